@@ -1,0 +1,85 @@
+"""What every verb shares: progress bars, output for machines, and option types."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from hematokit.progress import Progress
+
+__all__ = ["JsonOption", "echo", "print_json", "progress_bar"]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output, for machines.")]
+
+
+def echo(line: str = "") -> None:
+    """Print one line to standard output."""
+    typer.echo(line)
+
+
+def print_json(data: Mapping[str, Any] | list[Any]) -> None:
+    """Print data as one JSON document to standard output; not-a-number becomes null, as JSON has none."""
+    typer.echo(json.dumps(_finite(data), indent=2, default=str, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and value != value or value in (float("inf"), float("-inf")):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+@contextmanager
+def progress_bar(description: str, unit: str = "cells") -> Iterator[Progress]:
+    """Show a progress bar on standard error and yield the callback that moves it.
+
+    Off a terminal, a line is printed at most every ten seconds instead, so that logs stay short.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _line_progress(description, unit)
+        return
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[message]}"),
+        console=console,
+    ) as bar:
+        task = bar.add_task(description, total=None, message="")
+
+        def report(done: int, total: int | None, message: str) -> None:
+            bar.update(task, completed=done, total=total, message=message)
+
+        yield report
+
+
+def _line_progress(description: str, unit: str) -> Progress:
+    import time
+
+    # The first line waits too: work that ends within ten seconds needs no running commentary.
+    last = time.monotonic()
+
+    def report(done: int, total: int | None, message: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 10:
+            last = now
+            of = f"/{total}" if total is not None else ""
+            print(f"{description}: {done}{of} {unit} {message}".rstrip(), file=sys.stderr, flush=True)
+
+    return report

@@ -1,0 +1,49 @@
+"""Errors that a user can cause and mend.
+
+Every message is one line that says what is wrong, in which file, and what to do. The command line prints it
+and exits with code 2; in Python it is an ordinary exception.
+"""
+
+from __future__ import annotations
+
+__all__ = ["HematokitError", "ImageError", "ModelError", "PluginError", "StoreError", "TaxonomyError", "TrainingError"]
+
+
+class HematokitError(Exception):
+    """Base of all errors that are a user's to mend."""
+
+
+class ImageError(HematokitError):
+    """An image file that cannot be used.
+
+    Parameters
+    ----------
+    reason : str
+        Short machine-readable reason: ``"unreadable"``, ``"not-rgb"``, ``"too-large"``, ``"wrong-size"``, ...
+    message : str
+        The line for a person.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class TaxonomyError(HematokitError):
+    """An unknown class code, or a taxonomy file that is not one."""
+
+
+class StoreError(HematokitError):
+    """A patch store that is missing, damaged, locked, or of a schema this version does not know."""
+
+
+class PluginError(HematokitError):
+    """A plugin or an option of a plugin that does not exist or failed to load."""
+
+
+class ModelError(HematokitError):
+    """A bundle, a run or a weights file that cannot be loaded."""
+
+
+class TrainingError(HematokitError):
+    """A training that cannot start or go on with these data and settings."""
