@@ -1,0 +1,1 @@
+"""The plugins that ship, registered through the same hooks as a stranger's."""

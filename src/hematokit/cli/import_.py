@@ -1,0 +1,67 @@
+"""``hematokit import``: crops into a patch store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("import")(import_command)
+
+
+def import_command(
+    src: Annotated[Path, typer.Argument(help="Folder of class folders, .csv of paths and labels, or .zip.")],
+    store: Annotated[Path, typer.Argument(help="Store to create or to add to.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV of path, label[, smear_id, patient_id] for the files in SRC.")
+    ] = None,
+    taxonomy: Annotated[Path | None, typer.Option(help="YAML file with your own classes.")] = None,
+    patch_size: Annotated[int | None, typer.Option(help="Side of a new store's patches in px [default: 250].")] = None,
+    resize: Annotated[bool, typer.Option("--resize", help="Scale crops of another size.")] = False,
+    pad: Annotated[bool, typer.Option("--pad", help="Fill up smaller crops by reflection.")] = False,
+    codec: Annotated[
+        str | None, typer.Option(help="raw (faster) or zstd (about a fifth smaller), for a new store [default: raw].")
+    ] = None,
+    near_duplicates: Annotated[
+        bool,
+        typer.Option("--near-duplicates/--no-near-duplicates", help="Search for crops that show the same cell."),
+    ] = True,
+    json: JsonOption = False,
+) -> None:
+    """Import single-cell crops (JPEG, PNG, TIFF, BMP) into a patch store.
+
+    The class of a crop is the innermost folder named after a class code, as in BLA/0001-1000/BLA_00001.jpg; or the
+    column 'label' of a .csv. Files that cannot be used go into the store's table of rejects, each with its reason.
+    Running it again adds what is new, and finishes an import that was interrupted.
+
+    Example: hematokit import BM_cytomorphology_data marrow.zarr
+    """
+    from hematokit.store import import_crops
+    from hematokit.taxonomy import load_taxonomy
+
+    with progress_bar("importing", "files") as progress:
+        summary = import_crops(
+            src,
+            store,
+            labels=labels,
+            taxonomy=load_taxonomy(taxonomy) if taxonomy else None,
+            patch_size=patch_size,
+            resize=resize,
+            pad=pad,
+            codec=codec,
+            near_duplicates=near_duplicates,
+            progress=progress,
+        )
+    if json:
+        print_json(summary.to_dict())
+    else:
+        for line in summary.lines():
+            echo(line)

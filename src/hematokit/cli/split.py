@@ -1,0 +1,43 @@
+"""``hematokit split``: train, val and test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("split")(split_command)
+
+
+def split_command(
+    store: Annotated[Path, typer.Argument(help="The store.")],
+    fractions: Annotated[
+        tuple[float, float, float], typer.Option(help="Shares of train, val and test; they sum to 1.")
+    ] = (0.7, 0.15, 0.15),
+    seed: Annotated[int, typer.Option(help="Another seed makes another split.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Divide a store's cells into train, val and test, each class by the given shares.
+
+    All cells of a patient, and crops that are duplicates of each other, stay on one side. The same cells, shares and
+    seed give the same split. A split that is there already is replaced, and the output says so.
+
+    Example: hematokit split marrow.zarr --fractions 0.7 0.15 0.15 --seed 0
+    """
+    from hematokit.store import split_store
+
+    with progress_bar("searching duplicates") as progress:
+        summary = split_store(store, fractions, seed, progress=progress)
+    if json:
+        print_json(summary.to_dict())
+    else:
+        for line in summary.lines():
+            echo(line)

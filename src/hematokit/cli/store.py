@@ -1,0 +1,59 @@
+"""``hematokit store info`` and ``hematokit store verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
+
+__all__ = ["register"]
+
+_Store = Annotated[Path, typer.Argument(help="The store.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(help="Look into a patch store, and check it.", no_args_is_help=True, rich_markup_mode=None)
+    group.command("info")(info_command)
+    group.command("verify")(verify_command)
+    app.add_typer(group, name="store")
+
+
+def info_command(
+    store: _Store,
+    rejects: Annotated[bool, typer.Option("--rejects", help="List the files that imports refused, and why.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Show what a store holds: counts, classes, sizes, split, rejects, hash.
+
+    Example: hematokit store info marrow.zarr
+    """
+    from hematokit.store import describe_store
+
+    info = describe_store(store, rejects=rejects)
+    if json:
+        print_json(info.to_dict())
+    else:
+        for line in info.lines():
+            echo(line)
+
+
+def verify_command(store: _Store, json: JsonOption = False) -> None:
+    """Read every patch and compare it with the hash taken at import; exit code 1 if one is damaged.
+
+    Example: hematokit store verify marrow.zarr
+    """
+    from hematokit.store import verify_store
+
+    with progress_bar("verifying") as progress:
+        report = verify_store(store, progress=progress)
+    if json:
+        print_json(report.to_dict())
+    else:
+        for line in report.lines():
+            echo(line)
+    if not report.ok:
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""Metrics with intervals, calibration, predictions over a store or a folder, and the comparison of runs."""

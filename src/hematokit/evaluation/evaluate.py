@@ -1,0 +1,416 @@
+"""Classifying the cells of a split or of a folder, and scoring what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hematokit import __version__
+from hematokit.errors import HematokitError, ModelError
+from hematokit.evaluation.metrics import OVERALL_METRICS, Scores, score
+from hematokit.evaluation.sources import ALL_CELLS, CellSource, EvaluationError, ImageCells, StoreCells
+from hematokit.progress import Progress, no_progress
+from hematokit.store import PatchStore, open_store
+from hematokit.taxonomy import MATEK_21, Taxonomy
+
+__all__ = ["REST", "Evaluation", "Predictor", "evaluate_images", "evaluate_store", "training_store"]
+
+REST: Final = "rest"
+"""Code of "any other class" in a one-vs-rest classifier."""
+
+METRICS_VERSION: Final = 1
+
+
+class Predictor(Protocol):
+    """What is needed of a classifier; `hematokit.models.Classifier` is one."""
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Class codes in the order of the probabilities."""
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """The classes of `codes`."""
+
+    @property
+    def temperature(self) -> float:
+        """Calibration temperature."""
+
+    @property
+    def patch_size(self) -> int:
+        """Side of its patches in pixels."""
+
+    @property
+    def config(self) -> Any:
+        """Bundle configuration; its ``training`` says what it was trained on."""
+
+    def predict(self, patches: npt.NDArray[np.uint8], batch_size: int = ...) -> pd.DataFrame:
+        """Calibrated predictions: ``predicted``, ``probability``, ``p_<CODE>`` ..."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A classifier's predictions on some cells, and their scores where labels are known.
+
+    Attributes
+    ----------
+    predictions : DataFrame
+        ``cell_id, source, label, predicted, probability, p_<CODE>..., group``; `label` is empty where unknown. With a
+        one-vs-rest classifier `label` is the code or ``"rest"``, and ``original_label`` the class itself.
+    scores : Scores or None
+        ``None`` where no cell has a label that the classifier knows.
+    taxonomy : Taxonomy
+        The classifier's classes.
+    left_out : dict of str to int
+        Cells without a part in the scores, by label (``""``: no label).
+    rejects : DataFrame
+        Images that could not be used: ``source``, ``reason``, ``message``.
+    distribution : DataFrame
+        Cells by class code (rows) and split (columns).
+    training : dict
+        What the bundle says about its training.
+    about : dict
+        What was evaluated, on what, when, by which version.
+    notes : tuple of str
+        What a reader must know before believing the figures.
+    read_patches : callable
+        Positions in `predictions` -> their patches, uint8 ``(k, P, P, 3)``.
+    paths : dict of str to Path
+        Files written: ``metrics``, ``predictions``, ``table2``, ``report``, ``picture``, ``rejects``, those that
+        there are; empty until they are written.
+    """
+
+    predictions: pd.DataFrame
+    scores: Scores | None
+    taxonomy: Taxonomy
+    left_out: dict[str, int]
+    rejects: pd.DataFrame
+    distribution: pd.DataFrame
+    training: dict[str, Any]
+    about: dict[str, Any]
+    notes: tuple[str, ...]
+    read_patches: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]] = field(repr=False)
+    paths: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The content of ``metrics.json``; without labels, all scores are ``None`` and ``n`` is 0."""
+        if self.scores is None:
+            figures: dict[str, Any] = {**dict.fromkeys(OVERALL_METRICS), "n": 0, "intervals": {}, "per_class": {}}
+        else:
+            figures = self.scores.to_dict()
+            figures["neighbour_confusions"] = self.scores.neighbour_confusions(self.taxonomy)
+        return {
+            **figures,
+            "predicted_cells": len(self.predictions),
+            "left_out": self.left_out,
+            "rejected_images": len(self.rejects),
+            "notes": list(self.notes),
+            "evaluated": self.about,
+            "metrics_version": METRICS_VERSION,
+        }
+
+
+def training_store(model: Predictor) -> Path | None:
+    """Path of the store that a classifier was trained on, as its bundle states it; ``None`` where it does not."""
+    stated = _training(model).get("store")
+    return Path(str(stated)) if stated else None
+
+
+def evaluate_store(
+    model: Predictor,
+    store: PatchStore,
+    split: str = "test",
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    bootstrap: int = 1000,
+    progress: Progress = no_progress,
+) -> Evaluation:
+    """Classify and score one split of a store.
+
+    The store's taxonomy may differ from the classifier's: classes are matched by code, and cells of other classes
+    are left out and counted. For a one-vs-rest classifier every other class is the rest.
+
+    Parameters
+    ----------
+    model : Predictor
+        The classifier.
+    store : PatchStore
+        Any store with patches of the classifier's size.
+    split : str
+        ``"train"``, ``"val"``, ``"test"``, or ``"all"``.
+    batch_size : int
+        Patches classified at a time.
+    seed, bootstrap : int
+        See `hematokit.evaluation.metrics.score`.
+    progress : Progress
+        Told how many cells are done.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    EvaluationError
+        If the patch sizes differ, there is no such split, or none of its cells has a class the classifier knows.
+    StoreError
+        If the store is damaged.
+    """
+    if store.patch_size != model.patch_size:
+        raise EvaluationError(
+            f"store {store.path} has patches of {store.patch_size} px, the model takes {model.patch_size} px; "
+            f"import the images again with --patch-size {model.patch_size} (and --resize or --pad)"
+        )
+    source = StoreCells(store, split)
+    truth = _true_codes(source.cells["label"], model)
+    wanted = np.flatnonzero(truth.to_numpy() != "")
+    if not len(wanted):
+        found = ", ".join(sorted(set(source.cells["label"]) - {""})) or "no labels at all"
+        raise EvaluationError(
+            f"split {split!r} of store {store.path} has no cell of a class that the model knows "
+            f"({', '.join(model.codes)}); it has: {found}"
+        )
+    training = _training(model)
+    own = bool(training.get("store_hash")) and training.get("store_hash") == store.content_hash
+    about = {"store": str(store.path), "store_hash": store.content_hash, "split": split, "images": None}
+    notes = [*_split_notes(training, store, split, own), *_seen_notes(model, store, source.cells["pixel_sha256"], own)]
+    return _evaluate(
+        model, source, truth, wanted, about, notes, _distribution(store), batch_size, seed, bootstrap, progress
+    )
+
+
+def evaluate_images(
+    model: Predictor,
+    folder: str | Path,
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    bootstrap: int = 1000,
+    progress: Progress = no_progress,
+) -> Evaluation:
+    """Classify the images of a folder, and score those that lie in folders named after a class.
+
+    Parameters
+    ----------
+    model : Predictor
+        The classifier.
+    folder : path
+        Images of the classifier's patch size, at any depth.
+    batch_size, seed, bootstrap, progress
+        As in `evaluate_store`.
+
+    Returns
+    -------
+    Evaluation
+        Its `rejects` list the images that could not be used; its `scores` are ``None`` where no image has a label.
+
+    Raises
+    ------
+    EvaluationError
+        If the folder is missing or has no image that can be used.
+    """
+    training = _training(model)
+    one = training.get("one_vs_rest")
+    # Classes that were excluded in training are labels too: their images are known, and known to be left out.
+    counted = training.get("counts")
+    known = {*model.codes, *MATEK_21.codes, *_codes_of(counted), *_excluded(training)} - {REST if one else ""}
+    source = ImageCells(Path(folder), frozenset(known), model.patch_size)
+    truth = _true_codes(source.cells["label"], model)
+    everything = np.arange(len(truth), dtype=np.int64)
+    about = {"store": None, "store_hash": None, "split": None, "images": str(folder)}
+    evaluation = _evaluate(
+        model, source, truth, everything, about, [], _counts_frame(counted), batch_size, seed, bootstrap, progress
+    )
+    notes = _seen_notes(model, None, evaluation_digests(source), False)
+    if len(evaluation.rejects):
+        notes.append(f"{len(evaluation.rejects)} image files could not be used; rejects.csv says which and why.")
+    return Evaluation(**{**evaluation.__dict__, "notes": (*evaluation.notes, *notes)})
+
+
+def evaluation_digests(source: CellSource) -> pd.Series:
+    """Hashes of the pixels that were read, without the images that were not."""
+    digests = source.cells["pixel_sha256"]
+    return digests[digests != ""]
+
+
+def _evaluate(
+    model: Predictor,
+    source: CellSource,
+    truth: pd.Series,
+    wanted: npt.NDArray[np.int64],
+    about: dict[str, Any],
+    notes: list[str],
+    distribution: pd.DataFrame,
+    batch_size: int,
+    seed: int,
+    bootstrap: int,
+    progress: Progress,
+) -> Evaluation:
+    started = datetime.now(UTC)
+    codes = tuple(model.codes)
+    probabilities = np.empty((len(wanted), len(codes)), dtype=np.float32)
+    places = np.empty(len(wanted), dtype=np.int64)
+    done = 0
+    columns = [f"p_{code}" for code in codes]
+    progress(0, len(wanted), "")
+    for part, patches in source.batches(wanted, batch_size):
+        rows = slice(done, done + len(part))
+        probabilities[rows] = model.predict(patches, batch_size=batch_size)[columns].to_numpy(dtype=np.float32)
+        places[rows] = part
+        done = rows.stop
+        progress(done, len(wanted), "")
+    probabilities, places = probabilities[:done], places[:done]
+    if not done:
+        first = source.rejects["message"].iloc[0]
+        raise EvaluationError(f"none of the {len(wanted)} images can be used; the first one: {first}")
+    if not np.isfinite(probabilities).all():
+        raise ModelError("the model gives probabilities that are not finite; its weights are damaged: train it again")
+
+    cells = source.cells.iloc[places]
+    labels = truth.iloc[places].to_numpy(dtype=object)
+    best = probabilities.argmax(axis=1)
+    table: dict[str, Any] = {
+        "cell_id": cells["cell_id"].to_numpy(),
+        "source": cells["source"].to_numpy(),
+        "label": labels,
+        "predicted": np.array(codes, dtype=object)[best],
+        "probability": probabilities[np.arange(done), best],
+        **{column: probabilities[:, index] for index, column in enumerate(columns)},
+        "group": cells["group"].to_numpy(),
+    }
+    if _training(model).get("one_vs_rest"):
+        table["original_label"] = cells["label"].to_numpy()
+    labelled = labels != ""
+    scores = None
+    if labelled.any():
+        progress(done, done, "computing intervals")
+        scores = score(
+            labels[labelled], probabilities[labelled], codes, cells["group"].to_numpy()[labelled], seed, bootstrap
+        )
+    used = np.zeros(len(source.cells), dtype=bool)
+    used[places[labelled]] = True
+    rejected = set(source.rejects["source"])
+    outside = source.cells[~used & ~source.cells["source"].isin(rejected)]["label"].value_counts()
+    config = getattr(model, "config", None)
+    backbone = getattr(config, "backbone", None)
+    about = {
+        **about,
+        "backbone": getattr(backbone, "name", None),
+        "variant": getattr(backbone, "variant", None),
+        "model_created": getattr(config, "created", None),
+        "temperature": float(model.temperature),
+        "bootstrap": bootstrap,
+        "seed": seed,
+        "hematokit_version": __version__,
+        "created": started.isoformat(timespec="seconds"),
+        "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
+    }
+    return Evaluation(
+        predictions=pd.DataFrame(table),
+        scores=scores,
+        taxonomy=model.taxonomy,
+        left_out={str(label): int(count) for label, count in sorted(outside.items())},
+        rejects=source.rejects,
+        distribution=distribution,
+        training=_training(model),
+        about=about,
+        notes=tuple(notes),
+        read_patches=lambda positions: source.read(places[positions]),
+    )
+
+
+def _training(model: Predictor) -> dict[str, Any]:
+    training = getattr(getattr(model, "config", None), "training", None)
+    return dict(training) if isinstance(training, Mapping) else {}
+
+
+def _true_codes(labels: pd.Series, model: Predictor) -> pd.Series:
+    """Label of each cell as the classifier has it; empty where it has none."""
+    training = _training(model)
+    one = training.get("one_vs_rest")
+    given = labels.astype(object)
+    if one:
+        known = (given != "") & ~given.isin(list(_excluded(training)))
+        return given.where(given == one, REST).where(known, "")
+    return given.where(given.isin(list(model.codes)), "")
+
+
+def _split_notes(training: Mapping[str, Any], store: PatchStore, split: str, own: bool) -> list[str]:
+    notes = []
+    trained_on = str(training.get("store") or "")
+    same_place = bool(trained_on) and Path(trained_on).resolve() == store.path.resolve()
+    if same_place and not own:
+        notes.append("The store has changed since the training: cells or labels were added, removed or corrected.")
+    if not (own or same_place):
+        return notes
+    if split in ("train", ALL_CELLS):
+        notes.append("These cells include the ones the model was trained on: the figures say nothing about new cells.")
+    if split == "val":
+        notes.append("The validation cells chose the epoch and the temperature: the figures are somewhat too good.")
+    then = training.get("split_hash") or _of(training.get("split"), "hash")
+    now = (store.split_info or {}).get("hash")
+    if then and now and then != now and split != ALL_CELLS:
+        notes.append(
+            "The store was split again since the training: cells evaluated here may have been trained on, "
+            "and the figures may be far too good. Train again, or restore the split with its seed."
+        )
+    return notes
+
+
+def _seen_notes(model: Predictor, store: PatchStore | None, digests: pd.Series, own: bool) -> list[str]:
+    """Look for cells from elsewhere, pixel for pixel, among those trained on, if that store is in reach."""
+    path = training_store(model)
+    if own or path is None or (store is not None and path.resolve() == store.path.resolve()):
+        return []
+    try:
+        trained = open_store(path).cells
+    except HematokitError:
+        return ["The store the model was trained on is out of reach: whether these cells were trained on is not known."]
+    seen = int(digests.isin(set(trained.loc[trained["split"].isin(["train", "val"]), "pixel_sha256"])).sum())
+    if not seen:
+        return []
+    return [
+        f"{seen} of {len(digests)} cells are, pixel for pixel, cells of the training or validation split: too good."
+    ]
+
+
+def _excluded(training: Mapping[str, Any]) -> set[str]:
+    """Classes that took no part in training: by choice, or because their cells could not be used."""
+    return {*(training.get("exclude") or ()), *(training.get("left_out") or ())}
+
+
+def _of(value: object, key: str) -> Any:
+    return value.get(key) if isinstance(value, Mapping) else None
+
+
+def _codes_of(counts: object) -> set[str]:
+    return (
+        {str(code) for part in counts.values() if isinstance(part, Mapping) for code in part}
+        if isinstance(counts, Mapping)
+        else set()
+    )
+
+
+def _counts_frame(counts: object) -> pd.DataFrame:
+    """Counts that a bundle states, ``{split: {code: cells}}``, as a table; empty where it states none."""
+    if not isinstance(counts, Mapping):
+        return pd.DataFrame()
+    parts = {str(split): pd.Series(dict(part)) for split, part in counts.items() if isinstance(part, Mapping) and part}
+    return pd.DataFrame(parts).fillna(0).astype(int) if parts else pd.DataFrame()
+
+
+def _distribution(store: PatchStore) -> pd.DataFrame:
+    cells = store.cells
+    cells = cells[cells["label"] != ""]
+    table = pd.crosstab(cells["label"], cells["split"].replace("", "no split"))
+    order = [name for name in ("train", "val", "test", "no split") if name in table.columns]
+    return table[order]

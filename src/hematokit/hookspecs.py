@@ -1,0 +1,46 @@
+"""The extension points. A plugin implements any of these with ``@hematokit.hookimpl``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pluggy
+
+from hematokit.specs import AugmenterSpec, BackboneSpec, DetectorSpec, ExplainerSpec
+
+if TYPE_CHECKING:
+    import typer
+
+__all__ = ["PROJECT", "hookimpl", "hookspec"]
+
+PROJECT = "hematokit"
+"""pluggy's project name, and the entry-point group that plugins are found by."""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def register_backbones(register: Callable[[BackboneSpec], None]) -> None:
+    """Call ``register(spec)`` once for every backbone that the plugin provides."""
+
+
+@hookspec
+def register_augmenters(register: Callable[[AugmenterSpec], None]) -> None:
+    """Call ``register(spec)`` once for every augmenter that the plugin provides."""
+
+
+@hookspec
+def register_explainers(register: Callable[[ExplainerSpec], None]) -> None:
+    """Call ``register(spec)`` once for every explainer that the plugin provides."""
+
+
+@hookspec
+def register_detectors(register: Callable[[DetectorSpec], None]) -> None:
+    """Call ``register(spec)`` once for every detector that the plugin provides."""
+
+
+@hookspec
+def register_commands(app: typer.Typer) -> None:
+    """Add commands to the command line: ``@app.command("my-verb")``."""

@@ -1,0 +1,415 @@
+"""Fingerprints of patches: small arrays by which patches that show the same pixels find each other.
+
+A fingerprint has two parts. *Keypoints*, local extremes of a band-passed image, each with two hashes of its
+surroundings, find patches cut from one field at different places: what both show has the same hashes, moved by one
+integer translation. The *shape*, numbers made of low-frequency cosine coefficients that do not change when the patch
+is mirrored or turned by right angles, finds re-encoded, flipped and turned copies. Both only propose; `compare`
+looks at the pixels and decides.
+
+Everything here is arrays in, arrays out, and knows nothing of stores or cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.fft import dctn
+from scipy.ndimage import gaussian_filter, maximum_filter, uniform_filter
+from scipy.spatial import cKDTree
+
+__all__ = [
+    "KEYPOINTS",
+    "SHAPE_SIZE",
+    "TRANSFORMS",
+    "Comparison",
+    "PatchFingerprints",
+    "Translations",
+    "compare",
+    "contrast",
+    "fingerprint_patches",
+    "match_shapes",
+    "match_translations",
+    "overlap_views",
+    "turn",
+]
+
+UInt8 = npt.NDArray[np.uint8]
+Int = npt.NDArray[np.int64]
+Float = npt.NDArray[np.float32]
+
+KEYPOINTS = 64
+"""Keypoints kept per patch, strongest first."""
+
+TRANSFORMS = ("same", "turn90", "turn180", "turn270", "mirror", "mirror+turn90", "mirror+turn180", "mirror+turn270")
+"""The eight symmetries of the square, in the order of the numbers that `compare` and `turn` use."""
+
+_RADIUS = 16  # px of surroundings that a hash looks at: small enough for an overlap of 60 px, large enough to be unique
+_SIGMA_FINE, _SIGMA_COARSE = 2.0, 4.0  # band of the keypoint filter; finer bands lock on JPEG blocks
+_SIGMA_HASH = 1.5
+_SPACING = 9  # px, side of the window in which a keypoint must be the extreme
+_CONTRAST = 1.0  # grey levels of band-passed signal under which an extreme is noise: blank patches get no keypoints
+_BITS = 80  # per hash; chance agreement was 2^-17 with 64 bits and 2^-22 with 96, so that 80 scales to 10^7 keypoints
+_LOW = 7  # cosine frequencies per axis that make up the shape
+_FLAT = 0.75  # grey levels of low-frequency signal under which a patch has no shape: flat patches are all alike
+_NONE = np.uint8(255)  # in `positions`: no keypoint
+
+
+def _pairs_of_points() -> Int:
+    # Fixed for ever: hashes kept on disk are only comparable with hashes of the same points. Integers from PCG64's raw
+    # stream, which NumPy promises not to change, unlike the methods of Generator.
+    raw = np.random.PCG64(20210).random_raw(8 * 8 * _BITS).reshape(-1, 4)
+    side = _RADIUS // 2 * 2 + 1
+    points = (raw % side).astype(np.int64) * 2 - (side - 1)
+    first, second = points[:, :2], points[:, 2:]
+    inside = (np.hypot(*first.T) <= _RADIUS) & (np.hypot(*second.T) <= _RADIUS) & (np.hypot(*(first - second).T) >= 4)
+    return points[inside][: 2 * _BITS]
+
+
+_POINTS = _pairs_of_points()
+SHAPE_SIZE = _LOW * _LOW - 1
+"""Numbers in a patch's shape."""
+
+
+@dataclass(frozen=True)
+class PatchFingerprints:
+    """Fingerprints of n patches, as arrays with one row per patch.
+
+    Attributes
+    ----------
+    hashes : uint32 (n, KEYPOINTS, 2)
+        Two hashes of each keypoint's surroundings.
+    positions : uint8 (n, KEYPOINTS, 2)
+        Row and column of each keypoint, in units of `step` px; 255 where there are fewer keypoints.
+    shapes : float16 (n, SHAPE_SIZE)
+        Shape vectors of length 1; zeros for a patch without any shape.
+    step : int
+        Pixels per unit of `positions`: 1 for patches of up to 255 px.
+    """
+
+    hashes: npt.NDArray[np.uint32]
+    positions: UInt8
+    shapes: npt.NDArray[np.float16]
+    step: int = 1
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+
+class Translations(NamedTuple):
+    """Pairs of patches with keypoints that agree on a translation; each an array of one row per pair.
+
+    A point at ``p`` in patch `second` is at ``p + (dy, dx)`` in patch `first`; `first` > `second`.
+    """
+
+    first: Int
+    second: Int
+    dy: Int
+    dx: Int
+    votes: Int
+
+
+class Comparison(NamedTuple):
+    """What `compare` measured: the translation (px), the correlation of the overlap, and its share of a patch."""
+
+    dy: int
+    dx: int
+    similarity: float
+    share: float
+    transform: int = 0
+
+
+def _grey(patch: npt.NDArray[np.generic]) -> Float:
+    # Green-weighted: in Romanowsky stains green carries most of the contrast.
+    weights = np.array([0.3, 0.5, 0.2], np.float32)
+    return (patch.astype(np.float32) @ weights).astype(np.float32, copy=False)
+
+
+def _keypoints(grey: Float, margin: int) -> tuple[Int, Int]:
+    band = gaussian_filter(grey, _SIGMA_FINE, truncate=3) - gaussian_filter(grey, _SIGMA_COARSE, truncate=3)
+    strength = np.abs(band)
+    extreme = (strength == maximum_filter(strength, _SPACING)) & (strength > _CONTRAST)
+    inside = np.zeros_like(extreme)
+    inside[margin:-margin, margin:-margin] = True
+    y, x = np.nonzero(extreme & inside)
+    order = np.lexsort((x, y, -strength[y, x]))[:KEYPOINTS]
+    return y[order], x[order]
+
+
+def _hash_bits(bits: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
+    """Fold (m, 2 * _BITS) bits into (m, 2) 32-bit hashes."""
+    words = np.packbits(bits.reshape(len(bits), 2, _BITS), axis=2).astype(np.uint64)
+    mixed = np.full(words.shape[:2], 0xCBF29CE484222325, np.uint64)
+    for byte in range(words.shape[2]):  # FNV-1a, which is simple enough to stay the same for ever
+        mixed = (mixed ^ words[:, :, byte]) * np.uint64(0x100000001B3)
+    return (mixed ^ (mixed >> np.uint64(32))).astype(np.uint32)
+
+
+def _shape(grey: Float) -> Float:
+    """Numbers that stay when the patch is flipped or turned, and when its brightness or contrast changes.
+
+    A flip changes the sign of the odd coefficients of one axis and a transposition swaps the axes, so that the sum
+    and the difference of |c[u, v]| and |c[v, u]| stay.
+    """
+    low = np.abs(dctn(grey, type=2, norm="ortho", overwrite_x=True)[:_LOW, :_LOW]) / np.sqrt(grey.size)
+    low[0, 0] = 0  # the mean
+    upper = np.triu_indices(_LOW, 1)
+    one, two = low[upper], low.T[upper]
+    shape = np.concatenate([(one + two) / np.sqrt(2), np.abs(one - two) / np.sqrt(2), np.diag(low)[1:]])
+    size = float(np.linalg.norm(shape))
+    return np.asarray(shape / size if size > _FLAT else shape * 0, np.float32)
+
+
+def fingerprint_patches(patches: UInt8) -> PatchFingerprints:
+    """Fingerprint patches.
+
+    Parameters
+    ----------
+    patches : uint8 (n, P, P, 3)
+        RGB patches. Those of less than 2 * 17 px get no keypoints: only copies of them are found, not overlaps.
+
+    Returns
+    -------
+    PatchFingerprints
+        About 700 bytes per patch.
+    """
+    if patches.ndim != 4 or patches.shape[3] != 3 or patches.dtype != np.uint8:
+        raise ValueError(f"patches must be uint8 (n, P, P, 3), not {patches.dtype} {patches.shape}")
+    n, size = len(patches), min(patches.shape[1:3])
+    step = -(-max(patches.shape[1:3]) // 255)
+    hashes = np.zeros((n, KEYPOINTS, 2), np.uint32)
+    positions = np.full((n, KEYPOINTS, 2), _NONE, np.uint8)
+    shapes = np.zeros((n, SHAPE_SIZE), np.float16)
+    margin = _RADIUS + 2
+    for index, patch in enumerate(patches):
+        grey = _grey(patch)
+        if size > 2 * margin:
+            y, x = _keypoints(grey, margin)
+            smooth = gaussian_filter(grey, _SIGMA_HASH, truncate=3)
+            a = smooth[y[:, None] + _POINTS[:, 0], x[:, None] + _POINTS[:, 1]]
+            b = smooth[y[:, None] + _POINTS[:, 2], x[:, None] + _POINTS[:, 3]]
+            hashes[index, : len(y)] = _hash_bits(a > b)
+            positions[index, : len(y)] = np.stack([y // step, x // step], axis=1)
+        shapes[index] = _shape(grey)
+    return PatchFingerprints(hashes, positions, shapes, step)
+
+
+def match_translations(
+    prints: PatchFingerprints,
+    start: int = 0,
+    *,
+    min_votes: int = 3,
+    neighbours: int = 16,
+    chunk: int = 2048,
+) -> Translations:
+    """Pairs of patches of which several keypoints agree on one translation.
+
+    Parameters
+    ----------
+    prints : PatchFingerprints
+        Of all patches.
+    start : int
+        Only pairs whose later patch has at least this index: patches before it were matched already.
+    min_votes : int
+        Keypoints that must agree on a translation, within one unit.
+    neighbours : int
+        Each hash is matched with at most this many earlier equal ones, so that a hash which very many patches share
+        (an artefact of the camera, or thousands of copies of one image) costs linear, not quadratic time. Copies
+        stay connected through one another.
+    chunk : int
+        Patches matched at a time; bounds the memory.
+
+    Returns
+    -------
+    Translations
+        Candidates, to be confirmed by `compare`.
+    """
+    n = len(prints)
+    valid = prints.positions[:, :, 0] != _NONE
+    # One sorted array of (hash, keypoint) per hash: in place, 8 bytes per keypoint, no argsort.
+    keypoint = np.flatnonzero(valid).astype(np.uint64)
+    indexes = []
+    for which in range(prints.hashes.shape[2]):
+        index = (prints.hashes[:, :, which][valid].astype(np.uint64) << np.uint64(32)) | keypoint
+        index.sort()
+        indexes.append(index)
+    found = []
+    for begin in range(start, n, chunk):
+        end = min(begin + chunk, n)
+        mine = np.flatnonzero(valid[begin:end]).astype(np.uint64) + np.uint64(begin * KEYPOINTS)
+        matches = []
+        for which, index in enumerate(indexes):
+            entries = (prints.hashes[begin:end, :, which][valid[begin:end]].astype(np.uint64) << np.uint64(32)) | mine
+            at = np.searchsorted(index, entries)
+            for back in range(1, neighbours + 1):
+                reachable = at >= back
+                at, entries = at[reachable], entries[reachable]
+                other = index[at - back]
+                equal = (other >> np.uint64(32)) == (entries >> np.uint64(32))
+                at, entries, other = at[equal], entries[equal], other[equal]
+                if not len(at):
+                    break
+                matches.append(np.stack([entries & np.uint64(0xFFFFFFFF), other & np.uint64(0xFFFFFFFF)], axis=1))
+        if matches:
+            found.append(_vote(prints, np.concatenate(matches).astype(np.int64), min_votes))
+    if not found:
+        empty = np.zeros(0, np.int64)
+        return Translations(empty, empty, empty, empty, empty)
+    return Translations(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+
+def _vote(prints: PatchFingerprints, matches: Int, min_votes: int) -> Translations:
+    first, second = matches.T // KEYPOINTS
+    other = first != second
+    # A keypoint counts once, though both of its hashes agree. Sorting one number per match is far quicker than rows.
+    span = np.int64(len(prints)) * KEYPOINTS
+    codes = np.unique(matches[other, 0] * span + matches[other, 1])
+    one, two = np.divmod(codes, span)
+    first, second = one // KEYPOINTS, two // KEYPOINTS
+    pair = first * len(prints) + second
+    # Codes are sorted by keypoint of the first patch; nearly all pairs have one chance match and leave here.
+    _, inverse, counts = np.unique(pair, return_inverse=True, return_counts=True)
+    enough = counts[inverse] >= min_votes
+    one, two, pair = one[enough], two[enough], pair[enough]
+    flat = prints.positions.reshape(-1, 2).astype(np.int64)
+    dy, dx = (flat[one] - flat[two]).T
+    order = np.lexsort((dx, dy, pair))
+    pair, dy, dx = pair[order], dy[order], dx[order]
+    new = np.ones(len(pair), bool)
+    new[1:] = (np.diff(pair) != 0) | (np.diff(dy) != 0) | (np.diff(dx) != 0)
+    exact = np.diff(np.append(np.flatnonzero(new), len(pair)))
+    pair, dy, dx = pair[new], dy[new], dx[new]
+    # The commonest translation of each pair, and the votes within one unit of it.
+    best = np.lexsort((-exact, pair))
+    pair, dy, dx, exact = pair[best], dy[best], dx[best], exact[best]
+    leader = np.ones(len(pair), bool)
+    leader[1:] = np.diff(pair) != 0
+    at = np.cumsum(leader) - 1
+    leaders = np.flatnonzero(leader)
+    near = (np.abs(dy - dy[leaders][at]) <= 1) & (np.abs(dx - dx[leaders][at]) <= 1)
+    votes = np.bincount(at, weights=exact * near, minlength=len(leaders)).astype(np.int64)
+    kept = leaders[votes >= min_votes]
+    return Translations(
+        pair[kept] // len(prints),
+        pair[kept] % len(prints),
+        dy[kept] * prints.step,
+        dx[kept] * prints.step,
+        votes[votes >= min_votes],
+    )
+
+
+def match_shapes(shapes: npt.NDArray[np.float16], start: int = 0, *, radius: float = 0.05, most: int = 16) -> Int:
+    """Pairs of patches of nearly the same shape.
+
+    Parameters
+    ----------
+    shapes : float16 (n, SHAPE_SIZE)
+        Shapes of all patches; rows of zeros match nothing.
+    start : int
+        Only pairs whose later patch has at least this index.
+    radius : float
+        Euclidean distance (of vectors of length 1) up to which shapes count as nearly the same.
+    most : int
+        Nearest patches looked at for each patch.
+
+    Returns
+    -------
+    int64 (m, 2)
+        Indices, the later patch first; candidates, to be confirmed by `compare`.
+    """
+    has_shape = np.flatnonzero(shapes.any(axis=1))
+    queries = has_shape[has_shape >= start]
+    if len(has_shape) < 2 or not len(queries):
+        return np.zeros((0, 2), np.int64)
+    tree = cKDTree(shapes[has_shape].astype(np.float32))
+    _, near = tree.query(shapes[queries].astype(np.float32), k=most, distance_upper_bound=radius, workers=-1)
+    near = np.where(near < len(has_shape), has_shape[np.minimum(near, len(has_shape) - 1)], -1)
+    pairs = np.stack([np.repeat(queries, near.shape[1]), near.ravel()], axis=1)
+    pairs = pairs[(pairs[:, 1] >= 0) & (pairs[:, 0] != pairs[:, 1])]
+    return np.unique(np.sort(pairs, axis=1)[:, ::-1], axis=0).astype(np.int64)
+
+
+def contrast(patch: UInt8) -> Float:
+    """Contrast-normalised grey image, in which every textured spot weighs alike.
+
+    Without it, one dark nucleus or the black bar of a letterboxed image would decide a correlation alone.
+
+    Parameters
+    ----------
+    patch : uint8 (P, P, 3)
+
+    Returns
+    -------
+    float32 (P, P)
+        About -2 to 2; near 0 where the patch is blank.
+    """
+    grey = gaussian_filter(_grey(patch), 1.0, truncate=3)
+    high = grey - uniform_filter(grey, 15)
+    spread = np.sqrt(np.maximum(uniform_filter(high * high, 31), 0))
+    return np.asarray(high / (spread + 3.0), np.float32)
+
+
+def turn(image: npt.NDArray[np.generic], transform: int) -> npt.NDArray[np.generic]:
+    """View of `image` (P, P, ...) under transform number `transform` of `TRANSFORMS`: mirrored first, then turned."""
+    return np.rot90(image[:, ::-1] if transform >= 4 else image, transform % 4)
+
+
+def overlap_views(
+    first: npt.NDArray[np.generic], second: npt.NDArray[np.generic], dy: int, dx: int
+) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]:
+    """Views of what both patches show, where `second` lies at (dy, dx) in the pixels of `first`."""
+    height, width = first.shape[:2]
+    one = first[max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)]
+    two = second[max(-dy, 0) : height + min(-dy, 0), max(-dx, 0) : width + min(-dx, 0)]
+    return one, two
+
+
+def _correlation(one: npt.NDArray[np.generic], two: npt.NDArray[np.generic]) -> float:
+    a = np.ascontiguousarray(one, np.float32).ravel()
+    b = np.ascontiguousarray(two, np.float32).ravel()
+    # A blank overlap has next to no energy; the constant keeps its noise from counting as agreement.
+    blank = np.float32(0.01 * a.size)
+    return float(a @ b / np.sqrt((a @ a + blank) * (b @ b + blank))) if a.size else 0.0
+
+
+def compare(first: Float, second: Float, dy: int = 0, dx: int = 0, *, any_transform: bool = False) -> Comparison:
+    """Correlate what two patches show in common.
+
+    Parameters
+    ----------
+    first, second : float32 (P, P)
+        From `contrast`.
+    dy, dx : int
+        Translation (px) to look around, as in `Translations`; the best within 2 px is taken.
+    any_transform : bool
+        Also try `second` mirrored and turned by right angles.
+
+    Returns
+    -------
+    Comparison
+        Similarity 1 means the same up to brightness and contrast. The same pixels encoded twice stay above 0.95 as
+        a rule; unrelated patches at their best translation stay under 0.6.
+    """
+    transform = 0
+    if any_transform:
+        coarse = [_correlation(first[::2, ::2], turn(second, t)[::2, ::2]) for t in range(len(TRANSFORMS))]
+        transform = int(np.argmax(coarse))
+        second = np.ascontiguousarray(turn(second, transform), np.float32)
+    best = (-2.0, dy, dx)
+    tried: set[tuple[int, int]] = set()
+    middle = (dy, dx)
+    for _ in range(2):  # climb: two steps of one pixel
+        for y in (middle[0] - 1, middle[0], middle[0] + 1):
+            for x in (middle[1] - 1, middle[1], middle[1] + 1):
+                if (y, x) in tried or abs(y) >= first.shape[0] or abs(x) >= first.shape[1]:
+                    continue
+                tried.add((y, x))
+                best = max(best, (_correlation(*overlap_views(first, second, y, x)), y, x))
+        if (best[1], best[2]) == middle:
+            break
+        middle = (best[1], best[2])
+    similarity, y, x = best
+    share = (1 - abs(y) / first.shape[0]) * (1 - abs(x) / first.shape[1])
+    return Comparison(y, x, round(similarity, 4), round(share, 4), transform)

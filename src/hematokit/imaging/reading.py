@@ -1,0 +1,226 @@
+"""Reading image files into RGB arrays, safely.
+
+JPEG, PNG, TIFF and BMP, decoded by Pillow; the pixels are exactly those of ``numpy.asarray(PIL.Image.open(path))``.
+What a file holds is told from its content, not from its name.
+
+Decisions that change pixels are never taken silently:
+
+- An EXIF orientation is **not** applied: the array is the image as stored. Cells have no upright position, and a
+  rotated copy would no longer be what Pillow decodes.
+- Embedded colour profiles are not applied.
+- An alpha channel that is opaque everywhere is dropped (the colours are untouched); any transparency is refused,
+  because there is no telling on which background it belongs.
+- Greyscale, palette, CMYK, 16-bit and floating-point images are refused: turning them into 8-bit RGB is a choice
+  that belongs to whoever knows how they were taken.
+- A file of several images (TIFF pages, animations) is refused rather than cut to its first.
+
+Sizes are checked in the header, before anything is decoded, so that a small file which unpacks to gigabytes
+(a "decompression bomb") costs nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from hematokit.errors import ImageError
+
+__all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_BYTES", "MAX_PIXELS", "decode_rgb", "printable", "read_bytes", "read_rgb"]
+
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
+"""Pillow's names of the formats that are read; no other decoder is ever tried."""
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp"})
+"""File name endings, lower case, that mark a file in a folder as an image."""
+
+MAX_PIXELS = 64 * 1024 * 1024
+"""Default limit on height x width; a field of view of a microscope camera has 5 to 25 million pixels."""
+
+MAX_BYTES = 512 * 1024 * 1024
+"""Default limit on the size of a file."""
+
+# Pillow warns about large images through the process-wide warnings module; our own limit replaces that warning, and
+# the lock keeps threads from undoing each other's filters. Only headers are read under it.
+_OPEN_LOCK = threading.Lock()
+
+
+def printable(text: str) -> str:
+    r"""Return `text` fit for one line of UTF-8: control characters and undecodable bytes are escaped.
+
+    File names may hold newlines, terminal escape sequences and bytes that are no UTF-8.
+
+    Examples
+    --------
+    >>> printable("a\nb.jpg")
+    'a\\nb.jpg'
+    """
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(
+        char if char.isprintable() or char == " " else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, name: str | None = None) -> bytes:
+    """Read a regular file of limited size.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    max_bytes : int
+        More than this is refused, judged by what is actually read.
+    name : str, optional
+        What to call the file in errors; its path by default.
+
+    Raises
+    ------
+    ImageError
+        ``"unreadable"`` if the file is missing, not a regular file, or may not be read; ``"empty"``; ``"too-large"``.
+    """
+    shown = printable(name or str(path))
+    try:
+        # O_NONBLOCK: opening a named pipe must not wait for somebody to write into it.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ImageError("unreadable", f"{shown} is not a regular file; give an image file")
+            data = file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise ImageError(
+            "unreadable", f"{shown} cannot be read ({cause}); check the file and its permissions"
+        ) from error
+    if len(data) > max_bytes:
+        raise ImageError("too-large", f"{shown} is larger than {max_bytes:,} bytes; give a smaller file")
+    if not data:
+        raise ImageError("empty", f"{shown} is empty (0 bytes); copy the file again")
+    return data
+
+
+def decode_rgb(
+    data: bytes, *, name: str, max_pixels: int = MAX_PIXELS, expect: tuple[int, int] | None = None
+) -> npt.NDArray[np.uint8]:
+    """Decode the bytes of an image file.
+
+    Parameters
+    ----------
+    data : bytes
+        Content of a JPEG, PNG, TIFF or BMP file.
+    name : str
+        What to call the file in errors.
+    max_pixels : int
+        Largest height x width that is decoded.
+    expect : tuple of int, optional
+        ``(height, width)`` in pixels; any other size is refused without decoding.
+
+    Returns
+    -------
+    ndarray of uint8, shape (H, W, 3)
+
+    Raises
+    ------
+    ImageError
+        With `reason` ``"unreadable"``, ``"too-large"``, ``"wrong-size"``, ``"not-rgb"`` or ``"several-images"``.
+    """
+    shown = printable(name)
+    try:
+        with _open(data, max_pixels) as image:
+            _check_header(image, shown, max_pixels, expect)
+            pixels = np.asarray(image)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            "too-large", f"{shown} has far more than {max_pixels:,} pixels; give a smaller image"
+        ) from error
+    except MemoryError as error:
+        raise ImageError("too-large", f"{shown} needs more memory than there is; give a smaller image") from error
+    except Exception as error:
+        # A damaged file can fail in any of Pillow's decoders with nearly any exception; none may stop an import.
+        unknown = isinstance(error, UnidentifiedImageError)
+        detail = "no JPEG, PNG, TIFF or BMP" if unknown else printable(str(error))
+        raise ImageError(
+            "unreadable", f"{shown} cannot be decoded ({detail}); copy or export the file again"
+        ) from error
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
+        raise ImageError("not-rgb", f"{shown} does not decode to 8-bit RGB; convert it to RGB")
+    if pixels.shape[2] == 4:
+        if not (pixels[..., 3] == 255).all():
+            raise ImageError("not-rgb", f"{shown} has transparent pixels; save it as RGB without an alpha channel")
+        pixels = pixels[..., :3]
+    return np.ascontiguousarray(pixels)
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    with _OPEN_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _check_header(image: Image.Image, shown: str, max_pixels: int, expect: tuple[int, int] | None) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(
+            "too-large", f"{shown} is {width}x{height} px, more than {max_pixels:,} pixels; give a smaller image"
+        )
+    if expect is not None and (height, width) != expect:
+        raise ImageError("wrong-size", f"{shown} is {width}x{height} px, not {expect[1]}x{expect[0]}")
+    # An MPO is a JPEG with a preview or second view behind it; its first image is the photograph.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise ImageError("several-images", f"{shown} holds several images; save each in a file of its own")
+    if image.mode not in ("RGB", "RGBA"):
+        raise ImageError("not-rgb", f"{shown} is not 8-bit RGB (its mode is {image.mode}); convert it to RGB")
+    if _is_16_bit(image):
+        raise ImageError("not-rgb", f"{shown} has 16 bits per channel; convert it to 8-bit RGB")
+
+
+def _is_16_bit(image: Image.Image) -> bool:
+    """Tell whether Pillow would cut 16-bit RGB to 8 bits, which it does without a word."""
+    for tile in getattr(image, "tile", ()):
+        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        if any(isinstance(argument, str) and ";16" in argument for argument in arguments):
+            return True
+    bits = getattr(image, "tag_v2", {}).get(258, (8,))  # TIFF BitsPerSample
+    return any(bit > 8 for bit in (bits if isinstance(bits, tuple) else (bits,)))
+
+
+def read_rgb(
+    source: Path | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
+) -> npt.NDArray[np.uint8]:
+    """Read an image file as 8-bit RGB, bit-exact with Pillow's decoding.
+
+    Parameters
+    ----------
+    source : Path or bytes
+        A file, or the content of one.
+    name : str, optional
+        What to call the file in errors; the path by default.
+    max_pixels : int
+        Largest height x width that is decoded; checked before decoding. Pillow itself refuses more than about
+        179 million pixels.
+    max_bytes : int
+        Largest file that is read.
+
+    Returns
+    -------
+    ndarray of uint8, shape (H, W, 3)
+
+    Raises
+    ------
+    ImageError
+        With `reason` ``"unreadable"``, ``"empty"``, ``"too-large"``, ``"not-rgb"`` or ``"several-images"``, and a
+        message of one line.
+    """
+    if isinstance(source, bytes):
+        return decode_rgb(source, name=name or "image", max_pixels=max_pixels)
+    shown = name or str(source)
+    data = read_bytes(source, max_bytes=max_bytes, name=shown)
+    return decode_rgb(data, name=shown, max_pixels=max_pixels)

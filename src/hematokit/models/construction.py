@@ -1,0 +1,213 @@
+"""From a backbone's name to a module, with weights from the hub, from a file, or none."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hematokit.errors import HematokitError, ModelError, PluginError
+from hematokit.registry import load_plugins
+from hematokit.specs import BackboneSpec, InputSpec, Variant
+
+__all__ = ["BackboneChoice", "build_backbone", "choose_backbone", "load_weights"]
+
+
+@dataclass(frozen=True)
+class BackboneChoice:
+    """A backbone, resolved: which spec, variant, options and input size.
+
+    Attributes
+    ----------
+    spec, variant_name, variant
+        As registered.
+    input : InputSpec
+        The variant's, with the chosen size.
+    options : dict
+        Checked and complete.
+    """
+
+    spec: BackboneSpec
+    variant_name: str
+    variant: Variant
+    input: InputSpec
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def choose_backbone(
+    name: str,
+    variant: str | None = None,
+    image_size: int | None = None,
+    options: Mapping[str, object] | None = None,
+) -> BackboneChoice:
+    """Resolve and check a user's choice of backbone; builds nothing.
+
+    Parameters
+    ----------
+    name : str
+        ``"coatnet"``, ``"coatnet:nano"``, ``"timm:resnet18"``.
+    variant : str, optional
+        Variant, if the name does not hold it.
+    image_size : int, optional
+        Side of the input in pixels; the variant's own where not given.
+    options : mapping, optional
+        Options of the backbone.
+
+    Raises
+    ------
+    PluginError
+        If the backbone, variant or an option does not exist.
+    ModelError
+        If the size does not fit the backbone.
+    """
+    spec, variant_name, found = load_plugins().backbone(name, variant)
+    given = found.input
+    size = image_size or given.size
+    if size % given.divisor or size < 2 * given.divisor:
+        below = max(size // given.divisor, 2) * given.divisor
+        raise ModelError(
+            f"image size {size} does not fit backbone {spec.name}: a multiple of {given.divisor} of at least "
+            f"{2 * given.divisor}; for example {below} or {below + given.divisor}"
+        )
+    resolved = InputSpec(size, given.divisor, given.mean, given.std, given.fit)
+    return BackboneChoice(spec, variant_name, found, resolved, spec.resolve_options(options))
+
+
+def build_backbone(
+    choice: BackboneChoice, num_classes: int, *, pretrained: bool = False, weights: str | Path | None = None
+) -> torch.nn.Module:
+    """Build the module.
+
+    Parameters
+    ----------
+    choice : BackboneChoice
+        From `choose_backbone`.
+    num_classes : int
+        Number of logits.
+    pretrained : bool
+        Start from weights that the backbone's authors published (fetched from a hub once, then cached).
+    weights : path, optional
+        Start from a local file instead: safetensors, or a timm checkpoint that holds tensors only.
+
+    Returns
+    -------
+    torch.nn.Module
+        ``(B, 3, size, size) float32 -> (B, num_classes)``.
+
+    Raises
+    ------
+    ModelError
+        If there are no published weights, the hub is out of reach, or the file does not fit.
+    """
+    name = f"{choice.spec.name}:{choice.variant_name}"
+    if pretrained and weights is not None:
+        raise ModelError("--pretrained and --weights both name a start; give one of them")
+    if pretrained and not choice.variant.pretrained:
+        having = [key for key, item in choice.spec.variants.items() if item.pretrained]
+        hint = f"variants that have some: {', '.join(having)}" if having else "train from scratch or give --weights FILE"
+        raise ModelError(f"no pretrained weights exist for {name}; {hint}")
+    try:
+        module: torch.nn.Module = choice.spec.factory(
+            choice.variant.model,
+            num_classes=num_classes,
+            input_size=choice.input.size,
+            pretrained=pretrained,
+            **choice.options,
+        )
+    except HematokitError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        if pretrained and _is_download(error):
+            raise ModelError(
+                f"pretrained weights of {name} cannot be fetched ({type(error).__name__}: {text}); "
+                "connect to the hub, or download them elsewhere and give --weights FILE"
+            ) from error
+        raise PluginError(
+            f"backbone {name} of package {load_plugins().backbones.owner(choice.spec.name).package} failed to build "
+            f"({type(error).__name__}: {text}); check its options and image size"
+        ) from error
+    if weights is not None:
+        load_weights(module, Path(weights))
+    return module
+
+
+def _is_download(error: BaseException | None) -> bool:
+    """Whether an error comes from fetching: the hub's libraries raise many types, chained in several ways."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        origin = type(error).__module__.split(".")[0]
+        if origin in {"huggingface_hub", "httpx", "httpcore", "requests", "urllib3", "urllib"}:
+            return True
+        if isinstance(error, OSError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def load_weights(module: torch.nn.Module, path: Path) -> None:
+    """Load a local weights file into a backbone, leaving a head of another size as it is.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The backbone.
+    path : Path
+        ``.safetensors``, or a checkpoint as timm writes them. Nothing but tensors is unpickled. The
+        ``model.safetensors`` of a bundle works too.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, holds more than tensors, or leaves a part of the backbone without weights.
+    """
+    if not path.is_file():
+        raise ModelError(f"weights file {path} does not exist; give a .safetensors file or a timm checkpoint")
+    from timm.models import load_state_dict
+
+    try:
+        state = dict(load_state_dict(str(path), use_ema=True, weights_only=True))
+    except Exception as error:
+        text = " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"weights file {path} cannot be read safely ({type(error).__name__}: {text}); "
+            "give a safetensors file or a checkpoint that holds tensors only"
+        ) from error
+    state = {key.removeprefix("backbone."): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    # timm's families know how to bring published checkpoints (older names, other input sizes) into today's form.
+    remap = getattr(sys.modules.get(type(module).__module__), "checkpoint_filter_fn", None)
+    if remap is not None:
+        try:
+            state = dict(remap(state, module))
+        except Exception as error:
+            raise ModelError(
+                f"weights file {path} is not of a {type(module).__name__} ({type(error).__name__}); "
+                "give weights of the chosen backbone and variant"
+            ) from error
+    own = module.state_dict()
+    # Counters say nothing about what was learned; old checkpoints lack them.
+    wanted = {key for key in own if not key.endswith("num_batches_tracked")}
+    head = _head_keys(module) & set(own)
+    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    missing = sorted(wanted - set(fitting) - head)
+    if missing:
+        raise ModelError(
+            f"weights file {path} does not fit the backbone: {len(missing)} of {len(wanted)} tensors are missing or of "
+            f"another shape ({missing[0]}, ...); give weights of the chosen backbone, variant and image size"
+        )
+    module.load_state_dict(fitting, strict=False)
+
+
+def _head_keys(module: torch.nn.Module) -> set[str]:
+    """Names of the final linear layer's tensors, which depend on the number of classes."""
+    get = getattr(module, "get_classifier", None)
+    head = get() if callable(get) else None
+    if not isinstance(head, torch.nn.Module):
+        return set()
+    ids = {id(parameter) for parameter in head.parameters()}
+    return {name for name, parameter in module.named_parameters() if id(parameter) in ids}

@@ -1,0 +1,261 @@
+"""What a plugin registers: small, immutable descriptions that cost nothing to list.
+
+A spec names a thing and says how to make it (`factory`). Modules, weights and heavy imports come into being only when
+the factory is called, so listing plugins imports neither torch nor a plugin's own dependencies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from hematokit.errors import PluginError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import torch
+
+__all__ = [
+    "AnySpec",
+    "Augmenter",
+    "AugmenterSpec",
+    "BackboneSpec",
+    "Detector",
+    "DetectorSpec",
+    "Explainer",
+    "ExplainerSpec",
+    "InputSpec",
+    "Option",
+    "Variant",
+]
+
+Fit = Literal["resize", "reflect-pad", "crop", "auto"]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of a plugin, set with ``--set backbone.NAME=VALUE``.
+
+    Attributes
+    ----------
+    type : type
+        ``int``, ``float``, ``bool`` or ``str``; values are converted to it.
+    default : object
+        Used where the user says nothing; ``None`` means the plugin's own choice.
+    description : str
+        One line for ``--help`` and error messages.
+    minimum, maximum : float or None
+        Inclusive limits of a number.
+    """
+
+    type: type
+    default: Any
+    description: str
+    minimum: float | None = None
+    maximum: float | None = None
+
+    def convert(self, name: str, value: object) -> Any:
+        """Return `value` as this option's type.
+
+        Raises
+        ------
+        PluginError
+            If the value is not of the type or lies outside the limits.
+        """
+        if value is None:
+            return self.default
+        try:
+            if self.type is bool:
+                converted: Any = _as_bool(value)
+            elif self.type is int:
+                if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+                    raise ValueError
+                converted = int(value)  # type: ignore[call-overload]
+            else:
+                converted = self.type(value)
+        except (TypeError, ValueError):
+            raise PluginError(f"option {name}: {value!r} is not {_article(self.type)}; {self.description}") from None
+        if isinstance(converted, int | float):
+            low = self.minimum if self.minimum is not None else float("-inf")
+            high = self.maximum if self.maximum is not None else float("inf")
+            # Written this way round so that not-a-number fails too.
+            if not low <= converted <= high:
+                raise PluginError(f"option {name}: {value!r} is outside {low:g} to {high:g}; {self.description}")
+        return converted
+
+
+def _as_bool(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    text = str(value).strip().lower()
+    if text not in words:
+        raise ValueError
+    return words[text]
+
+
+def _article(kind: type) -> str:
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, f"a {kind.__name__}")
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """How a patch becomes the network's input.
+
+    Attributes
+    ----------
+    size : int
+        Side of the square input in pixels.
+    divisor : int
+        The size must be a multiple of this, and at least twice it.
+    mean, std : tuple of float
+        Normalisation per channel, in units of [0, 1].
+    fit : str
+        ``"resize"`` (bilinear, antialiased), ``"reflect-pad"`` (no resampling; the input is larger than the patch),
+        ``"crop"`` (centre crop; the input is smaller), or ``"auto"``: pad where the input is up to an eighth larger than
+        the patch, else resize.
+    """
+
+    size: int
+    divisor: int = 32
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    fit: Fit = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One size or flavour of a backbone.
+
+    Attributes
+    ----------
+    model : str
+        The name that the factory understands (for the built-in ones, timm's).
+    input : InputSpec
+        What it expects.
+    pretrained : bool
+        Whether weights trained elsewhere exist.
+    description : str
+        One line.
+    """
+
+    model: str
+    input: InputSpec
+    pretrained: bool = False
+    description: str = ""
+
+
+class Augmenter(Protocol):
+    """Changes a batch at random, on the batch's device, with parameters drawn per image."""
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return the augmented batch.
+
+        Parameters
+        ----------
+        images : Tensor, shape (B, 3, H, W), float32 in [0, 1]
+        generator : torch.Generator
+            The only source of chance, on the CPU or on the images' device.
+        """
+
+
+class Explainer(Protocol):
+    """Says which pixels a prediction rests on."""
+
+    def attribute(self, classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return attributions, shape (B, H, W), float32, unnormalised, for images (B, 3, H, W) in [0, 1]."""
+
+
+class Detector(Protocol):
+    """Finds cells in a field."""
+
+    def detect(self, field: np.ndarray, pixel_size_um: float | None) -> pd.DataFrame:
+        """Return one row per cell: the geometry columns, ``score`` and, where there is one, a contour."""
+
+
+_NO_OPTIONS: Mapping[str, Option] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class _Spec:
+    name: str
+    description: str
+    factory: Callable[..., Any]
+    options: Mapping[str, Option] = field(default_factory=lambda: _NO_OPTIONS)
+
+    def resolve_options(self, given: Mapping[str, object] | None) -> dict[str, Any]:
+        """Check and complete a user's options.
+
+        Raises
+        ------
+        PluginError
+            If an option is unknown or its value does not fit.
+        """
+        given = given or {}
+        unknown = sorted(set(given) - set(self.options))
+        if unknown:
+            known = ", ".join(sorted(self.options)) or "none"
+            raise PluginError(f"{self.name} has no option {unknown[0]!r}; its options: {known}")
+        return {name: option.convert(name, given.get(name)) for name, option in self.options.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class AugmenterSpec(_Spec):
+    """An augmenter; ``factory(**options) -> Augmenter``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainerSpec(_Spec):
+    """An explainer; ``factory(**options) -> Explainer``."""
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorSpec(_Spec):
+    """A detector; ``factory(**options) -> Detector``."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneSpec(_Spec):
+    """A family of networks.
+
+    Attributes
+    ----------
+    factory : callable
+        ``factory(model, *, num_classes, input_size, pretrained, **options) -> torch.nn.Module`` that maps
+        ``(B, 3, H, W) float32`` to logits ``(B, C)``. `model` is the chosen variant's.
+    variants : mapping of str to Variant
+        The sizes that can be chosen.
+    default_variant : str
+        Used where the user names none; empty if the variant must be named.
+    attribution_layer : callable
+        ``attribution_layer(module) -> torch.nn.Module`` whose output is ``(B, c, h, w)``.
+    find_variant : callable or None
+        ``find_variant(name) -> Variant`` for families whose variants cannot all be listed; raises `PluginError`.
+    """
+
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+    default_variant: str = ""
+    attribution_layer: Callable[[torch.nn.Module], torch.nn.Module] | None = None
+    find_variant: Callable[[str], Variant] | None = None
+
+    def variant(self, name: str | None) -> tuple[str, Variant]:
+        """Resolve a variant's name (``None``: the default).
+
+        Raises
+        ------
+        PluginError
+            If there is no such variant.
+        """
+        chosen = name or self.default_variant
+        if chosen in self.variants:
+            return chosen, self.variants[chosen]
+        if self.find_variant is not None and chosen:
+            return chosen, self.find_variant(chosen)
+        known = ", ".join(self.variants) or f"write {self.name}:NAME"
+        raise PluginError(f"backbone {self.name} has no variant {chosen!r}; its variants: {known}")
+
+
+AnySpec = BackboneSpec | AugmenterSpec | ExplainerSpec | DetectorSpec

@@ -1,0 +1,35 @@
+"""The patch store: single-cell crops on disk, read in batches, written by one process at a time.
+
+>>> import hematokit  # doctest: +SKIP
+>>> store = hematokit.open_store("marrow.zarr")  # doctest: +SKIP
+>>> store.cells.label.value_counts()  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from hematokit.store.creating import create_store
+from hematokit.store.describing import StoreInfo, describe_store
+from hematokit.store.importing import ImportSummary, import_crops
+from hematokit.store.patchstore import PatchRead, PatchStore, open_store
+from hematokit.store.schema import CELL_COLUMNS
+from hematokit.store.splitting import SplitSummary, split_store
+from hematokit.store.verifying import DamagedPatch, VerifyReport, verify_store
+from hematokit.store.writer import StoreWriter
+
+__all__ = [
+    "CELL_COLUMNS",
+    "DamagedPatch",
+    "ImportSummary",
+    "PatchRead",
+    "PatchStore",
+    "SplitSummary",
+    "StoreInfo",
+    "StoreWriter",
+    "VerifyReport",
+    "create_store",
+    "describe_store",
+    "import_crops",
+    "open_store",
+    "split_store",
+    "verify_store",
+]

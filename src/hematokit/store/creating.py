@@ -1,0 +1,109 @@
+"""Creating an empty store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from hematokit import __version__
+from hematokit.errors import StoreError
+from hematokit.store import schema
+from hematokit.store.files import disk_errors, write_json
+from hematokit.store.patchstore import PatchStore
+from hematokit.store.writer import store_lock
+from hematokit.taxonomy import MATEK_21, Taxonomy
+
+__all__ = ["CODECS", "create_store"]
+
+CODECS = ("raw", "zstd")
+"""``raw`` reads 2 to 3 times faster; ``zstd`` needs 0.77 to 0.83 of the space on real crops."""
+
+
+def create_store(
+    path: str | Path, *, patch_size: int = 250, taxonomy: Taxonomy | None = None, codec: str = "raw"
+) -> PatchStore:
+    """Create an empty patch store.
+
+    A creation that was killed half-way is completed by calling it again.
+
+    Parameters
+    ----------
+    path : str or Path
+        Folder to make; it may exist if it is empty.
+    patch_size : int
+        Side of the square patches in pixels.
+    taxonomy : Taxonomy, optional
+        The classes that labels may have; `MATEK_21` by default.
+    codec : {"raw", "zstd"}
+        How patches are packed.
+
+    Returns
+    -------
+    PatchStore
+
+    Raises
+    ------
+    StoreError
+        If the folder holds something already or cannot be written.
+    """
+    path = Path(path)
+    if codec not in CODECS:
+        raise StoreError(f"codec {codec!r} is not one of {', '.join(CODECS)}; choose one of them")
+    if not 1 <= patch_size <= 4096:
+        raise StoreError(f"a patch size of {patch_size} px is not usable; choose 1 to 4096 px")
+    if (path / schema.ROOT_FILE).exists():
+        raise StoreError(f"{path} exists already; open it, or choose another folder")
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{path} is a file; choose another name for the store")
+    own = {schema.ARRAY_FOLDER, schema.CELLS_FILE, schema.REJECTS_FILE, schema.LOCK_FILE}
+    present = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    foreign = [name for name in present if name not in own and not name.startswith(".")]
+    if foreign:
+        raise StoreError(f"folder {path} is not a store and not empty ({foreign[0]!r}); choose a new folder")
+    root = {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": {
+            "kind": schema.STORE_KIND,
+            "schema_version": schema.SCHEMA_VERSION,
+            "patch_size": patch_size,
+            "codec": codec,
+            "taxonomy": (taxonomy or MATEK_21).to_dict(),
+            "created_by": f"hematokit {__version__}",
+        },
+    }
+    with disk_errors(path, lambda: 0):
+        path.mkdir(parents=True, exist_ok=True)
+        with store_lock(path):
+            if (path / schema.ROOT_FILE).exists():
+                raise StoreError(f"{path} exists already; open it, or choose another folder")
+            (path / schema.ARRAY_FOLDER).mkdir(exist_ok=True)
+            write_json(path / schema.ARRAY_FOLDER / schema.ROOT_FILE, _array_metadata(patch_size, codec))
+            schema.write_cells(path, schema.empty_cells(), schema.TableState())
+            # The root's metadata makes the folder a store, so it comes last.
+            write_json(path / schema.ROOT_FILE, root)
+    return PatchStore(path)
+
+
+def _array_metadata(patch_size: int, codec: str) -> dict[str, Any]:
+    """Let zarr itself say how the array is described, without writing anything."""
+    patch = (patch_size, patch_size, 3)
+    compressors = [Crc32cCodec()] if codec == "raw" else [ZstdCodec(level=1), Crc32cCodec()]
+    memory = zarr.storage.MemoryStore()
+    zarr.create_array(
+        memory,
+        shape=(0, *patch),
+        chunks=(1, *patch),
+        shards=(schema.SHARD_PATCHES, *patch),
+        dtype="uint8",
+        compressors=compressors,
+        fill_value=0,
+        dimension_names=("patch", "y", "x", "channel"),
+        zarr_format=3,
+    )
+    document: dict[str, Any] = json.loads(memory._store_dict[schema.ROOT_FILE].to_bytes())
+    return document

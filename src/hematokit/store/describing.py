@@ -1,0 +1,148 @@
+"""What a store holds, in a few lines."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hematokit.store.patchstore import open_store
+
+__all__ = ["StoreInfo", "describe_store"]
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """What `describe_store` found.
+
+    Attributes
+    ----------
+    store : str
+    schema_version : int
+    patch_size : int
+        Side of the patches in pixels.
+    codec : str
+    bytes : int
+        Size of all the store's files.
+    cells : int
+    classes : dict of str to int
+        Cells by class, in the taxonomy's order.
+    taxonomy : str
+        Its name.
+    patients, smears : int
+        How many are known.
+    groups : int
+        Groups of at least two cells.
+    groups_stale : bool
+        Duplicates have not been searched for since cells were added.
+    split_info : dict or None
+    splits : dict of str to int
+        Cells by split.
+    straddling_groups : int
+        Groups with cells on several sides of the split, because cells were added after it.
+    rejects : dict of str to int
+        Refused files by reason.
+    reject_messages : list of str or None
+        One line for each refused file, if asked for.
+    content_hash : str
+    """
+
+    store: str
+    schema_version: int
+    patch_size: int
+    codec: str
+    bytes: int
+    cells: int
+    classes: dict[str, int]
+    taxonomy: str
+    patients: int
+    smears: int
+    groups: int
+    groups_stale: bool
+    split_info: dict[str, Any] | None
+    splits: dict[str, int]
+    straddling_groups: int
+    rejects: dict[str, int]
+    reject_messages: list[str] | None
+    content_hash: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The same for a person, one statement per line."""
+        lines = [
+            f"{self.store}: {self.cells} cells of {self.patch_size}x{self.patch_size} px, {self.codec}, "
+            f"{self.bytes / 1e6:.1f} MB, schema version {self.schema_version}",
+            f"content hash {self.content_hash}",
+            f"classes ({self.taxonomy}): " + (", ".join(f"{c} {n}" for c, n in self.classes.items()) or "none"),
+            f"{self.patients} patients and {self.smears} smears known; {self.groups} groups of two or more cells"
+            + (" (not up to date: import or split again)" if self.groups_stale else ""),
+        ]
+        if self.split_info:
+            shares = " ".join(map(str, self.split_info["fractions"]))
+            counts = ", ".join(f"{name or 'in none'} {count}" for name, count in self.splits.items())
+            lines.append(f"split {shares}, seed {self.split_info['seed']}: {counts}")
+        else:
+            lines.append("no split yet: run 'hematokit split'")
+        if self.straddling_groups:
+            lines.append(
+                f"{self.straddling_groups} groups stand on several sides of the split, because cells were added after "
+                "it: run 'hematokit split' again"
+            )
+        if self.rejects:
+            lines.append("rejected files: " + ", ".join(f"{count} {reason}" for reason, count in self.rejects.items()))
+        lines += [f"  {message}" for message in self.reject_messages or []]
+        return lines
+
+
+def describe_store(path: str | Path, *, rejects: bool = False) -> StoreInfo:
+    """Describe a store without reading its patches.
+
+    Parameters
+    ----------
+    path : str or Path
+    rejects : bool
+        Name each refused file.
+
+    Returns
+    -------
+    StoreInfo
+
+    Raises
+    ------
+    StoreError
+        If there is no store, or it is damaged.
+    """
+    store = open_store(path)
+    cells, refused = store.cells, store.rejects
+    labels = cells["label"].value_counts()
+    splits = cells["split"].value_counts()
+    divided = cells[cells["split"] != ""]
+    return StoreInfo(
+        store=str(path),
+        schema_version=store.schema_version,
+        patch_size=store.patch_size,
+        codec=store.codec,
+        bytes=sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file()),
+        cells=len(cells),
+        classes={code: int(labels[code]) for code in store.taxonomy.codes if code in labels},
+        taxonomy=store.taxonomy.name,
+        patients=_known(cells["patient_id"]),
+        smears=_known(cells["smear_id"]),
+        groups=int((cells.loc[cells["group"] != "", "group"].value_counts() > 1).sum()),
+        groups_stale=store.groups_stale,
+        split_info=store.split_info,
+        splits={name: int(splits[name]) for name in ("train", "val", "test", "") if name in splits},
+        straddling_groups=int((divided.groupby("group")["split"].nunique() > 1).sum()),
+        rejects={str(reason): int(count) for reason, count in refused["reason"].value_counts().sort_index().items()},
+        reject_messages=[f"{row.reason}: {row.message}" for row in refused.itertuples()] if rejects else None,
+        content_hash=store.content_hash,
+    )
+
+
+def _known(column: pd.Series[str]) -> int:
+    return int(column[column != ""].nunique())

@@ -1,0 +1,353 @@
+"""Importing crops: files in, committed cells and a table of rejects out.
+
+The import adds, it never changes: a file that is in the store already is passed over, and one that has changed since
+is refused with a reason. Files are read and decoded by a few threads (Pillow's decoders release the interpreter lock)
+and arrive in the order of their names, so two imports of one folder make the same store. A bounded number of files is
+in memory at any time.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hematokit.errors import ImageError, StoreError
+from hematokit.progress import Progress, no_progress
+from hematokit.store.creating import create_store
+from hematokit.store.grouping import regroup
+from hematokit.store.loading import Fit, Loaded, load_in_order
+from hematokit.store.patchstore import PatchStore, open_store
+from hematokit.store.schema import CELL_COLUMNS, REJECT_COLUMNS, ROOT_FILE
+from hematokit.store.sources import Listing, open_source
+from hematokit.store.writer import StoreWriter
+from hematokit.taxonomy import MATEK_21, Taxonomy
+
+__all__ = ["ImportSummary", "import_crops"]
+
+
+@dataclass(frozen=True)
+class ImportSummary:
+    """What an import did.
+
+    Attributes
+    ----------
+    store : str
+        The store's folder.
+    files : int
+        Image files that the source lists.
+    added : int
+        Cells committed by this import.
+    present : int
+        Files that were in the store already.
+    rejected : dict of str to int
+        Files refused, by reason; the store's `rejects` name each.
+    ignored : dict of str to int
+        Files that are no images by name, by their ending.
+    cells : int
+        Cells in the store now.
+    classes : dict of str to int
+        Cells in the store now, by class.
+    exact_duplicates : int
+        Cells whose pixels equal those of another cell.
+    conflicting_duplicates : int
+        Sets of cells with equal pixels whose labels differ.
+    near_duplicates : int or None
+        Cells that share a group with a cell of other pixels, patients aside; None if they were not searched for.
+    without_split : int
+        Cells that an existing split does not cover.
+    seconds : float
+    """
+
+    store: str
+    files: int
+    added: int
+    present: int
+    rejected: dict[str, int]
+    ignored: dict[str, int]
+    cells: int
+    classes: dict[str, int]
+    exact_duplicates: int
+    conflicting_duplicates: int
+    near_duplicates: int | None
+    without_split: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The summary for a person, one statement per line."""
+        rejected = sum(self.rejected.values())
+        lines = [
+            f"{self.added} cells added to {self.store} from {self.files} image files in {self.seconds:.1f} s; "
+            f"{self.present} were there already, {rejected} rejected"
+        ]
+        if rejected:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items())
+            lines.append(f"rejected: {reasons}; 'hematokit store info --rejects {self.store}' names each file")
+        if self.ignored:
+            endings = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in self.ignored.items())
+            lines.append(f"not images by name, ignored: {endings}")
+        lines.append(f"the store holds {self.cells} cells: " + ", ".join(f"{c} {n}" for c, n in self.classes.items()))
+        if self.exact_duplicates:
+            lines.append(f"{self.exact_duplicates} cells have the pixels of another cell; each set shares a group")
+        if self.conflicting_duplicates:
+            lines.append(
+                f"{self.conflicting_duplicates} sets of cells with equal pixels have labels that contradict each other"
+            )
+        if self.near_duplicates:
+            lines.append(f"{self.near_duplicates} cells share a group with a near duplicate")
+        if self.without_split:
+            lines.append(f"{self.without_split} cells are in no split yet; run 'hematokit split {self.store}'")
+        return lines
+
+
+class _Names:
+    """Gives out cell ids: the file's stem, with a piece of its key behind where another cell has it."""
+
+    def __init__(self, taken: Iterable[str]) -> None:
+        self._taken = set(taken)
+
+    def new(self, name: str, key: str) -> str:
+        stem = PurePosixPath(name).stem
+        candidates = (stem if length == 0 else f"{stem}-{key[:length]}" for length in (0, 8, 16, 32))
+        chosen = next((candidate for candidate in candidates if candidate not in self._taken), None)
+        if chosen is None:
+            raise StoreError(f"no free cell id for {name}; rename the file")
+        self._taken.add(chosen)
+        return chosen
+
+
+@dataclass
+class _Import:
+    """The state of one import into an open writer."""
+
+    writer: StoreWriter
+    names: _Names
+    known: dict[str, tuple[str, str, str]]
+    keys_by_source: dict[str, str]
+    added: int = 0
+    present: int = 0
+    rejects: list[tuple[str, str, str]] = field(default_factory=list)
+    _batch: list[tuple[npt.NDArray[np.uint8], dict[str, Any]]] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, writer: StoreWriter) -> _Import:
+        cells = writer.cells
+        keys, sources = cells["source_key"].tolist(), cells["source"].tolist()
+        said = zip(cells["label"].tolist(), cells["smear_id"].tolist(), cells["patient_id"].tolist(), strict=True)
+        known = dict(zip(keys, said, strict=True))
+        return cls(writer, _Names(cells["cell_id"]), known, dict(zip(sources, keys, strict=True)))
+
+    def take(self, loaded: Loaded) -> None:
+        """Add a loaded item, or note why not."""
+        item = loaded.item
+        problem = loaded.problem or self._contradiction(loaded)
+        if problem is not None:
+            self.rejects.append((item.source, problem.reason, str(problem)))
+            return
+        if loaded.key in self.known or loaded.patch is None or loaded.box is None:
+            self.present += 1
+            return
+        self.known[loaded.key] = (item.label, item.smear_id, item.patient_id)
+        self.keys_by_source[item.source] = loaded.key
+        cell_id = self.names.new(item.name, loaded.key)
+        y, x = loaded.box.centre
+        row = {
+            "cell_id": cell_id,
+            "row": 0,
+            "field_id": cell_id,  # a crop is its own field
+            "source": item.source,
+            "y": y,
+            "x": x,
+            **asdict(loaded.box),
+            "label": item.label,
+            "label_source": item.label_source,
+            "smear_id": item.smear_id,
+            "patient_id": item.patient_id,
+            "group": "",
+            "split": "",
+            "pixel_sha256": loaded.pixel_sha256,
+            "source_key": loaded.key,
+        }
+        self._batch.append((loaded.patch, row))
+        self.added += 1
+        if len(self._batch) == 64:
+            self.flush()
+
+    def _contradiction(self, loaded: Loaded) -> ImageError | None:
+        item, key = loaded.item, loaded.key
+        known = self.known.get(key)
+        if known is not None:
+            new = (item.label, item.smear_id, item.patient_id)
+            # A source that does not say the patient or smear contradicts nobody.
+            for what, old_value, new_value in zip(("label", "smear", "patient"), known, new, strict=True):
+                if new_value not in ("", old_value):
+                    return ImageError(
+                        f"{what}-differs",
+                        f"{item.source} is in the store with the {what} {old_value!r}, not {new_value!r}; an import "
+                        "never changes cells: correct it in the store, or import into a new one",
+                    )
+        if known is None and item.source in self.keys_by_source:
+            return ImageError(
+                "changed-file",
+                f"{item.source} has other content than when it was imported; the old patch stays: import into a new "
+                "store, or give another folder's path differently",
+            )
+        return None
+
+    def flush(self) -> None:
+        """Hand the batch to the writer, which commits from time to time."""
+        if self._batch:
+            patches = np.stack([patch for patch, _ in self._batch])
+            self.writer.append(patches, pd.DataFrame([row for _, row in self._batch], columns=list(CELL_COLUMNS)))
+            self._batch = []
+        self.writer.commit_if_due()
+
+
+def import_crops(
+    src: str | Path,
+    store_path: str | Path,
+    *,
+    labels: str | Path | None = None,
+    taxonomy: Taxonomy | None = None,
+    patch_size: int | None = None,
+    resize: bool = False,
+    pad: bool = False,
+    codec: str | None = None,
+    near_duplicates: bool = True,
+    progress: Progress = no_progress,
+) -> ImportSummary:
+    """Import single-cell crops into a patch store, which is created if need be.
+
+    Every file ends as a committed cell or as a row of the store's `rejects`. Killed at any moment, the same call goes
+    on where the last commit was.
+
+    Parameters
+    ----------
+    src : str or Path
+        A folder in which the class is the innermost folder named after a code of the taxonomy
+        (``BLA/0001-1000/BLA_00001.jpg``); or a ``.csv`` with the columns ``path``, ``label`` and, if known,
+        ``smear_id`` and ``patient_id``, its paths relative to its own folder; or a ``.zip`` of such a folder.
+    store_path : str or Path
+        Folder of the store.
+    labels : str or Path, optional
+        A ``.csv`` as above for the files in the folder or zip `src`, instead of class folders.
+    taxonomy : Taxonomy, optional
+        Classes of a new store, `MATEK_21` by default; must equal those of an existing one.
+    patch_size : int, optional
+        Side of the patches of a new store in pixels, 250 by default; must equal that of an existing one.
+    resize : bool
+        Scale crops of another size (Lanczos) so that their longer side fits; those not square need `pad` as well.
+    pad : bool
+        Fill up smaller crops by reflection.
+    codec : {"raw", "zstd"}, optional
+        How a new store packs patches, ``"raw"`` by default.
+    near_duplicates : bool
+        Search for crops that show the same cell, too, not only for equal pixels.
+    progress : Progress
+        Told the number of files done.
+
+    Returns
+    -------
+    ImportSummary
+
+    Raises
+    ------
+    StoreError
+        If the source is missing, empty, or has unknown classes; if the store does not fit, is damaged, or is being
+        written; if the disk is full.
+    """
+    started = time.monotonic()
+    src, store_path = Path(src), Path(store_path)
+    store = open_store(store_path) if (store_path / ROOT_FILE).exists() else None
+    if store is not None:
+        _check_fit(store, taxonomy, patch_size, codec)
+    classes = store.taxonomy if store is not None else taxonomy or MATEK_21
+    with open_source(src, classes, None if labels is None else Path(labels)) as listing:
+        if store is None:
+            store = create_store(store_path, patch_size=patch_size or 250, taxonomy=taxonomy, codec=codec or "raw")
+        with store.writer() as writer:
+            state = _add(writer, listing, Fit(store.patch_size, resize, pad), progress)
+            _update_rejects(store, writer, listing, state.rejects)
+            regrouped = regroup(store, writer, near=near_duplicates, progress=progress)
+    cells = store.cells
+    counts = cells["label"].value_counts()
+    return ImportSummary(
+        store=str(store_path),
+        files=len(listing.items),
+        added=state.added,
+        present=state.present,
+        rejected=dict(sorted(Counter(reason for _, reason, _ in state.rejects).items())),
+        ignored=dict(sorted(listing.ignored.items())),
+        cells=len(cells),
+        classes={code: int(counts[code]) for code in store.taxonomy.codes if code in counts},
+        exact_duplicates=regrouped.exact,
+        conflicting_duplicates=regrouped.conflicting,
+        near_duplicates=regrouped.near,
+        without_split=int((cells["split"] == "").sum()) if store.split_info else 0,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _check_fit(store: PatchStore, taxonomy: Taxonomy | None, patch_size: int | None, codec: str | None) -> None:
+    if patch_size is not None and patch_size != store.patch_size:
+        raise StoreError(
+            f"store {store.path} holds patches of {store.patch_size} px, not {patch_size}; leave --patch-size out, "
+            "or import into a new store"
+        )
+    if taxonomy is not None and taxonomy != store.taxonomy:
+        raise StoreError(
+            f"store {store.path} has another taxonomy ({store.taxonomy.name!r}); leave --taxonomy out, or import into "
+            "a new store"
+        )
+    if codec is not None and codec != store.codec:
+        raise StoreError(
+            f"store {store.path} packs patches with codec {store.codec!r}, not {codec!r}; leave --codec out, or import "
+            "into a new store"
+        )
+
+
+def _add(writer: StoreWriter, listing: Listing, fit: Fit, progress: Progress) -> _Import:
+    """Load all items, commit those that are cells, and collect the reasons of the others."""
+    state = _Import.begin(writer)
+    committed = frozenset(state.known)
+    total = len(listing.items)
+    with warnings.catch_warnings():
+        # What Pillow warns of (odd EXIF data, say) concerns no pixel, and would flood the terminal.
+        warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+        try:
+            for done, loaded in enumerate(load_in_order(listing.items, committed.__contains__, fit), start=1):
+                state.take(loaded)
+                if done % 32 == 0 or done == total:
+                    progress(done, total, f"{len(state.rejects)} rejected" if state.rejects else "")
+        except KeyboardInterrupt:
+            state.flush()
+            writer.commit()
+            raise
+    state.flush()
+    writer.commit()
+    return state
+
+
+def _update_rejects(
+    store: PatchStore, writer: StoreWriter, listing: Listing, rejects: list[tuple[str, str, str]]
+) -> None:
+    """Replace what earlier imports said of these files, and keep what they said of others."""
+    listed = {item.source for item in listing.items}
+    old = store.rejects
+    new = pd.concat(
+        [old[~old["source"].isin(listed)], pd.DataFrame(rejects, columns=list(REJECT_COLUMNS))], ignore_index=True
+    )
+    if not new.equals(old):
+        writer.write_rejects(new)

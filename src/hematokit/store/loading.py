@@ -1,0 +1,163 @@
+"""From one file of a source to one patch: read, decode, fit to the patch size, hash."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from hematokit.errors import ImageError
+from hematokit.imaging.geometry import Box, pad_to_square, whole_image_box
+from hematokit.imaging.reading import decode_rgb
+from hematokit.store.schema import hash_pixels
+from hematokit.store.sources import Item
+
+__all__ = ["Fit", "Loaded", "load_in_order"]
+
+# Far below the limits for fields: with all threads on the largest crops, memory stays under 1 GB.
+_MAX_CROP_BYTES = 64 * 1024 * 1024
+_MAX_CROP_PIXELS = 16 * 1024 * 1024
+_MAX_WORKERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a crop becomes a patch of ``patch_size x patch_size`` pixels.
+
+    Attributes
+    ----------
+    patch_size : int
+    resize : bool
+        Scale other sizes (Lanczos) so that the longer side fits; a crop that is not square needs `pad`, too, because
+        scaling its sides differently would change the cell's shape.
+    pad : bool
+        Fill up smaller crops by reflection, the crop in the middle.
+    """
+
+    patch_size: int
+    resize: bool = False
+    pad: bool = False
+
+    @property
+    def exact_size(self) -> tuple[int, int] | None:
+        """The one size that fits, if no other can be made to."""
+        return None if self.resize or self.pad else (self.patch_size, self.patch_size)
+
+    def apply(self, image: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.uint8]:
+        """Return the patch.
+
+        Parameters
+        ----------
+        image : ndarray of uint8, shape (H, W, 3)
+        name : str
+            What to call the file in errors.
+
+        Returns
+        -------
+        ndarray of uint8, shape (patch_size, patch_size, 3)
+            `image` itself if it has this size.
+
+        Raises
+        ------
+        ImageError
+            ``"wrong-size"`` if the crop cannot be made to fit.
+        """
+        size = self.patch_size
+        height, width = image.shape[:2]
+        if self.resize and max(height, width) != size and (height == width or self.pad):
+            scale = size / max(height, width)
+            shape = (max(1, round(width * scale)), max(1, round(height * scale)))
+            image = np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.LANCZOS))
+        if self.pad and max(image.shape[:2]) <= size and image.shape[:2] != (size, size):
+            image = pad_to_square(image, size)
+        if image.shape[:2] != (size, size):
+            raise ImageError("wrong-size", f"{name} is {width}x{height} px, not {size}x{size}")
+        return image
+
+    @property
+    def advice(self) -> str:
+        """What a person can do about a crop of the wrong size."""
+        if self.resize and not self.pad:
+            return "it is not square: --pad as well fills it up by reflection"
+        if self.pad:
+            return "it is larger: --resize as well scales it"
+        return "--pad fills up smaller crops by reflection, --resize scales crops, --patch-size is for a new store"
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What became of one item.
+
+    Attributes
+    ----------
+    item : Item
+    key : str
+        Identifies the file by its path inside the source and its bytes; 32 hexadecimal digits.
+    patch : ndarray of uint8, shape (P, P, 3), or None
+        None if the file was refused, or is in the store already.
+    pixel_sha256 : str
+        Over the bytes of `patch` in C order.
+    box : Box or None
+        The crop in its own pixels, before it was fitted.
+    problem : ImageError or None
+        Why the file was refused.
+    """
+
+    item: Item
+    key: str = ""
+    patch: npt.NDArray[np.uint8] | None = None
+    pixel_sha256: str = ""
+    box: Box | None = None
+    problem: ImageError | None = None
+
+
+def _load(item: Item, is_known: Callable[[str], bool], fit: Fit) -> Loaded:
+    try:
+        if item.problem is not None:
+            raise item.problem
+        data = item.read(_MAX_CROP_BYTES)
+        key = hashlib.sha256(item.name.encode() + b"\0" + hashlib.sha256(data).digest()).hexdigest()[:32]
+        if is_known(key):
+            return Loaded(item, key)
+        image = decode_rgb(data, name=item.source, max_pixels=_MAX_CROP_PIXELS, expect=fit.exact_size)
+        patch = np.ascontiguousarray(fit.apply(image, item.source))
+        return Loaded(item, key, patch, hash_pixels(patch), whole_image_box(*image.shape[:2]))
+    except ImageError as error:
+        if error.reason == "wrong-size":
+            error = ImageError(error.reason, f"{error}; {fit.advice}")
+        return Loaded(item, problem=error)
+
+
+def load_in_order(items: Iterable[Item], is_known: Callable[[str], bool], fit: Fit) -> Iterator[Loaded]:
+    """Load items in a few threads and yield them in the order given.
+
+    Only a few items are loaded ahead of the one yielded, so memory does not grow with their number.
+
+    Parameters
+    ----------
+    items : iterable of Item
+    is_known : callable
+        Told a file's key, says whether the store has it, so that it need not be decoded.
+    fit : Fit
+    """
+    workers = max(1, min(_MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
+    load = partial(_load, is_known=is_known, fit=fit)
+    ahead: deque[Future[Loaded]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="hematokit-import")
+    try:
+        for item in items:
+            ahead.append(pool.submit(load, item))
+            if len(ahead) >= 8 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

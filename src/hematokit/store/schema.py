@@ -1,0 +1,243 @@
+"""What is written where in a store: the names, the table's columns, and the metadata beside them.
+
+A store is a folder in Zarr v3::
+
+    zarr.json          root group; attributes: schema_version, patch_size, codec, taxonomy
+    patches/           uint8 (N, P, P, 3), one patch per inner chunk, 256 patches per shard
+    cells.parquet      one row per committed cell; replacing this file is the commit
+    rejects.parquet    files that an import refused, and why
+    .lock              held by the one writer
+
+What changes after creation (the split, the state of the search for duplicates) lives in the metadata of
+``cells.parquet`` itself, so that one replacement commits rows and metadata together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hematokit.errors import StoreError
+from hematokit.store.files import replace_file
+
+__all__ = [
+    "CELL_COLUMNS",
+    "REJECT_COLUMNS",
+    "SCHEMA_VERSION",
+    "SHARD_PATCHES",
+    "TableState",
+    "compute_content_hash",
+    "empty_cells",
+    "hash_pixels",
+    "read_cells",
+    "read_rejects",
+    "write_cells",
+    "write_rejects",
+]
+
+SCHEMA_VERSION = 1
+SHARD_PATCHES = 256
+"""Patches per shard file: 48 MB of 250 px patches, so that a full data set is some 700 files, not 171,000."""
+
+ROOT_FILE = "zarr.json"
+ARRAY_FOLDER = "patches"
+CELLS_FILE = "cells.parquet"
+REJECTS_FILE = "rejects.parquet"
+LOCK_FILE = ".lock"
+STORE_KIND = "hematokit patch store"
+
+_METADATA_KEY = b"hematokit"
+_STATE_KEY = b"hematokit:duplicates"
+
+_SCHEMA = pa.schema(
+    [
+        ("cell_id", pa.string()),
+        ("row", pa.int64()),
+        ("field_id", pa.string()),
+        ("source", pa.string()),
+        ("y", pa.float64()),
+        ("x", pa.float64()),
+        ("y0", pa.int64()),
+        ("x0", pa.int64()),
+        ("height", pa.int64()),
+        ("width", pa.int64()),
+        ("label", pa.string()),
+        ("label_source", pa.string()),
+        ("smear_id", pa.string()),
+        ("patient_id", pa.string()),
+        ("group", pa.string()),
+        ("split", pa.string()),
+        ("pixel_sha256", pa.string()),
+        ("source_key", pa.string()),
+    ]
+)
+
+CELL_COLUMNS = tuple(_SCHEMA.names)
+"""Columns of `PatchStore.cells`.
+
+``row`` is the index into the array ``patches`` (rows can have gaps); ``pixel_sha256`` is over the patch's uint8 bytes
+in C order; ``source_key`` identifies a file by its path inside the imported folder and its bytes, so that importing
+it again adds nothing. The others are the columns of the cells table that every part of hematokit shares.
+"""
+
+REJECT_COLUMNS = ("source", "reason", "message")
+_REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in REJECT_COLUMNS])
+
+
+@dataclass
+class TableState:
+    """What is committed together with the rows of the cells table.
+
+    Attributes
+    ----------
+    split_info : dict or None
+        Fractions, seed, hash of the split, and what it was made by.
+    groups_stale : bool
+        Cells were added since the groups of duplicates were computed.
+    groups_near : bool
+        The groups hold near duplicates too, not only equal pixels; while they are stale: they shall.
+    duplicates : bytes
+        State of the search for near duplicates; opaque here.
+    """
+
+    split_info: dict[str, Any] | None = None
+    groups_stale: bool = False
+    groups_near: bool = True
+    duplicates: bytes = field(default=b"", repr=False)
+
+
+def empty_cells() -> pa.Table:
+    """Return a cells table without rows."""
+    return _SCHEMA.empty_table()
+
+
+def to_arrow(cells: pd.DataFrame) -> pa.Table:
+    """Convert a frame with the columns `CELL_COLUMNS` to the table's exact types."""
+    missing = [name for name in CELL_COLUMNS if name not in cells.columns]
+    if missing:
+        raise ValueError(f"the cells table lacks the columns {missing}")
+    table = pa.Table.from_pandas(cells[list(CELL_COLUMNS)], schema=_SCHEMA, preserve_index=False)
+    return table.replace_schema_metadata()
+
+
+def from_columns(columns: Mapping[str, list[Any]]) -> pa.Table:
+    """Build table rows from lists by column name."""
+    return pa.table({name: columns[name] for name in CELL_COLUMNS}, schema=_SCHEMA)
+
+
+def read_cells(store: Path) -> tuple[pa.Table, TableState]:
+    """Read the committed rows and what was committed with them.
+
+    Raises
+    ------
+    StoreError
+        If the table is missing, damaged, or of other columns.
+    """
+    path = store / CELLS_FILE
+    try:
+        with path.open("rb") as file:
+            table = pq.read_table(file)
+        metadata = table.schema.metadata or {}
+        info = json.loads(metadata[_METADATA_KEY])
+        state = TableState(
+            split_info=info["split"],
+            groups_stale=bool(info["groups_stale"]),
+            groups_near=bool(info["groups_near"]),
+            duplicates=metadata.get(_STATE_KEY, b""),
+        )
+        table = table.select(list(CELL_COLUMNS)).cast(_SCHEMA).replace_schema_metadata()
+    except FileNotFoundError as error:
+        raise StoreError(f"store {store} has no {CELLS_FILE}; restore that file from a copy of the store") from error
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        detail = " ".join(str(error).split())
+        raise StoreError(f"{path} is damaged ({detail}); restore that file from a copy of the store") from error
+    return table, state
+
+
+def write_cells(store: Path, table: pa.Table, state: TableState) -> None:
+    """Commit: replace the table and its metadata in one step."""
+    info = {"split": state.split_info, "groups_stale": state.groups_stale, "groups_near": state.groups_near}
+    metadata = {_METADATA_KEY: json.dumps(info).encode(), _STATE_KEY: state.duplicates}
+    stamped = table.replace_schema_metadata(metadata)
+
+    def write(file: BinaryIO) -> None:
+        pq.write_table(stamped, file, compression="zstd")
+
+    replace_file(store / CELLS_FILE, write)
+
+
+def read_rejects(store: Path) -> pd.DataFrame:
+    """Read the table of refused files; empty if there is none.
+
+    Raises
+    ------
+    StoreError
+        If the file is damaged.
+    """
+    path = store / REJECTS_FILE
+    try:
+        with path.open("rb") as file:
+            table = pq.read_table(file).select(list(REJECT_COLUMNS)).cast(_REJECT_SCHEMA)
+    except FileNotFoundError:
+        table = _REJECT_SCHEMA.empty_table()
+    except (OSError, pa.ArrowException, KeyError) as error:
+        detail = " ".join(str(error).split())
+        raise StoreError(
+            f"{path} is damaged ({detail}); it is only a report: delete it and run the import again"
+        ) from error
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
+
+
+def write_rejects(store: Path, rejects: pd.DataFrame) -> None:
+    """Replace the table of refused files in one step."""
+    table = pa.Table.from_pandas(rejects[list(REJECT_COLUMNS)], schema=_REJECT_SCHEMA, preserve_index=False)
+
+    def write(file: BinaryIO) -> None:
+        pq.write_table(table.replace_schema_metadata(), file, compression="zstd")
+
+    replace_file(store / REJECTS_FILE, write)
+
+
+def hash_pixels(patch: npt.NDArray[np.uint8]) -> str:
+    """Return the SHA-256, in hexadecimal, over a patch's bytes in C order.
+
+    Parameters
+    ----------
+    patch : ndarray of uint8, shape (P, P, 3)
+    """
+    return hashlib.sha256(np.ascontiguousarray(patch).data).hexdigest()
+
+
+def compute_content_hash(cells: pd.DataFrame) -> str:
+    """Hash the data set: its cells, their labels and their pixels, in whatever order they were imported.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        With the columns ``cell_id``, ``label`` and ``pixel_sha256``.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits: SHA-256 over the lines ``cell_id TAB label TAB pixel_sha256``, sorted. The split does
+        not enter: the same cells divided otherwise are the same data set.
+    """
+    lines = sorted(
+        f"{cell}\t{label}\t{pixels}\n"
+        for cell, label, pixels in zip(cells["cell_id"], cells["label"], cells["pixel_sha256"], strict=True)
+    )
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode())
+    return digest.hexdigest()

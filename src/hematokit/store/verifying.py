@@ -1,0 +1,144 @@
+"""Checking every patch of a store against the hash that was taken when it was imported."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hematokit.errors import StoreError
+from hematokit.progress import Progress, no_progress
+from hematokit.store.patchstore import PatchRead, PatchStore, open_store
+from hematokit.store.schema import hash_pixels
+
+__all__ = ["DamagedPatch", "VerifyReport", "verify_store"]
+
+_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedPatch:
+    """A cell whose patch is not what was imported.
+
+    Attributes
+    ----------
+    cell_id : str
+    source : str
+        Where it was imported from, to import it again.
+    problem : str
+        ``"unreadable"`` (its shard is missing or fails its checksum) or ``"changed"`` (readable, other pixels).
+    """
+
+    cell_id: str
+    source: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify_store` found.
+
+    Attributes
+    ----------
+    store : str
+    cells : int
+        Cells checked.
+    damaged : tuple of DamagedPatch
+    content_hash : str
+        Data-set version according to the table.
+    """
+
+    store: str
+    cells: int
+    damaged: tuple[DamagedPatch, ...]
+    content_hash: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether every patch is what was imported."""
+        return not self.damaged
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"ok": self.ok, **asdict(self)}
+
+    def lines(self) -> list[str]:
+        """The report for a person, one statement per line."""
+        if self.ok:
+            return [f"all {self.cells} patches of {self.store} are whole (content hash {self.content_hash[:16]})"]
+        lines = [f"{len(self.damaged)} of {self.cells} patches of {self.store} are damaged:"]
+        lines += [f"  {item.cell_id}: {item.problem}, imported from {item.source}" for item in self.damaged]
+        return [*lines, "import their files into a new store, or restore the folder 'patches' from a copy"]
+
+
+def verify_store(path: str | Path, *, progress: Progress = no_progress) -> VerifyReport:
+    """Read every committed patch and compare it with its ``pixel_sha256``.
+
+    Parameters
+    ----------
+    path : str or Path
+        The store.
+    progress : Progress
+        Told the number of cells done.
+
+    Returns
+    -------
+    VerifyReport
+
+    Raises
+    ------
+    StoreError
+        If there is no store, or its table is damaged.
+    """
+    store = open_store(path)
+    cells = store.cells.sort_values("row", ignore_index=True)
+    if cells["row"].duplicated().any() or cells["cell_id"].duplicated().any():
+        raise StoreError(f"store {path}: its table names a row or cell twice; restore cells.parquet from a copy")
+    damaged: list[DamagedPatch] = []
+    done = 0
+    for batch, read in _read_ahead(store, cells):
+        columns = (batch["cell_id"], batch["source"], batch["pixel_sha256"])
+        for cell_id, source, expected, patch in zip(*columns, _patches(store, batch, read), strict=True):
+            if patch is None:
+                damaged.append(DamagedPatch(cell_id, source, "unreadable"))
+            elif hash_pixels(patch) != expected:
+                damaged.append(DamagedPatch(cell_id, source, "changed"))
+        done += len(batch)
+        progress(done, len(cells), f"{len(damaged)} damaged" if damaged else "")
+    return VerifyReport(str(path), len(cells), tuple(damaged), store.content_hash)
+
+
+def _read_ahead(store: PatchStore, cells: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, PatchRead | None]]:
+    """Yield batches of cells with their reads, the next ones already under way."""
+    ahead: deque[tuple[pd.DataFrame, PatchRead | None]] = deque()
+    for start in range(0, len(cells), _BATCH):
+        batch = cells.iloc[start : start + _BATCH]
+        try:
+            read = store.read_rows_async(batch["row"].to_numpy())
+        except StoreError:
+            read = None
+        ahead.append((batch, read))
+        if len(ahead) > 2:
+            yield ahead.popleft()
+    yield from ahead
+
+
+def _patches(store: PatchStore, batch: pd.DataFrame, read: PatchRead | None) -> Iterator[npt.NDArray[np.uint8] | None]:
+    """Yield a batch's patches; one by one, with None for those that fail, if the batch cannot be read whole."""
+    try:
+        if read is not None:
+            yield from read.result()
+            return
+    except StoreError:
+        pass
+    for row in batch["row"]:
+        try:
+            yield store.read_rows(np.array([row]))[0]
+        except StoreError:
+            yield None

@@ -1,0 +1,301 @@
+"""The one writer of a store.
+
+Patches go into whole shards past the committed rows; nothing of them counts until ``cells.parquet`` is replaced.
+A writer that is killed therefore leaves the store as it was at its last commit, and the next writer removes what lies
+beyond it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from filelock import FileLock, Timeout
+
+from hematokit.errors import StoreError
+from hematokit.store import schema
+from hematokit.store.files import disk_errors, remove_leftovers, write_json
+from hematokit.store.patchstore import PatchStore, open_array
+
+__all__ = ["StoreWriter", "store_lock"]
+
+_KEEP: Any = object()
+
+# Replacing the table costs more the longer it is. Committing after at least this many times the cost of the last
+# commit bounds the share of time spent on it, and what a kill can undo.
+_COMMIT_EVERY = 20
+_COMMIT_SECONDS = 30.0
+
+
+@contextlib.contextmanager
+def store_lock(path: Path) -> Iterator[None]:
+    """Hold the store's lock file.
+
+    The operating system releases it when the process ends, however it ends.
+
+    Raises
+    ------
+    StoreError
+        If another writer holds it.
+    """
+    try:
+        lock = FileLock(path / schema.LOCK_FILE, timeout=0, thread_local=False)
+        with lock:
+            yield
+    except Timeout as error:
+        raise StoreError(
+            f"store {path} is being written by another process; wait until that ends, then run the command again"
+        ) from error
+
+
+class StoreWriter:
+    """Appends cells to a store and changes its table. Use it as a context manager.
+
+    Leaving the block commits; leaving it by an exception drops what was not committed.
+
+    Parameters
+    ----------
+    store : PatchStore
+        The store; it is brought up to date when the lock is taken and when the block ends.
+
+    Raises
+    ------
+    StoreError
+        On entering, if another process is writing; from any method, if the disk is full or fails.
+    """
+
+    def __init__(self, store: PatchStore) -> None:
+        self._store = store
+        self._path = store.path
+        self._closing = contextlib.ExitStack()
+
+    def __enter__(self) -> StoreWriter:
+        store = self._store
+        with disk_errors(self._path, lambda: len(store)), contextlib.ExitStack() as stack:
+            stack.enter_context(store_lock(self._path))
+            store.refresh()
+            self._table = store._table
+            self._state = store._state
+            highest = pc.max(self._table["row"]).as_py()
+            self._first_row = _next_shard(0 if highest is None else highest + 1)
+            self._pending: list[pa.Table] = []
+            self._pending_rows = 0
+            # Patches not yet sent to a shard: they begin at row `_buffer_row`, always a shard's first.
+            self._buffer = np.empty((0,), np.uint8)
+            self._buffer_row = self._first_row
+            self._filled = 0
+            self._writes: list[Any] = []
+            self._array: Any = None
+            self._last_commit = time.monotonic()
+            self._commit_cost = 0.0
+            self._remove_uncommitted()
+            self._closing = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._closing:
+            try:
+                if kind is None:
+                    self.commit()
+            finally:
+                # A write under way must end before the lock is given up; its failure is not news if there was one.
+                with contextlib.suppress(Exception):
+                    self._drain()
+                self._store._set_table(self._table, self._state)
+                self._store._array = None
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """A copy of the committed cells."""
+        frame: pd.DataFrame = self._table.to_pandas()
+        return frame
+
+    @property
+    def committed(self) -> int:
+        """Number of cells that are safe."""
+        return int(self._table.num_rows)
+
+    @property
+    def state(self) -> schema.TableState:
+        """What is committed beside the rows."""
+        return self._state
+
+    def append(self, patches: npt.NDArray[np.uint8], cells: pd.DataFrame) -> None:
+        """Add cells. They count once `commit` has returned.
+
+        Parameters
+        ----------
+        patches : ndarray of uint8, shape (n, P, P, 3)
+        cells : DataFrame
+            n rows with the columns `CELL_COLUMNS` except ``row``, which is assigned here.
+
+        Raises
+        ------
+        StoreError
+            If the disk is full.
+        ValueError
+            If shapes or columns do not fit.
+        """
+        size = self._store.patch_size
+        if patches.dtype != np.uint8 or patches.shape != (len(cells), size, size, 3):
+            raise ValueError(f"patches must be uint8 of shape ({len(cells)}, {size}, {size}, 3), not {patches.shape}")
+        with disk_errors(self._path, lambda: self.committed):
+            first = self._first_row + self._pending_rows
+            self._pending.append(schema.to_arrow(cells.assign(row=np.arange(first, first + len(cells)))))
+            self._pending_rows += len(cells)
+            while len(patches):
+                if self._filled == 0:
+                    self._buffer = np.empty((schema.SHARD_PATCHES, size, size, 3), np.uint8)
+                taken = min(len(patches), schema.SHARD_PATCHES - self._filled)
+                self._buffer[self._filled : self._filled + taken] = patches[:taken]
+                self._filled += taken
+                patches = patches[taken:]
+                if self._filled == schema.SHARD_PATCHES:
+                    self._flush()
+
+    def commit_if_due(self) -> bool:
+        """Commit if the pending cells fill their shards and enough time has passed since the last commit.
+
+        Returns
+        -------
+        bool
+            Whether it committed.
+        """
+        if not self._pending_rows or self._filled:
+            return False
+        waited = time.monotonic() - self._last_commit
+        if waited < min(_COMMIT_EVERY * self._commit_cost, _COMMIT_SECONDS):
+            return False
+        self.commit()
+        return True
+
+    def commit(self) -> None:
+        """Make the pending cells count: wait for their shards, then replace the table.
+
+        Raises
+        ------
+        StoreError
+            If the disk is full; the store is then as after the last commit.
+        """
+        if not self._pending_rows:
+            return
+        with disk_errors(self._path, lambda: self.committed):
+            self._flush()
+            self._drain()
+            table = pa.concat_tables([self._table, *self._pending]).combine_chunks()
+            state = schema.TableState(self._state.split_info, True, self._state.groups_near, self._state.duplicates)
+            self._replace(table, state)
+            self._first_row = self._buffer_row = _next_shard(self._first_row + self._pending_rows)
+            self._pending, self._pending_rows = [], 0
+
+    def replace_cells(
+        self,
+        cells: pd.DataFrame,
+        *,
+        split_info: dict[str, Any] | None = _KEEP,
+        groups_stale: bool = _KEEP,
+        groups_near: bool = _KEEP,
+        duplicates: bytes = _KEEP,
+    ) -> None:
+        """Commit changed columns of the committed cells, and what belongs to them, in one step.
+
+        Parameters
+        ----------
+        cells : DataFrame
+            All committed cells, each with the ``cell_id``, ``row`` and ``pixel_sha256`` it has; columns
+            `CELL_COLUMNS`.
+        split_info, groups_stale, groups_near, duplicates
+            Replace what is committed under these names; left out, they stay.
+
+        Raises
+        ------
+        ValueError
+            If cells are missing or were moved: patches and rows would part company.
+        StoreError
+            If the disk is full.
+        """
+        self.commit()
+        table = schema.to_arrow(cells)
+        fixed = ["cell_id", "row", "pixel_sha256"]
+        order = [("row", "ascending")]
+        if not table.select(fixed).sort_by(order).equals(self._table.select(fixed).sort_by(order)):
+            raise ValueError("replace_cells takes exactly the committed cells, with the rows and hashes they have")
+        old = self._state
+        state = schema.TableState(
+            old.split_info if split_info is _KEEP else split_info,
+            old.groups_stale if groups_stale is _KEEP else groups_stale,
+            old.groups_near if groups_near is _KEEP else groups_near,
+            old.duplicates if duplicates is _KEEP else duplicates,
+        )
+        with disk_errors(self._path, lambda: self.committed):
+            self._replace(table, state)
+
+    def write_rejects(self, rejects: pd.DataFrame) -> None:
+        """Replace the table of refused files (columns ``source``, ``reason``, ``message``)."""
+        with disk_errors(self._path, lambda: self.committed):
+            schema.write_rejects(self._path, rejects)
+
+    def _replace(self, table: pa.Table, state: schema.TableState) -> None:
+        started = time.monotonic()
+        schema.write_cells(self._path, table, state)
+        self._table, self._state = table, state
+        self._last_commit = time.monotonic()
+        self._commit_cost = self._last_commit - started
+
+    def _flush(self) -> None:
+        """Start writing the buffered patches as one shard."""
+        if not self._filled:
+            return
+        start, stop = self._buffer_row, self._buffer_row + self._filled
+        self._grow(stop)
+        # One shard may be on its way to the disk while the next fills up; more would only cost memory.
+        self._drain()
+        patches = self._buffer[: self._filled]
+        self._writes.append(self._array[start:stop].write(patches, can_reference_source_data_indefinitely=True))
+        self._filled = 0
+        self._buffer_row = _next_shard(stop)
+
+    def _drain(self) -> None:
+        writes, self._writes = self._writes, []
+        for write in writes:
+            write.result()
+
+    def _grow(self, rows: int) -> None:
+        path = self._path / schema.ARRAY_FOLDER / schema.ROOT_FILE
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["shape"][0] < rows:
+            document["shape"][0] = rows
+            write_json(path, document)
+            self._array = None
+        if self._array is None:
+            self._array = open_array(self._path, write=True)
+
+    def _remove_uncommitted(self) -> None:
+        """Remove what a killed writer left: shards past the committed rows, and temporary files."""
+        remove_leftovers(self._path)
+        remove_leftovers(self._path / schema.ARRAY_FOLDER)
+        first_shard = self._first_row // schema.SHARD_PATCHES
+        for folder in (self._path / schema.ARRAY_FOLDER / "c").glob("*"):
+            if not folder.name.isdigit():
+                continue
+            used = int(folder.name) < first_shard
+            for file in folder.rglob("*"):
+                if file.is_file() and (not used or file.name.endswith(".__lock")):
+                    file.unlink()
+
+
+def _next_shard(row: int) -> int:
+    """First row of the first shard that begins at `row` or later."""
+    return -(-row // schema.SHARD_PATCHES) * schema.SHARD_PATCHES

@@ -1,0 +1,9 @@
+"""Training: settings, class balance, the loop, run folders and their resumption."""
+
+from __future__ import annotations
+
+from hematokit.training.config import TrainConfig, load_settings, make_config, parse_assignments
+from hematokit.training.runs import RunFolder
+from hematokit.training.train import TrainResult, train
+
+__all__ = ["RunFolder", "TrainConfig", "TrainResult", "load_settings", "make_config", "parse_assignments", "train"]

@@ -1,0 +1,226 @@
+"""From a store's split to batches on the device."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import torch
+
+from hematokit.errors import TrainingError
+from hematokit.models.classifier import shrink_patches
+from hematokit.progress import Progress, no_progress
+from hematokit.specs import InputSpec
+from hematokit.store import PatchStore
+from hematokit.taxonomy import CellClass, Taxonomy
+
+__all__ = ["REST", "PatchFeed", "Selection", "TrainingData", "select_cells"]
+
+REST = "rest"
+"""Code of "all other classes" in a one-vs-rest classifier."""
+
+_READ = 256  # rows read at a time while a cache fills
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Cells of one split: rows in the store and class indices, both (n,) int64."""
+
+    rows: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training works on.
+
+    Attributes
+    ----------
+    taxonomy : Taxonomy
+        Classes in the order of the logits.
+    splits : dict of str to Selection
+        ``train``, ``val`` (and ``test``, counted only).
+    left_out : dict of str to int
+        Labelled cells that take no part, by code.
+    """
+
+    taxonomy: Taxonomy
+    splits: dict[str, Selection]
+    left_out: dict[str, int]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Cells by split and code."""
+        return {
+            name: {
+                code: int(count)
+                for code, count in zip(
+                    self.taxonomy.codes, np.bincount(part.labels, minlength=len(self.taxonomy)), strict=True
+                )
+            }
+            for name, part in self.splits.items()
+        }
+
+
+def select_cells(store: PatchStore, exclude: list[str] | None = None, one_vs_rest: str | None = None) -> TrainingData:
+    """Choose classes and cells.
+
+    Parameters
+    ----------
+    store : PatchStore
+        A store that has been split.
+    exclude : list of str, optional
+        Codes left out; by default the taxonomy's reject classes.
+    one_vs_rest : str, optional
+        The class to tell from all others; classes in `exclude` take no part on either side.
+
+    Raises
+    ------
+    TrainingError
+        If the store has no split, or fewer than two classes have training cells.
+    """
+    cells = store.cells
+    if store.split_info is None or not (cells["split"] == "train").any():
+        raise TrainingError(f"store {store.path} has no training split; run: hematokit split '{store.path}'")
+    taxonomy = store.taxonomy
+    if exclude is None:
+        excluded = {entry.code for entry in taxonomy if entry.reject} - {one_vs_rest}
+    else:
+        excluded = {taxonomy[code].code for code in exclude}
+    labelled = cells[cells["label"] != ""]
+    used = labelled[~labelled["label"].isin(list(excluded))]
+    left_out = labelled[labelled["label"].isin(list(excluded))]["label"].value_counts().to_dict()
+    in_training = set(used.loc[used["split"] == "train", "label"])
+    if one_vs_rest is not None:
+        target = taxonomy[one_vs_rest]
+        if target.code not in in_training or in_training == {target.code}:
+            raise TrainingError(
+                f"store {store.path}: one-vs-rest of {one_vs_rest} needs training cells of {one_vs_rest} and of other "
+                "classes; import more cells or choose another class"
+            )
+        rest = CellClass(REST, "All other classes", "other", "#7f7f7f")
+        chosen = Taxonomy(taxonomy.name, (CellClass(target.code, target.name, target.lineage, target.colour), rest))
+        index = {code: int(code != target.code) for code in set(used["label"])}
+    else:
+        codes = [code for code in taxonomy.codes if code in in_training]
+        if len(codes) < 2:
+            raise TrainingError(
+                f"store {store.path}: {len(codes)} class(es) with training cells ({', '.join(codes) or 'none'}), two are "
+                "needed; import cells of more classes, or leave fewer out with --exclude"
+            )
+        chosen = taxonomy.subset(codes)
+        index = {code: position for position, code in enumerate(chosen.codes)}
+        without = used[~used["label"].isin(codes)]["label"].value_counts().to_dict()
+        left_out |= without
+        used = used[used["label"].isin(codes)]
+    splits = {}
+    for name in ("train", "val", "test"):
+        part = used[used["split"] == name].sort_values("cell_id")
+        splits[name] = Selection(
+            part["row"].to_numpy(np.int64), np.array([index[code] for code in part["label"]], dtype=np.int64)
+        )
+    return TrainingData(chosen, splits, {str(code): int(count) for code, count in left_out.items()})
+
+
+class PatchFeed:
+    """Patches of one split, as uint8 batches on the device.
+
+    Where they fit they are read once and kept, on the device or in memory; else batches are read ahead by threads
+    (tensorstore reads and decodes outside the interpreter's lock). Either way they are shrunk to the input's size
+    before they move.
+
+    Parameters
+    ----------
+    store : PatchStore
+    rows : ndarray (n,), int64
+        Rows of the store.
+    input_spec : InputSpec
+        What the network takes.
+    device : torch.device
+    cache : str
+        ``"auto"``, ``"device"``, ``"host"`` or ``"none"``.
+    workers : int
+        Batches read at once where nothing is kept.
+    progress : Progress
+        Told while the cache fills.
+    """
+
+    def __init__(
+        self,
+        store: PatchStore,
+        rows: npt.NDArray[np.int64],
+        input_spec: InputSpec,
+        device: torch.device,
+        *,
+        cache: Literal["auto", "device", "host", "none"] = "auto",
+        workers: int = 2,
+        progress: Progress = no_progress,
+    ) -> None:
+        self.store = store
+        self.rows = rows
+        self.input_spec = input_spec
+        self.device = device
+        self.workers = workers
+        self.kept: torch.Tensor | None = None
+        probe = shrink_patches(torch.zeros((1, store.patch_size, store.patch_size, 3), dtype=torch.uint8), input_spec)
+        self.shape = tuple(probe.shape[1:])
+        self.place = self._choose(cache)
+        if self.place != "none":
+            self._fill(progress)
+
+    def batches(self, plan: Iterable[npt.NDArray[np.int64]]) -> Iterator[torch.Tensor]:
+        """Yield one uint8 tensor (B, side, side, 3) on the device for each array of positions in `rows`."""
+        if self.kept is not None:
+            for positions in plan:
+                index = torch.from_numpy(positions).to(self.kept.device)
+                yield self.kept.index_select(0, index).to(self.device, non_blocking=True)
+            return
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="hematokit-feed") as pool:
+            waiting: deque[Future[torch.Tensor]] = deque()
+            try:
+                for positions in plan:
+                    waiting.append(pool.submit(self._read, self.rows[positions]))
+                    if len(waiting) > 2 * self.workers:
+                        yield waiting.popleft().result().to(self.device, non_blocking=True)
+                while waiting:
+                    yield waiting.popleft().result().to(self.device, non_blocking=True)
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _read(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        patches = shrink_patches(torch.from_numpy(self.store.read_rows(rows)), self.input_spec)
+        return patches.pin_memory() if self.device.type == "cuda" else patches
+
+    def _choose(self, cache: str) -> str:
+        needed = len(self.rows) * int(np.prod(self.shape))
+        on_gpu = self.device.type == "cuda"
+        if cache == "auto":
+            # Half of what is free at most: the model, its gradients and other people need room too.
+            if on_gpu and needed < torch.cuda.mem_get_info(self.device)[0] // 2:
+                return "device"
+            return "host" if needed < psutil.virtual_memory().available // 2 else "none"
+        if cache == "host" and needed > psutil.virtual_memory().available:
+            raise TrainingError(
+                f"--cache host: {needed / 1e9:.1f} GB of patches do not fit into the free memory; use --cache none"
+            )
+        return cache
+
+    def _fill(self, progress: Progress) -> None:
+        place = self.device if self.place == "device" else torch.device("cpu")
+        kept = torch.empty((len(self.rows), *self.shape), dtype=torch.uint8, device=place)
+        # Read in the store's order, where neighbours share a shard.
+        order = np.argsort(self.rows, kind="stable")
+        for start in range(0, len(order), _READ):
+            positions = order[start : start + _READ]
+            kept[torch.from_numpy(positions).to(place)] = self._read(self.rows[positions]).to(place)
+            progress(min(start + _READ, len(order)), len(order), "reading the store")
+        self.kept = kept

@@ -1,0 +1,64 @@
+"""Makes real plugin packages and installs them with pip into a folder of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "{package}"
+version = "{version}"
+
+[project.entry-points.hematokit]
+{entry} = "{module}"
+
+[tool.hatch.build.targets.wheel]
+packages = ["{module}"]
+"""
+
+
+def write_package(folder: Path, package: str, code: str, version: str = "1.2.3", entry: str = "main") -> Path:
+    """Write a package with one module and an entry point; return its folder."""
+    module = package.replace("-", "_")
+    root = folder / package
+    (root / module).mkdir(parents=True)
+    (root / module / "__init__.py").write_text(code)
+    (root / "pyproject.toml").write_text(
+        PROJECT.format(package=package, version=version, module=module, entry=entry)
+    )
+    return root
+
+
+def pip_install(target: Path, *packages: Path) -> None:
+    """Install packages into a folder with pip, as a user would into an environment."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(
+        [*command, "--target", str(target), *map(str, packages)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def run_hematokit(
+    *arguments: str, site: Path | None = None, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, with the packages in `site` installed."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HEMATOKIT_")}
+    # One thread: processes of the tests share two cores.
+    environment |= {"COLUMNS": "200", "OMP_NUM_THREADS": "1", **(env or {})}
+    if site is not None:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), environment.get("PYTHONPATH", "")]))
+    return subprocess.run(
+        [sys.executable, "-m", "hematokit", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=cwd,
+        check=False,
+    )

@@ -1,0 +1,194 @@
+"""The registry, with real packages that pip installed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pluginkit import pip_install, run_hematokit, write_package
+
+from hematokit.errors import PluginError
+from hematokit.registry import PluginRegistry
+from hematokit.specs import AugmenterSpec, BackboneSpec, Option
+
+GOOD = """
+import hematokit
+from hematokit.specs import AugmenterSpec, BackboneSpec, InputSpec, Option, Variant
+
+def build(model, *, num_classes, input_size, pretrained, width):
+    import torch
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, width, 3, stride=4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        torch.nn.Linear(width, num_classes))
+
+def augmenter():
+    return lambda images, generator: images
+
+@hematokit.hookimpl
+def register_backbones(register):
+    register(BackboneSpec(
+        name="thimble", description="A thimbleful of a network", factory=build,
+        options={"width": Option(int, 8, "channels", 1, 64)},
+        variants={"one": Variant("one", InputSpec(32, 8))}, default_variant="one"))
+
+@hematokit.hookimpl
+def register_augmenters(register):
+    register(AugmenterSpec("still", "Does nothing", augmenter))
+
+@hematokit.hookimpl
+def register_commands(app):
+    @app.command("greet")
+    def greet():
+        "Say hello."
+        print("hello from a plugin")
+"""
+BROKEN_IMPORT = "import a_module_that_does_not_exist\n"
+BROKEN_REGISTRATION = """
+import hematokit
+from hematokit.specs import AugmenterSpec
+@hematokit.hookimpl
+def register_augmenters(register):
+    register(AugmenterSpec("half", "Registered before the failure", lambda: None))
+    raise RuntimeError("no licence\\nfound")
+"""
+TAKEN_NAME = """
+import hematokit
+from hematokit.specs import AugmenterSpec
+@hematokit.hookimpl
+def register_augmenters(register):
+    register(AugmenterSpec("flips", "Takes a name that exists", lambda: None))
+"""
+WRITES_A_MARK = "import pathlib, os\npathlib.Path(os.environ['MARK']).write_text('imported')\n"
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sources, target = tmp_path_factory.mktemp("packages"), tmp_path_factory.mktemp("site")
+    pip_install(
+        target,
+        write_package(sources, "hemato-good", GOOD),
+        write_package(sources, "hemato-broken", BROKEN_IMPORT),
+        write_package(sources, "hemato-raises", BROKEN_REGISTRATION),
+        write_package(sources, "hemato-taken", TAKEN_NAME),
+        write_package(sources, "hemato-marks", WRITES_A_MARK),
+    )
+    return target
+
+
+@pytest.fixture(scope="session")
+def listing(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    mark = tmp_path_factory.mktemp("mark") / "mark"
+    done = run_hematokit("plugins", "--json", site=site, env={"MARK": str(mark)})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def by_package(listing: dict, package: str) -> dict:
+    return next(item for item in listing["plugins"] if item["package"] == package)
+
+
+def test_an_installed_package_appears(listing: dict) -> None:
+    info = by_package(listing, "hemato-good")
+    assert info["status"] == "loaded"
+    assert info["version"] == "1.2.3"
+    thimble = next(item for item in listing["backbones"] if item["name"] == "thimble")
+    assert thimble["package"] == "hemato-good"
+    assert thimble["options"]["width"]["default"] == 8
+    assert any(item["name"] == "still" for item in listing["augmenters"])
+
+
+def test_its_command_appears(site: Path, tmp_path: Path) -> None:
+    done = run_hematokit("greet", site=site, env={"MARK": str(tmp_path / "m")})
+    assert done.stdout == "hello from a plugin\n"
+
+
+def test_failures_are_told_and_harm_nobody(listing: dict) -> None:
+    broken = by_package(listing, "hemato-broken")
+    assert broken["status"] == "failed"
+    assert "a_module_that_does_not_exist" in broken["reason"]
+    raises = by_package(listing, "hemato-raises")
+    assert raises["status"] == "failed"
+    assert "no licence found" in raises["reason"]
+    # What it had registered before it failed is not half-there.
+    assert not any(item["name"] == "half" for item in listing["augmenters"])
+    assert {"coatnet", "efficientnetv2", "resnext50", "timm"} <= {item["name"] for item in listing["backbones"]}
+
+
+def test_a_taken_name_names_both_packages(listing: dict) -> None:
+    taken = by_package(listing, "hemato-taken")
+    assert taken["status"] == "failed"
+    assert "hemato-taken" in taken["reason"]
+    assert "package hematokit" in taken["reason"]
+    flips = [item for item in listing["augmenters"] if item["name"] == "flips"]
+    assert [item["package"] for item in flips] == ["hematokit"]
+
+
+def test_failures_stand_in_the_readable_listing(site: Path, tmp_path: Path) -> None:
+    done = run_hematokit("plugins", site=site, env={"MARK": str(tmp_path / "m")})
+    assert done.returncode == 0
+    line = next(line for line in done.stdout.splitlines() if "hemato-broken" in line)
+    assert line.startswith("failed: hemato-broken 1.2.3")
+
+
+@pytest.mark.parametrize(
+    ("variables", "imported"),
+    [
+        ({}, True),
+        ({"HEMATOKIT_PLUGINS": ""}, False),
+        ({"HEMATOKIT_PLUGINS": "hemato-good"}, False),
+        ({"HEMATOKIT_PLUGINS": "hemato-good,Hemato_Marks"}, True),
+        ({"HEMATOKIT_BLOCK_PLUGINS": "hemato-marks"}, False),
+    ],
+)
+def test_a_blocked_plugin_is_never_imported(
+    site: Path, tmp_path: Path, variables: dict[str, str], imported: bool
+) -> None:
+    mark = tmp_path / "mark"
+    done = run_hematokit("plugins", "--json", site=site, env={"MARK": str(mark), **variables})
+    assert done.returncode == 0
+    assert mark.exists() is imported
+    info = by_package(json.loads(done.stdout), "hemato-marks")
+    assert info["status"] == ("loaded" if imported else "blocked")
+
+
+def test_unknown_names_say_what_there_is() -> None:
+    registry = PluginRegistry({"HEMATOKIT_PLUGINS": ""})
+    with pytest.raises(PluginError, match=r"no backbone is called 'coatnett'; there are: coatnet, "):
+        registry.backbone("coatnett")
+    with pytest.raises(PluginError, match=r"no variant 'huge'; its variants: 0, 1"):
+        registry.backbone("coatnet:huge")
+    with pytest.raises(PluginError, match="disagree"):
+        registry.backbone("coatnet:nano", "pico")
+
+
+def test_variants_resolve() -> None:
+    registry = PluginRegistry({"HEMATOKIT_PLUGINS": ""})
+    assert registry.backbone("coatnet")[2].model == "coatnet_0_224"
+    assert registry.backbone("coatnet", "nano")[2].model == "coatnet_nano_rw_224"
+    assert registry.backbone("timm:resnet18")[2].model == "resnet18"
+    with pytest.raises(PluginError, match="timm has no model 'resnet1888'"):
+        registry.backbone("timm:resnet1888")
+
+
+def test_options_are_checked() -> None:
+    spec = AugmenterSpec("x", "x", lambda: None, {"share": Option(float, 0.5, "a share", 0.0, 1.0)})
+    assert spec.resolve_options({}) == {"share": 0.5}
+    assert spec.resolve_options({"share": "0.25"}) == {"share": 0.25}
+    with pytest.raises(PluginError, match="outside 0 to 1"):
+        spec.resolve_options({"share": 2})
+    with pytest.raises(PluginError, match="outside 0 to 1"):
+        spec.resolve_options({"share": float("nan")})
+    with pytest.raises(PluginError, match="not a number"):
+        spec.resolve_options({"share": "much"})
+    with pytest.raises(PluginError, match="no option 'shares'; its options: share"):
+        spec.resolve_options({"shares": 1})
+
+
+def test_only_specs_register() -> None:
+    registry = PluginRegistry({"HEMATOKIT_PLUGINS": ""})
+    info = registry.backbones.owner("coatnet")
+    with pytest.raises(PluginError, match="takes a BackboneSpec"):
+        registry.backbones.check(AugmenterSpec("a", "b", lambda: None), info)  # type: ignore[arg-type]
+    with pytest.raises(PluginError, match="not usable"):
+        registry.backbones.check(BackboneSpec("Bad Name", "b", lambda: None), info)

@@ -1,0 +1,255 @@
+"""Training through its public interface, on a small store."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import TINY, write_crops
+from safetensors.torch import load_file
+
+from hematokit import HematokitError, import_crops, load_model, open_store, split_store, train
+
+
+def bundle_weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "bundle" / "model.safetensors")
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    one, two = bundle_weights(first), bundle_weights(second)
+    assert one.keys() == two.keys()
+    different = [key for key in one if not torch.equal(one[key], two[key])]
+    assert not different
+
+
+def figures(run: Path) -> list[dict[str, str]]:
+    """metrics.csv without the columns that tell time."""
+    with (run / "metrics.csv").open() as file:
+        return [
+            {key: value for key, value in row.items() if key not in ("seconds", "images_per_second")}
+            for row in csv.DictReader(file)
+        ]
+
+
+def test_a_run_holds_what_the_design_says(tiny_run: Path) -> None:
+    config = yaml.safe_load((tiny_run / "config.yaml").read_text())
+    assert config["settings"]["backbone"] == "timm:test_resnet"
+    assert config["facts"]["versions"]["torch"] == torch.__version__
+    assert re.fullmatch(r"[0-9a-f]{64}", config["facts"]["store_hash"])
+    rows = figures(tiny_run)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert set(rows[0]) >= {"train_loss", "lr", "val_loss", "val_accuracy", "val_macro_f1"}
+    assert list(tiny_run.glob("events.out.tfevents.*"))
+    assert (tiny_run / "checkpoints" / "last.safetensors").is_file()
+    assert (tiny_run / "checkpoints" / "best.safetensors").is_file()
+    assert {path.name for path in (tiny_run / "bundle").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+
+
+def test_it_learns_and_the_bundle_predicts(tiny_run: Path, tiny_store: Path) -> None:
+    model = load_model(tiny_run, device="cpu")
+    # The reject class is left out unless asked for, and stays in the store.
+    assert model.codes == ("BLA", "NGS", "LYT")
+    assert model.config.training["left_out"] == {"ART": 20}
+    store = open_store(tiny_store)
+    cells = store.cells.query("split == 'test' and label != 'ART'")
+    predicted = model.predict(store.patches(cells["cell_id"]))
+    assert list(predicted.columns) == ["predicted", "probability", "p_BLA", "p_NGS", "p_LYT"]
+    assert np.allclose(predicted[["p_BLA", "p_NGS", "p_LYT"]].sum(axis=1), 1, atol=1e-5)
+    assert (predicted["predicted"].to_numpy() == cells["label"].to_numpy()).mean() > 0.75
+    card = (tiny_run / "bundle" / "README.md").read_text()
+    assert "research use only" in card.lower()
+    assert model.config.training["store_hash"] in card
+
+
+def test_tensorboard_reads_the_events(tiny_run: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tiny_run))
+    events.Reload()
+    written = [event.value for event in events.Scalars("epoch/train_loss")]
+    assert np.allclose(written, [float(row["train_loss"]) for row in figures(tiny_run)], atol=1e-5)
+
+
+def test_same_seed_same_model(tiny_store: Path, tiny_run: Path, tmp_path: Path) -> None:
+    train(tiny_store, tmp_path / "again", settings=TINY)
+    assert_same_weights(tiny_run, tmp_path / "again")
+    train(tiny_store, tmp_path / "other", settings=TINY, seed=1)
+    with pytest.raises(AssertionError):
+        assert_same_weights(tiny_run, tmp_path / "other")
+
+
+def test_stopped_and_resumed_is_the_same_as_never_stopped(tiny_store: Path, tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = train(tiny_store, run, settings=TINY, stop_after=1)
+    assert not first.finished
+    assert first.bundle is None
+    assert not (run / "bundle").exists()
+    second = train(output=run, resume=True)
+    assert second.finished
+    assert_same_weights(tiny_run, run)
+    assert figures(run) == figures(tiny_run)
+
+
+def test_patches_read_as_needed_train_the_same(tiny_store: Path, tiny_run: Path, tmp_path: Path) -> None:
+    train(tiny_store, tmp_path / "run", settings=TINY, cache="none", workers=3)
+    assert_same_weights(tiny_run, tmp_path / "run")
+
+
+def test_a_finished_run_can_be_extended(tiny_store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(tiny_store, run, settings=TINY, epochs=1)
+    before = bundle_weights(run)
+    result = train(output=run, resume=True, epochs=2)
+    assert result.epochs == 2
+    assert [row["epoch"] for row in figures(run)] == ["1", "2"]
+    assert before.keys() == bundle_weights(run).keys()
+
+
+def test_resuming_refuses_other_settings_and_other_data(tiny_store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(tiny_store, run, settings=TINY, stop_after=1)
+    with pytest.raises(HematokitError, match=r"started with lr=0\.003, which --resume cannot change to 0\.1"):
+        train(output=run, resume=True, lr=0.1)
+    write_crops(tmp_path / "crops", {"BLA": 8, "LYT": 8}, seed=5)
+    import_crops(tmp_path / "crops", tmp_path / "other.zarr", patch_size=64, near_duplicates=False)
+    split_store(tmp_path / "other.zarr")
+    with pytest.raises(HematokitError, match="cells or labels changed"):
+        train(tmp_path / "other.zarr", run, resume=True)
+
+
+def test_early_stopping_keeps_the_best_epoch(tiny_store: Path, tmp_path: Path) -> None:
+    # A learning rate of next to nothing: no epoch is better than the first.
+    result = train(
+        tiny_store, tmp_path / "run", settings=TINY, epochs=30, lr=1e-12, patience=2, monitor="accuracy", augmenter="none"
+    )
+    assert result.finished
+    assert result.epochs < 30
+    assert result.epochs == result.best_epoch + 2
+    assert load_model(result.run, "cpu").config.training["best_epoch"] == result.best_epoch
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tiny_store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(tiny_store, run, settings=TINY, stop_after=1, clip_grad=0, lr=1e-3)
+    good = (run / "checkpoints" / "last.safetensors").read_bytes()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["settings"]["lr"] = 1e30
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(HematokitError, match=r"loss is not finite at epoch 2.*last good checkpoint is .*last\.safetensors"):
+        train(output=run, resume=True)
+    assert (run / "checkpoints" / "last.safetensors").read_bytes() == good
+
+
+def test_one_vs_rest(tiny_store: Path, tmp_path: Path) -> None:
+    train(tiny_store, tmp_path / "run", settings=TINY, one_vs_rest="NGS", epochs=2)
+    model = load_model(tmp_path / "run", "cpu")
+    assert model.codes == ("NGS", "rest")
+    counts = model.config.training["counts"]["train"]
+    assert counts["rest"] > counts["NGS"] > 0
+    store = open_store(tiny_store)
+    assert set(model.predict(store.patches(store.cells["cell_id"][:4]))["predicted"]) <= {"NGS", "rest"}
+
+
+def test_excluding_and_keeping_classes(tiny_store: Path, tmp_path: Path) -> None:
+    train(tiny_store, tmp_path / "all", settings=TINY, epochs=1, exclude="none")
+    assert set(load_model(tmp_path / "all", "cpu").codes) == {"BLA", "LYT", "NGS", "ART"}
+    train(tiny_store, tmp_path / "two", settings=TINY, epochs=1, exclude="ART, NGS")
+    assert set(load_model(tmp_path / "two", "cpu").codes) == {"BLA", "LYT"}
+
+
+@pytest.mark.parametrize("balance", ["none", "weighted-loss", "logit-adjustment"])
+def test_every_balance_trains(tiny_store: Path, tmp_path: Path, balance: str) -> None:
+    result = train(tiny_store, tmp_path / "run", settings=TINY, epochs=1, balance=balance)
+    assert result.bundle is not None
+    assert json.loads((result.bundle / "config.json").read_text())["training"]["balance"] == balance
+
+
+def test_configuration_of_a_run_repeats_it(tiny_run: Path, tiny_store: Path, tmp_path: Path) -> None:
+    from hematokit.training import load_settings
+
+    settings = load_settings(tiny_run / "config.yaml")
+    train(tiny_store, tmp_path / "run", settings=settings | {"output": str(tmp_path / "run")})
+    assert_same_weights(tiny_run, tmp_path / "run")
+
+
+def one_class(folder: Path) -> Path:
+    write_crops(folder / "crops", {"BLA": 9})
+    import_crops(folder / "crops", folder / "one.zarr", patch_size=64, near_duplicates=False)
+    split_store(folder / "one.zarr")
+    return folder / "one.zarr"
+
+
+def unsplit(folder: Path) -> Path:
+    write_crops(folder / "crops", {"BLA": 9, "LYT": 9})
+    import_crops(folder / "crops", folder / "unsplit.zarr", patch_size=64, near_duplicates=False)
+    return folder / "unsplit.zarr"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": "coatnett"}, "no backbone is called 'coatnett'"),
+        ({"backbone": "coatnet", "image_size": 250}, "image size 250 does not fit backbone coatnet"),
+        ({"augmenter": "hemtonet"}, "no augmenter is called"),
+        ({"augmenter_options": {"rotation": 400}}, "rotation: 400 is outside"),
+        ({"epochs": 0}, "setting 'epochs': Input should be greater than or equal to 1"),
+        ({"learning_rate": 1}, "setting 'learning_rate' does not exist; settings: augmenter, "),
+        ({"lr": float("nan")}, "setting 'lr'"),
+        ({"exclude": ["XYZ"]}, "class 'XYZ' is not in taxonomy"),
+        ({"exclude": ["BLA", "LYT", "ART"]}, "1 class(es) with training cells (NGS"),
+        ({"one_vs_rest": "MON"}, "needs training cells of MON"),
+        ({"one_vs_rest": "NGS", "exclude": ["NGS"]}, "one_vs_rest names NGS, which exclude leaves out"),
+        ({"balance": "none", "target_per_class": 10}, "target_per_class needs balance oversample"),
+        ({"device": "cuda"}, "device 'cuda'"),
+        ({"device": "toaster"}, "device 'toaster' is not available"),
+        ({"precision": "fp16"}, "fp16 needs a GPU"),
+        ({"backbone": "coatnet", "variant": "0", "pretrained": True}, "no pretrained weights exist for coatnet:0"),
+        ({"weights": "nowhere.safetensors"}, "weights file nowhere.safetensors does not exist"),
+        ({"weights": "a", "pretrained": True}, "both name a start"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    tiny_store: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    if changes.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("a GPU is here, so asking for it is no mistake")
+    with pytest.raises(HematokitError, match=re.escape(message)) as caught:
+        train(tiny_store, tmp_path / "run", settings=TINY | changes)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_stores_that_cannot_be_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with pytest.raises(HematokitError, match="1 class"):
+        train(one_class(tmp_path / "a"), tmp_path / "run", settings=TINY)
+    with pytest.raises(HematokitError, match="has no training split; run: hematokit split"):
+        train(unsplit(tmp_path / "b"), tmp_path / "run", settings=TINY)
+    with pytest.raises(HematokitError, match="missing"):
+        train(tmp_path / "missing.zarr", tmp_path / "run", settings=TINY)
+
+
+def test_a_class_with_one_cell(tmp_path: Path) -> None:
+    write_crops(tmp_path / "crops", {"BLA": 12, "LYT": 12, "NGS": 1})
+    import_crops(tmp_path / "crops", tmp_path / "s.zarr", patch_size=64, near_duplicates=False)
+    split_store(tmp_path / "s.zarr")
+    train(tmp_path / "s.zarr", tmp_path / "run", settings=TINY, epochs=1)
+    assert "NGS" in load_model(tmp_path / "run", "cpu").codes
+
+
+def test_an_output_that_exists_is_not_touched(tiny_store: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("keep")
+    with pytest.raises(HematokitError, match="exists and is not empty"):
+        train(tiny_store, tmp_path / "run", settings=TINY)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
+    with pytest.raises(HematokitError, match="is not a run"):
+        train(output=tmp_path / "run", resume=True)
