@@ -187,6 +187,7 @@ def test_damaged_bytes_never_raise_anything_but_an_image_error(kind: str, change
     for position, value in changes:
         data[position % len(data)] = value
     try:
-        assert read_rgb(bytes(data), max_pixels=10**6).dtype == np.uint8
+        outcome = str(read_rgb(bytes(data), max_pixels=10**6).dtype)
     except ImageError as error:
-        assert "\n" not in str(error)
+        outcome = str(error)
+    assert outcome == "uint8" or ("\n" not in outcome and ";" in outcome)

@@ -102,9 +102,14 @@ def test_a_reader_sees_committed_cells_only_and_its_own_snapshot(tmp_path: Path)
 
 def test_an_exception_drops_what_was_not_committed(tmp_path: Path) -> None:
     store = create_store(tmp_path / "store.zarr", patch_size=16)
-    with pytest.raises(RuntimeError, match="stop"), store.writer() as writer:
-        writer.append(noise(300), rows([str(i) for i in range(300)]))
-        raise RuntimeError("stop")
+
+    def fail() -> None:
+        with store.writer() as writer:
+            writer.append(noise(300), rows([str(i) for i in range(300)]))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
     assert len(store) == len(open_store(store.path)) == 0
     with store.writer() as writer:
         writer.append(noise(5, seed=9), rows(list("abcde")))

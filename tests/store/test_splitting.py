@@ -85,7 +85,8 @@ def test_another_seed_is_another_split() -> None:
 
 
 @pytest.mark.parametrize(
-    "fractions", [(0.5, 0.5, 0.5), (0.7, 0.15, 0.149), (1.2, -0.1, -0.1), (0, 0.5, 0.5), (0.5, 0.5), (float("nan"),) * 3]
+    "fractions",
+    [(0.5, 0.5, 0.5), (0.7, 0.15, 0.149), (1.2, -0.1, -0.1), (0, 0.5, 0.5), (0.5, 0.5), (float("nan"),) * 3],
 )
 def test_unusable_fractions_are_refused(fractions: tuple[float, ...]) -> None:
     table = pd.DataFrame({"cell_id": ["a"], "label": ["A"], "group": ["a"]})

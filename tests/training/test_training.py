@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY, write_crops
 from safetensors.torch import load_file
+from tinykit import TINY, write_crops
 
 from hematokit import HematokitError, import_crops, load_model, open_store, split_store, train
 

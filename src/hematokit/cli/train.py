@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -104,7 +105,9 @@ def register(app: typer.Typer) -> None:
         say = _to_stderr if as_json else echo
         with progress_bar("training", "cells") as progress:
             result = train(resume=resume, progress=progress, log=say, settings=settings)
-        if as_json:
+        # Of several processes one speaks.
+        main = os.environ.get("RANK", "0") == "0"
+        if as_json and main:
             print_json(
                 {
                     "run": str(result.run),
@@ -116,10 +119,10 @@ def register(app: typer.Typer) -> None:
                     "seconds": result.seconds,
                 }
             )
-        elif result.finished:
+        elif result.finished and main:
             echo(f"Bundle: {result.bundle} (epoch {result.best_epoch} of {result.epochs})")
             echo(f"Next: hematokit evaluate {result.run}")
-        else:
+        elif main:
             echo(f"Stopped after {result.epochs} epochs; saved. Go on with: hematokit train --resume --output {result.run}")
         if not result.finished and stop_after is None:
             raise typer.Exit(130)

@@ -18,9 +18,6 @@ import torch
 from torchmetrics.functional.classification import (
     multiclass_average_precision,
     multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
 )
 
 from hematokit.evaluation.calibration import ReliabilityBin, expected_calibration_error, reliability_bins
@@ -33,7 +30,7 @@ from hematokit.evaluation.intervals import (
     wider_interval,
     wilson_interval,
 )
-from hematokit.evaluation.resampling import percentile_interval, resample
+from hematokit.evaluation.resampling import overall_from_confusions, percentile_interval, resample
 from hematokit.taxonomy import Taxonomy
 
 __all__ = ["CLASS_METRICS", "LOW_SUPPORT", "OVERALL_METRICS", "ClassScores", "Scores", "score", "validation_scores"]
@@ -242,10 +239,10 @@ def score(
     confusion = multiclass_confusion_matrix(guess, target, num_classes=classes).numpy().astype(np.int64)
     support, called = confusion.sum(axis=1), confusion.sum(axis=0)
     present = support > 0
-    precision, recall, f1 = (
-        metric(guess, target, num_classes=classes, average="none").double().numpy() if n else np.zeros(classes)
-        for metric in (multiclass_precision, multiclass_recall, multiclass_f1_score)
-    )
+    hits = np.diagonal(confusion)
+    # In double precision from torchmetrics' counts; its own ratios are single. Where the divisor is 0 they are unused.
+    precision, recall = hits / np.maximum(called, 1), hits / np.maximum(support, 1)
+    f1 = 2 * hits / np.maximum(support + called, 1)
     average_precision = _average_precision(values, target)
 
     draws = resample(truth, values, clusters, seed, bootstrap)
@@ -350,11 +347,6 @@ def validation_scores(labels: npt.NDArray[np.integer], logits: npt.NDArray[np.fl
     classes = max(values.shape[1], 2)
     predicted = torch.from_numpy(values.argmax(axis=1).astype(np.int64))
     target = torch.from_numpy(truth.astype(np.int64))
-    present = np.bincount(truth.astype(np.int64), minlength=classes) > 0
-    recall = multiclass_recall(predicted, target, num_classes=classes, average="none").double().numpy()
-    f1 = multiclass_f1_score(predicted, target, num_classes=classes, average="none").double().numpy()
-    return {
-        "accuracy": float((predicted == target).double().mean()),
-        "balanced_accuracy": _mean(recall[present]),
-        "macro_f1": _mean(f1[present]),
-    }
+    confusion = multiclass_confusion_matrix(predicted, target, num_classes=classes).numpy()
+    figures = overall_from_confusions(confusion[None].astype(np.float64))
+    return {name: float(figures[name][0]) for name in ("accuracy", "balanced_accuracy", "macro_f1")}

@@ -130,6 +130,7 @@ def _precision_recall(
             color=taxonomy[code].colour,
             linestyle=_DASHES[place % len(_DASHES)],
             linewidth=1.6,
+            drawstyle="steps-pre",
             label=f"{code}  {entry.average_precision:.3f}{few}",
         )
     axes.set(xlim=(0, 1.01), ylim=(0, 1.03), xlabel="Recall", ylabel="Precision")
@@ -156,13 +157,15 @@ def _curve(
         torch.from_numpy(np.clip(np.asarray(scores, dtype=np.float64), 0.0, 1.0)),
         torch.from_numpy(positive.astype(np.int64)),
     )
-    # From the highest threshold on; torchmetrics appends the point (1, 0), which no threshold reaches.
+    # From the highest threshold on; torchmetrics appends the point (1, 0), which no threshold reaches. Of the
+    # thresholds with one recall the first counts: the steps then enclose the average precision, exactly.
     heights, places = precision.numpy()[:-1][::-1], recall.numpy()[:-1][::-1]
+    rises = np.flatnonzero(np.diff(places, prepend=0.0) > 0)
+    heights, places = heights[rises], places[rises]
     if len(places) > _CURVE_POINTS:
-        # A curve of 25,000 steps is thinned for the eye, keeping every change that a pixel could show.
-        keep = np.unique(np.searchsorted(places, np.linspace(places[0], places[-1], _CURVE_POINTS)))
-        head = np.arange(min(20, len(places)))
-        keep = np.unique(np.concatenate([head, keep, [len(places) - 1]]))
+        # A curve of thousands of steps is thinned for the eye; its start, where steps are tall, stays whole.
+        even = np.searchsorted(places, np.linspace(places[0], 1.0, _CURVE_POINTS))
+        keep = np.unique(np.concatenate([np.arange(20), even.clip(max=len(places) - 1), [len(places) - 1]]))
         heights, places = heights[keep], places[keep]
     return np.concatenate([[heights[0]], heights]), np.concatenate([[0.0], places])
 
@@ -191,7 +194,7 @@ def _confusion(axes: Axes, scores: Scores, *, normalised: bool) -> None:
     shares = np.divide(counts, support, out=np.zeros(counts.shape), where=support > 0)
     classes = len(scores.codes)
     axes.imshow(shares, cmap=_HEAT, vmin=0, vmax=1, aspect="equal")
-    size = 8 if classes <= 12 else 6.2 if classes <= 22 else 4.5
+    size = 9 if classes <= 12 else 7 if classes <= 22 else 5
     for row in range(classes):
         for column in range(classes):
             count = int(counts[row, column])
@@ -247,9 +250,8 @@ def distribution_figure(distribution: pd.DataFrame, order: Sequence[str]) -> Fig
             where = np.arange(len(codes)) - 0.4 + width * (place + 0.5)
             axes.bar(where, heights, width, color=SPLIT_COLOURS.get(str(split), "#8d99a6"), label=str(split))
         axes.axhline(LOW_SUPPORT, color=MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
-        axes.text(
-            1.0, LOW_SUPPORT * 1.06, f"{LOW_SUPPORT}", transform=axes.get_yaxis_transform(), ha="right", fontsize=7
-        )
+        beside = axes.get_yaxis_transform()
+        axes.text(1.005, LOW_SUPPORT, f"{LOW_SUPPORT}", transform=beside, va="center", fontsize=7, color=MUTED)
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.7)
         axes.set_xlim(-0.6, len(codes) - 0.4)

@@ -50,7 +50,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(figure=text.figure, interval=text.interval, p_value=text.p_value)
+    made.filters.update(figure=text.figure, interval=text.interval, moment=text.moment, p_value=text.p_value)
     made.globals.update(metric_names=METRIC_NAMES, research_use=text.RESEARCH_USE, version=__version__, low=LOW_SUPPORT)
     return made
 

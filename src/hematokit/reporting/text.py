@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["RESEARCH_USE", "command", "duration", "figure", "interval", "p_value", "training_facts"]
+__all__ = ["RESEARCH_USE", "command", "duration", "figure", "interval", "moment", "p_value", "training_facts"]
 
 RESEARCH_USE = (
     "For research use only. Not a medical device: not for diagnosis, treatment or any decision about a patient."
@@ -45,6 +45,11 @@ def duration(seconds: object) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {whole % 60:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def moment(stamp: object) -> str:
+    """Turn "2026-11-23T12:00:00+00:00" into "2026-11-23 12:00 UTC"."""
+    return str(stamp)[:16].replace("T", " ") + " UTC"
 
 
 def command(*words: object) -> str:

@@ -59,7 +59,7 @@ def create_store(
         raise StoreError(f"{path} exists already; open it, or choose another folder")
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file; choose another name for the store")
-    own = {schema.ARRAY_FOLDER, schema.CELLS_FILE, schema.REJECTS_FILE, schema.LOCK_FILE}
+    own = {schema.ARRAY_FOLDER, schema.CELLS_FILE, schema.REJECTS_FILE}
     present = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
     foreign = [name for name in present if name not in own and not name.startswith(".")]
     if foreign:

@@ -61,9 +61,10 @@ def sync_folder(folder: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of writers that were killed. Only the holder of the store's lock may call this."""
-    for path in folder.glob(f"{_TEMPORARY_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            path.unlink()
+    for pattern in (f"{_TEMPORARY_PREFIX}*", ".*.tmp"):
+        for path in folder.glob(pattern):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 @contextlib.contextmanager

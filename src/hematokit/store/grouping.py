@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from hematokit.errors import StoreError
 from hematokit.progress import Progress, no_progress
+from hematokit.store.duplicates import Fingerprints, assign_groups, find_pairs, label_conflicts
+from hematokit.store.files import disk_errors
 from hematokit.store.patchstore import PatchStore
+from hematokit.store.schema import FINGERPRINTS_FILE
 from hematokit.store.writer import StoreWriter
 
 __all__ = ["Regrouped", "exact_groups", "regroup"]
@@ -26,14 +29,17 @@ class Regrouped:
     exact : int
         Cells whose pixels equal those of another cell.
     conflicting : int
-        Sets of cells with equal pixels whose labels differ.
+        Pairs of cells that are exact or near duplicates of each other, with different labels.
     near : int or None
-        Cells that share a group with a cell of other pixels though no patient joins them; None if not searched for.
+        Pairs that show one cell, in other pixels; None if they were not searched for.
+    overlap : int or None
+        Pairs of crops that were cut from one field and overlap.
     """
 
     exact: int
     conflicting: int
     near: int | None
+    overlap: int | None
 
 
 def exact_groups(cells: pd.DataFrame) -> pd.Series[str]:
@@ -47,28 +53,31 @@ def exact_groups(cells: pd.DataFrame) -> pd.Series[str]:
     Returns
     -------
     Series of str
-        A group for each cell, named after its first cell in alphabetical order, whatever the order of the rows.
+        A group for each cell, named as `assign_groups` names them: ``patient:`` and the first patient, or the first
+        cell_id in alphabetical order.
     """
     n = len(cells)
-    pixels = pd.factorize(cells["pixel_sha256"])[0]
-    known = np.flatnonzero((cells["patient_id"] != "").to_numpy())
-    patients = pd.factorize(cells["patient_id"].iloc[known])[0]
+    patient = cells["patient_id"].to_numpy(dtype=object)
+    known = np.flatnonzero(patient != "")
     # A graph of cells, hashes and patients: what hangs together is a group.
-    hashes = n + pixels
-    people = n + n + patients
+    hashes = n + pd.factorize(cells["pixel_sha256"])[0]
+    people = 2 * n + pd.factorize(patient[known])[0]
     edges = (np.concatenate([np.arange(n), known]), np.concatenate([hashes, people]))
-    size = 3 * n
-    graph = coo_array((np.ones(len(edges[0]), np.int8), edges), shape=(size, size))
-    return _name_groups(cells, connected_components(graph, directed=False)[1][:n])
-
-
-def _name_groups(cells: pd.DataFrame, component: npt.NDArray[np.integer]) -> pd.Series[str]:
-    named = cells["cell_id"].astype(object).groupby(component).transform("min")
-    return pd.Series(named.to_numpy(), index=cells.index, name="group", dtype=object)
+    graph = coo_array((np.ones(len(edges[0]), np.int8), edges), shape=(3 * n, 3 * n))
+    component = connected_components(graph, directed=False)[1][:n]
+    names = cells["cell_id"].astype(object).groupby(component).transform("min").to_numpy(dtype=object, copy=True)
+    if len(known):
+        first = pd.Series(patient[known]).groupby(component[known]).min()
+        named = np.isin(component, first.index)
+        names[named] = [f"patient:{first[group]}" for group in component[named]]
+    return pd.Series(names, index=cells.index, name="group", dtype=object)
 
 
 def regroup(store: PatchStore, writer: StoreWriter, *, near: bool, progress: Progress = no_progress) -> Regrouped:
     """Bring the column ``group`` up to date, if cells came since it was computed, and commit it.
+
+    Only the patches that are new since the last search are read: what it found of the others is in
+    ``fingerprints.npz``, filed under the hash of their pixels.
 
     Parameters
     ----------
@@ -78,34 +87,40 @@ def regroup(store: PatchStore, writer: StoreWriter, *, near: bool, progress: Pro
         Open, with nothing pending.
     near : bool
         Search for near duplicates as well as for equal pixels.
+    progress : Progress
     """
-    state = writer.state
-    cells = writer.cells
+    cells, state = writer.cells, writer.state
+    known: Fingerprints | None = None
     if len(cells) and (state.groups_stale or (near and not state.groups_near)):
-        duplicates = b""
-        try:  # TEMP until duplicates.py is there
-            import hematokit.store.duplicates
-        except ImportError:
-            near = False
         if near:
-            from hematokit.store.duplicates import assign_groups
-
             store.refresh()
-            groups, duplicates = assign_groups(store.read_rows, cells, state.duplicates, progress)
+            known = _load(store)
+            groups, known = assign_groups(store.read_rows, cells, known, progress)
+            with disk_errors(store.path, lambda: writer.committed):
+                known.save(store.path / FINGERPRINTS_FILE)
         else:
             groups = exact_groups(cells)
         cells = cells.assign(group=np.asarray(groups, dtype=object))
-        writer.replace_cells(cells, groups_stale=False, groups_near=near, duplicates=duplicates)
-        state = writer.state
-    return _count(cells, near=state.groups_near)
+        writer.replace_cells(cells, groups_stale=False, groups_near=near)
+    elif len(cells) and state.groups_near:
+        known = _load(store)
+    return _count(cells, known)
 
 
-def _count(cells: pd.DataFrame, *, near: bool) -> Regrouped:
+def _load(store: PatchStore) -> Fingerprints | None:
+    try:
+        return Fingerprints.load(store.path / FINGERPRINTS_FILE)
+    except StoreError:
+        return None  # a cache: what is missing or damaged is computed again
+
+
+def _count(cells: pd.DataFrame, known: Fingerprints | None) -> Regrouped:
     equal = cells[cells["pixel_sha256"].duplicated(keep=False)]
-    conflicting = int((equal.groupby("pixel_sha256")["label"].nunique() > 1).sum())
-    found = None
-    if near:
-        # Joined though neither pixels nor a patient join them.
-        plain = exact_groups(cells)
-        found = int((plain.groupby(cells["group"].to_numpy()).transform("nunique") > 1).sum())
-    return Regrouped(len(equal), conflicting, found)
+    if known is None:
+        conflicting = int((equal.groupby("pixel_sha256")["label"].nunique() > 1).sum())
+        return Regrouped(len(equal), conflicting, None, None)
+    pairs = find_pairs(cells, known)
+    kinds = pairs["kind"].value_counts()
+    return Regrouped(
+        len(equal), len(label_conflicts(cells, pairs)), int(kinds.get("near", 0)), int(kinds.get("overlap", 0))
+    )

@@ -59,9 +59,11 @@ class ImportSummary:
     exact_duplicates : int
         Cells whose pixels equal those of another cell.
     conflicting_duplicates : int
-        Sets of cells with equal pixels whose labels differ.
+        Pairs of exact or near duplicates whose labels differ.
     near_duplicates : int or None
-        Cells that share a group with a cell of other pixels, patients aside; None if they were not searched for.
+        Pairs of cells that show the same cell in other pixels; None if they were not searched for.
+    overlaps : int or None
+        Pairs of crops that were cut from one field and overlap; None if they were not searched for.
     without_split : int
         Cells that an existing split does not cover.
     seconds : float
@@ -78,6 +80,7 @@ class ImportSummary:
     exact_duplicates: int
     conflicting_duplicates: int
     near_duplicates: int | None
+    overlaps: int | None
     without_split: int
     seconds: float
 
@@ -100,13 +103,14 @@ class ImportSummary:
             lines.append(f"not images by name, ignored: {endings}")
         lines.append(f"the store holds {self.cells} cells: " + ", ".join(f"{c} {n}" for c, n in self.classes.items()))
         if self.exact_duplicates:
-            lines.append(f"{self.exact_duplicates} cells have the pixels of another cell; each set shares a group")
-        if self.conflicting_duplicates:
+            lines.append(f"{self.exact_duplicates} cells have exactly the pixels of another cell")
+        if self.near_duplicates or self.overlaps:
             lines.append(
-                f"{self.conflicting_duplicates} sets of cells with equal pixels have labels that contradict each other"
+                f"{self.near_duplicates} pairs show the same cell, {self.overlaps} pairs are overlapping crops of one "
+                "field: each pair shares a group, which a split keeps together"
             )
-        if self.near_duplicates:
-            lines.append(f"{self.near_duplicates} cells share a group with a near duplicate")
+        if self.conflicting_duplicates:
+            lines.append(f"{self.conflicting_duplicates} pairs of duplicates have labels that contradict each other")
         if self.without_split:
             lines.append(f"{self.without_split} cells are in no split yet; run 'hematokit split {self.store}'")
         return lines
@@ -295,6 +299,7 @@ def import_crops(
         exact_duplicates=regrouped.exact,
         conflicting_duplicates=regrouped.conflicting,
         near_duplicates=regrouped.near,
+        overlaps=regrouped.overlap,
         without_split=int((cells["split"] == "").sum()) if store.split_info else 0,
         seconds=round(time.monotonic() - started, 3),
     )

@@ -6,9 +6,10 @@ A store is a folder in Zarr v3::
     patches/           uint8 (N, P, P, 3), one patch per inner chunk, 256 patches per shard
     cells.parquet      one row per committed cell; replacing this file is the commit
     rejects.parquet    files that an import refused, and why
+    fingerprints.npz   what the search for duplicates remembers; a cache, made again if it is missing
     .lock              held by the one writer
 
-What changes after creation (the split, the state of the search for duplicates) lives in the metadata of
+What changes after creation (the split, whether the groups are up to date) lives in the metadata of
 ``cells.parquet`` itself, so that one replacement commits rows and metadata together.
 """
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,11 +54,11 @@ ROOT_FILE = "zarr.json"
 ARRAY_FOLDER = "patches"
 CELLS_FILE = "cells.parquet"
 REJECTS_FILE = "rejects.parquet"
+FINGERPRINTS_FILE = "fingerprints.npz"
 LOCK_FILE = ".lock"
 STORE_KIND = "hematokit patch store"
 
 _METADATA_KEY = b"hematokit"
-_STATE_KEY = b"hematokit:duplicates"
 
 _SCHEMA = pa.schema(
     [
@@ -106,14 +107,11 @@ class TableState:
         Cells were added since the groups of duplicates were computed.
     groups_near : bool
         The groups hold near duplicates too, not only equal pixels; while they are stale: they shall.
-    duplicates : bytes
-        State of the search for near duplicates; opaque here.
     """
 
     split_info: dict[str, Any] | None = None
     groups_stale: bool = False
     groups_near: bool = True
-    duplicates: bytes = field(default=b"", repr=False)
 
 
 def empty_cells() -> pa.Table:
@@ -153,7 +151,6 @@ def read_cells(store: Path) -> tuple[pa.Table, TableState]:
             split_info=info["split"],
             groups_stale=bool(info["groups_stale"]),
             groups_near=bool(info["groups_near"]),
-            duplicates=metadata.get(_STATE_KEY, b""),
         )
         table = table.select(list(CELL_COLUMNS)).cast(_SCHEMA).replace_schema_metadata()
     except FileNotFoundError as error:
@@ -167,7 +164,7 @@ def read_cells(store: Path) -> tuple[pa.Table, TableState]:
 def write_cells(store: Path, table: pa.Table, state: TableState) -> None:
     """Commit: replace the table and its metadata in one step."""
     info = {"split": state.split_info, "groups_stale": state.groups_stale, "groups_near": state.groups_near}
-    metadata = {_METADATA_KEY: json.dumps(info).encode(), _STATE_KEY: state.duplicates}
+    metadata = {_METADATA_KEY: json.dumps(info).encode()}
     stamped = table.replace_schema_metadata(metadata)
 
     def write(file: BinaryIO) -> None:

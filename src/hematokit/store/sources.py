@@ -124,16 +124,15 @@ def _not_empty(listing: Listing, source: Path) -> Listing:
 
 
 class _Codes:
-    """Finds class codes in the names of folders, exactly if possible, else whatever their case."""
+    """Finds class codes in the names of folders and in tables, in upper or lower case."""
 
     def __init__(self, taxonomy: Taxonomy) -> None:
         self._taxonomy = taxonomy
-        self._exact = frozenset(taxonomy.codes)
-        folded = Counter(code.casefold() for code in taxonomy.codes)
-        self._folded = {code.casefold(): code for code in taxonomy.codes if folded[code.casefold()] == 1}
+        # A taxonomy has no two codes that differ only in case.
+        self._folded = {code.casefold(): code for code in taxonomy.codes}
 
     def find(self, name: str) -> str | None:
-        return name if name in self._exact else self._folded.get(name.casefold())
+        return self._folded.get(name.casefold())
 
     def nearest(self, folders: tuple[str, ...]) -> str | None:
         """Return the code of the innermost folder that has one."""
@@ -202,7 +201,7 @@ class _FolderFiles:
         return read_bytes(path, max_bytes=limit, name=str(path))
 
     def walk(self) -> Iterator[str]:
-        """Names of all files, in the order of their names; folders that are links are listed, not entered."""
+        """Names of all files in no particular order; folders that are links are listed, not entered."""
 
         def fail(error: OSError) -> None:
             raise StoreError(
@@ -210,14 +209,13 @@ class _FolderFiles:
             ) from error
 
         for folder, subfolders, files in os.walk(self._given, onerror=fail):
-            subfolders.sort()
             if "zarr.json" in files:
                 subfolders.clear()  # a store that lies in the folder is no source
                 continue
             inside = os.path.relpath(folder, self._given)
             prefix = Path(inside).parts
             links = [name for name in subfolders if os.path.islink(os.path.join(folder, name))]  # noqa: PTH114, PTH118
-            for name in sorted(files + links):
+            for name in files + links:
                 yield "/".join((*prefix, name))
 
 
@@ -225,7 +223,7 @@ def _folder(root: Path, taxonomy: Taxonomy) -> Listing:
     files = _FolderFiles(root)
     items: list[Item] = []
     ignored: Counter[str] = Counter()
-    for name in files.walk():
+    for name in sorted(files.walk()):
         if _is_litter(PurePosixPath(name).parts):
             continue
         linked_folder = not _is_image(name) and (root / name).is_dir()

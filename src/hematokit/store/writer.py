@@ -11,6 +11,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -128,6 +129,11 @@ class StoreWriter:
         return int(self._table.num_rows)
 
     @property
+    def path(self) -> Path:
+        """Folder of the store."""
+        return self._path
+
+    @property
     def state(self) -> schema.TableState:
         """What is committed beside the rows."""
         return self._state
@@ -195,7 +201,7 @@ class StoreWriter:
             self._flush()
             self._drain()
             table = pa.concat_tables([self._table, *self._pending]).combine_chunks()
-            state = schema.TableState(self._state.split_info, True, self._state.groups_near, self._state.duplicates)
+            state = replace(self._state, groups_stale=True)
             self._replace(table, state)
             self._first_row = self._buffer_row = _next_shard(self._first_row + self._pending_rows)
             self._pending, self._pending_rows = [], 0
@@ -207,7 +213,6 @@ class StoreWriter:
         split_info: dict[str, Any] | None = _KEEP,
         groups_stale: bool = _KEEP,
         groups_near: bool = _KEEP,
-        duplicates: bytes = _KEEP,
     ) -> None:
         """Commit changed columns of the committed cells, and what belongs to them, in one step.
 
@@ -216,7 +221,7 @@ class StoreWriter:
         cells : DataFrame
             All committed cells, each with the ``cell_id``, ``row`` and ``pixel_sha256`` it has; columns
             `CELL_COLUMNS`.
-        split_info, groups_stale, groups_near, duplicates
+        split_info, groups_stale, groups_near
             Replace what is committed under these names; left out, they stay.
 
         Raises
@@ -237,7 +242,6 @@ class StoreWriter:
             old.split_info if split_info is _KEEP else split_info,
             old.groups_stale if groups_stale is _KEEP else groups_stale,
             old.groups_near if groups_near is _KEEP else groups_near,
-            old.duplicates if duplicates is _KEEP else duplicates,
         )
         with disk_errors(self._path, lambda: self.committed):
             self._replace(table, state)

@@ -1,0 +1,369 @@
+"""How each class of healthy and leukaemic cells is made: a seeded recipe from class code to `Cell`.
+
+Granulopoiesis is one continuous line (blast 0, promyelocyte 1, ... segmented neutrophil 5) on which a cell's stage is
+drawn around its class, so that neighbours in maturation overlap as they do under the microscope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hematokit.imaging.synthetic.anatomy import Cell, Density, Granules, Spot, Streak, lobe_chain
+
+__all__ = ["RECIPES", "Recipe"]
+
+Rng = np.random.Generator
+Recipe = Callable[[Rng, str], Cell]
+
+PURPLE: Density = (1.25, 2.30, 0.42)
+REDDISH: Density = (1.02, 2.15, 0.40)
+DARK: Density = (1.70, 2.70, 0.55)
+DEEP_BLUE: Density = (1.35, 1.25, 0.18)
+BLUE: Density = (0.85, 0.75, 0.10)
+GREY_BLUE: Density = (0.48, 0.50, 0.10)
+LILAC: Density = (0.30, 0.44, 0.08)
+PINK: Density = (0.10, 0.24, 0.05)
+ORANGE: Density = (0.16, 0.52, 0.36)
+AZUROPHILIC: Density = (0.55, 1.25, 0.20)
+FINE: Density = (0.14, 0.42, 0.06)
+EOSIN: Density = (0.10, 0.62, 0.42)
+BASOPHILIC: Density = (1.30, 2.00, 0.45)
+
+
+def _tint(rng: Rng, density: Density, spread: float = 0.08) -> Density:
+    """Vary depth and hue of a stain."""
+    depth = float(np.exp(rng.normal(0.0, spread)))
+    red, green, blue = (value * depth * float(np.exp(rng.normal(0.0, spread / 2))) for value in density)
+    return red, green, blue
+
+
+def _mix(first: Density, second: Density, share: float) -> Density:
+    share = float(np.clip(share, 0.0, 1.0))
+    red, green, blue = (a + (b - a) * share for a, b in zip(first, second, strict=True))
+    return red, green, blue
+
+
+def _size(rng: Rng, mean: float, spread: float = 0.09) -> float:
+    """Radius in um: normal around the mean, cut at two standard deviations."""
+    return mean * (1.0 + spread * float(np.clip(rng.normal(), -2.0, 2.0)))
+
+
+def _base(rng: Rng, code: str, radius: float, roughness: float = 0.022) -> Cell:
+    """A cell of that size with an outline of its own and nothing in it."""
+    return Cell(
+        code,
+        radius,
+        int(rng.integers(2**31)),
+        elongation=1.0 + abs(float(rng.normal(0.0, 0.11))),
+        angle=float(rng.uniform(0, np.pi)),
+        outline=np.column_stack([rng.normal(0.0, roughness, 4) / [1, 1, 1.5, 2], rng.uniform(0, 2 * np.pi, 4)]),
+        warp=float(rng.uniform(0.10, 0.2)),
+    )
+
+
+def _within(rng: Rng, nucleus: NDArray[np.float64]) -> tuple[float, float, float]:
+    """A point well inside the nucleus, and the radius of the lobe it lies in."""
+    y, x, radius = nucleus[rng.integers(len(nucleus))]
+    away, angle = 0.65 * radius * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi)
+    return float(y + away * np.sin(angle)), float(x + away * np.cos(angle)), float(radius)
+
+
+def _nucleoli(rng: Rng, nucleus: NDArray[np.float64], count: int, size: float) -> tuple[Spot, ...]:
+    spots = []
+    for _ in range(count):
+        y, x, _radius = _within(rng, nucleus)
+        spots.append(Spot(y, x, float(size * rng.uniform(0.7, 1.3)), -float(rng.uniform(0.18, 0.38))))
+    return tuple(spots)
+
+
+def _hof(nucleus: NDArray[np.float64], radius: float, size: float, change: float) -> Spot:
+    """The pale zone of the Golgi body: beside the nucleus, on the side where the cytoplasm is."""
+    centre = np.average(nucleus[:, :2], axis=0, weights=nucleus[:, 2])
+    away = float(np.hypot(*centre))
+    towards = -centre / away if away > 0.05 else np.array([0.0, 1.0])
+    reach = float(((nucleus[:, :2] - centre) @ towards + nucleus[:, 2]).max())
+    y, x = centre + towards * (reach + 0.12 * radius)
+    return Spot(float(y), float(x), size * radius, change)
+
+
+def _vacuoles(rng: Rng, radius: float, count: int, size: float = 0.5) -> tuple[Spot, ...]:
+    spots = []
+    for _ in range(count):
+        away, angle = radius * rng.uniform(0.3, 0.92), rng.uniform(0, 2 * np.pi)
+        spots.append(
+            Spot(float(away * np.sin(angle)), float(away * np.cos(angle)), size * float(rng.uniform(0.5, 1.3)), -0.8)
+        )
+    return tuple(spots)
+
+
+# One row per stage of granulopoiesis. thickness and length of the nucleus are relative to the cell's radius.
+_STAGES = ("BLA", "PMO", "MYB", "MMZ", "NGB", "NGS")
+_LINE: dict[str, tuple[float, ...]] = {
+    "radius": (6.9, 7.9, 7.0, 6.2, 5.8, 5.7),
+    "thickness": (0.80, 0.62, 0.53, 0.43, 0.285, 0.31),
+    "length": (0.25, 0.42, 0.55, 0.95, 2.05, 2.35),
+    "bend": (0.2, 0.3, 0.8, 2.3, 3.9, 4.2),
+    "constriction": (0.0, 0.0, 0.0, 0.0, 0.10, 0.74),
+    "offset": (0.06, 0.26, 0.24, 0.16, 0.05, 0.0),
+    "clump": (0.17, 0.24, 0.33, 0.40, 0.45, 0.50),
+    "contrast": (0.15, 0.19, 0.21, 0.22, 0.20, 0.18),
+    "net": (0.75, 0.6, 0.5, 0.4, 0.3, 0.2),
+    "dark": (0.0, 0.0, 0.1, 0.35, 0.55, 0.75),
+    "azurophilic": (0.0, 210.0, 60.0, 15.0, 6.0, 4.0),
+    "fine": (0.0, 20.0, 230.0, 260.0, 240.0, 220.0),
+    "rim": (0.35, 0.25, 0.12, 0.05, 0.0, 0.0),
+}
+
+
+def _granulocyte(rng: Rng, code: str) -> Cell:
+    stage = float(np.clip(_STAGES.index(code) + np.clip(rng.normal(0.0, 0.26), -0.6, 0.6), 0.0, 5.0))
+    at = {name: float(np.interp(stage, np.arange(6), values)) for name, values in _LINE.items()}
+    radius = _size(rng, at["radius"], 0.10)
+    lobes = int(rng.choice([2, 3, 4, 5], p=[0.17, 0.43, 0.3, 0.1])) if at["constriction"] > 0.05 else 1
+    nucleus = lobe_chain(
+        rng,
+        thickness=radius * at["thickness"] * float(rng.normal(1.0, 0.05)),
+        length=radius * at["length"] * float(rng.normal(1.0, 0.08)),
+        bend=at["bend"] * float(rng.normal(1.0, 0.15)),
+        lobes=lobes,
+        constriction=at["constriction"] * float(rng.uniform(0.9, 1.1)),
+        wobble=0.05 + 0.22 * at["constriction"],
+        limit=0.95 * radius,
+        offset=radius * at["offset"],
+    )
+    colours = (BLUE, _mix(BLUE, LILAC, 0.35), _mix(BLUE, LILAC, 0.85), _mix(LILAC, PINK, 0.6), PINK, PINK)
+    low = min(int(stage), 4)
+    cytoplasm = _mix(colours[low], colours[low + 1], stage - low)
+    chromatin = _mix(_mix(PURPLE, REDDISH, float(rng.uniform(0, 1)) if stage < 2.5 else 0.0), DARK, at["dark"])
+    young = max(0.0, 1.0 - abs(stage - 0.3) / 1.2)
+    granules = (
+        Granules(_tint(rng, AZUROPHILIC, 0.2), 0.17, int(at["azurophilic"] * rng.uniform(0.7, 1.5)), 0.4, 0.0),
+        Granules(_tint(rng, FINE, 0.2), 0.13, int(at["fine"] * rng.uniform(0.5, 1.5)), 0.1),
+    )
+    return replace(
+        _base(rng, code, radius),
+        cytoplasm=_tint(rng, cytoplasm, 0.15),
+        rim=at["rim"],
+        mottle=0.13,
+        nucleus=nucleus,
+        chromatin=_tint(rng, chromatin),
+        clump=at["clump"],
+        contrast=at["contrast"],
+        net=at["net"],
+        spots=_nucleoli(rng, nucleus, int(rng.binomial(4, 0.6 * young)), 0.75),
+        vacuoles=(_hof(nucleus, radius, 0.32, -0.45),) if 0.5 < stage < 2.6 else (),
+        granules=tuple(kind for kind in granules if kind.count),
+    )
+
+
+def _eosinophil(rng: Rng, code: str) -> Cell:
+    abnormal = code == "ABE"
+    radius = _size(rng, 7.0 if abnormal else 6.5)
+    immature = rng.random() < (0.7 if abnormal else 0.3)
+    nucleus = lobe_chain(
+        rng,
+        thickness=radius * (0.47 if immature else 0.37),
+        length=radius * (0.7 if immature else 1.15),
+        bend=float(rng.uniform(0.5, 1.8)),
+        lobes=1 if immature else int(rng.choice([2, 3], p=[0.85, 0.15])),
+        constriction=0.6,
+        wobble=0.08,
+        limit=0.93 * radius,
+        offset=0.32 * radius if immature else 0.25 * radius,
+    )
+    granules = [Granules(_tint(rng, EOSIN, 0.15), 0.33, int(330 * rng.uniform(0.7, 1.2)), 0.15, 0.35)]
+    if abnormal:
+        granules.append(Granules(_tint(rng, BASOPHILIC), 0.42, int(rng.uniform(35, 75)), 0.55))
+    return replace(
+        _base(rng, code, radius),
+        cytoplasm=_tint(rng, _mix(ORANGE, LILAC, 0.6 * float(rng.random()) + (0.2 if immature else 0.0)), 0.12),
+        nucleus=nucleus,
+        chromatin=_tint(rng, _mix(PURPLE, DARK, 0.1 if immature else 0.4)),
+        clump=0.4,
+        contrast=0.18,
+        granules=tuple(granules),
+    )
+
+
+def _basophil(rng: Rng, code: str) -> Cell:
+    radius = _size(rng, 5.8)
+    nucleus = lobe_chain(
+        rng, thickness=0.42 * radius, length=0.8 * radius, bend=float(rng.uniform(0.5, 2.5)), lobes=int(rng.integers(1, 4)),
+        constriction=0.4, wobble=0.2, limit=0.92 * radius, offset=0.1 * radius,
+    )  # fmt: skip
+    return replace(
+        _base(rng, code, radius),
+        cytoplasm=_tint(rng, _mix(LILAC, PINK, float(rng.random())), 0.15),
+        nucleus=nucleus,
+        nucleus_edge=0.5,
+        chromatin=_tint(rng, (0.85, 1.75, 0.30), 0.1),
+        membrane=0.0,
+        contrast=0.15,
+        granules=(Granules(_tint(rng, BASOPHILIC), 0.34, int(rng.uniform(60, 150)), 0.7),),
+        vacuoles=_vacuoles(rng, radius, int(rng.integers(0, 5)), 0.35),
+    )
+
+
+def _monocyte(rng: Rng, code: str) -> Cell:
+    radius = _size(rng, 7.4)
+    nucleus = lobe_chain(
+        rng,
+        thickness=radius * float(rng.uniform(0.42, 0.56)),
+        length=radius * float(rng.uniform(0.7, 1.35)),
+        bend=float(rng.uniform(1.0, 3.2)),
+        lobes=int(rng.choice([1, 2, 3])),
+        constriction=float(rng.uniform(0.15, 0.4)),
+        wobble=0.16,
+        limit=0.93 * radius,
+        offset=0.15 * radius,
+    )
+    # A fold of the nucleus is a pale or dark line across it: a row of small spots.
+    start, end = np.array(_within(rng, nucleus)[:2]), np.array(_within(rng, nucleus)[:2])
+    sign = -0.22 if rng.random() < 0.5 else 0.22
+    fold = tuple(Spot(*map(float, start + (end - start) * share), 0.45, sign) for share in np.linspace(-0.4, 1.4, 6))
+    return replace(
+        _base(rng, code, radius, 0.03),
+        cytoplasm=_tint(rng, _mix(GREY_BLUE, BLUE, 0.45 * float(rng.random())), 0.2),
+        mottle=0.16,
+        rim=0.1,
+        nucleus=nucleus,
+        warp=float(rng.uniform(0.2, 0.34)),
+        chromatin=_tint(rng, _mix(PURPLE, REDDISH, 0.6)),
+        clump=0.3,
+        contrast=0.22,
+        net=0.9,
+        spots=fold,
+        vacuoles=_vacuoles(rng, radius, int(rng.poisson(2.5)), 0.45),
+        granules=(Granules(_tint(rng, AZUROPHILIC, 0.2), 0.11, int(rng.uniform(0, 120))),),
+    )
+
+
+def _lymphoid(rng: Rng, code: str) -> Cell:
+    immature, hairy = code == "LYI", code == "HAC"
+    radius = _size(rng, {"LYI": 6.1, "HAC": 5.9}.get(code, 4.7), 0.14 if code == "LYT" else 0.1)
+    # Activated lymphocytes are large and look like immature ones.
+    loose = float(np.clip((radius - 4.4) / 2.0, 0.0, 1.0)) if code == "LYT" else (0.8 if immature else 0.55)
+    share = float(rng.uniform(0.80, 0.93)) - 0.06 * loose - (0.1 if hairy else 0.0)
+    nucleus = lobe_chain(
+        rng,
+        thickness=radius * share * 0.9,
+        length=radius * float(rng.uniform(0.05, 0.3)),
+        bend=float(rng.uniform(0.0, 1.0)),
+        limit=0.96 * radius,
+        offset=radius * (1.0 - share) * float(rng.uniform(0.2, 0.9)),
+    )
+    cell = replace(
+        _base(rng, code, radius, 0.02),
+        cytoplasm=_tint(rng, _mix(GREY_BLUE, BLUE, float(rng.random()) * (0.3 if hairy else 1.0)), 0.2),
+        rim=0.15,
+        nucleus=nucleus,
+        chromatin=_tint(rng, _mix(DARK, PURPLE, loose)),
+        clump=0.55 - 0.25 * loose,
+        contrast=0.22 - 0.04 * loose,
+        net=0.2 + 0.4 * loose,
+        spots=_nucleoli(rng, nucleus, int(rng.random() < 0.7) if immature else 0, 0.6),
+    )
+    if hairy:
+        count = int(rng.integers(14, 40))
+        hairs = np.column_stack(
+            [rng.uniform(0, 2 * np.pi, count), rng.uniform(0.06, 0.16, count), rng.uniform(0.4, 1.9, count)]
+        )
+        cell = replace(cell, hairs=hairs, warp=0.35, edge=0.5)
+    return cell
+
+
+def _plasma_cell(rng: Rng, code: str) -> Cell:
+    radius = _size(rng, 6.3, 0.14)
+    share = float(rng.uniform(0.48, 0.6))
+    nucleus = lobe_chain(
+        rng, thickness=radius * share, length=0.12 * radius, bend=0.1, limit=0.95 * radius, offset=0.45 * radius
+    )
+    centre, size = nucleus[:, :2].mean(axis=0), float(nucleus[:, 2].mean())
+    count = int(rng.integers(6, 10))
+    hours = rng.uniform(0, 2 * np.pi) + np.arange(count) * (2 * np.pi / count) + rng.normal(0, 0.12, count)
+    clock = tuple(
+        Spot(float(centre[0] + 0.7 * size * np.sin(hour)), float(centre[1] + 0.7 * size * np.cos(hour)), 0.28 * size, 0.5)
+        for hour in hours
+    )  # fmt: skip
+    return replace(
+        _base(rng, code, radius),
+        elongation=1.0 + abs(float(rng.normal(0.12, 0.14))),
+        cytoplasm=_tint(rng, DEEP_BLUE, 0.18),
+        rim=0.15,
+        mottle=0.12,
+        nucleus=nucleus,
+        chromatin=_tint(rng, (1.3, 2.15, 0.42)),
+        clump=0.5,
+        contrast=0.16,
+        spots=clock,
+        vacuoles=(_hof(nucleus, radius, 0.36, -0.6), *_vacuoles(rng, radius, int(rng.poisson(0.8)), 0.4)),
+    )
+
+
+def _erythroid(rng: Rng, code: str) -> Cell:
+    early = code == "PEB"
+    # Stage 0 is a proerythroblast; 1 to 3 basophilic, polychromatic and orthochromatic erythroblasts.
+    stage = float(np.clip(rng.normal(0.0, 0.3), 0.0, 0.8)) if early else float(rng.uniform(0.7, 3.0))
+    radius = _size(rng, float(np.interp(stage, [0, 1, 2, 3], [8.3, 6.0, 4.9, 4.4])))
+    share = float(np.interp(stage, [0, 1, 2, 3], [0.74, 0.72, 0.62, 0.48])) * float(rng.normal(1.0, 0.04))
+    nucleus = lobe_chain(
+        rng,
+        thickness=radius * min(share, 0.86),
+        length=0.06 * radius,
+        bend=0.0,
+        limit=0.97 * radius,
+        offset=radius * float(rng.uniform(0.0, 0.22)),
+    )
+    stains = (DEEP_BLUE, _mix(DEEP_BLUE, BLUE, 0.6), (0.55, 0.58, 0.16), (0.27, 0.36, 0.18))
+    low = min(int(stage), 2)
+    return replace(
+        _base(rng, code, radius, 0.03),
+        cytoplasm=_tint(rng, _mix(stains[low], stains[low + 1], stage - low), 0.15),
+        rim=0.25 if early else 0.05,
+        mottle=0.12 if early else 0.07,
+        nucleus=nucleus,
+        chromatin=_tint(rng, _mix(REDDISH, DARK, stage / 1.6)),
+        clump=float(np.interp(stage, [0, 1, 3], [0.2, 0.5, 0.6])),
+        contrast=float(np.interp(stage, [0, 1.5, 3], [0.15, 0.26, 0.12])),
+        net=0.5 if early else 0.15,
+        spots=_nucleoli(rng, nucleus, int(rng.integers(1, 4)) if early else 0, 0.9),
+        vacuoles=(_hof(nucleus, radius, 0.3, -0.5),) if early else (),
+    )
+
+
+def _faggot_cell(rng: Rng, code: str) -> Cell:
+    cell = _granulocyte(rng, "PMO")
+    radius = cell.radius
+    nucleus = lobe_chain(
+        rng, thickness=0.46 * radius, length=0.9 * radius, bend=float(rng.uniform(0.8, 2.2)), lobes=2, constriction=0.45,
+        wobble=0.1, limit=0.93 * radius, offset=0.28 * radius,
+    )  # fmt: skip
+    away = -nucleus[:, :2].mean(axis=0)
+    rods = []
+    for _ in range(int(rng.integers(2, 5))):
+        # Bundles ("faggots"): rods that lie almost parallel, on the side where the cytoplasm is.
+        direction = rng.uniform(0, np.pi)
+        middle = away * 1.1 + rng.normal(0.0, 0.32 * radius, 2)
+        for _ in range(int(rng.integers(3, 9))):
+            y, x = middle + rng.normal(0.0, 0.45, 2)
+            turn = float(direction + rng.normal(0, 0.14))
+            rods.append(Streak(float(y), float(x), turn, float(rng.uniform(1.4, 3.4)), 0.13))
+    inside = tuple(rod for rod in rods if np.hypot(rod.y, rod.x) + rod.length / 2 < radius)
+    return replace(cell, code=code, nucleus=nucleus, spots=(), rods=inside, vacuoles=())
+
+
+RECIPES: dict[str, Recipe] = {
+    **dict.fromkeys(_STAGES, _granulocyte),
+    **dict.fromkeys(("EOS", "ABE"), _eosinophil),
+    **dict.fromkeys(("LYT", "LYI", "HAC"), _lymphoid),
+    **dict.fromkeys(("PEB", "EBO"), _erythroid),
+    "BAS": _basophil,
+    "MON": _monocyte,
+    "PLM": _plasma_cell,
+    "FGC": _faggot_cell,
+}
+"""Recipe of each class of intact cells, by code."""

@@ -1,0 +1,346 @@
+"""Crops and whole fields with exact truth: cells, red cells, platelets and debris laid out on a canvas."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hematokit.errors import HematokitError
+from hematokit.imaging.synthetic.anatomy import Cell
+from hematokit.imaging.synthetic.classes import CODES, MARROW, make_cell
+from hematokit.imaging.synthetic.drawing import (
+    PIXEL_SIZE_UM,
+    Canvas,
+    draw_cell,
+    draw_platelet,
+    draw_red_cell,
+    draw_specks,
+)
+from hematokit.imaging.synthetic.smears import Smear, develop, smear_style
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["SyntheticCell", "SyntheticCrop", "SyntheticField", "crop_counts", "synthesize_crops", "synthesize_field"]
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticCell:
+    """Truth about one cell of a crop or field, as it was drawn and before later cells cover it.
+
+    Attributes
+    ----------
+    code : str
+        Class code.
+    y, x : int
+        Where its centre was placed, px.
+    y0, x0, height, width : int
+        Box of its visible part, px, half-open.
+    touches_border : bool
+        The image cuts it.
+    body, nucleus : ndarray, bool, shape (height, width)
+        Masks over the box. A cell without a nucleus (stain precipitate) has an empty one.
+    """
+
+    code: str
+    y: int
+    x: int
+    y0: int
+    x0: int
+    height: int
+    width: int
+    touches_border: bool
+    body: NDArray[np.bool_]
+    nucleus: NDArray[np.bool_]
+
+    @cached_property
+    def contours(self) -> list[NDArray[np.float64]]:
+        """Outlines of the nucleus' parts: arrays (n, 2) of row and column in px of the image (pixel centres)."""
+        from skimage.measure import find_contours
+
+        padded = np.pad(self.nucleus.astype(np.float64), 1)
+        return [line + (self.y0 - 1, self.x0 - 1) for line in find_contours(padded, 0.5)]
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticCrop:
+    """One synthetic single-cell crop.
+
+    Attributes
+    ----------
+    code : str
+        Class of the cell in the middle.
+    index : int
+        Number within its class, from 0.
+    pixels : ndarray, uint8, shape (size, size, 3)
+        RGB.
+    smear_id, patient_id : str
+        Where it "comes from".
+    cells : tuple of SyntheticCell
+        All nucleated cells in view; the first is the one in the middle.
+    """
+
+    code: str
+    index: int
+    pixels: NDArray[np.uint8]
+    smear_id: str
+    patient_id: str
+    cells: tuple[SyntheticCell, ...]
+
+    @property
+    def nucleus(self) -> NDArray[np.bool_]:
+        """Mask (size, size) of the middle cell's nucleus."""
+        return self._whole(self.cells[0].nucleus)
+
+    @property
+    def body(self) -> NDArray[np.bool_]:
+        """Mask (size, size) of the middle cell."""
+        return self._whole(self.cells[0].body)
+
+    def _whole(self, part: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        cell = self.cells[0]
+        mask = np.zeros(self.pixels.shape[:2], np.bool_)
+        mask[cell.y0 : cell.y0 + cell.height, cell.x0 : cell.x0 + cell.width] = part
+        return mask
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticField:
+    """One synthetic field of view.
+
+    Attributes
+    ----------
+    pixels : ndarray, uint8, shape (height, width, 3)
+        RGB.
+    cells : tuple of SyntheticCell
+        Every nucleated cell, in the order drawn: later ones cover earlier ones.
+    smear_id, patient_id : str
+        Where it "comes from".
+    pixel_size_um : float
+        Micrometres per px.
+    """
+
+    pixels: NDArray[np.uint8]
+    cells: tuple[SyntheticCell, ...]
+    smear_id: str
+    patient_id: str
+    pixel_size_um: float = PIXEL_SIZE_UM
+
+    def table(self) -> pd.DataFrame:
+        """Return the truth as a table: label, y, x, y0, x0, height, width, touches_border, nucleus_area (px)."""
+        import pandas as pd
+
+        columns = ["label", "y", "x", "y0", "x0", "height", "width", "touches_border", "nucleus_area"]
+        rows = [
+            (c.code, c.y, c.x, c.y0, c.x0, c.height, c.width, c.touches_border, int(c.nucleus.sum()))
+            for c in self.cells
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+
+def _place_cell(canvas: Canvas, cell: Cell, y: int, x: int) -> SyntheticCell | None:
+    drawn = draw_cell(canvas, cell, y, x)
+    if drawn is None or not drawn.body.any():
+        return None
+    rows, columns = np.flatnonzero(drawn.body.any(axis=1)), np.flatnonzero(drawn.body.any(axis=0))
+    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    y0, x0 = drawn.y0 + top, drawn.x0 + left
+    return SyntheticCell(
+        code=cell.code,
+        y=y,
+        x=x,
+        y0=y0,
+        x0=x0,
+        height=bottom - top,
+        width=right - left,
+        touches_border=y0 == 0
+        or x0 == 0
+        or y0 + bottom - top == canvas.height
+        or x0 + right - left == canvas.width,
+        body=drawn.body[top:bottom, left:right].copy(),
+        nucleus=drawn.nucleus[top:bottom, left:right].copy(),
+    )
+
+
+def _scatter(
+    rng: np.random.Generator, canvas: Canvas, count: int, radii: NDArray[np.float64], placed: list[tuple[float, float, float]]
+) -> list[tuple[int, int, int]]:
+    """Positions (number, y, x) at which discs of these radii (px) hardly overlap each other and those placed."""
+    margin = float(radii.max(initial=0.0)) * 0.6
+    found = []
+    taken = np.array(placed, np.float64).reshape(-1, 3)
+    for number in range(count):
+        for _ in range(6):
+            y = rng.uniform(-margin, canvas.height + margin)
+            x = rng.uniform(-margin, canvas.width + margin)
+            gap = np.hypot(taken[:, 0] - y, taken[:, 1] - x) - taken[:, 2] - radii[number]
+            if gap.min(initial=np.inf) > -0.12 * radii[number]:
+                taken = np.vstack([taken, [y, x, radii[number]]])
+                found.append((number, round(y), round(x)))
+                break
+    placed[:] = [(float(y), float(x), float(radius)) for y, x, radius in taken]
+    return found
+
+
+def _poisson(rng: np.random.Generator, canvas: Canvas, per_10000_um2: float) -> int:
+    # Centres may lie a little outside: the count is for the canvas and a margin of 4 um.
+    height, width = (side * canvas.pixel_size_um + 8.0 for side in (canvas.height, canvas.width))
+    return int(rng.poisson(per_10000_um2 * height * width / 1e4))
+
+
+def _surroundings(canvas: Canvas, smear: Smear, rng: np.random.Generator, placed: list[tuple[float, float, float]]) -> None:
+    """Red cells around what is already placed, platelets and debris anywhere."""
+    count = _poisson(rng, canvas, smear.red_cells)
+    radii = np.full(count, 3.5 / canvas.pixel_size_um)
+    # Red cells may lie under each other and under nucleated cells, as they do where a smear is thick.
+    crowded = [(y, x, radius * 0.85) for y, x, radius in placed]
+    for _, y, x in _scatter(rng, canvas, count, radii * 0.8, crowded):
+        bluish = rng.random() < smear.polychromasia
+        depth = float(rng.normal(1.0, 0.1))
+        tone = (0.42, 0.36, 0.2) if bluish else smear.red_cell
+        density = (tone[0] * depth, tone[1] * depth, tone[2] * depth)
+        draw_red_cell(canvas, rng, y, x, density, smear.pallor * float(rng.uniform(0.6, 1.2)))
+    for _ in range(_poisson(rng, canvas, smear.platelets)):
+        draw_platelet(canvas, rng, int(rng.integers(canvas.height)), int(rng.integers(canvas.width)))
+    draw_specks(canvas, rng, _poisson(rng, canvas, smear.debris))
+
+
+def _draw_codes(rng: np.random.Generator, count: int) -> list[str]:
+    weights = np.array(list(MARROW.values()), np.float64)
+    return [str(code) for code in rng.choice(list(MARROW), count, p=weights / weights.sum())]
+
+
+def _synthesize_crop(code: str, index: int, seed: int, size: int, smears: int) -> SyntheticCrop:
+    rng = np.random.default_rng([seed, zlib.crc32(code.encode()), index])
+    # Every class is spread evenly over the smears, so that none can be told by its background alone.
+    smear = smear_style(seed, (index + zlib.crc32(code.encode())) % smears)
+    canvas = Canvas(size, size)
+    cell = make_cell(code, rng)
+    middle = np.rint(size / 2 + np.clip(rng.normal(0.0, 2.5, 2), -6, 6)).astype(int)
+    px = canvas.pixel_size_um
+    placed = [(float(middle[0]), float(middle[1]), cell.radius / px)]
+    count = _poisson(rng, canvas, smear.nucleated)
+    others = [make_cell(other, rng) for other in _draw_codes(rng, count)]
+    radii = np.array([other.radius / px for other in others])
+    spots = _scatter(rng, canvas, count, radii, placed)
+    _surroundings(canvas, smear, rng, placed)
+    cells = [_place_cell(canvas, others[number], y, x) for number, y, x in spots]
+    own = _place_cell(canvas, cell, int(middle[0]), int(middle[1]))
+    if own is None:
+        raise HematokitError(f"a cell of class {code} does not show in a crop of {size} px; ask for a larger size")
+    pixels = develop(canvas, smear, rng)
+    truth = (own, *(other for other in cells if other is not None))
+    return SyntheticCrop(code, index, pixels, smear.smear_id, smear.patient_id, truth)
+
+
+def crop_counts(counts: Mapping[str, int] | int) -> dict[str, int]:
+    """Return the crops per class in the order of the taxonomy; a number stands for as many of every class.
+
+    Raises
+    ------
+    HematokitError
+        If a class cannot be drawn or a count is negative.
+    """
+    from hematokit.taxonomy import MATEK_21
+
+    wanted = dict.fromkeys(MATEK_21.codes, counts) if isinstance(counts, int) else dict(counts)
+    unknown = sorted(set(wanted) - set(CODES))
+    if unknown:
+        raise HematokitError(f"class {unknown[0]!r} cannot be drawn; choose among {', '.join(MATEK_21.codes)}")
+    negative = [code for code, count in wanted.items() if count < 0]
+    if negative:
+        raise HematokitError(f"{wanted[negative[0]]} crops of class {negative[0]}: ask for 0 or more")
+    return {code: wanted[code] for code in MATEK_21.codes if wanted.get(code)}
+
+
+def synthesize_crops(
+    counts: Mapping[str, int] | int, *, seed: int = 0, size: int = 250, smears: int = 8
+) -> Iterator[SyntheticCrop]:
+    """Draw single-cell crops, class by class.
+
+    Parameters
+    ----------
+    counts : mapping of str to int, or int
+        Crops per class code, or as many of every class.
+    seed : int
+        The crop of a class and index is the same for the same seed, `size` and `smears`, whatever else is drawn.
+    size : int
+        Side in px.
+    smears : int
+        Number of smears (stains and lights) to spread the crops over; two make a patient.
+
+    Yields
+    ------
+    SyntheticCrop
+        In the taxonomy's order of classes.
+
+    Raises
+    ------
+    HematokitError
+        If a class cannot be drawn, or a number makes no sense.
+    """
+    if size < 32 or smears < 1 or seed < 0:
+        raise HematokitError(f"size {size}, smears {smears}, seed {seed}: needed are at least 32 px, 1 smear and seed 0")
+    wanted = crop_counts(counts)
+
+    def crops() -> Iterator[SyntheticCrop]:
+        for code, count in wanted.items():
+            for index in range(count):
+                yield _synthesize_crop(code, index, seed, size, smears)
+
+    return crops()
+
+
+def synthesize_field(
+    height: int = 2056, width: int = 2452, *, cells: Mapping[str, int] | int = 200, seed: int = 0, smear: int = 0
+) -> SyntheticField:
+    """Draw a whole field of a smear.
+
+    Parameters
+    ----------
+    height, width : int
+        Size in px.
+    cells : mapping of str to int, or int
+        Nucleated cells per class, or their number, of classes as often as in a marrow. Fewer are drawn where
+        so many do not fit.
+    seed : int
+        Same seed, same field.
+    smear : int
+        Number of the smear whose stain and light it has.
+
+    Returns
+    -------
+    SyntheticField
+
+    Raises
+    ------
+    HematokitError
+        If a class cannot be drawn, or a number makes no sense.
+    """
+    if height < 32 or width < 32 or seed < 0 or smear < 0:
+        raise HematokitError(f"a field of {width}x{height} px, seed {seed}, smear {smear}: too small or negative")
+    rng = np.random.default_rng([seed, 11, smear])
+    look = smear_style(seed, smear)
+    canvas = Canvas(height, width)
+    if isinstance(cells, int):
+        if cells < 0:
+            raise HematokitError(f"{cells} cells: ask for 0 or more")
+        codes = _draw_codes(rng, cells)
+    else:
+        codes = [code for code, count in crop_counts(cells).items() for _ in range(count)]
+        rng.shuffle(codes)
+    made = [make_cell(code, rng) for code in codes]
+    radii = np.array([cell.radius / canvas.pixel_size_um for cell in made])
+    placed: list[tuple[float, float, float]] = []
+    spots = _scatter(rng, canvas, len(made), radii, placed)
+    _surroundings(canvas, look, rng, placed)
+    truth = [_place_cell(canvas, made[number], y, x) for number, y, x in spots]
+    # A cell placed off the canvas may show only a sliver: it is drawn, and its centre put on the visible part's edge.
+    seen = tuple(cell for cell in truth if cell is not None)
+    return SyntheticField(develop(canvas, look, rng), seen, look.smear_id, look.patient_id)
