@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tinykit import TINY, write_crops
 
 from hematokit.store import import_crops, split_store
 from hematokit.training import train
+from tinykit import TINY, write_crops
 
 # Small networks gain nothing from a second thread, and lose a lot when something else runs beside the tests.
 torch.set_num_threads(1)

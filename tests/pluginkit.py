@@ -30,9 +30,7 @@ def write_package(folder: Path, package: str, code: str, version: str = "1.2.3",
     root = folder / package
     (root / module).mkdir(parents=True)
     (root / module / "__init__.py").write_text(code)
-    (root / "pyproject.toml").write_text(
-        PROJECT.format(package=package, version=version, module=module, entry=entry)
-    )
+    (root / "pyproject.toml").write_text(PROJECT.format(package=package, version=version, module=module, entry=entry))
     return root
 
 

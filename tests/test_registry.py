@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from pluginkit import pip_install, run_hematokit, write_package
 
 from hematokit.errors import PluginError
 from hematokit.registry import PluginRegistry
 from hematokit.specs import AugmenterSpec, BackboneSpec, Option
+from pluginkit import pip_install, run_hematokit, write_package
 
 GOOD = """
 import hematokit

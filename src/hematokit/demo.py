@@ -65,6 +65,8 @@ def run_demo(
     ------
     TrainingError
         If `output` holds something else.
+    KeyboardInterrupt
+        If the training was stopped; what is done is kept.
     """
     begun = time.monotonic()
     folder = Path(output)
@@ -93,9 +95,11 @@ def run_demo(
     }
     started = RunFolder(run).config_file.is_file()
     if started:
-        train(output=run, resume=True, progress=progress, log=log, device=device)
+        trained = train(output=run, resume=True, progress=progress, log=log, device=device)
     else:
-        train(store, run, progress=progress, log=log, settings=settings)
+        trained = train(store, run, progress=progress, log=log, settings=settings)
+    if not trained.finished:
+        raise KeyboardInterrupt
     log("Evaluating on cells it has not seen")
     evaluation = evaluate(run, split="test", device=device, progress=progress)
     return DemoResult(

@@ -115,8 +115,8 @@ class InputSpec:
         Normalisation per channel, in units of [0, 1].
     fit : str
         ``"resize"`` (bilinear, antialiased), ``"reflect-pad"`` (no resampling; the input is larger than the patch),
-        ``"crop"`` (centre crop; the input is smaller), or ``"auto"``: pad where the input is up to an eighth larger than
-        the patch, else resize.
+        ``"crop"`` (centre crop; the input is smaller), or ``"auto"``: pad where the input is up to an eighth larger
+        than the patch, else resize.
     """
 
     size: int

@@ -39,6 +39,15 @@ def test_it_lowers_the_loss_and_the_calibration_error_and_changes_no_prediction(
     assert (before.argmax(axis=1) == after.argmax(axis=1)).all()
 
 
+@pytest.mark.parametrize("scale", [0.5, 3.0, 30.0])
+def test_cells_that_are_all_right_do_not_make_it_certain(scale: float) -> None:
+    labels = np.arange(60) % 3
+    logits = scale * np.eye(3)[labels]
+    confidence = softmax(logits / fit_temperature(logits, labels), axis=1).max(axis=1)
+    # 60 of 60 right: as sure as that allows, whatever the network's own scale.
+    assert confidence == pytest.approx(1 - 1 / 62 * 2 / 3, abs=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_any_float_type_and_huge_logits_are_handled(dtype: type) -> None:
     logits, labels = honest_logits(400)
@@ -50,7 +59,7 @@ def test_any_float_type_and_huge_logits_are_handled(dtype: type) -> None:
     [
         (np.zeros((0, 3)), np.zeros(0, int), "only 0"),
         (np.eye(3)[[0, 1, 2]], np.arange(3), "only 3"),
-        (8 * np.eye(3)[np.arange(60) % 3], np.arange(60) % 3, "without doubt"),
+        (1e-4 * np.eye(3)[np.arange(60) % 3], np.arange(60) % 3, "hardly differ"),
         (-8 * np.eye(3)[np.arange(60) % 3], np.arange(60) % 3, "guessing"),
         (np.full((60, 3), np.nan), np.arange(60) % 3, "not finite"),
         (np.ones((60, 3)), np.arange(60) % 3, "equal"),

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from tinykit import COLOURS, write_crops
 
 from hematokit.errors import ModelError
 from hematokit.evaluation.evaluate import evaluate_images, evaluate_store
@@ -20,6 +19,7 @@ from hematokit.evaluation.files import read_predictions, write_evaluation
 from hematokit.evaluation.sources import EvaluationError
 from hematokit.store import create_store, import_crops, open_store, split_store
 from hematokit.taxonomy import MATEK_21, CellClass, Taxonomy
+from tinykit import COLOURS, write_crops
 
 
 @dataclass
@@ -35,7 +35,7 @@ class ByColour:
     @property
     def taxonomy(self) -> Taxonomy:
         if "rest" in self.codes:
-            return Taxonomy("one", (MATEK_21[self.codes[0]], CellClass("rest", "All others")))
+            return Taxonomy("one", (CellClass(self.codes[0], "This one"), CellClass("rest", "All others")))
         return MATEK_21.subset(self.codes)
 
     @property

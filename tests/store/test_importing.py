@@ -147,6 +147,38 @@ def test_equal_pixels_share_a_group_and_contradictions_are_told(make_folder: Fol
     assert any("contradict" in line for line in summary.lines())
 
 
+def smooth(seed: int, size: int = 64) -> np.ndarray:
+    """Blurred noise: structure as cells have it, which survives a change of brightness."""
+    small = np.random.default_rng(seed).integers(0, 256, (size // 4, size // 4, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def test_near_duplicates_share_a_group_and_are_found_as_they_come(tmp_path: Path) -> None:
+    folder = tmp_path / "crops"
+    for code, name, pixels in [
+        ("BLA", "a", smooth(1)),
+        ("BLA", "b", smooth(2)),
+        ("PMO", "dark a", (smooth(1) * 0.8).astype(np.uint8)),
+    ]:
+        (folder / code).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / code / f"{name}.png")
+    store = tmp_path / "store.zarr"
+    plain = import_crops(folder, store, patch_size=64, near_duplicates=False)
+    assert plain.near_duplicates is None
+    assert open_store(store).cells["group"].nunique() == 3
+    # Asked for later, the search is made up for; what is found is one cell under two labels.
+    summary = import_crops(folder, store)
+    assert (summary.added, summary.near_duplicates, summary.conflicting_duplicates) == (0, 1, 1)
+    group = open_store(store).cells.set_index("cell_id")["group"]
+    assert group["a"] == group["dark a"] != group["b"]
+
+    Image.fromarray(np.ascontiguousarray(smooth(2)[:, ::-1])).save(folder / "BLA" / "mirrored b.png")
+    (store / "fingerprints.npz").write_bytes(b"damaged")  # a cache: computed again
+    assert import_crops(folder, store).near_duplicates == 2
+    group = open_store(store).cells.set_index("cell_id")["group"]
+    assert group["b"] == group["mirrored b"]
+
+
 def test_patients_and_their_duplicates_make_one_group(make_folder: Folder, tmp_path: Path) -> None:
     folder = make_folder({"a": 1, "b": 2, "c": 2, "d": 3, "e": 4})
     table = folder / "labels.csv"

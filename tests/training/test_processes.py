@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pluginkit import pip_install, run_hematokit, write_package
 from safetensors.torch import load_file
-from tinykit import TINY
 
 from hematokit import load_model, open_store, train
+from pluginkit import pip_install, run_hematokit, write_package
+from tinykit import TINY
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HEMATOKIT_PLUGINS": ""}
 
@@ -92,8 +92,15 @@ def test_two_processes_train_what_one_does(tiny_store: Path, tmp_path: Path, lau
     module = {
         "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
         # accelerate starts several CPU processes only through MPI, or so: the device is ours to choose.
-        "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
-                       "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"],
+        "accelerate": [
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes=2",
+            "--num_machines=1",
+            "--mixed_precision=no",
+            "--dynamo_backend=no",
+            "--main_process_port=0",
+        ],
     }[launcher]
     done = subprocess.run(
         [sys.executable, "-m", *module, "-m", "hematokit", *arguments(tiny_store, two, **same)],
@@ -141,9 +148,7 @@ def register_backbones(register):
 
 
 @pytest.mark.parametrize(("limit", "parts"), [(5, 4), (0, None)])
-def test_out_of_memory_halves_the_batch(
-    tiny_store: Path, tmp_path: Path, limit: int, parts: int | None
-) -> None:
+def test_out_of_memory_halves_the_batch(tiny_store: Path, tmp_path: Path, limit: int, parts: int | None) -> None:
     site = tmp_path / "site"
     pip_install(site, write_package(tmp_path, "hemato-hungry", HUNGRY.replace("LIMIT", str(limit))))
     run = tmp_path / "run"

@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tinykit import TINY, write_crops
 
 from hematokit import HematokitError, import_crops, load_model, open_store, split_store, train
+from tinykit import TINY, write_crops
 
 
 def bundle_weights(run: Path) -> dict[str, torch.Tensor]:
@@ -127,7 +127,14 @@ def test_resuming_refuses_other_settings_and_other_data(tiny_store: Path, tmp_pa
 def test_early_stopping_keeps_the_best_epoch(tiny_store: Path, tmp_path: Path) -> None:
     # A learning rate of next to nothing: no epoch is better than the first.
     result = train(
-        tiny_store, tmp_path / "run", settings=TINY, epochs=30, lr=1e-12, patience=2, monitor="accuracy", augmenter="none"
+        tiny_store,
+        tmp_path / "run",
+        settings=TINY,
+        epochs=30,
+        lr=1e-12,
+        patience=2,
+        monitor="accuracy",
+        augmenter="none",
     )
     assert result.finished
     assert result.epochs < 30
@@ -142,7 +149,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tiny_stor
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["settings"]["lr"] = 1e30
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(HematokitError, match=r"loss is not finite at epoch 2.*last good checkpoint is .*last\.safetensors"):
+    with pytest.raises(
+        HematokitError, match=r"loss is not finite at epoch 2.*last good checkpoint is .*last\.safetensors"
+    ):
         train(output=run, resume=True)
     assert (run / "checkpoints" / "last.safetensors").read_bytes() == good
 

@@ -83,7 +83,7 @@ def _timm_variant(name: str) -> Variant:
     return Variant(name, InputSpec(size, mean=mean, std=std), pretrained, "timm model")
 
 
-# timm's *_rw models are trained with mean and deviation 0.5; those without weights may take any, and take the same.
+# timm's CoAtNets take mean and deviation 0.5, but for the one below that does not.
 def _coatnet(model: str, size: int = 224, *, pretrained: bool = False, description: str = "") -> Variant:
     return Variant(model, InputSpec(size), pretrained, description)
 
@@ -101,7 +101,12 @@ COATNET = {
     "rw-1": _coatnet("coatnet_1_rw_224", pretrained=True, description="CoAtNet-1 with weights"),
     "rw-2": _coatnet("coatnet_2_rw_224", pretrained=True, description="CoAtNet-2 with weights"),
     "rw-3": _coatnet("coatnet_3_rw_224", pretrained=True, description="CoAtNet-3 with weights"),
-    "bn-rw-0": _coatnet("coatnet_bn_0_rw_224", pretrained=True, description="CoAtNet-0, batch norm throughout"),
+    "bn-rw-0": Variant(
+        "coatnet_bn_0_rw_224",
+        InputSpec(224, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        True,
+        "CoAtNet-0, batch norm throughout",
+    ),
     "rmlp-nano": _coatnet("coatnet_rmlp_nano_rw_224", pretrained=True, description="relative position by MLP"),
     "rmlp-1": _coatnet("coatnet_rmlp_1_rw_224", pretrained=True, description="relative position by MLP"),
     "rmlp-1-rw2": _coatnet("coatnet_rmlp_1_rw2_224", pretrained=True, description="relative position by MLP"),

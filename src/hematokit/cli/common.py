@@ -29,7 +29,7 @@ def print_json(data: Mapping[str, Any] | list[Any]) -> None:
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, float) and value != value or value in (float("inf"), float("-inf")):
+    if (isinstance(value, float) and value != value) or value in (float("inf"), float("-inf")):
         return None
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}

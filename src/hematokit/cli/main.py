@@ -42,17 +42,22 @@ def build_app() -> typer.Typer:
 
     @app.callback()
     def root(
-        version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True),
+        version: bool = typer.Option(
+            False, "--version", help="Print the version and stop.", is_eager=True, callback=_print_version
+        ),
     ) -> None:
-        if version:
-            typer.echo(f"hematokit {__version__}")
-            raise typer.Exit
+        """Hold the options of the whole program."""
 
-    root.__doc__ = HELP
     for verb in VERBS:
         importlib.import_module(f"hematokit.cli.{verb}").register(app)
     load_plugins().register_commands(app)
     return app
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"hematokit {__version__}")
+        raise typer.Exit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ import typer
 from hematokit.cli.common import JsonOption, echo, print_json
 
 if TYPE_CHECKING:
-    from hematokit.registry import PluginRegistry
+    from hematokit.registry import PluginRegistry, Registry
 
 
 def register(app: typer.Typer) -> None:
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 def describe(registry: PluginRegistry) -> dict[str, Any]:
     """Return the listing as plain data."""
-    kinds = {
+    kinds: dict[str, Registry[Any]] = {
         "backbones": registry.backbones,
         "augmenters": registry.augmenters,
         "explainers": registry.explainers,
@@ -67,7 +67,7 @@ def describe(registry: PluginRegistry) -> dict[str, Any]:
                     else {}
                 ),
             }
-            for spec in specs  # type: ignore[attr-defined]
+            for spec in specs
         ]
     plugins = [
         {

@@ -32,7 +32,7 @@ MINIMUM_CELLS: Final = 20
 """Fewer validation cells than this say next to nothing about calibration."""
 
 # Beyond these the likelihood has no inner optimum on the data given: it would run to 0 or infinity.
-_LOWEST, _HIGHEST = 0.1, 20.0
+_LOWEST, _HIGHEST = 0.02, 50.0
 
 
 class TemperatureFit(NamedTuple):
@@ -45,7 +45,8 @@ class TemperatureFit(NamedTuple):
     reason : str
         Why no temperature was fitted; empty where one was.
     loss_before, loss_after : float
-        Mean negative log-likelihood (nats per cell) at temperature 1 and at `temperature`; NaN where not computed.
+        Mean negative log-likelihood of the smoothed labels (nats per cell) at temperature 1 and at `temperature`; NaN
+        where not computed.
     """
 
     temperature: float
@@ -58,8 +59,9 @@ def calibrate(logits: npt.ArrayLike, labels: npt.ArrayLike) -> TemperatureFit:
     """Fit one temperature by maximum likelihood, or say why that cannot be done.
 
     The negative log-likelihood is convex in the inverse temperature, so a bounded search in one dimension finds
-    its only minimum. Where there is none inside the bounds (all cells right: the likelihood wants temperature 0;
-    worse than guessing: infinity), or too little to go on, the temperature stays 1.
+    its only minimum. Labels are smoothed by 1 / (n + 2), as Platt proposed: where a few validation cells are all
+    right, the plain likelihood would ask for certainty (temperature 0), which so few cells do not warrant. Where there
+    is no minimum inside the bounds (worse than guessing), or too little to go on, the temperature stays 1.
 
     Parameters
     ----------
@@ -80,6 +82,7 @@ def calibrate(logits: npt.ArrayLike, labels: npt.ArrayLike) -> TemperatureFit:
     References
     ----------
     Guo C, Pleiss G, Sun Y, Weinberger KQ (2017). On calibration of modern neural networks. ICML. arXiv:1706.04599.
+    Platt J (1999). Probabilistic outputs for support vector machines. Advances in Large Margin Classifiers, 61-74.
     """
     scores = np.asarray(logits, dtype=np.float64)
     truth = np.asarray(labels)
@@ -103,7 +106,8 @@ def calibrate(logits: npt.ArrayLike, labels: npt.ArrayLike) -> TemperatureFit:
 
     # Only differences between logits matter; centring keeps the products small.
     scores = scores - scores.max(axis=1, keepdims=True)
-    of_truth = scores[np.arange(n), truth]
+    smoothing = 1 / (n + 2)
+    of_truth = (1 - smoothing) * scores[np.arange(n), truth] + smoothing * scores.mean(axis=1)
 
     def loss_at(log_temperature: float) -> float:
         beta = float(np.exp(-log_temperature))
@@ -114,10 +118,10 @@ def calibrate(logits: npt.ArrayLike, labels: npt.ArrayLike) -> TemperatureFit:
         return unfitted("all logits of each cell are equal", before)
     low, high = float(np.log(_LOWEST)), float(np.log(_HIGHEST))
     found = float(minimize_scalar(loss_at, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)
-    if found < low + 1e-3:
-        return unfitted("the validation cells are told apart without doubt, so they set no limit to confidence", before)
     if found > high - 1e-3:
         return unfitted("the logits say no more about the validation cells than guessing", before)
+    if found < low + 1e-3:
+        return unfitted("the logits hardly differ between classes", before)
     after = loss_at(found)
     return TemperatureFit(float(np.exp(found)), "", before, after)
 

@@ -3,8 +3,8 @@
 A fingerprint has two parts. *Keypoints*, local extremes of a band-passed image, each with two hashes of its
 surroundings, find patches cut from one field at different places: what both show has the same hashes, moved by one
 integer translation. The *shape*, numbers made of low-frequency cosine coefficients that do not change when the patch
-is mirrored or turned by right angles, finds re-encoded, flipped and turned copies. Both only propose; `compare`
-looks at the pixels and decides.
+is mirrored or turned by right angles, finds re-encoded, flipped and turned copies. Both only propose;
+`hematokit.imaging.overlap` looks at the pixels and decides.
 
 Everything here is arrays in, arrays out, and knows nothing of stores or cells.
 """
@@ -21,20 +21,16 @@ from scipy.fft import dct
 from scipy.ndimage import gaussian_filter, uniform_filter
 from scipy.spatial import cKDTree
 
+from hematokit.imaging.overlap import grey
+
 __all__ = [
     "KEYPOINTS",
     "SHAPE_SIZE",
-    "TRANSFORMS",
-    "Comparison",
     "PatchFingerprints",
     "Translations",
-    "compare",
-    "contrast",
     "fingerprint_patches",
     "match_shapes",
     "match_translations",
-    "overlap_views",
-    "turn",
 ]
 
 UInt8 = npt.NDArray[np.uint8]
@@ -44,15 +40,12 @@ Float = npt.NDArray[np.float32]
 KEYPOINTS = 64
 """Keypoints kept per patch, strongest first."""
 
-TRANSFORMS = ("same", "turn90", "turn180", "turn270", "mirror", "mirror+turn90", "mirror+turn180", "mirror+turn270")
-"""The eight symmetries of the square, in the order of the numbers that `compare` and `turn` use."""
-
-_RADIUS = 16  # px of surroundings that a hash looks at: small enough for an overlap of 60 px, large enough to be unique
+_RADIUS = 14  # px of surroundings that a hash looks at: small enough for narrow overlaps, large enough to be unique
 _SIGMA_HASH = 1.5  # px, smoothing under the hashes
 _SIGMA_FINE, _BOX_COARSE = 1.3, 9  # on top of it: together the band of sigma 2 to 4 px. Finer bands see JPEG's blocks
 _SPACING = 9  # px, side of the window in which a keypoint must be the extreme
 _CONTRAST = 1.0  # grey levels of band-passed signal under which an extreme is noise: blank patches get no keypoints
-_BITS = 80  # per hash; chance agreement was 2^-17 with 64 bits and 2^-22 with 96, so that 80 scales to 10^7 keypoints
+_BITS = 72  # per hash. Fewer: chance matches crowd out true ones among 10^7 keypoints. More: noise flips one of them
 _LOW = 7  # cosine frequencies per axis that make up the shape
 _FLAT = 0.75  # grey levels of low-frequency signal under which a patch has no shape: flat patches are all alike
 _COINCIDE = 0.25  # share of the keypoints in the overlap that must coincide
@@ -64,10 +57,10 @@ def _pairs_of_points() -> Int:
     # stream, which NumPy promises not to change, unlike the methods of Generator.
     raw = np.random.PCG64(20210).random_raw(8 * 8 * _BITS).reshape(-1, 4)
     side = _RADIUS // 2 * 2 + 1
-    points = (raw % side).astype(np.int64) * 2 - (side - 1)
+    points: Int = (raw % side).astype(np.int64) * 2 - (side - 1)
     first, second = points[:, :2], points[:, 2:]
     inside = (np.hypot(*first.T) <= _RADIUS) & (np.hypot(*second.T) <= _RADIUS) & (np.hypot(*(first - second).T) >= 4)
-    return points[inside][: 2 * _BITS]
+    return np.ascontiguousarray(points[inside][: 2 * _BITS])
 
 
 _POINTS = _pairs_of_points()
@@ -117,22 +110,6 @@ class Translations(NamedTuple):
     votes: Int
 
 
-class Comparison(NamedTuple):
-    """What `compare` measured: the translation (px), the correlation of the overlap, and its share of a patch."""
-
-    dy: int
-    dx: int
-    similarity: float
-    share: float
-    transform: int = 0
-
-
-def _grey(patch: npt.NDArray[np.generic]) -> Float:
-    # Green-weighted: in Romanowsky stains green carries most of the contrast.
-    weights = np.array([0.3, 0.5, 0.2], np.float32)
-    return (patch.astype(np.float32) @ weights).astype(np.float32, copy=False)
-
-
 def _keypoints(smooth: Float, margin: int) -> tuple[Int, Int]:
     """Rows and columns of the strongest extremes of a band of `smooth`, at least `margin` from the border."""
     fine = gaussian_filter(smooth, _SIGMA_FINE, truncate=3)
@@ -169,14 +146,14 @@ def _cosines(side: int) -> Float:
     return np.asarray(matrix / np.sqrt(side), np.float32)
 
 
-def _shape(grey: Float) -> Float:
+def _shape(image: Float) -> Float:
     """Numbers that stay when the patch is flipped or turned, and when its brightness or contrast changes.
 
     A flip changes the sign of the odd coefficients of one axis and a transposition swaps the axes, so that the sum
     and the difference of |c[u, v]| and |c[v, u]| stay.
     """
-    rows, columns = (_cosines(side) for side in grey.shape)
-    low = np.abs(rows @ grey @ columns.T)
+    rows, columns = (_cosines(side) for side in image.shape)
+    low = np.abs(rows @ image @ columns.T)
     low[0, 0] = 0  # the mean
     upper = np.triu_indices(_LOW, 1)
     one, two = low[upper], low.T[upper]
@@ -191,7 +168,7 @@ def fingerprint_patches(patches: UInt8) -> PatchFingerprints:
     Parameters
     ----------
     patches : uint8 (n, P, P, 3)
-        RGB patches. Those of less than 2 * 17 px get no keypoints: only copies of them are found, not overlaps.
+        RGB patches. Those of up to 32 px get no keypoints: only copies of them are found, not overlaps.
 
     Returns
     -------
@@ -207,15 +184,15 @@ def fingerprint_patches(patches: UInt8) -> PatchFingerprints:
     shapes = np.zeros((n, SHAPE_SIZE), np.float16)
     margin = _RADIUS + 2
     for index, patch in enumerate(patches):
-        grey = _grey(patch)
+        image = grey(patch)
         if size > 2 * margin:
-            smooth = gaussian_filter(grey, _SIGMA_HASH, truncate=3)
+            smooth = gaussian_filter(image, _SIGMA_HASH, truncate=3)
             y, x = _keypoints(smooth, margin)
             a = smooth[y[:, None] + _POINTS[:, 0], x[:, None] + _POINTS[:, 1]]
             b = smooth[y[:, None] + _POINTS[:, 2], x[:, None] + _POINTS[:, 3]]
             hashes[index, : len(y)] = _hash_bits(a > b)
             positions[index, : len(y)] = np.stack([y // step, x // step], axis=1)
-        shapes[index] = _shape(grey)
+        shapes[index] = _shape(image)
     return PatchFingerprints(hashes, positions, shapes, step)
 
 
@@ -223,7 +200,7 @@ def match_translations(
     prints: PatchFingerprints,
     start: int = 0,
     *,
-    min_votes: int = 3,
+    min_votes: int = 2,
     neighbours: int = 16,
     chunk: int = 2048,
 ) -> Translations:
@@ -236,7 +213,7 @@ def match_translations(
     start : int
         Only pairs whose later patch has at least this index: patches before it were matched already.
     min_votes : int
-        Keypoints that must agree on a translation, within one unit.
+        Keypoints whose hashes must agree on a translation, within one unit. More of them must coincide by position.
     neighbours : int
         Each hash is matched with at most this many earlier equal ones, so that a hash which very many patches share
         (an artefact of the camera, or thousands of copies of one image) costs linear, not quadratic time. Copies
@@ -314,16 +291,21 @@ def _vote(prints: PatchFingerprints, matches: Int, min_votes: int) -> Translatio
     near = (np.abs(dy - dy[leaders][at]) <= 1) & (np.abs(dx - dx[leaders][at]) <= 1)
     votes = np.bincount(at, weights=exact * near, minlength=len(leaders)).astype(np.int64)
     kept = leaders[votes >= min_votes]
-    found = Translations(pair[kept] // len(prints), pair[kept] % len(prints), dy[kept], dx[kept], votes[votes >= min_votes])
+    found = Translations(
+        pair[kept] // len(prints), pair[kept] % len(prints), dy[kept], dx[kept], votes[votes >= min_votes]
+    )
     agree = np.concatenate(
-        [_coincide(prints.positions, Translations(*(column[part : part + 4096] for column in found)))
-         for part in range(0, len(kept), 4096)] or [np.zeros(0, bool)]
+        [
+            _coincide(prints.positions, prints.step, Translations(*(column[part : part + 4096] for column in found)))
+            for part in range(0, len(kept), 4096)
+        ]
+        or [np.zeros(0, bool)]
     )
     first, second, dy, dx, votes = (column[agree] for column in found)
     return Translations(first, second, dy * prints.step, dx * prints.step, votes)
 
 
-def _coincide(positions: UInt8, found: Translations) -> npt.NDArray[np.bool_]:
+def _coincide(positions: UInt8, step: int, found: Translations) -> npt.NDArray[np.bool_]:
     """Whether enough keypoints of one patch fall on keypoints of the other under the translation.
 
     Tells chance from truth without reading pixels: where the hash of a keypoint flipped a bit, the keypoint itself is
@@ -333,14 +315,16 @@ def _coincide(positions: UInt8, found: Translations) -> npt.NDArray[np.bool_]:
     two = positions[found.second].astype(np.int16) + np.stack([found.dy, found.dx], axis=1).astype(np.int16)[:, None]
     one[positions[found.first] == _NONE] = -1000
     two[positions[found.second] == _NONE] = 1000
-    low, high = _RADIUS + 2, int(positions[positions != _NONE].max(initial=0))
+    low, high = (_RADIUS + 2) // step, int(positions[positions != _NONE].max(initial=0))
     shared = ((two >= low) & (two <= high)).all(axis=2).sum(axis=1)
-    hit = (np.abs(one[:, :, None, 0] - two[:, None, :, 0]) <= 1) & (np.abs(one[:, :, None, 1] - two[:, None, :, 1]) <= 1)
+    hit = (np.abs(one[:, :, None, 0] - two[:, None, :, 0]) <= 1) & (
+        np.abs(one[:, :, None, 1] - two[:, None, :, 1]) <= 1
+    )
     hits = hit.any(axis=1).sum(axis=1)
     return np.asarray((hits >= 3) & (hits >= _COINCIDE * shared))
 
 
-def match_shapes(shapes: npt.NDArray[np.float16], start: int = 0, *, radius: float = 0.05, most: int = 16) -> Int:
+def match_shapes(shapes: npt.NDArray[np.float16], start: int = 0, *, radius: float = 0.12, most: int = 16) -> Int:
     """Pairs of patches of nearly the same shape.
 
     Parameters
@@ -369,87 +353,3 @@ def match_shapes(shapes: npt.NDArray[np.float16], start: int = 0, *, radius: flo
     pairs = np.stack([np.repeat(queries, near.shape[1]), near.ravel()], axis=1)
     pairs = pairs[(pairs[:, 1] >= 0) & (pairs[:, 0] != pairs[:, 1])]
     return np.unique(np.sort(pairs, axis=1)[:, ::-1], axis=0).astype(np.int64)
-
-
-def contrast(patch: UInt8) -> Float:
-    """Contrast-normalised grey image, in which every textured spot weighs alike.
-
-    Without it, one dark nucleus or the black bar of a letterboxed image would decide a correlation alone.
-
-    Parameters
-    ----------
-    patch : uint8 (P, P, 3)
-
-    Returns
-    -------
-    float32 (P, P)
-        About -2 to 2; near 0 where the patch is blank.
-    """
-    grey = gaussian_filter(_grey(patch), 1.0, truncate=3)
-    high = grey - uniform_filter(grey, 15)
-    spread = np.sqrt(np.maximum(uniform_filter(high * high, 31), 0))
-    return np.asarray(high / (spread + 3.0), np.float32)
-
-
-def turn(image: npt.NDArray[np.generic], transform: int) -> npt.NDArray[np.generic]:
-    """View of `image` (P, P, ...) under transform number `transform` of `TRANSFORMS`: mirrored first, then turned."""
-    return np.rot90(image[:, ::-1] if transform >= 4 else image, transform % 4)
-
-
-def overlap_views(
-    first: npt.NDArray[np.generic], second: npt.NDArray[np.generic], dy: int, dx: int
-) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]:
-    """Views of what both patches show, where `second` lies at (dy, dx) in the pixels of `first`."""
-    height, width = first.shape[:2]
-    one = first[max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)]
-    two = second[max(-dy, 0) : height + min(-dy, 0), max(-dx, 0) : width + min(-dx, 0)]
-    return one, two
-
-
-def _correlation(one: npt.NDArray[np.generic], two: npt.NDArray[np.generic]) -> float:
-    a = np.ascontiguousarray(one, np.float32).ravel()
-    b = np.ascontiguousarray(two, np.float32).ravel()
-    # A blank overlap has next to no energy; the constant keeps its noise from counting as agreement.
-    blank = np.float32(0.01 * a.size)
-    return float(a @ b / np.sqrt((a @ a + blank) * (b @ b + blank))) if a.size else 0.0
-
-
-def compare(first: Float, second: Float, dy: int = 0, dx: int = 0, *, any_transform: bool = False) -> Comparison:
-    """Correlate what two patches show in common.
-
-    Parameters
-    ----------
-    first, second : float32 (P, P)
-        From `contrast`.
-    dy, dx : int
-        Translation (px) to look around, as in `Translations`; the best within 2 px is taken.
-    any_transform : bool
-        Also try `second` mirrored and turned by right angles.
-
-    Returns
-    -------
-    Comparison
-        Similarity 1 means the same up to brightness and contrast. The same pixels encoded twice stay above 0.95 as
-        a rule; unrelated patches at their best translation stay under 0.6.
-    """
-    transform = 0
-    if any_transform:
-        coarse = [_correlation(first[::2, ::2], turn(second, t)[::2, ::2]) for t in range(len(TRANSFORMS))]
-        transform = int(np.argmax(coarse))
-        second = np.ascontiguousarray(turn(second, transform), np.float32)
-    best = (-2.0, dy, dx)
-    tried: set[tuple[int, int]] = set()
-    middle = (dy, dx)
-    for _ in range(2):  # climb: two steps of one pixel
-        for y in (middle[0] - 1, middle[0], middle[0] + 1):
-            for x in (middle[1] - 1, middle[1], middle[1] + 1):
-                if (y, x) in tried or abs(y) >= first.shape[0] or abs(x) >= first.shape[1]:
-                    continue
-                tried.add((y, x))
-                best = max(best, (_correlation(*overlap_views(first, second, y, x)), y, x))
-        if (best[1], best[2]) == middle:
-            break
-        middle = (best[1], best[2])
-    similarity, y, x = best
-    share = (1 - abs(y) / first.shape[0]) * (1 - abs(x) / first.shape[1])
-    return Comparison(y, x, round(similarity, 4), round(share, 4), transform)

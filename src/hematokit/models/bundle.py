@@ -169,7 +169,9 @@ def find_bundle(path: str | Path) -> Path:
         if (candidate / CONFIG).is_file():
             return candidate
     if (path / "config.yaml").is_file():
-        raise ModelError(f"run {path} has no bundle yet: its training has not ended; go on with hematokit train --resume")
+        raise ModelError(
+            f"run {path} has no bundle yet: its training has not ended; go on with hematokit train --resume"
+        )
     raise ModelError(f"{path} is neither a run nor a bundle (no {CONFIG}); give the folder that hematokit train wrote")
 
 
@@ -213,11 +215,15 @@ def _read_config(folder: Path) -> BundleConfig:
         text = (folder / CONFIG).read_text(encoding="utf-8")
         return BundleConfig.model_validate(json.loads(text))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{folder / CONFIG} cannot be read ({' '.join(str(error).split())}); copy the bundle again") from error
+        raise ModelError(
+            f"{folder / CONFIG} cannot be read ({' '.join(str(error).split())}); copy the bundle again"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise ModelError(f"{folder / CONFIG}: {where}: {first['msg']}; copy the bundle again or mend that entry") from error
+        raise ModelError(
+            f"{folder / CONFIG}: {where}: {first['msg']}; copy the bundle again or mend that entry"
+        ) from error
 
 
 def _rebuild_choice(folder: Path, config: BundleConfig) -> BackboneChoice:
@@ -278,4 +284,3 @@ def model_card(config: BundleConfig, taxonomy: Taxonomy) -> str:
         lines.append(f"| {entry.code} | {name} | {counts.get('train', {}).get(entry.code, '')} |")
     lines += ["", "Load it with `hematokit.load_model(folder)`.", ""]
     return "\n".join(lines)
-

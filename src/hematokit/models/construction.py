@@ -108,7 +108,9 @@ def build_backbone(
         raise ModelError("--pretrained and --weights both name a start; give one of them")
     if pretrained and not choice.variant.pretrained:
         having = [key for key, item in choice.spec.variants.items() if item.pretrained]
-        hint = f"variants that have some: {', '.join(having)}" if having else "train from scratch or give --weights FILE"
+        hint = (
+            f"variants that have some: {', '.join(having)}" if having else "train from scratch or give --weights FILE"
+        )
         raise ModelError(f"no pretrained weights exist for {name}; {hint}")
     try:
         module: torch.nn.Module = choice.spec.factory(

@@ -32,7 +32,9 @@ def resolve_device(name: str = "auto") -> torch.device:
             raise ModelError(f"device {name!r}: no usable NVIDIA GPU here; use --device cpu or auto")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {name!r} is not available here ({str(error).splitlines()[0]}); use auto or cpu") from None
+        raise ModelError(
+            f"device {name!r} is not available here ({str(error).splitlines()[0]}); use auto or cpu"
+        ) from None
     return device
 
 

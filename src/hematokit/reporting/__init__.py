@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hematokit.evaluation.evaluate import Evaluation
-from hematokit.reporting.compare import RunComparison, compare
-from hematokit.reporting.evaluate import evaluate
+from hematokit.reporting.comparing import RunComparison, compare
+from hematokit.reporting.evaluating import evaluate
 
 __all__ = ["Evaluation", "RunComparison", "compare", "evaluate"]

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from hematokit.evaluation.evaluate import Evaluation
 from hematokit.evaluation.metrics import LOW_SUPPORT, OVERALL_METRICS
-from hematokit.reporting.compare import RunComparison
+from hematokit.reporting.comparing import RunComparison
 from hematokit.reporting.report import METRIC_NAMES
 from hematokit.reporting.text import figure, interval, p_value
 

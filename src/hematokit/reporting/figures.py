@@ -289,9 +289,8 @@ def reliability_figure(scores: Scores) -> Figure:
             axes.grid(axis="y", color=GRID, linewidth=0.7)
             axes.set_axisbelow(True)
         if scores.expected_calibration_error is not None:
-            upper.text(
-                0.03, 0.95, f"expected calibration error {scores.expected_calibration_error:.3f}", va="top", fontsize=8
-            )
+            line = f"Expected calibration error {scores.expected_calibration_error:.3f}"
+            upper.set_title(line, loc="left", fontsize=9)
     return figure
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from hematokit import __version__
 from hematokit.evaluation.evaluate import Evaluation
-from hematokit.evaluation.metrics import CLASS_METRICS, LOW_SUPPORT, OVERALL_METRICS, Scores
+from hematokit.evaluation.metrics import CLASS_METRICS, LOW_SUPPORT, OVERALL_METRICS
 from hematokit.reporting import figures, text
 from hematokit.reporting.pictures import data_url, thumbnail
 
@@ -110,7 +110,7 @@ def render_report(evaluation: Evaluation, model: str | Path, reproduce: list[str
             headline=OVERALL_METRICS,
             columns=CLASS_METRICS,
             facts=text.training_facts(evaluation.training),
-            pictures=_figures(evaluation, scores) if scores else {},
+            pictures=_figures(evaluation),
             mistakes=_worst(evaluation),
             worst_per_pair=_WORST_PER_PAIR,
             predicted=[(code, int(predicted.get(code, 0))) for code in evaluation.taxonomy.codes],
@@ -160,23 +160,28 @@ def _shortened(line: str, length: int) -> str:
     return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
-def _figures(evaluation: Evaluation, scores: Scores) -> dict[str, _Figure]:
-    labels, probabilities = _labelled(evaluation)
-    taxonomy = evaluation.taxonomy
-    ranked = sorted(scores.per_class.items(), key=lambda item: -(item[1].average_precision or 0))
-    curves = ", ".join(f"{code} {text.figure(entry.average_precision)}" for code, entry in ranked)
-    made: dict[str, tuple[Any, str]] = {
-        "curves": (
-            figures.precision_recall_figure(labels, probabilities, scores, taxonomy),
-            f"Precision-recall curves; average precision: {curves}",
-        ),
-        "counts": (figures.confusion_figure(scores, normalised=False), "Confusion matrix in cells"),
-        "shares": (figures.confusion_figure(scores, normalised=True), "Confusion matrix in percent of each true class"),
-        "reliability": (
-            figures.reliability_figure(scores),
-            f"Reliability diagram; expected calibration error {text.figure(scores.expected_calibration_error)}",
-        ),
-    }
+def _figures(evaluation: Evaluation) -> dict[str, _Figure]:
+    scores, taxonomy = evaluation.scores, evaluation.taxonomy
+    made: dict[str, tuple[Any, str]] = {}
+    if scores is not None:
+        labels, probabilities = _labelled(evaluation)
+        ranked = sorted(scores.per_class.items(), key=lambda item: -(item[1].average_precision or 0))
+        curves = ", ".join(f"{code} {text.figure(entry.average_precision)}" for code, entry in ranked)
+        made = {
+            "curves": (
+                figures.precision_recall_figure(labels, probabilities, scores, taxonomy),
+                f"Precision-recall curves; average precision: {curves}",
+            ),
+            "counts": (figures.confusion_figure(scores, normalised=False), "Confusion matrix in cells"),
+            "shares": (
+                figures.confusion_figure(scores, normalised=True),
+                "Confusion matrix in percent of each true class",
+            ),
+            "reliability": (
+                figures.reliability_figure(scores),
+                f"Reliability diagram; expected calibration error {text.figure(scores.expected_calibration_error)}",
+            ),
+        }
     if len(evaluation.distribution):
         order = [*taxonomy.codes, *evaluation.training.get("left_out", {})]
         made["distribution"] = (

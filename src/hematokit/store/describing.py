@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +129,7 @@ def describe_store(path: str | Path, *, rejects: bool = False) -> StoreInfo:
         schema_version=store.schema_version,
         patch_size=store.patch_size,
         codec=store.codec,
-        bytes=sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file()),
+        bytes=_size(Path(path)),
         cells=len(cells),
         classes={code: int(labels[code]) for code in store.taxonomy.codes if code in labels},
         taxonomy=store.taxonomy.name,
@@ -142,6 +144,16 @@ def describe_store(path: str | Path, *, rejects: bool = False) -> StoreInfo:
         reject_messages=[f"{row.reason}: {row.message}" for row in refused.itertuples()] if rejects else None,
         content_hash=store.content_hash,
     )
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for file in folder.rglob("*"):
+        # A writer may be at work: its temporary files come and go.
+        with contextlib.suppress(OSError):
+            status = file.lstat()
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total
 
 
 def _known(column: pd.Series[str]) -> int:

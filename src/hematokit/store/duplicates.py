@@ -26,15 +26,12 @@ from hematokit.errors import StoreError
 from hematokit.imaging.fingerprint import (
     KEYPOINTS,
     SHAPE_SIZE,
-    TRANSFORMS,
-    Comparison,
     PatchFingerprints,
-    compare,
-    contrast,
     fingerprint_patches,
     match_shapes,
     match_translations,
 )
+from hematokit.imaging.overlap import TRANSFORMS, Comparison, compare, contrast
 from hematokit.progress import Progress, no_progress
 
 __all__ = ["PAIR_COLUMNS", "Fingerprints", "assign_groups", "find_pairs", "label_conflicts"]
@@ -46,8 +43,6 @@ PAIR_COLUMNS = ("cell_a", "cell_b", "kind", "dy", "dx", "similarity", "transform
 
 _VERSION = 1  # of the fingerprints; raise it when hematokit.imaging.fingerprint computes something else
 _BATCH = 64  # patches fingerprinted, and pairs compared, at a time: bounds the memory
-_SIMILAR = 0.7  # correlation of the overlap from which two crops show the same pixels
-_SHARE = 0.05  # of a patch that must overlap: under it, chance agreement cannot be told from truth
 _SHIFTED = 0.08  # of the patch size: a copy moved by up to this is `near`, by more an `overlap`
 
 
@@ -119,7 +114,7 @@ class Fingerprints:
             with np.load(path, allow_pickle=False) as file:
                 if int(file["version"]) != _VERSION:
                     return cls()
-                own = {item.name: file[item.name] for item in fields(cls) if item.name not in ("prints", "patch_size")}
+                own: dict[str, Any] = {name: file[name] for name in _OWN if name != "patch_size"}
                 prints = PatchFingerprints(file["hashes"], file["positions"], file["shapes"], step=int(file["step"]))
                 loaded = cls(prints=prints, patch_size=int(file["patch_size"]), **own)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
@@ -186,6 +181,9 @@ class Fingerprints:
             transforms=np.concatenate([self.transforms, np.array([one.transform for one in found], np.uint8)]),
             similarities=np.concatenate([self.similarities, np.array([one.similarity for one in found], np.float32)]),
         )
+
+
+_OWN = tuple(item.name for item in fields(Fingerprints) if item.name != "prints")
 
 
 def _no_prints() -> PatchFingerprints:
@@ -308,7 +306,7 @@ def _find_links(
         for pair in batch.tolist():
             a, b = int(first[pair]), int(second[pair])
             result = compare(images[a], images[b], int(dy[pair]), int(dx[pair]), any_transform=bool(turned[pair]))
-            if result.similarity >= _SIMILAR and result.share >= _SHARE:
+            if result.same:
                 links.append((a, b))
                 found.append(result)
         done += len(batch)
@@ -360,7 +358,7 @@ def find_pairs(cells: pd.DataFrame, fingerprints: Fingerprints) -> pd.DataFrame:
     -------
     DataFrame
         Columns `PAIR_COLUMNS`. ``kind`` is ``exact``, ``near`` or ``overlap``; the pixel at p of `cell_b` (after
-        ``transform``, see `hematokit.imaging.fingerprint.TRANSFORMS`) is at p + (dy, dx) of `cell_a`, px. Of k cells
+        ``transform``, see `hematokit.imaging.overlap.TRANSFORMS`) is at p + (dy, dx) of `cell_a`, px. Of k cells
         with equal pixels, k - 1 pairs are listed, each with the alphabetically first one, which alone stands for
         them in the pairs of the other kinds.
     """

@@ -8,6 +8,7 @@ in memory at any time.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections import Counter
@@ -278,22 +279,26 @@ def import_crops(
     if store is not None:
         _check_fit(store, taxonomy, patch_size, codec)
     classes = store.taxonomy if store is not None else taxonomy or MATEK_21
-    with open_source(src, classes, None if labels is None else Path(labels)) as listing:
-        if store is None:
-            store = create_store(store_path, patch_size=patch_size or 250, taxonomy=taxonomy, codec=codec or "raw")
-        with store.writer() as writer:
-            state = _add(writer, listing, Fit(store.patch_size, resize, pad), progress)
-            _update_rejects(store, writer, listing, state.rejects)
-            regrouped = regroup(store, writer, near=near_duplicates, progress=progress)
+    with contextlib.ExitStack() as held:
+        with open_source(src, classes, None if labels is None else Path(labels)) as listing:
+            if store is None:
+                store = create_store(store_path, patch_size=patch_size or 250, taxonomy=taxonomy, codec=codec or "raw")
+            writer = held.enter_context(store.writer())
+            outcome = _add(writer, listing, Fit(store.patch_size, resize, pad), progress)
+            _update_rejects(store, writer, listing, outcome.rejects)
+            files, ignored = len(listing.items), listing.ignored
+        # The search for duplicates needs memory of its own, and the list of files is no longer needed.
+        del listing
+        regrouped = regroup(store, writer, near=near_duplicates, progress=progress)
     cells = store.cells
     counts = cells["label"].value_counts()
     return ImportSummary(
         store=str(store_path),
-        files=len(listing.items),
-        added=state.added,
-        present=state.present,
-        rejected=dict(sorted(Counter(reason for _, reason, _ in state.rejects).items())),
-        ignored=dict(sorted(listing.ignored.items())),
+        files=files,
+        added=outcome.added,
+        present=outcome.present,
+        rejected=dict(sorted(Counter(reason for _, reason, _ in outcome.rejects).items())),
+        ignored=dict(sorted(ignored.items())),
         cells=len(cells),
         classes={code: int(counts[code]) for code in store.taxonomy.codes if code in counts},
         exact_duplicates=regrouped.exact,
@@ -323,7 +328,14 @@ def _check_fit(store: PatchStore, taxonomy: Taxonomy | None, patch_size: int | N
         )
 
 
-def _add(writer: StoreWriter, listing: Listing, fit: Fit, progress: Progress) -> _Import:
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    added: int
+    present: int
+    rejects: list[tuple[str, str, str]]
+
+
+def _add(writer: StoreWriter, listing: Listing, fit: Fit, progress: Progress) -> _Outcome:
     """Load all items, commit those that are cells, and collect the reasons of the others."""
     state = _Import.begin(writer)
     committed = frozenset(state.known)
@@ -342,7 +354,7 @@ def _add(writer: StoreWriter, listing: Listing, fit: Fit, progress: Progress) ->
             raise
     state.flush()
     writer.commit()
-    return state
+    return _Outcome(state.added, state.present, state.rejects)
 
 
 def _update_rejects(

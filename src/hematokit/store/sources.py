@@ -7,8 +7,10 @@ the reason, so that nothing is passed over in silence.
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import stat
+import threading
 import zipfile
 import zlib
 from collections import Counter
@@ -263,6 +265,7 @@ class _ZipFiles:
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
         self._path = path
         self._archive = archive
+        self._lock = threading.Lock()  # opening entries counts references without one
         # Archives made on Windows may separate folders by backslashes.
         self.entries = {info.filename.replace("\\", "/"): info for info in archive.infolist() if not info.is_dir()}
 
@@ -287,7 +290,7 @@ class _ZipFiles:
         if info.file_size > limit:
             raise too_large
         try:
-            with self._archive.open(info) as file:
+            with self._lock, self._archive.open(info) as file:
                 # The declared size may lie, so what is unpacked is limited too.
                 data = file.read(limit + 1)
         except (zipfile.BadZipFile, zlib.error, LZMAError, OSError, EOFError, RuntimeError, ValueError) as error:
@@ -353,5 +356,5 @@ def _inside(path: str, base: Path, files: _FolderFiles | _ZipFiles) -> Item:
             name = os.path.relpath(name, os.path.realpath(base))
         name = os.path.normpath(name).replace(os.sep, "/")
     else:
-        name = name.replace("\\", "/").removeprefix("./")
+        name = posixpath.normpath(name.replace("\\", "/"))
     return files.item(name)

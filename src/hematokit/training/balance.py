@@ -85,4 +85,5 @@ def log_priors(labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.fl
     they are.
     """
     counts = np.bincount(labels, minlength=classes)
-    return np.log((counts + 1.0) / (counts.sum() + classes)).astype(np.float32)
+    priors: npt.NDArray[np.float32] = np.log((counts + 1.0) / (counts.sum() + classes)).astype(np.float32)
+    return priors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,7 +99,9 @@ class TrainConfig(BaseModel):
     def _split_codes(cls, value: object) -> object:
         """Accept ``"ART,OTH"`` and ``"none"`` beside a list."""
         if isinstance(value, str):
-            return [] if value.strip().lower() == "none" else [part.strip() for part in value.split(",") if part.strip()]
+            return (
+                [] if value.strip().lower() == "none" else [part.strip() for part in value.split(",") if part.strip()]
+            )
         return value
 
     @model_validator(mode="after")
@@ -157,10 +160,8 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
             value = text
         # YAML reads 1e-3 as text, because it lacks the dot; people mean the number.
         if isinstance(value, str):
-            try:
+            with suppress(ValueError):
                 value = float(value)
-            except ValueError:
-                pass
         head, dot, rest = key.partition(".")
         if dot:
             if head not in ("backbone", "augmenter"):

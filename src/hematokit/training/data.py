@@ -113,8 +113,8 @@ def select_cells(store: PatchStore, exclude: list[str] | None = None, one_vs_res
         codes = [code for code in taxonomy.codes if code in in_training]
         if len(codes) < 2:
             raise TrainingError(
-                f"store {store.path}: {len(codes)} class(es) with training cells ({', '.join(codes) or 'none'}), two are "
-                "needed; import cells of more classes, or leave fewer out with --exclude"
+                f"store {store.path}: {len(codes)} class(es) with training cells ({', '.join(codes) or 'none'}), two "
+                "are needed; import cells of more classes, or leave fewer out with --exclude"
             )
         chosen = taxonomy.subset(codes)
         index = {code: position for position, code in enumerate(chosen.codes)}

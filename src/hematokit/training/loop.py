@@ -226,8 +226,10 @@ class Loop:
         return not stop or state.epoch >= self.planned
 
     def _share(self, batch: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """This process's part of a batch."""
-        return np.array_split(batch, self.accelerator.num_processes)[self.accelerator.process_index]
+        """Return the part of a batch that is this process's."""
+        processes, mine = self.accelerator.num_processes, self.accelerator.process_index
+        share: npt.NDArray[np.int64] = np.array_split(batch, processes)[mine]
+        return share
 
     def _step(
         self, patches: torch.Tensor, positions: npt.NDArray[np.int64], whole: int, step: int, rate: float
@@ -245,8 +247,8 @@ class Loop:
                 parts = self.state.accumulation * 2
                 if self.accelerator.num_processes > 1 or parts > len(positions):
                     raise TrainingError(
-                        f"not enough memory on {self.device} even for {len(positions) // self.state.accumulation} cells "
-                        "at a time; lower --batch-size or --image-size"
+                        f"not enough memory on {self.device} even for {len(positions) // self.state.accumulation} "
+                        "cells at a time; lower --batch-size or --image-size"
                     ) from error
                 self.state.accumulation = parts
             # Outside the handler, where the failed step's tensors are no longer held by the exception.
@@ -254,13 +256,11 @@ class Loop:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.log(
-                f"Out of memory: batches of {self.config.batch_size} are now computed in {self.state.accumulation} parts "
-                "with accumulated gradients"
+                f"Out of memory: batches of {self.config.batch_size} are now computed in {self.state.accumulation} "
+                "parts with accumulated gradients"
             )
 
-    def _attempt(
-        self, patches: torch.Tensor, positions: npt.NDArray[np.int64], whole: int, step: int
-    ) -> torch.Tensor:
+    def _attempt(self, patches: torch.Tensor, positions: npt.NDArray[np.int64], whole: int, step: int) -> torch.Tensor:
         accelerator, parts = self.accelerator, self.state.accumulation
         chance = np.random.SeedSequence([self.config.seed, self.state.epoch, step, accelerator.process_index])
         seed = int(chance.generate_state(1, np.uint32)[0])
@@ -381,7 +381,7 @@ class Loop:
         return found.numpy(), {f"val_{key}": float(value) for key, value in figures.items()}
 
     def _turn(self, index: int) -> bool:
-        return index % self.accelerator.num_processes == self.accelerator.process_index
+        return bool(index % self.accelerator.num_processes == self.accelerator.process_index)
 
 
 def _inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:

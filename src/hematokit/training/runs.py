@@ -131,7 +131,9 @@ class RunFolder:
             If this is no run.
         """
         if not self.config_file.is_file():
-            raise TrainingError(f"{self.path} is not a run (no config.yaml), so there is nothing to resume; drop --resume")
+            raise TrainingError(
+                f"{self.path} is not a run (no config.yaml), so there is nothing to resume; drop --resume"
+            )
         try:
             data = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
             return dict(data["settings"]), dict(data["facts"])
@@ -159,8 +161,8 @@ class RunFolder:
             write_atomically(self.checkpoint(name), save(tensors, metadata={"progress": json.dumps(asdict(progress))}))
         except OSError as error:
             raise TrainingError(
-                f"checkpoint {self.checkpoint(name)} cannot be written ({error.strerror}); make room there, then --resume: "
-                "the earlier checkpoint is whole"
+                f"checkpoint {self.checkpoint(name)} cannot be written ({error.strerror}); make room there, then "
+                "--resume: the earlier checkpoint is whole"
             ) from error
 
     def copy_checkpoint(self, source: str, target: str) -> None:
@@ -188,12 +190,14 @@ class RunFolder:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise TrainingError(
-                f"checkpoint {path} is missing or damaged ({type(error).__name__}); start the run again in another folder"
+                f"checkpoint {path} is missing or damaged ({type(error).__name__}); start a new run"
             ) from error
         try:
             model.load_state_dict({key[6:]: value for key, value in tensors.items() if key.startswith("model.")})
         except RuntimeError as error:
-            raise TrainingError(f"checkpoint {path} is of another model than config.yaml names; start a new run") from error
+            raise TrainingError(
+                f"checkpoint {path} is of another model than config.yaml names; start a new run"
+            ) from error
         if optimizer is not None:
             state: dict[int, dict[str, torch.Tensor]] = {}
             for key, value in tensors.items():

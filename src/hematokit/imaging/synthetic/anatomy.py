@@ -135,15 +135,20 @@ class Cell:
     defocus: float = 0.0
 
     @property
+    def extent(self) -> float:
+        """Radius in um of the disc that the cell takes up among others."""
+        if not len(self.nucleus):
+            return self.radius
+        return max(self.radius, float((np.hypot(self.nucleus[:, 0], self.nucleus[:, 1]) + self.nucleus[:, 2]).max()))
+
+    @property
     def reach(self) -> float:
         """Distance in um from the centre beyond which nothing of the cell is drawn."""
-        outline = self.radius * self.elongation**0.5 * (1.0 + float(np.abs(self.outline[:, 0]).sum()))
+        outline: float = self.radius * self.elongation**0.5 * (1.0 + float(np.abs(self.outline[:, 0]).sum()))
         if len(self.hairs):
             outline += float(self.hairs[:, 2].max())
-        if len(self.nucleus):
-            outline = max(outline, float((np.hypot(self.nucleus[:, 0], self.nucleus[:, 1]) + self.nucleus[:, 2]).max()))
         rods = max((float(np.hypot(rod.y, rod.x)) + rod.length / 2 for rod in self.rods), default=0.0)
-        return max(outline, rods) + self.warp * 3 + self.edge + 3 * self.defocus
+        return max(outline, self.extent, rods) + self.warp * 3 + self.edge + 3 * self.defocus
 
 
 def lobe_chain(
@@ -188,7 +193,8 @@ def lobe_chain(
     if lobes > 1:
         sizes = np.clip(1.0 + rng.normal(0.0, 0.12, lobes), 0.75, 1.3)
         radii *= sizes[np.minimum((along * lobes).astype(int), lobes - 1)]
-        radii *= 1.0 - constriction * np.cos(np.pi * lobes * along) ** 2
+        between = np.abs(along - 0.5) < 0.5 - 0.5 / lobes  # the two ends stay round
+        radii *= 1.0 - constriction * between * np.cos(np.pi * lobes * along) ** 2
     points -= np.average(points, axis=0, weights=radii**2)
     if offset:
         towards = rng.uniform(0, 2 * np.pi)

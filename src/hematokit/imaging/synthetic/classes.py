@@ -63,7 +63,11 @@ def _mitosis(rng: Rng, code: str) -> Cell:
         for _ in range(int(rng.integers(16, 26))):
             across = rng.normal(0.0, [0.55, 0.17][kind > 0]) * radius * 0.45
             along = rng.normal(0.0, 0.5) * radius * 0.5
-            place = middle + along * np.array([np.cos(turn), -np.sin(turn)]) + across * np.array([np.sin(turn), np.cos(turn)])
+            place = (
+                middle
+                + along * np.array([np.cos(turn), -np.sin(turn)])
+                + across * np.array([np.sin(turn), np.cos(turn)])
+            )
             angle = float(rng.uniform(0, np.pi)) if kind == 0 else turn + float(rng.normal(0, 0.4))
             arms.append(Streak(float(place[0]), float(place[1]), angle, float(rng.uniform(1.0, 2.2)), 0.42))
     # The masks need a nucleus: small circles under the chromosomes.
@@ -91,7 +95,9 @@ def _megakaryoblast(rng: Rng, code: str) -> Cell:
         lobes=int(rng.integers(2, 5)), constriction=0.35, wobble=0.3, limit=0.85 * radius,
     )  # fmt: skip
     count = int(rng.integers(5, 12))
-    blebs = np.column_stack([rng.uniform(0, 2 * np.pi, count), rng.uniform(0.1, 0.2, count), rng.uniform(0.4, 1.4, count)])
+    blebs = np.column_stack(
+        [rng.uniform(0, 2 * np.pi, count), rng.uniform(0.1, 0.2, count), rng.uniform(0.4, 1.4, count)]
+    )
     return replace(
         _like(rng, "BLA", code),
         radius=radius,
@@ -158,8 +164,9 @@ def _artefact(rng: Rng, code: str) -> Cell:
     if kind < 0.75:
         # Precipitated stain: a cloud of dark grains of every size.
         grains = tuple(
-            Granules((1.1, 1.7, 0.4), size, int(rng.uniform(20, 130) * (0.3 / size) ** 1.2), 1.0) for size in (0.16, 0.3, 0.55)
-        )  # fmt: skip
+            Granules((1.1, 1.7, 0.4), size, int(rng.uniform(20, 130) * (0.3 / size) ** 1.2), 1.0)
+            for size in (0.16, 0.3, 0.55)
+        )
         return Cell(code, radius * 0.7, seed, granules=grains, warp=0.6, edge=2.0)
     # Smeared protoplasm: a purple veil with frayed borders and holes.
     holes = tuple(
@@ -187,10 +194,10 @@ def _unidentifiable(rng: Rng, code: str) -> Cell:
     source = ("LYT", "EBO", "BLA", "MYB", "NGS", "MON", "PLM", "MMZ")[int(rng.integers(8))]
     cell = _like(rng, source, code)
     if rng.random() < 0.65:
-        return replace(cell, defocus=float(rng.uniform(0.3, 0.75)))
+        return replace(cell, defocus=float(rng.uniform(0.2, 0.5)))
     depth = float(rng.uniform(1.1, 1.4))
     red, green, blue = (value * depth for value in cell.chromatin)
-    dull = tuple(value * depth * 1.4 for value in cell.cytoplasm)
+    dull = tuple(value * depth for value in cell.cytoplasm)
     return replace(
         cell,
         warp=float(rng.uniform(0.4, 0.65)),

@@ -11,7 +11,16 @@ from scipy import ndimage
 
 from hematokit.imaging.synthetic.anatomy import Cell, Density, Granules, Spot, Streak
 
-__all__ = ["PIXEL_SIZE_UM", "Canvas", "DrawnCell", "Texture", "draw_cell", "draw_platelet", "draw_red_cell", "draw_specks"]
+__all__ = [
+    "PIXEL_SIZE_UM",
+    "Canvas",
+    "DrawnCell",
+    "Texture",
+    "draw_cell",
+    "draw_platelet",
+    "draw_red_cell",
+    "draw_specks",
+]
 
 PIXEL_SIZE_UM = 0.08625
 """3.45 um camera pixels behind a 40x objective; an estimate that gives red cells their usual 7 um."""
@@ -32,7 +41,8 @@ def _tiles() -> tuple[Plane, ...]:
         tile = ndimage.gaussian_filter(noise, sigma, mode="wrap")
         tiles.append(((tile - tile.mean()) / tile.std()).astype(np.float32))
         noise = np.roll(noise.T, 97)
-    return tuple(tiles)
+    # Twice as wide as its period, so that any window of up to one period is a slice of it.
+    return tuple(np.tile(tile, (2, 2)) for tile in tiles)
 
 
 class Texture:
@@ -49,7 +59,10 @@ class Texture:
         tile = _tiles()[kind]
         if self._rng.integers(2):
             tile = tile.T
-        return tile[np.ix_((self._rows + dy) % _TILE, (self._columns + dx) % _TILE)]
+        if max(len(self._rows), len(self._columns)) > _TILE:
+            return tile[np.ix_((self._rows + dy) % _TILE, (self._columns + dx) % _TILE)]
+        y, x = int(self._rows[0] + dy) % _TILE, int(self._columns[0] + dx) % _TILE
+        return tile[y : y + len(self._rows), x : x + len(self._columns)]
 
 
 class Canvas:
@@ -108,7 +121,8 @@ class DrawnCell:
 
 def _ramp(distance: Plane, width: float) -> Plane:
     """Opacity across an edge `width` px wide; `distance` is positive inside."""
-    return np.clip(distance / max(width, 1.0) + 0.5, 0.0, 1.0)
+    ramp: Plane = np.clip(distance / np.float32(max(width, 1.0)) + np.float32(0.5), 0.0, 1.0)
+    return ramp
 
 
 def _outline(cell: Cell, direction: Plane) -> Plane:
@@ -126,7 +140,8 @@ def _outline(cell: Cell, direction: Plane) -> Plane:
         away = np.abs((theta - angle + np.pi) % (2 * np.pi) - np.pi) / width
         radius += length * np.clip(1.0 - away, 0.0, 1.0) ** 1.3
     index = (direction * (_BINS / (2 * np.pi))).astype(np.int32) % _BINS
-    return radius.astype(np.float32)[index]
+    around: Plane = radius.astype(np.float32)[index]
+    return around
 
 
 def _union(circles: NDArray[np.float64], y: Plane, x: Plane) -> Plane:
@@ -162,53 +177,62 @@ def _granules(shape: tuple[int, int], kind: Granules, cell: Cell, centre: tuple[
     """Coverage 0..1 by one population of granules; `centre` is the cell's, in window px."""
     seed = cell.texture_seed + int(1e6 * kind.radius) + kind.count
     rng = np.random.default_rng(seed)
-    away = cell.reach * np.sqrt(rng.random(kind.count))
+    away = cell.radius * 1.12 * cell.elongation**0.5 * np.sqrt(rng.random(kind.count))
     angle = rng.uniform(0, 2 * np.pi, kind.count)
     radii = np.maximum(rng.normal(kind.radius, kind.radius / 3, kind.count) / px, 0.6)
     rows = np.rint(centre[0] + away * np.sin(angle) / px).astype(int)
     columns = np.rint(centre[1] + away * np.cos(angle) / px).astype(int)
     quarters = np.rint(radii * 4).astype(int)
-    margin = int(quarters.max(initial=0) // 4 + 3)
+    half = int(np.ceil(quarters.max(initial=0) / 4 + 1))
+    margin = 2 * half + 2
     cover = np.zeros((shape[0] + 2 * margin, shape[1] + 2 * margin), np.float32)
-    seen = (rows > -margin // 2) & (columns > -margin // 2) & (rows < shape[0]) & (columns < shape[1])
+    seen = (rows >= -half) & (columns >= -half) & (rows < shape[0] + half) & (columns < shape[1] + half)
     for row, column, quarter in zip(rows[seen], columns[seen], quarters[seen], strict=True):
         stamp = _stamp(int(quarter), kind.rim)
         half = stamp.shape[0] // 2
         top, left = row + margin - half, column + margin - half
         part = cover[top : top + stamp.shape[0], left : left + stamp.shape[1]]
-        np.maximum(part, stamp[: part.shape[0], : part.shape[1]], out=part)
+        np.maximum(part, stamp, out=part)
     return cover[margin:-margin, margin:-margin]
 
 
 def _rods(rods: tuple[Streak, ...], y: Plane, x: Plane, px: float) -> Plane:
     cover = np.zeros(np.broadcast_shapes(y.shape, x.shape), np.float32)
     for rod in rods:
+        # Only the rod's own neighbourhood: a margin of 1 um allows for the warped coordinates.
+        reach = rod.length / 2 + rod.width + 1.0
+        near = tuple(
+            slice(*np.searchsorted(line, [middle - reach, middle + reach]))
+            for line, middle in ((y[:, y.shape[1] // 2], rod.y), (x[x.shape[0] // 2], rod.x))
+        )
+        part, dy, dx = cover[near], y[near] - rod.y, x[near] - rod.x
         sine, cosine = np.sin(rod.angle), np.cos(rod.angle)
-        along = (y - rod.y) * sine + (x - rod.x) * cosine
-        across = (y - rod.y) * cosine - (x - rod.x) * sine
+        along = dy * sine + dx * cosine
+        across = dy * cosine - dx * sine
         beyond = np.maximum(np.abs(along) - rod.length / 2, 0.0)
-        np.maximum(cover, _ramp((rod.width - np.hypot(beyond, across)).astype(np.float32) / px, 1.5), out=cover)
+        np.maximum(part, _ramp((rod.width - np.hypot(beyond, across)) / px, 1.5), out=part)
     return cover
 
 
 def _body(cell: Cell, distance: Plane, texture: Texture, y: Plane, x: Plane, px: float) -> Plane:
     """Relative density of the cytoplasm."""
-    body = 1.0 + cell.mottle * (0.6 * texture(2.4) + 0.6 * texture(0.45 / px))
+    body: Plane = np.asarray(1.0 + cell.mottle * (0.6 * texture(2.4) + 0.6 * texture(0.45 / px)), np.float32)
     if cell.rim:
         body += cell.rim * np.exp(-np.maximum(distance, 0.0) * (px / (0.16 * cell.radius)))
     _spots(body, cell.vacuoles, y, x)
-    return np.maximum(body, 0.0)
+    return np.maximum(body, np.float32(0.0))
 
 
 def _chromatin(cell: Cell, distance: Plane, texture: Texture, y: Plane, x: Plane, px: float) -> Plane:
     """Relative density of the nucleus."""
     coarse = texture(cell.clump / px)
     pattern = (1.0 - cell.net) * np.tanh(1.6 * coarse) + cell.net * (0.9 - 1.5 * np.abs(texture(cell.clump / px)))
-    nucleus = 1.0 + cell.contrast * (pattern + 0.35 * texture(1.0)) + 0.06 * texture(1.2 / px)
+    grains = 1.0 + cell.contrast * (pattern + 0.35 * texture(1.0)) + 0.06 * texture(1.2 / px)
+    nucleus: Plane = np.asarray(grains, np.float32)
     if cell.membrane:
         nucleus += cell.membrane * np.exp(-((distance * px / 0.22) ** 2))
     _spots(nucleus, cell.spots, y, x)
-    return np.maximum(nucleus, 0.1)
+    return np.maximum(nucleus, np.float32(0.1))
 
 
 def draw_cell(canvas: Canvas, cell: Cell, y: int, x: int) -> DrawnCell | None:

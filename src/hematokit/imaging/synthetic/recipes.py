@@ -30,7 +30,7 @@ PINK: Density = (0.10, 0.24, 0.05)
 ORANGE: Density = (0.16, 0.52, 0.36)
 AZUROPHILIC: Density = (0.55, 1.25, 0.20)
 FINE: Density = (0.14, 0.42, 0.06)
-EOSIN: Density = (0.10, 0.62, 0.42)
+EOSIN: Density = (0.17, 0.58, 0.40)
 BASOPHILIC: Density = (1.30, 2.00, 0.45)
 
 
@@ -58,10 +58,10 @@ def _base(rng: Rng, code: str, radius: float, roughness: float = 0.022) -> Cell:
         code,
         radius,
         int(rng.integers(2**31)),
-        elongation=1.0 + abs(float(rng.normal(0.0, 0.11))),
+        elongation=1.0 + abs(float(rng.normal(0.0, 0.14))),
         angle=float(rng.uniform(0, np.pi)),
-        outline=np.column_stack([rng.normal(0.0, roughness, 4) / [1, 1, 1.5, 2], rng.uniform(0, 2 * np.pi, 4)]),
-        warp=float(rng.uniform(0.10, 0.2)),
+        outline=np.column_stack([rng.normal(0.0, roughness, 4), rng.uniform(0, 2 * np.pi, 4)]),
+        warp=float(rng.uniform(0.08, 0.18)),
     )
 
 
@@ -76,7 +76,7 @@ def _nucleoli(rng: Rng, nucleus: NDArray[np.float64], count: int, size: float) -
     spots = []
     for _ in range(count):
         y, x, _radius = _within(rng, nucleus)
-        spots.append(Spot(y, x, float(size * rng.uniform(0.7, 1.3)), -float(rng.uniform(0.18, 0.38))))
+        spots.append(Spot(y, x, float(size * rng.uniform(0.7, 1.3)), -float(rng.uniform(0.25, 0.45))))
     return tuple(spots)
 
 
@@ -103,18 +103,18 @@ def _vacuoles(rng: Rng, radius: float, count: int, size: float = 0.5) -> tuple[S
 # One row per stage of granulopoiesis. thickness and length of the nucleus are relative to the cell's radius.
 _STAGES = ("BLA", "PMO", "MYB", "MMZ", "NGB", "NGS")
 _LINE: dict[str, tuple[float, ...]] = {
-    "radius": (6.9, 7.9, 7.0, 6.2, 5.8, 5.7),
-    "thickness": (0.80, 0.62, 0.53, 0.43, 0.285, 0.31),
-    "length": (0.25, 0.42, 0.55, 0.95, 2.05, 2.35),
+    "radius": (6.9, 7.9, 7.0, 6.3, 6.0, 5.9),
+    "thickness": (0.83, 0.64, 0.53, 0.43, 0.30, 0.33),
+    "length": (0.25, 0.42, 0.55, 0.95, 2.05, 2.6),
     "bend": (0.2, 0.3, 0.8, 2.3, 3.9, 4.2),
-    "constriction": (0.0, 0.0, 0.0, 0.0, 0.10, 0.74),
+    "constriction": (0.0, 0.0, 0.0, 0.0, 0.08, 0.84),
     "offset": (0.06, 0.26, 0.24, 0.16, 0.05, 0.0),
     "clump": (0.17, 0.24, 0.33, 0.40, 0.45, 0.50),
     "contrast": (0.15, 0.19, 0.21, 0.22, 0.20, 0.18),
     "net": (0.75, 0.6, 0.5, 0.4, 0.3, 0.2),
     "dark": (0.0, 0.0, 0.1, 0.35, 0.55, 0.75),
-    "azurophilic": (0.0, 210.0, 60.0, 15.0, 6.0, 4.0),
-    "fine": (0.0, 20.0, 230.0, 260.0, 240.0, 220.0),
+    "azurophilic": (0.0, 420.0, 70.0, 15.0, 6.0, 4.0),
+    "fine": (0.0, 150.0, 330.0, 260.0, 240.0, 220.0),
     "rim": (0.35, 0.25, 0.12, 0.05, 0.0, 0.0),
 }
 
@@ -141,14 +141,19 @@ def _granulocyte(rng: Rng, code: str) -> Cell:
     chromatin = _mix(_mix(PURPLE, REDDISH, float(rng.uniform(0, 1)) if stage < 2.5 else 0.0), DARK, at["dark"])
     young = max(0.0, 1.0 - abs(stage - 0.3) / 1.2)
     granules = (
-        Granules(_tint(rng, AZUROPHILIC, 0.2), 0.17, int(at["azurophilic"] * rng.uniform(0.7, 1.5)), 0.4, 0.0),
+        Granules(
+            _tint(rng, AZUROPHILIC, 0.2),
+            float(rng.uniform(0.12, 0.17)),
+            int(at["azurophilic"] * rng.uniform(0.6, 1.5)),
+            0.35,
+        ),
         Granules(_tint(rng, FINE, 0.2), 0.13, int(at["fine"] * rng.uniform(0.5, 1.5)), 0.1),
     )
     return replace(
         _base(rng, code, radius),
         cytoplasm=_tint(rng, cytoplasm, 0.15),
         rim=at["rim"],
-        mottle=0.13,
+        mottle=0.2,
         nucleus=nucleus,
         chromatin=_tint(rng, chromatin),
         clump=at["clump"],
@@ -175,7 +180,9 @@ def _eosinophil(rng: Rng, code: str) -> Cell:
         limit=0.93 * radius,
         offset=0.32 * radius if immature else 0.25 * radius,
     )
-    granules = [Granules(_tint(rng, EOSIN, 0.15), 0.33, int(330 * rng.uniform(0.7, 1.2)), 0.15, 0.35)]
+    granules = [
+        Granules(_tint(rng, EOSIN, 0.15), float(rng.uniform(0.2, 0.29)), int(560 * rng.uniform(0.7, 1.3)), 0.12, 0.5)
+    ]
     if abnormal:
         granules.append(Granules(_tint(rng, BASOPHILIC), 0.42, int(rng.uniform(35, 75)), 0.55))
     return replace(
@@ -192,8 +199,8 @@ def _eosinophil(rng: Rng, code: str) -> Cell:
 def _basophil(rng: Rng, code: str) -> Cell:
     radius = _size(rng, 5.8)
     nucleus = lobe_chain(
-        rng, thickness=0.42 * radius, length=0.8 * radius, bend=float(rng.uniform(0.5, 2.5)), lobes=int(rng.integers(1, 4)),
-        constriction=0.4, wobble=0.2, limit=0.92 * radius, offset=0.1 * radius,
+        rng, thickness=0.42 * radius, length=0.8 * radius, bend=float(rng.uniform(0.5, 2.5)),
+        lobes=int(rng.integers(1, 4)), constriction=0.4, wobble=0.2, limit=0.92 * radius, offset=0.1 * radius,
     )  # fmt: skip
     return replace(
         _base(rng, code, radius),
@@ -224,7 +231,8 @@ def _monocyte(rng: Rng, code: str) -> Cell:
     # A fold of the nucleus is a pale or dark line across it: a row of small spots.
     start, end = np.array(_within(rng, nucleus)[:2]), np.array(_within(rng, nucleus)[:2])
     sign = -0.22 if rng.random() < 0.5 else 0.22
-    fold = tuple(Spot(*map(float, start + (end - start) * share), 0.45, sign) for share in np.linspace(-0.4, 1.4, 6))
+    places = [start + (end - start) * share for share in np.linspace(-0.4, 1.4, 6)]
+    fold = tuple(Spot(float(place[0]), float(place[1]), 0.45, sign) for place in places)
     return replace(
         _base(rng, code, radius, 0.03),
         cytoplasm=_tint(rng, _mix(GREY_BLUE, BLUE, 0.45 * float(rng.random())), 0.2),
@@ -234,8 +242,8 @@ def _monocyte(rng: Rng, code: str) -> Cell:
         warp=float(rng.uniform(0.2, 0.34)),
         chromatin=_tint(rng, _mix(PURPLE, REDDISH, 0.6)),
         clump=0.3,
-        contrast=0.22,
-        net=0.9,
+        contrast=0.18,
+        net=0.7,
         spots=fold,
         vacuoles=_vacuoles(rng, radius, int(rng.poisson(2.5)), 0.45),
         granules=(Granules(_tint(rng, AZUROPHILIC, 0.2), 0.11, int(rng.uniform(0, 120))),),
@@ -247,7 +255,7 @@ def _lymphoid(rng: Rng, code: str) -> Cell:
     radius = _size(rng, {"LYI": 6.1, "HAC": 5.9}.get(code, 4.7), 0.14 if code == "LYT" else 0.1)
     # Activated lymphocytes are large and look like immature ones.
     loose = float(np.clip((radius - 4.4) / 2.0, 0.0, 1.0)) if code == "LYT" else (0.8 if immature else 0.55)
-    share = float(rng.uniform(0.80, 0.93)) - 0.06 * loose - (0.1 if hairy else 0.0)
+    share = float(rng.uniform(0.85, 0.96)) - 0.08 * loose - (0.1 if hairy else 0.0)
     nucleus = lobe_chain(
         rng,
         thickness=radius * share * 0.9,
@@ -268,11 +276,15 @@ def _lymphoid(rng: Rng, code: str) -> Cell:
         spots=_nucleoli(rng, nucleus, int(rng.random() < 0.7) if immature else 0, 0.6),
     )
     if hairy:
-        count = int(rng.integers(14, 40))
+        count = int(rng.integers(30, 70))
         hairs = np.column_stack(
-            [rng.uniform(0, 2 * np.pi, count), rng.uniform(0.06, 0.16, count), rng.uniform(0.4, 1.9, count)]
+            [
+                rng.uniform(0, 2 * np.pi, count),
+                rng.uniform(0.04, 0.11, count),
+                rng.gamma(2.0, 0.33, count).clip(0.1, 1.8),
+            ]
         )
-        cell = replace(cell, hairs=hairs, warp=0.35, edge=0.5)
+        cell = replace(cell, hairs=hairs, warp=0.3, edge=0.45)
     return cell
 
 
@@ -286,9 +298,14 @@ def _plasma_cell(rng: Rng, code: str) -> Cell:
     count = int(rng.integers(6, 10))
     hours = rng.uniform(0, 2 * np.pi) + np.arange(count) * (2 * np.pi / count) + rng.normal(0, 0.12, count)
     clock = tuple(
-        Spot(float(centre[0] + 0.7 * size * np.sin(hour)), float(centre[1] + 0.7 * size * np.cos(hour)), 0.28 * size, 0.5)
+        Spot(
+            float(centre[0] + 0.7 * size * np.sin(hour)),
+            float(centre[1] + 0.7 * size * np.cos(hour)),
+            float(rng.uniform(0.2, 0.32)) * size,
+            float(rng.uniform(0.25, 0.5)),
+        )
         for hour in hours
-    )  # fmt: skip
+    )
     return replace(
         _base(rng, code, radius),
         elongation=1.0 + abs(float(rng.normal(0.12, 0.14))),
@@ -339,8 +356,8 @@ def _faggot_cell(rng: Rng, code: str) -> Cell:
     cell = _granulocyte(rng, "PMO")
     radius = cell.radius
     nucleus = lobe_chain(
-        rng, thickness=0.46 * radius, length=0.9 * radius, bend=float(rng.uniform(0.8, 2.2)), lobes=2, constriction=0.45,
-        wobble=0.1, limit=0.93 * radius, offset=0.28 * radius,
+        rng, thickness=0.46 * radius, length=0.9 * radius, bend=float(rng.uniform(0.8, 2.2)), lobes=2,
+        constriction=0.45, wobble=0.1, limit=0.93 * radius, offset=0.28 * radius,
     )  # fmt: skip
     away = -nucleus[:, :2].mean(axis=0)
     rods = []

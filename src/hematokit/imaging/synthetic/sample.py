@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +46,7 @@ def _replace(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".tmp")
     with partial.open("wb") as handle:
         handle.write(content)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def write_sample(

@@ -38,8 +38,9 @@ class SyntheticCell:
     ----------
     code : str
         Class code.
-    y, x : int
-        Where its centre was placed, px.
+    y, x : float
+        Where its centre was placed, in px with pixel corners on the integers; of a cell that the image cuts, the point
+        of its box nearest to that.
     y0, x0, height, width : int
         Box of its visible part, px, half-open.
     touches_border : bool
@@ -49,8 +50,8 @@ class SyntheticCell:
     """
 
     code: str
-    y: int
-    x: int
+    y: float
+    x: float
     y0: int
     x0: int
     height: int
@@ -61,11 +62,11 @@ class SyntheticCell:
 
     @cached_property
     def contours(self) -> list[NDArray[np.float64]]:
-        """Outlines of the nucleus' parts: arrays (n, 2) of row and column in px of the image (pixel centres)."""
+        """Outlines of the nucleus' parts: arrays (n, 2) of row and column, pixel corners on the integers."""
         from skimage.measure import find_contours
 
         padded = np.pad(self.nucleus.astype(np.float64), 1)
-        return [line + (self.y0 - 1, self.x0 - 1) for line in find_contours(padded, 0.5)]
+        return [line + np.array([self.y0 - 0.5, self.x0 - 0.5]) for line in find_contours(padded, 0.5)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,38 +154,45 @@ def _place_cell(canvas: Canvas, cell: Cell, y: int, x: int) -> SyntheticCell | N
     y0, x0 = drawn.y0 + top, drawn.x0 + left
     return SyntheticCell(
         code=cell.code,
-        y=y,
-        x=x,
+        y=float(np.clip(y + 0.5, y0, y0 + bottom - top)),
+        x=float(np.clip(x + 0.5, x0, x0 + right - left)),
         y0=y0,
         x0=x0,
         height=bottom - top,
         width=right - left,
-        touches_border=y0 == 0
-        or x0 == 0
-        or y0 + bottom - top == canvas.height
-        or x0 + right - left == canvas.width,
+        touches_border=y0 == 0 or x0 == 0 or y0 + bottom - top == canvas.height or x0 + right - left == canvas.width,
         body=drawn.body[top:bottom, left:right].copy(),
         nucleus=drawn.nucleus[top:bottom, left:right].copy(),
     )
 
 
 def _scatter(
-    rng: np.random.Generator, canvas: Canvas, count: int, radii: NDArray[np.float64], placed: list[tuple[float, float, float]]
+    rng: np.random.Generator,
+    canvas: Canvas,
+    radii: NDArray[np.float64],
+    placed: list[tuple[float, float, float]],
+    tries: int = 6,
 ) -> list[tuple[int, int, int]]:
-    """Positions (number, y, x) at which discs of these radii (px) hardly overlap each other and those placed."""
+    """Positions (number, y, x) at which discs of these radii (px) hardly overlap each other and those placed.
+
+    A disc for which there is no room is squeezed in little by little after ten tries, and left out after the last.
+    """
     margin = float(radii.max(initial=0.0)) * 0.6
     found = []
-    taken = np.array(placed, np.float64).reshape(-1, 3)
-    for number in range(count):
-        for _ in range(6):
+    taken = np.empty((len(placed) + len(radii), 3))
+    taken[: len(placed)] = np.reshape(placed, (-1, 3))
+    count = len(placed)
+    for number, radius in enumerate(radii):
+        for attempt in range(tries):
             y = rng.uniform(-margin, canvas.height + margin)
             x = rng.uniform(-margin, canvas.width + margin)
-            gap = np.hypot(taken[:, 0] - y, taken[:, 1] - x) - taken[:, 2] - radii[number]
-            if gap.min(initial=np.inf) > -0.12 * radii[number]:
-                taken = np.vstack([taken, [y, x, radii[number]]])
+            gap = np.hypot(taken[:count, 0] - y, taken[:count, 1] - x) - taken[:count, 2] - radius
+            if gap.min(initial=np.inf) > -radius * (0.12 + 0.01 * max(0, attempt - 10)):
+                taken[count] = y, x, radius
+                count += 1
                 found.append((number, round(y), round(x)))
                 break
-    placed[:] = [(float(y), float(x), float(radius)) for y, x, radius in taken]
+    placed[:] = [(float(y), float(x), float(radius)) for y, x, radius in taken[:count]]
     return found
 
 
@@ -194,13 +202,15 @@ def _poisson(rng: np.random.Generator, canvas: Canvas, per_10000_um2: float) -> 
     return int(rng.poisson(per_10000_um2 * height * width / 1e4))
 
 
-def _surroundings(canvas: Canvas, smear: Smear, rng: np.random.Generator, placed: list[tuple[float, float, float]]) -> None:
+def _surroundings(
+    canvas: Canvas, smear: Smear, rng: np.random.Generator, placed: list[tuple[float, float, float]]
+) -> None:
     """Red cells around what is already placed, platelets and debris anywhere."""
     count = _poisson(rng, canvas, smear.red_cells)
     radii = np.full(count, 3.5 / canvas.pixel_size_um)
     # Red cells may lie under each other and under nucleated cells, as they do where a smear is thick.
     crowded = [(y, x, radius * 0.85) for y, x, radius in placed]
-    for _, y, x in _scatter(rng, canvas, count, radii * 0.8, crowded):
+    for _, y, x in _scatter(rng, canvas, radii * 0.8, crowded):
         bluish = rng.random() < smear.polychromasia
         depth = float(rng.normal(1.0, 0.1))
         tone = (0.42, 0.36, 0.2) if bluish else smear.red_cell
@@ -224,11 +234,11 @@ def _synthesize_crop(code: str, index: int, seed: int, size: int, smears: int) -
     cell = make_cell(code, rng)
     middle = np.rint(size / 2 + np.clip(rng.normal(0.0, 2.5, 2), -6, 6)).astype(int)
     px = canvas.pixel_size_um
-    placed = [(float(middle[0]), float(middle[1]), cell.radius / px)]
+    placed = [(float(middle[0]), float(middle[1]), cell.extent / px)]
     count = _poisson(rng, canvas, smear.nucleated)
     others = [make_cell(other, rng) for other in _draw_codes(rng, count)]
-    radii = np.array([other.radius / px for other in others])
-    spots = _scatter(rng, canvas, count, radii, placed)
+    radii = np.array([other.extent / px for other in others])
+    spots = _scatter(rng, canvas, radii, placed)
     _surroundings(canvas, smear, rng, placed)
     cells = [_place_cell(canvas, others[number], y, x) for number, y, x in spots]
     own = _place_cell(canvas, cell, int(middle[0]), int(middle[1]))
@@ -286,7 +296,9 @@ def synthesize_crops(
         If a class cannot be drawn, or a number makes no sense.
     """
     if size < 32 or smears < 1 or seed < 0:
-        raise HematokitError(f"size {size}, smears {smears}, seed {seed}: needed are at least 32 px, 1 smear and seed 0")
+        raise HematokitError(
+            f"size {size}, smears {smears}, seed {seed}: needed are at least 32 px, 1 smear and seed 0"
+        )
     wanted = crop_counts(counts)
 
     def crops() -> Iterator[SyntheticCrop]:
@@ -336,11 +348,10 @@ def synthesize_field(
         codes = [code for code, count in crop_counts(cells).items() for _ in range(count)]
         rng.shuffle(codes)
     made = [make_cell(code, rng) for code in codes]
-    radii = np.array([cell.radius / canvas.pixel_size_um for cell in made])
+    radii = np.array([cell.extent / canvas.pixel_size_um for cell in made])
     placed: list[tuple[float, float, float]] = []
-    spots = _scatter(rng, canvas, len(made), radii, placed)
+    spots = _scatter(rng, canvas, radii, placed, tries=50)
     _surroundings(canvas, look, rng, placed)
     truth = [_place_cell(canvas, made[number], y, x) for number, y, x in spots]
-    # A cell placed off the canvas may show only a sliver: it is drawn, and its centre put on the visible part's edge.
     seen = tuple(cell for cell in truth if cell is not None)
     return SyntheticField(develop(canvas, look, rng), seen, look.smear_id, look.patient_id)

@@ -18,8 +18,8 @@ _LIGHTS = (
     ((248, 247, 255), 0.26),
     ((238, 230, 250), 0.20),
     ((226, 226, 206), 0.24),
-    ((182, 182, 186), 0.14),
-    ((150, 152, 146), 0.16),
+    ((186, 187, 192), 0.14),
+    ((158, 162, 160), 0.16),
 )
 
 
@@ -81,19 +81,19 @@ def smear_style(seed: int, number: int) -> Smear:
     """Return the look of one smear; two smears in a row (0 and 1, 2 and 3, ...) are of the same patient."""
     rng = np.random.default_rng([seed, 7, number])
     kind = rng.choice(len(_LIGHTS), p=[share for _, share in _LIGHTS])
-    light = np.asarray(_LIGHTS[kind][0]) + rng.normal(0.0, 5.0) + rng.normal(0.0, 3.0, 3)
+    light = np.asarray(_LIGHTS[kind][0]) + rng.normal(0.0, 4.0) + rng.normal(0.0, 2.5, 3)
     beige = np.array([0.14, 0.21, 0.26]) * rng.uniform(0.8, 1.35)
     bluish = np.array([0.40, 0.31, 0.22]) * rng.uniform(0.7, 1.1)
     share = rng.beta(0.6, 1.4)
     return Smear(
         smear_id=f"S{number + 1:02d}",
         patient_id=f"P{number // 2 + 1:02d}",
-        light=_triple(np.clip(light, 110, 262)),
+        light=_triple(np.clip(light, 135, 260)),
         strength=float(rng.uniform(0.82, 1.1)),
         hue=_triple(np.array([rng.uniform(0.86, 1.15), rng.uniform(0.9, 1.06), rng.uniform(0.75, 1.3)])),
         flare=float(rng.uniform(0.01, 0.05)),
         blur=float(rng.uniform(0.8, 1.35)),
-        noise=float(rng.uniform(1.2, 3.0)),
+        noise=float(rng.uniform(0.8, 1.9)),
         slope=(float(rng.normal(0, 0.05)), float(rng.normal(0, 0.05))),
         red_cell=_triple(beige * (1 - share) + bluish * share),
         pallor=float(rng.choice([0.0, 0.15, 0.5, 0.75], p=[0.35, 0.3, 0.2, 0.15])),
@@ -102,7 +102,7 @@ def smear_style(seed: int, number: int) -> Smear:
         nucleated=float(rng.uniform(4.0, 34.0)),
         platelets=float(rng.gamma(1.5, 4.0)),
         debris=float(rng.gamma(1.2, 45.0)),
-        haze=float(rng.choice([0.0, 0.02, 0.12], p=[0.45, 0.4, 0.15])),
+        haze=float(rng.choice([0.0, 0.02, 0.08], p=[0.5, 0.38, 0.12])),
     )
 
 

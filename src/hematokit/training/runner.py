@@ -198,7 +198,7 @@ def _resumed(run: RunFolder, given: dict[str, Any]) -> tuple[TrainConfig, dict[s
     return config, facts
 
 
-class _accelerator:  # noqa: N801 - used as a function
+class _accelerator:
     """accelerate's Accelerator, made for one training and forgotten after it.
 
     Its state is global to the process; left behind, a second training would silently get the first one's device.
@@ -216,7 +216,9 @@ class _accelerator:  # noqa: N801 - used as a function
         distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
         device = resolve_device(config.device)
         if distributed and ":" in config.device:
-            raise TrainingError(f"device {config.device!r} is one device, but there are several processes; use cuda or cpu")
+            raise TrainingError(
+                f"device {config.device!r} is one device, but there are several processes; use cuda or cpu"
+            )
         precision = config.precision
         if precision == "auto":
             # On CPUs without matrix units bf16 is some ten times slower than fp32.
@@ -274,7 +276,10 @@ def _same_data(run: RunFolder, before: dict[str, Any], now: dict[str, Any]) -> N
 
 def _announce(say: Callable[[str], None], data: TrainingData, choice: BackboneChoice, facts: dict[str, Any]) -> None:
     sizes = ", ".join(f"{len(part)} {name}" for name, part in data.splits.items())
-    say(f"{facts['backbone']} at {choice.input.size} px on {facts['device']}: {len(data.taxonomy)} classes, {sizes} cells")
+    say(
+        f"{facts['backbone']} at {choice.input.size} px on {facts['device']}: "
+        f"{len(data.taxonomy)} classes, {sizes} cells"
+    )
     if data.left_out:
         listed = ", ".join(f"{code} ({count})" for code, count in sorted(data.left_out.items()))
         say(f"Left out: {listed}; --exclude none keeps reject classes in")

@@ -18,7 +18,7 @@ from hematokit.evaluation.sources import EvaluationError
 from hematokit.files import write_atomically
 from hematokit.models import find_bundle
 from hematokit.progress import Progress, no_progress
-from hematokit.reporting.evaluate import evaluate, evaluation_folder
+from hematokit.reporting.evaluating import evaluate, evaluation_folder
 from hematokit.reporting.report import environment
 from hematokit.reporting.text import command
 from hematokit.taxonomy import CellClass, Taxonomy
@@ -110,6 +110,7 @@ def compare(
         tables[name] = _predictions(path, bundle, config, split, device, batch_size, progress)
         for entry in _classes(config, bundle):
             classes.setdefault(entry.code, entry)
+    progress(0, None, "testing the differences")
     comparison = compare_predictions(tables, common=common, seed=seed)
     table = comparison_table(comparison)
     words = ["hematokit", "compare", *paths, "--split", split, "--output", output, *(["--common"] if common else [])]

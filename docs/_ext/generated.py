@@ -1,0 +1,179 @@
+"""Pages of the reference that are made from the program itself, so that they cannot fall behind it.
+
+A line ``<!-- generated: NAME -->`` in a page is replaced, when Sphinx reads the page, by what the function of that
+name returns. The functions need hematokit only, not Sphinx, so that tests can call them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+__all__ = ["GENERATORS", "cli_reference", "commands", "expand", "plugin_reference", "settings_reference", "setup"]
+
+MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+WIDTH = 96
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Yield every command as typed (``"hematokit store info"``) and its parser, groups before their members."""
+    import typer
+
+    from hematokit.cli.main import build_app
+
+    def walk(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+        yield name, command
+        for key, member in getattr(command, "commands", {}).items():
+            yield from walk(f"{name} {key}", member)
+
+    yield from walk("hematokit", typer.main.get_command(build_app()))
+
+
+def cli_reference() -> str:
+    """Each command's own help text under a heading of its own."""
+    sections = []
+    for name, command in commands():
+        context = command.context_class(command, info_name=name, terminal_width=WIDTH, max_content_width=WIDTH)
+        sections.append(f"## {name}\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
+    return "\n".join(sections)
+
+
+def settings_reference() -> str:
+    """All fields of `TrainConfig`: type, limits, default, option of ``hematokit train``, meaning."""
+    from pydantic_core import PydanticUndefined
+
+    from hematokit.training import TrainConfig
+
+    train = next(command for name, command in commands() if name == "hematokit train")
+    options = {parameter.name.rstrip("_"): parameter for parameter in train.params}
+    notes = _documented(TrainConfig.__doc__ or "")
+    rows = []
+    for name, field in TrainConfig.model_fields.items():
+        option = options.get(name)
+        typed = getattr(option, "opts", [""])[0]
+        if typed and not typed.startswith("-"):
+            typed = f"first argument `{typed.upper()}`"
+        elif typed:
+            typed = f"`{typed}`"
+        else:
+            typed = f"`--set {name}=`" if not name.endswith("_options") else f"`--set {name.split('_')[0]}.NAME=`"
+        if field.is_required():
+            default = "needed"
+        else:
+            value = field.get_default(call_default_factory=True)
+            default = "" if value is None or value == {} or value is PydanticUndefined else f"`{_yaml(value)}`"
+        own, shared = notes.get(name, ("", ""))
+        help_text = re.sub(r"\s*\[default: .*?\]", "", getattr(option, "help", None) or "")
+        rows.append((f"`{name}`", _type(field), default, typed, field.description or own or help_text or shared))
+    return _table(("setting", "type", "default", "on the command line", "meaning"), rows)
+
+
+def plugin_reference() -> str:
+    """What the built-in plugins provide, with variants and options."""
+    from hematokit.registry import load_plugins
+
+    registry = load_plugins()
+    parts = ["## Backbones\n"]
+    for backbone in registry.backbones:
+        default = f" The default variant is `{backbone.default_variant}`." if backbone.default_variant else ""
+        parts.append(f"### {backbone.name}\n\n{backbone.description}.{default}\n")
+        if backbone.variants:
+            rows = []
+            for name, item in backbone.variants.items():
+                published = "yes" if item.pretrained else "no"
+                rows.append((f"`{name}`", f"`{item.model}`", f"{item.input.size} px", published, item.description))
+            parts.append(_table(("variant", "model", "input", "published weights", ""), rows))
+        parts.append(_options("backbone", backbone.options))
+    parts.append("## Augmenters\n")
+    for augmenter in registry.augmenters:
+        parts.append(f"### {augmenter.name}\n\n{augmenter.description}.\n")
+        parts.append(_options("augmenter", augmenter.options))
+    return "\n".join(part for part in parts if part)
+
+
+GENERATORS: dict[str, Callable[[], str]] = {
+    "cli": cli_reference,
+    "settings": settings_reference,
+    "plugins": plugin_reference,
+}
+
+
+def expand(text: str) -> str:
+    """Replace the marks of a page."""
+    return MARK.sub(lambda found: GENERATORS[found.group(1)](), text)
+
+
+def _options(kind: str, options: Any) -> str:
+    rows = []
+    for name, option in options.items():
+        bounds = [f"{value:g}" for value in (option.minimum, option.maximum) if value is not None]
+        default = "" if option.default is None else f"`{_yaml(option.default)}`"
+        rows.append((f"`--set {kind}.{name}=`", option.type.__name__, " to ".join(bounds), default, option.description))
+    return _table(("option", "type", "limits", "default", "meaning"), rows) if rows else ""
+
+
+def _documented(docstring: str) -> dict[str, tuple[str, str]]:
+    """Descriptions in a numpydoc ``Attributes`` section: (of the name alone, shared with others on its line)."""
+    _, _, section = docstring.partition("Attributes\n")
+    found: dict[str, tuple[str, str]] = {}
+    names: list[str] = []
+    for line in inspect.cleandoc("." + section).splitlines()[2:]:
+        text = line.strip().replace("``", "`")
+        head = re.fullmatch(r"([a-z_0-9, ]+) : .+", line)
+        if head:
+            names = [name.strip() for name in head.group(1).split(",")]
+        elif text:
+            for name in names:
+                said = f"{''.join(found.get(name, ()))} {text}".strip()
+                found[name] = (said, "") if len(names) == 1 else ("", said)
+    return found
+
+
+def _type(field: Any) -> str:
+    limits = []
+    for item in field.metadata:
+        for attribute, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")):
+            value = getattr(item, attribute, None)
+            if value is not None:
+                limits.append(f"{sign} {value}")
+    return " ".join(filter(None, [_spell(field.annotation), f"({', '.join(limits)})" if limits else ""]))
+
+
+def _spell(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{word}`" for word in get_args(annotation))
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    if type(None) in get_args(annotation) and len(parts) == 1:
+        return f"{_spell(parts[0])} or nothing"
+    if get_origin(annotation) is list:
+        return f"list of {_spell(parts[0])}"
+    if get_origin(annotation) is dict:
+        return "mapping"
+    words = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+    return words.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Let Sphinx call `expand` on every page it reads."""
+
+    def replace(app: Any, name: str, content: list[str]) -> None:
+        content[0] = expand(content[0])
+
+    app.connect("source-read", replace)
+    # A page made from the program is out of date whenever the program may be.
+    pages = sorted((Path(app.srcdir) / "reference").glob("*.md"))
+    generated = [f"reference/{page.stem}" for page in pages if MARK.search(page.read_text("utf-8"))]
+    app.connect("env-get-outdated", lambda app, env, added, changed, removed: generated)
+    return {"parallel_read_safe": True}

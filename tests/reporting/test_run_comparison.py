@@ -1,0 +1,103 @@
+"""Comparing run folders, and what is written and printed."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from hematokit.evaluation.sources import EvaluationError
+from hematokit.reporting import RunComparison, compare, evaluate
+from hematokit.reporting.console import print_comparison
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three runs: one evaluated, one not yet, one that calls every cell its first class."""
+    folder = tmp_path_factory.mktemp("compared")
+    paths = [folder / name for name in ("good", "double", "[bold]<i>poor")]
+    for path in paths:
+        shutil.copytree(tiny_run, path)
+    evaluate(paths[0], device="cpu", bootstrap=0)
+    poor = evaluate(paths[2], device="cpu", bootstrap=0)
+    table = poor.predictions.assign(predicted="BLA", p_BLA=0.8, p_NGS=0.1, p_LYT=0.1)
+    table.to_parquet(poor.paths["predictions"])
+    return paths
+
+
+@pytest.fixture(scope="module")
+def compared(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> RunComparison:
+    return compare(runs, output=tmp_path_factory.mktemp("comparison") / "new", device="cpu")
+
+
+def test_the_best_is_named_and_the_missing_evaluation_made(compared: RunComparison, runs: list[Path]) -> None:
+    assert (runs[1] / "evaluation" / "test" / "report.html").is_file()
+    assert compared.comparison.best in ("good", "double")
+    assert "is not significant" in compared.comparison.verdict
+    assert "more than chance" in compared.comparison.verdict
+    pairs = {(pair.first, pair.second): pair for pair in compared.comparison.pairs}
+    assert not pairs["good", "double"].significant
+    assert pairs["good", "[bold]<i>poor"].significant
+
+
+def test_json_csv_and_html_agree(compared: RunComparison) -> None:
+    data = json.loads(compared.paths["json"].read_text())
+    assert data["best"] == compared.comparison.best
+    assert set(data["runs"]) == set(compared.comparison.scores)
+    table = pd.read_csv(compared.paths["csv"]).set_index("code")
+    for code, row in table.iterrows():
+        assert row["good:recall"] == pytest.approx(data["runs"]["good"]["per_class"][code]["recall"])
+    source = compared.paths["report"].read_text(encoding="utf-8")
+    assert data["verdict"].split(".")[0] in source
+    assert "For research use only" in source
+
+    tags: list[str] = []
+
+    class Page(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            tags.append(tag)
+
+    Page().feed(source)
+    assert {"i", "script", "link"}.isdisjoint(tags)
+
+
+def test_the_console_shows_names_as_they_are(compared: RunComparison) -> None:
+    out = io.StringIO()
+    print_comparison(compared, Console(file=out))
+    printed = out.getvalue()
+    for phrase in ("[bold]<i>poor", "Macro F1", "McNemar", compared.comparison.verdict, "comparison.html", "BLA *"):
+        assert phrase in printed
+
+
+def test_predictions_of_an_older_bundle_are_made_again(runs: list[Path], tmp_path: Path) -> None:
+    run = tmp_path / "resumed"
+    shutil.copytree(runs[2], run)
+    config = json.loads((run / "bundle" / "config.json").read_text())
+    config["created"] = "2030-01-01T00:00:00+00:00"
+    (run / "bundle" / "config.json").write_text(json.dumps(config))
+    result = compare([runs[0], run], output=tmp_path / "out", device="cpu")
+    # The doctored predictions are gone: both runs are the same model again.
+    assert result.comparison.pairs[0].macro_f1_difference == 0.0
+
+
+def test_runs_of_one_name_are_told_apart(runs: list[Path], tmp_path: Path) -> None:
+    again = tmp_path / "elsewhere" / "good"
+    shutil.copytree(runs[0], again)
+    result = compare([runs[0], again], output=tmp_path / "out", device="cpu")
+    assert set(result.comparison.scores) == {f"{runs[0].parent.name}/good", "elsewhere/good"}
+
+
+def test_mistakes_of_use_are_one_line(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="at least two"):
+        compare(runs[:1], output=tmp_path)
+    with pytest.raises(EvaluationError, match="given twice"):
+        compare([runs[0], runs[0] / "bundle"], output=tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(EvaluationError, match="cannot be written"):
+        compare(runs[:2], output=tmp_path / "file", device="cpu")

@@ -1,0 +1,387 @@
+"""The documentation: what it tells people to run is run here, smaller; what it links to exists.
+
+In the pages, ``bash`` and ``python`` blocks are run. ``console`` blocks (a ``$`` before each line) show what tests cannot
+do, such as installing; their hematokit commands are parsed. ``text`` blocks are output.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from pluginkit import pip_install, run_hematokit
+from tinykit import COLOURS, write_crops
+
+import hematokit
+import hematokit.training
+from hematokit.cli.main import VERBS, main
+from hematokit.models.construction import choose_backbone
+from hematokit.registry import load_plugins
+from hematokit.store import open_store
+from hematokit.training.config import TrainConfig, make_config
+from hematokit.training.data import select_cells
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGES = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md") if "_build" not in page.parts)
+
+FEW = "counts={'BLA': 14, 'LYT': 14, 'NGS': 14, 'ART': 4}"
+
+# The pages show sizes that make sense; the tests put smaller ones in their place. Every entry must be found.
+SMALLER = {
+    "tutorials/first-model.md": {
+        "write_sample('sample')": f"write_sample('sample', {FEW})",
+        "--epochs 14": "--epochs 1 --image-size 64",
+        "--image-size 96": "",
+        "--variant 0 --epochs 30": "--variant femto --epochs 1 --image-size 64",
+    },
+    "tutorials/python.md": {
+        'write_sample("sample", seed=0)': f'write_sample("sample", seed=0, {FEW})',
+        "epochs=14": "epochs=1",
+        'variant="femto"': 'variant="femto", image_size=64',
+        "image_size=96": "image_size=64",
+    },
+}
+
+# Needs the network: weights from timm's hub.
+NOT_RUN = {"how-to/weights.md": {"python"}}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, text, and the line it starts on."""
+
+    language: str
+    text: str
+    line: int
+
+
+def read(page: str) -> str:
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+def blocks(page: str, *languages: str) -> list[Block]:
+    text = read(page)
+    for old, new in SMALLER.get(page, {}).items():
+        assert old in text, f"{page} does not have {old!r} any more: correct SMALLER"
+        text = text.replace(old, new)
+    found = re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    all_blocks = [Block(match[1], match[2], text[: match.start(2)].count("\n") + 1) for match in found]
+    return [block for block in all_blocks if block.language in languages]
+
+
+def command_lines(block: Block) -> Iterator[list[str]]:
+    """Commands of a block as words, with continued lines joined and launchers of several processes taken off."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        if "-m" in words and words[0] in ("torchrun", "accelerate"):
+            words = words[words.index("-m") + 1 :]
+        if words:
+            yield words
+
+
+def run_shell(page: str, block: Block, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run a block's commands in this process, where torch is imported already."""
+    for words in command_lines(block):
+        where = f"{page}, block at line {block.line}: {shlex.join(words)}"
+        if words[0] == "hematokit":
+            code = main(words[1:])
+            assert code == 0, f"{where}\n{capsys.readouterr().err}"
+        elif words[:2] == ["python", "-c"]:
+            exec(words[2], {})
+        else:
+            pytest.fail(f"{where}: not a command that the test can run; write it in a console block")
+
+
+def run_page(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run a page's shell and Python blocks in the order in which they stand, the latter in one namespace."""
+    namespace: dict[str, Any] = {"__name__": "docs"}
+    languages = {"bash", "python"} - NOT_RUN.get(page, set())
+    for block in blocks(page, *languages):
+        if block.language == "bash":
+            run_shell(page, block, capsys)
+        else:
+            # Lines as in the page, so that a traceback points there.
+            code = compile("\n" * (block.line - 1) + block.text, str(DOCS / page), "exec")
+            exec(code, namespace)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_first_model_tutorial_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_crops(here / "my-crops", {"BLA": 10, "LYT": 10, "NGS": 10}, size=250, seed=1)
+    (here / "my-crops" / "BLA" / "broken.jpg").write_text("not an image")
+    run_page("tutorials/first-model.md", capsys)
+    printed = capsys.readouterr().out
+    assert "broken.jpg" in printed
+    assert "has the highest macro F1" in printed
+    assert (here / "runs" / "coatnet" / "evaluation" / "test" / "report.html").is_file()
+    assert (here / "new-cells" / "predictions.parquet").is_file()
+
+
+def test_the_python_tutorial_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_page("tutorials/python.md", capsys)
+    printed = capsys.readouterr().out
+    assert "one maturation step away: ['MMZ', 'NGS']" in printed
+    assert "no-such.zarr does not exist" in printed
+
+
+# --- short pages, run on prepared files -------------------------------------------------------------------------------
+
+
+def crops_of_all_kinds(folder: Path) -> None:
+    write_crops(folder / "crops", {"BLA": 6, "LYT": 6}, size=250)
+    write_crops(folder / "small-crops", {"BLA": 3, "LYT": 3}, size=200)
+    files = sorted((folder / "crops").rglob("*.png"))
+    with zipfile.ZipFile(folder / "crops.zip", "w") as archive:
+        for file in files:
+            archive.write(file, file.relative_to(folder / "crops"))
+    rows = [(file, file.parent.name, f"S{i % 4}", f"P{i % 4}") for i, file in enumerate(files)]
+    for table, base in (("cells.csv", folder), ("crops/labels.csv", folder / "crops")):
+        lines = [
+            f"{file.relative_to(base).as_posix()},{label},{smear},{patient}" for file, label, smear, patient in rows
+        ]
+        (folder / table).write_text("\n".join(["path,label,smear_id,patient_id", *lines]) + "\n")
+
+
+def lab_taxonomy(folder: Path) -> None:
+    write_crops(folder / "lab-crops", {"BLA": 3, "LYT": 3}, size=250)
+    shutil.copytree(folder / "lab-crops" / "LYT", folder / "lab-crops" / "ATL")
+    (folder / "lab.yaml").write_text(blocks("how-to/taxonomy.md", "yaml")[0].text)
+
+
+def more_to_evaluate(folder: Path) -> None:
+    shutil.copytree(folder / "runs" / "coatnet", folder / "runs" / "other")
+    shutil.copytree(folder / "marrow.zarr", folder / "other-lab.zarr")
+    write_crops(folder / "new-crops", dict.fromkeys(COLOURS, 3), size=64, seed=2)
+
+
+def an_evaluated_run(folder: Path) -> None:
+    hematokit.evaluate(folder / "runs" / "coatnet", device="cpu", bootstrap=50)
+
+
+def settings_file(folder: Path) -> None:
+    (folder / "settings.yaml").write_text(blocks("how-to/train.md", "yaml")[0].text)
+
+
+def nothing(folder: Path) -> None:
+    """Need no more than a store and a run."""
+
+
+SHORT_PAGES: dict[str, Callable[[Path], None]] = {
+    "how-to/import-crops.md": crops_of_all_kinds,
+    "how-to/taxonomy.md": lab_taxonomy,
+    "how-to/split-by-patient.md": crops_of_all_kinds,
+    "how-to/evaluate-and-compare.md": more_to_evaluate,
+    "how-to/train.md": settings_file,
+    "how-to/resume-and-several-processes.md": nothing,
+    "how-to/weights.md": nothing,
+    "reference/store-format.md": nothing,
+    "reference/run-and-bundle.md": an_evaluated_run,
+}
+
+
+def check_training(
+    store: str | Path | None = None, output: str | Path | None = None, *, settings: dict[str, Any], **more: Any
+) -> hematokit.TrainResult:
+    """Stand in for training on the short pages: all that can be wrong before the first step, and nothing after it."""
+    given = {key: value for key, value in settings.items() if value is not None}
+    if more["resume"]:
+        given = {"store": "marrow.zarr", **given}
+    config = make_config(given)
+    choose_backbone(config.backbone, config.variant, config.image_size, config.backbone_options)
+    load_plugins().augmenters.get(config.augmenter).resolve_options(config.augmenter_options)
+    select_cells(open_store(config.store), config.exclude, config.one_vs_rest)
+    run = Path(config.output)
+    return hematokit.TrainResult(run, run / "bundle", True, config.epochs, 1, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("page", SHORT_PAGES)
+def test_short_pages_run(
+    page: str,
+    here: Path,
+    tiny_store: Path,
+    tiny_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if "import SOURCE" not in read(page):
+        shutil.copytree(tiny_store, here / "marrow.zarr")
+    shutil.copytree(tiny_run, here / "runs" / "coatnet")
+    SHORT_PAGES[page](here)
+    monkeypatch.setattr(hematokit.training, "train", check_training)
+    run_page(page, capsys)
+
+
+def test_pages_with_commands_are_run() -> None:
+    run = {"tutorials/first-model.md", "tutorials/python.md", "how-to/plugins-allow-block.md", *SHORT_PAGES}
+    assert {page for page in PAGES if blocks(page, "bash", "python")} <= run
+
+
+def test_the_plugin_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = "how-to/plugins-allow-block.md"
+    package = tmp_path / "hematokit-stain-jitter"
+    (package / "hematokit_stain_jitter").mkdir(parents=True)
+    (package / "pyproject.toml").write_text(blocks(page, "toml")[0].text)
+    (package / "hematokit_stain_jitter" / "__init__.py").write_text(blocks(page, "python")[0].text)
+    site = tmp_path / "site"
+    pip_install(site, package)
+
+    listed = json.loads(run_hematokit("plugins", "--json", site=site).stdout)
+    ours = next(item for item in listed["augmenters"] if item["name"] == "stain-jitter")
+    assert (ours["package"], ours["options"]["strength"]["default"]) == ("hematokit-stain-jitter", 0.1)
+    blocked = json.loads(run_hematokit("plugins", "--json", site=site, env={"HEMATOKIT_PLUGINS": ""}).stdout)
+    assert "stain-jitter" not in {item["name"] for item in blocked["augmenters"]}
+
+    monkeypatch.syspath_prepend(str(site))
+    augment = importlib.import_module("hematokit_stain_jitter").make_augmenter(strength=0.2)
+    images = torch.rand(4, 3, 32, 32)
+    first, again = (augment(images, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert first.shape == images.shape
+    assert first.min() >= 0
+    assert first.max() <= 1
+    assert torch.equal(first, again)
+    assert not torch.equal(first, images)
+
+
+# --- commands that are shown ------------------------------------------------------------------------------------------
+
+
+def shown_commands() -> list[tuple[str, list[str]]]:
+    """Every line of any block that starts a hematokit command, unshrunk."""
+    found = []
+    for page in PAGES:
+        for match in re.finditer(r"^```(bash|console|text)\n(.*?)^```$", read(page), re.MULTILINE | re.DOTALL):
+            text = match[2].replace("\\\n", " ")
+            lines = [line for line in text.splitlines() if re.match(r"(\$ )?(hematokit|torchrun|accelerate) ", line)]
+            found += [(page, words) for words in command_lines(Block(match[1], "\n".join(lines), 0))]
+    return found
+
+
+@pytest.mark.parametrize(("page", "words"), shown_commands(), ids=lambda value: value if isinstance(value, str) else "")
+def test_shown_commands_exist(page: str, words: list[str], generated: ModuleType) -> None:
+    """Verbs, options, backbones and variants are real, also where a block is not run or is run with others."""
+    command = dict(generated.commands())["hematokit"]
+    name, *rest = words
+    while hasattr(command, "commands") and rest:
+        name, *rest = rest
+        command = command.commands[name]
+    parameters = command.make_context(name, rest).params
+    if name == "train" and parameters["backbone"]:
+        choose_backbone(parameters["backbone"], parameters["variant"], parameters["image_size"])
+
+
+# --- reference --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def generated() -> ModuleType:
+    """The module that makes pages of the reference from the program."""
+    spec = importlib.util.spec_from_file_location("docs_generated", DOCS / "_ext" / "generated.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["docs_generated"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_has_every_command(generated: ModuleType) -> None:
+    page = generated.expand(read("reference/cli.md"))
+    headings = re.findall(r"^## (hematokit.*)$", page, re.MULTILINE)
+    assert {f"hematokit {verb.rstrip('_')}" for verb in VERBS} <= set(headings)
+    assert {"hematokit store info", "hematokit store verify"} <= set(headings)
+    for heading in headings:
+        section = page.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+        assert f"Usage: {heading} " in section
+        assert "--help" in section
+    assert set(map(int, re.findall(r"^\| (\d+) \|", page, re.MULTILINE))) == {0, 1, 2, 130}
+
+
+def test_the_reference_has_every_setting_with_a_meaning(generated: ModuleType) -> None:
+    page = generated.expand(read("reference/settings.md"))
+    rows = {
+        row[0].strip(" `"): row for row in (line.split(" | ") for line in page.splitlines() if line.startswith("| `"))
+    }
+    assert set(rows) == set(TrainConfig.model_fields)
+    assert [name for name, row in rows.items() if not row[-1].strip(" |")] == []
+    assert "--lr" in rows["lr"][3]
+
+
+def test_the_reference_has_every_plugin(generated: ModuleType) -> None:
+    page = generated.expand(read("reference/plugins.md"))
+    for spec in load_plugins().backbones:
+        if load_plugins().backbones.owner(spec.name).package == "hematokit":
+            assert f"### {spec.name}\n" in page
+            assert all(f"| `{variant}` |" in page for variant in spec.variants)
+    assert "`--set augmenter.rotation=`" in page
+
+
+def test_the_reference_has_every_public_name() -> None:
+    page = read("reference/api.md")
+    missing = [name for name in hematokit.__all__ if name != "__version__" and not re.search(rf"\b{name}\b", page)]
+    assert missing == []
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```\w*\n.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def toctree(page: str) -> list[str]:
+    """Pages that a page's tables of contents name, relative to ``docs``."""
+    names = []
+    for match in re.finditer(r"^```\{toctree\}\n(.*?)^```$", read(page), re.MULTILINE | re.DOTALL):
+        names += [line.strip() for line in match[1].splitlines() if line.strip() and not line.startswith(":")]
+    folder = (DOCS / page).parent
+    return [(folder / f"{name}.md").resolve().relative_to(DOCS).as_posix() for name in names]
+
+
+def anchors(page: str) -> set[str]:
+    """Anchors of a page's headings, as MyST makes them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", read(page), flags=re.M | re.S), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_resolve(page: str) -> None:
+    broken = [name for name in toctree(page) if not (DOCS / name).is_file()]
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(read(page))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = ((DOCS / page).parent / path).resolve() if path else DOCS / page
+        if not file.is_file() or (anchor and anchor not in anchors(file.relative_to(DOCS).as_posix())):
+            broken.append(target)
+    assert broken == []
+
+
+def test_every_page_is_in_a_table_of_contents() -> None:
+    reached, waiting = {"index.md"}, ["index.md"]
+    while waiting:
+        new = [name for name in toctree(waiting.pop()) if name not in reached and (DOCS / name).is_file()]
+        reached |= set(new)
+        waiting += new
+    assert reached == set(PAGES)
+
+
+def test_research_use_is_said() -> None:
+    assert "research use only" in read("index.md").lower()
