@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from common import base_parser, finish, machine, say, table, versions
 
 FULL_SET = 171_374
@@ -68,6 +69,8 @@ def inside(arguments: argparse.Namespace) -> None:
 
     idle = peak_mb()
     along: dict[str, dict[str, float]] = {}
+    curve: list[tuple[int, float]] = []
+    me = psutil.Process()
     last = time.perf_counter()
 
     def progress(done: int, total: int, message: str) -> None:
@@ -79,6 +82,8 @@ def inside(arguments: argparse.Namespace) -> None:
         stage["seconds"] += now - last
         if done == total or done % 250 == 0:
             stage["peak_mb"] = peak_mb()
+        if name == "reading and writing" and done % 1000 == 0 and done:
+            curve.append((done, me.memory_info().rss / 1e6))
         last = now
 
     cpu = time.process_time()
@@ -94,6 +99,7 @@ def inside(arguments: argparse.Namespace) -> None:
         "seconds": summary.seconds,
         "cpu_seconds": time.process_time() - cpu,
         "stages": along,
+        "resident_mb_while_reading": curve,
     }
     print(json.dumps(result))
 
@@ -159,7 +165,9 @@ def main() -> None:
             f"{name} {stage['seconds']:.1f} s (peak so far {stage['peak_mb']:.0f} MB)" for name, stage in entry["stages"].items()
         )
         lines.append(f"{entry['crops']} crops by stage: {stages}")
+    curve = ", ".join(f"{done}: {size:.0f}" for done, size in most["resident_mb_while_reading"])
     lines += [
+        f"Resident MB while reading the largest, by crops done: {curve}",
         f"Growth: {growth:.1f} MB per 1,000 crops",
         f"Extrapolated, not measured: {FULL_SET} crops would peak at {estimate:.0f} MB and take {seconds / 60:.0f} minutes "
         f"here; wanted: {GOAL_MB} MB at most ({'met' if estimate <= GOAL_MB else 'MISSED'} by extrapolation)",

@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
+import secrets
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["write_atomically"]
+__all__ = ["TEMPORARY_PREFIX", "replace_file", "sync_folder", "write_atomically"]
+
+TEMPORARY_PREFIX = ".writing-"
+"""How the names of unfinished files begin; what a killed process left behind is found by it."""
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replace `path` by what `write` puts into a file object, atomically and durably.
+
+    The new content goes to a temporary file in the same folder, is flushed to the disk, and takes the name over in
+    one step. If anything fails, the old file stays and the temporary one is removed.
+    """
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(8)}")
+    try:
+        with temporary.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write `data` beside `path`, flush it to the disk, and move it into place.
-
-    Parameters
-    ----------
-    path : Path
-        Target; its folder must exist.
-    data : bytes or str
-        Content; text is written as UTF-8.
-    """
+    """Replace `path` by `data`; text is written as UTF-8."""
     content = data.encode("utf-8") if isinstance(data, str) else data
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; a result is as readable as any other file.
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+
+    replace_file(path, write)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's list of names to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -228,6 +228,7 @@ def match_translations(
     """
     n = len(prints)
     valid = prints.positions[:, :, 0] != _NONE
+    reach = int(prints.positions.max(initial=0, where=valid[:, :, None]))  # how far keypoints go
     # One sorted array of (hash, keypoint) per hash: in place, 8 bytes per keypoint, no argsort.
     keypoint = np.flatnonzero(valid).astype(np.uint64)
     indexes = []
@@ -253,14 +254,14 @@ def match_translations(
                     break
                 matches.append(np.stack([entries & np.uint64(0xFFFFFFFF), other & np.uint64(0xFFFFFFFF)], axis=1))
         if matches:
-            found.append(_vote(prints, np.concatenate(matches).astype(np.int64), min_votes))
+            found.append(_vote(prints, np.concatenate(matches).astype(np.int64), min_votes, reach))
     if not found:
         empty = np.zeros(0, np.int64)
         return Translations(empty, empty, empty, empty, empty)
     return Translations(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
-def _vote(prints: PatchFingerprints, matches: Int, min_votes: int) -> Translations:
+def _vote(prints: PatchFingerprints, matches: Int, min_votes: int, reach: int) -> Translations:
     first, second = matches.T // KEYPOINTS
     other = first != second
     # A keypoint counts once, though both of its hashes agree. Sorting one number per match is far quicker than rows.
@@ -273,8 +274,8 @@ def _vote(prints: PatchFingerprints, matches: Int, min_votes: int) -> Translatio
     _, inverse, counts = np.unique(pair, return_inverse=True, return_counts=True)
     enough = counts[inverse] >= min_votes
     one, two, pair = one[enough], two[enough], pair[enough]
-    flat = prints.positions.reshape(-1, 2).astype(np.int64)
-    dy, dx = (flat[one] - flat[two]).T
+    flat = prints.positions.reshape(-1, 2)
+    dy, dx = (flat[one].astype(np.int64) - flat[two]).T
     order = np.lexsort((dx, dy, pair))
     pair, dy, dx = pair[order], dy[order], dx[order]
     new = np.ones(len(pair), bool)
@@ -296,7 +297,9 @@ def _vote(prints: PatchFingerprints, matches: Int, min_votes: int) -> Translatio
     )
     agree = np.concatenate(
         [
-            _coincide(prints.positions, prints.step, Translations(*(column[part : part + 4096] for column in found)))
+            _coincide(
+                prints.positions, prints.step, reach, Translations(*(column[part : part + 4096] for column in found))
+            )
             for part in range(0, len(kept), 4096)
         ]
         or [np.zeros(0, bool)]
@@ -305,7 +308,7 @@ def _vote(prints: PatchFingerprints, matches: Int, min_votes: int) -> Translatio
     return Translations(first, second, dy * prints.step, dx * prints.step, votes)
 
 
-def _coincide(positions: UInt8, step: int, found: Translations) -> npt.NDArray[np.bool_]:
+def _coincide(positions: UInt8, step: int, reach: int, found: Translations) -> npt.NDArray[np.bool_]:
     """Whether enough keypoints of one patch fall on keypoints of the other under the translation.
 
     Tells chance from truth without reading pixels: where the hash of a keypoint flipped a bit, the keypoint itself is
@@ -315,7 +318,7 @@ def _coincide(positions: UInt8, step: int, found: Translations) -> npt.NDArray[n
     two = positions[found.second].astype(np.int16) + np.stack([found.dy, found.dx], axis=1).astype(np.int16)[:, None]
     one[positions[found.first] == _NONE] = -1000
     two[positions[found.second] == _NONE] = 1000
-    low, high = (_RADIUS + 2) // step, int(positions[positions != _NONE].max(initial=0))
+    low, high = (_RADIUS + 2) // step, reach
     shared = ((two >= low) & (two <= high)).all(axis=2).sum(axis=1)
     hit = (np.abs(one[:, :, None, 0] - two[:, None, :, 0]) <= 1) & (
         np.abs(one[:, :, None, 1] - two[:, None, :, 1]) <= 1

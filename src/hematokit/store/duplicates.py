@@ -85,7 +85,7 @@ class Fingerprints:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to `path` (an uncompressed ``.npz`` without pickle), replacing what was there in one step."""
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = path.with_name(f".{path.name}.tmp")  # one writer per store: what a crash left is overwritten
         columns: dict[str, Any] = {
             item.name: getattr(self, item.name) for item in fields(self) if item.name != "prints"
         }

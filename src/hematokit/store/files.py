@@ -1,4 +1,4 @@
-"""Writing small files so that a crash leaves the old one or the new one, never half of either."""
+"""What the store's writers share: leftovers of killed ones, full disks, JSON."""
 
 from __future__ import annotations
 
@@ -6,62 +6,26 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from hematokit.errors import StoreError
+from hematokit.files import TEMPORARY_PREFIX, write_atomically
 
-__all__ = ["disk_errors", "remove_leftovers", "replace_file", "sync_folder", "write_json"]
+__all__ = ["disk_errors", "remove_leftovers", "write_json"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_TEMPORARY_PREFIX = ".writing-"
-
-
-def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Replace `path` by what `write` puts into a file object, atomically and durably.
-
-    The new content goes to a temporary file in the same folder, is flushed to the disk, and takes the name over in
-    one step. If anything fails, the old file stays and the temporary one is removed.
-    """
-    temporary = path.with_name(f"{_TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(8)}")
-    try:
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    sync_folder(path.parent)
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Replace a JSON file in one step."""
-    data = json.dumps(document, indent=2, ensure_ascii=False).encode()
-
-    def write(file: BinaryIO) -> None:
-        file.write(data)
-
-    replace_file(path, write)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's list of names to the disk, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of writers that were killed. Only the holder of the store's lock may call this."""
-    for pattern in (f"{_TEMPORARY_PREFIX}*", ".*.tmp"):
+    for pattern in (f"{TEMPORARY_PREFIX}*", ".*.tmp"):
         for path in folder.glob(pattern):
             with contextlib.suppress(OSError):
                 path.unlink()

@@ -343,15 +343,10 @@ def _add(writer: StoreWriter, listing: Listing, fit: Fit, progress: Progress) ->
     with warnings.catch_warnings():
         # What Pillow warns of (odd EXIF data, say) concerns no pixel, and would flood the terminal.
         warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
-        try:
-            for done, loaded in enumerate(load_in_order(listing.items, committed.__contains__, fit), start=1):
-                state.take(loaded)
-                if done % 32 == 0 or done == total:
-                    progress(done, total, f"{len(state.rejects)} rejected" if state.rejects else "")
-        except KeyboardInterrupt:
-            state.flush()
-            writer.commit()
-            raise
+        for done, loaded in enumerate(load_in_order(listing.items, committed.__contains__, fit), start=1):
+            state.take(loaded)
+            if done % 32 == 0 or done == total:
+                progress(done, total, f"{len(state.rejects)} rejected" if state.rejects else "")
     state.flush()
     writer.commit()
     return _Outcome(state.added, state.present, state.rejects)

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hematokit.errors import StoreError
-from hematokit.store.files import replace_file
+from hematokit.files import replace_file
 
 __all__ = [
     "CELL_COLUMNS",

@@ -35,7 +35,7 @@ _KEEP: Any = object()
 # Replacing the table costs more the longer it is. Committing after at least this many times the cost of the last
 # commit bounds the share of time spent on it, and what a kill can undo.
 _COMMIT_EVERY = 20
-_COMMIT_SECONDS = 30.0
+_COMMIT_SECONDS = 10.0
 
 
 @contextlib.contextmanager

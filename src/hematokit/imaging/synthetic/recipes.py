@@ -153,7 +153,7 @@ def _granulocyte(rng: Rng, code: str) -> Cell:
         _base(rng, code, radius),
         cytoplasm=_tint(rng, cytoplasm, 0.15),
         rim=at["rim"],
-        mottle=0.2,
+        mottle=0.24,
         nucleus=nucleus,
         chromatin=_tint(rng, chromatin),
         clump=at["clump"],
@@ -356,21 +356,32 @@ def _faggot_cell(rng: Rng, code: str) -> Cell:
     cell = _granulocyte(rng, "PMO")
     radius = cell.radius
     nucleus = lobe_chain(
-        rng, thickness=0.46 * radius, length=0.9 * radius, bend=float(rng.uniform(0.8, 2.2)), lobes=2,
-        constriction=0.45, wobble=0.1, limit=0.93 * radius, offset=0.28 * radius,
+        rng, thickness=0.40 * radius, length=0.8 * radius, bend=float(rng.uniform(0.8, 2.2)), lobes=2,
+        constriction=0.45, wobble=0.1, limit=0.93 * radius, offset=0.38 * radius,
     )  # fmt: skip
     away = -nucleus[:, :2].mean(axis=0)
+    away /= max(float(np.hypot(*away)), 1e-6)
     rods = []
     for _ in range(int(rng.integers(2, 5))):
         # Bundles ("faggots"): rods that lie almost parallel, on the side where the cytoplasm is.
         direction = rng.uniform(0, np.pi)
-        middle = away * 1.1 + rng.normal(0.0, 0.32 * radius, 2)
+        middle = away * 0.5 * radius + rng.normal(0.0, 0.2 * radius, 2)
         for _ in range(int(rng.integers(3, 9))):
             y, x = middle + rng.normal(0.0, 0.45, 2)
             turn = float(direction + rng.normal(0, 0.14))
             rods.append(Streak(float(y), float(x), turn, float(rng.uniform(1.4, 3.4)), 0.13))
-    inside = tuple(rod for rod in rods if np.hypot(rod.y, rod.x) + rod.length / 2 < radius)
-    return replace(cell, code=code, nucleus=nucleus, spots=(), rods=inside, vacuoles=())
+    inside = tuple(rod for rod in rods if np.hypot(rod.y, rod.x) + rod.length / 2 < 0.97 * radius)
+    sparse = tuple(replace(kind, count=kind.count // 3) for kind in cell.granules)
+    return replace(
+        cell,
+        code=code,
+        nucleus=nucleus,
+        spots=(),
+        rods=inside,
+        granules=sparse,
+        vacuoles=(),
+        rod_density=(0.45, 1.6, 0.25),
+    )
 
 
 RECIPES: dict[str, Recipe] = {
