@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -118,6 +119,33 @@ def test_two_processes_train_what_one_does(tiny_store: Path, tmp_path: Path, lau
     expected, found = (load_model(run, "cpu").logits(patches) for run in (one, two))
     # Sums in another order: close, not equal. A wrong share or a gradient not averaged is off by far more.
     assert np.abs(expected - found).max() < 2e-3
+
+
+def test_a_full_disk_is_one_line_and_the_earlier_checkpoint_stays(tiny_store: Path, tmp_path: Path) -> None:
+    """A limit on file sizes stands in for a full disk: writing fails in the same way."""
+    run = tmp_path / "run"
+    train(tiny_store, run, settings=TINY, stop_after=1)
+    checkpoint = run / "checkpoints" / "last.safetensors"
+    good = checkpoint.read_bytes()
+    limit = len(good) // 2
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "hematokit", "train", "--resume", "--output", str(run)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+        preexec_fn=limited,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written" in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert checkpoint.read_bytes() == good
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["best.safetensors", "last.safetensors"]
+    assert run_hematokit("train", "--resume", "--output", str(run)).returncode == 0
 
 
 HUNGRY = """

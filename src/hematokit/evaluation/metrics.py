@@ -36,7 +36,7 @@ from hematokit.taxonomy import Taxonomy
 __all__ = ["CLASS_METRICS", "LOW_SUPPORT", "OVERALL_METRICS", "ClassScores", "Scores", "score", "validation_scores"]
 
 LOW_SUPPORT: Final = 30
-"""Classes with fewer test cells than this are flagged: their figures are anecdotes."""
+"""Classes with fewer test cells than this are flagged: take their figures with care."""
 
 OVERALL_METRICS: Final = ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1")
 CLASS_METRICS: Final = ("precision", "recall", "f1", "ovr_accuracy", "average_precision")

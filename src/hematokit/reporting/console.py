@@ -31,7 +31,7 @@ def evaluation_lines(evaluation: Evaluation) -> list[str]:
             )
         few = [code for code, entry in scores.per_class.items() if entry.low_support]
         if few:
-            lines.append(f"Fewer than {LOW_SUPPORT} test cells: {', '.join(few)}; their figures are anecdotes")
+            lines.append(f"Fewer than {LOW_SUPPORT} test cells: {', '.join(few)}; take their figures with care")
     if evaluation.left_out:
         parts = [f"{label or 'no label'} {count:,}" for label, count in evaluation.left_out.items()]
         lines.append(f"Left out, of classes the model does not know: {', '.join(parts)}")

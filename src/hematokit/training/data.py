@@ -181,7 +181,7 @@ class PatchFeed:
         if self.kept is not None:
             for positions in plan:
                 index = torch.from_numpy(positions).to(self.kept.device)
-                yield self.kept.index_select(0, index).to(self.device, non_blocking=True)
+                yield self._move(self.kept.index_select(0, index))
             return
         with ThreadPoolExecutor(self.workers, thread_name_prefix="hematokit-feed") as pool:
             waiting: deque[Future[torch.Tensor]] = deque()
@@ -189,16 +189,21 @@ class PatchFeed:
                 for positions in plan:
                     waiting.append(pool.submit(self._read, self.rows[positions]))
                     if len(waiting) > 2 * self.workers:
-                        yield waiting.popleft().result().to(self.device, non_blocking=True)
+                        yield self._move(waiting.popleft().result())
                 while waiting:
-                    yield waiting.popleft().result().to(self.device, non_blocking=True)
+                    yield self._move(waiting.popleft().result())
             finally:
                 for future in waiting:
                     future.cancel()
 
     def _read(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        patches = shrink_patches(torch.from_numpy(self.store.read_rows(rows)), self.input_spec)
-        return patches.pin_memory() if self.device.type == "cuda" else patches
+        return shrink_patches(torch.from_numpy(self.store.read_rows(rows)), self.input_spec)
+
+    def _move(self, patches: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cuda" and patches.device.type == "cpu":
+            # Only from pinned memory does the copy run beside the computation.
+            patches = patches.pin_memory()
+        return patches.to(self.device, non_blocking=True)
 
     def _choose(self, cache: str) -> str:
         needed = len(self.rows) * int(np.prod(self.shape))
