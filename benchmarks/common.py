@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-__all__ = ["Clock", "base_parser", "crop_folder", "finish", "interleave", "machine", "say", "spread", "table"]
+__all__ = ["Clock", "base_parser", "crop_folder", "finish", "interleave", "machine", "say", "spread", "table", "verdict", "versions"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -61,6 +61,13 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         statistics.quantiles(ordered, n=4, method="inclusive")[::2] if len(ordered) > 1 else (ordered[0], ordered[0])
     )
     return {"median": statistics.median(ordered), "low": low, "high": high}
+
+
+def verdict(found: Mapping[str, float], goal: float) -> str:
+    """Say whether a goal is met by the median, and whether the spread leaves doubt about it."""
+    word = "met" if found["median"] >= goal else "MISSED"
+    doubt = ", but the quartiles lie on both sides of the goal" if found["low"] < goal <= found["high"] else ""
+    return f"{found['median']:.3f} ({found['low']:.3f}-{found['high']:.3f}), {word}{doubt}"
 
 
 def machine() -> dict[str, Any]:

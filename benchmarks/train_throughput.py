@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Clock, base_parser, crop_folder, finish, machine, say, spread, table, versions
+from common import Clock, base_parser, crop_folder, finish, machine, say, spread, table, verdict, versions
 from torch.nn import functional
 
 from hematokit import load_plugins, open_store, train
@@ -377,7 +377,9 @@ def main() -> None:
     rows = [["part of a hematokit step, each waited for", "ms", "share"]]
     rows += [[name, f"{ms:.2f}", f"{100 * ms / whole:.2f} %"] for name, ms in parts.items()]
     lines += [table(rows), f"forward, loss, backward and optimizer together: {100 * bare_parts / whole:.2f} %", ""]
-    lines.append(f"Goal, hematokit at least {GOAL} of the limit: {ratio:.3f}, {'met' if ratio >= GOAL else 'MISSED'}")
+    for clock in ("wall", "cpu"):
+        found = ratios[f"{OURS} / {LIMIT}, {clock}"]
+        lines.append(f"Goal, hematokit at least {GOAL} of the limit, {clock} time: {verdict(found, GOAL)}")
     finish(arguments, result, lines)
 
 

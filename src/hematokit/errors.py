@@ -6,7 +6,16 @@ and exits with code 2; in Python it is an ordinary exception.
 
 from __future__ import annotations
 
-__all__ = ["HematokitError", "ImageError", "ModelError", "PluginError", "StoreError", "TaxonomyError", "TrainingError"]
+__all__ = [
+    "EvaluationError",
+    "HematokitError",
+    "ImageError",
+    "ModelError",
+    "PluginError",
+    "StoreError",
+    "TaxonomyError",
+    "TrainingError",
+]
 
 
 class HematokitError(Exception):
@@ -43,6 +52,10 @@ class PluginError(HematokitError):
 
 class ModelError(HematokitError):
     """A bundle, a run or a weights file that cannot be loaded."""
+
+
+class EvaluationError(HematokitError):
+    """An evaluation or a comparison that is not possible with these runs, cells or files."""
 
 
 class TrainingError(HematokitError):

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy.stats import binom, binomtest
 
+from hematokit.errors import EvaluationError
 from hematokit.evaluation.comparison import compare_predictions, holm, mcnemar_mid_p
-from hematokit.evaluation.sources import EvaluationError
 
 CODES = ["BLA", "LYT", "NGS"]
 

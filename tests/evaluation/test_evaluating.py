@@ -13,10 +13,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hematokit.errors import ModelError
+from hematokit.errors import EvaluationError, ModelError
 from hematokit.evaluation.evaluate import evaluate_images, evaluate_store
 from hematokit.evaluation.files import read_predictions, write_evaluation
-from hematokit.evaluation.sources import EvaluationError
 from hematokit.store import create_store, import_crops, open_store, split_store
 from hematokit.taxonomy import MATEK_21, CellClass, Taxonomy
 from tinykit import COLOURS, write_crops

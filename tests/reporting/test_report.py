@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from hematokit.errors import EvaluationError
 from hematokit.evaluation.evaluate import Evaluation
-from hematokit.evaluation.sources import EvaluationError
 from hematokit.models import load_model
 from hematokit.reporting import evaluate, figures, text
 from hematokit.reporting.report import render_report

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from hematokit.evaluation.sources import EvaluationError
+from hematokit.errors import EvaluationError
 from hematokit.reporting import RunComparison, compare, evaluate
 from hematokit.reporting.console import print_comparison
 

@@ -51,11 +51,7 @@ def register(app: typer.Typer) -> None:
             )
             return
         metrics = result.metrics
-        echo(
-            f"Accuracy {metrics['accuracy']:.3f}, macro F1 {metrics['macro_f1']:.3f} on {metrics['n']} unseen cells"
-        )
+        echo(f"Accuracy {metrics['accuracy']:.3f}, macro F1 {metrics['macro_f1']:.3f} on {metrics['n']} unseen cells")
         echo(f"Report:  {result.report}")
         echo(f"Picture: {result.picture}")
-        echo(
-            f"Took {result.seconds:.0f} s. The cells are drawn: the figures say that the program works, no more."
-        )
+        echo(f"Took {result.seconds:.0f} s. The cells are drawn: the figures say that the program works, no more.")

@@ -123,9 +123,7 @@ def register(app: typer.Typer) -> None:
             echo(f"Bundle: {result.bundle} (epoch {result.best_epoch} of {result.epochs})")
             echo(f"Next: hematokit evaluate {result.run}")
         elif main:
-            echo(
-                f"Stopped after {result.epochs} epochs. Go on with: hematokit train --resume --output {result.run}"
-            )
+            echo(f"Stopped after {result.epochs} epochs. Go on with: hematokit train --resume --output {result.run}")
         if not result.finished and stop_after is None:
             raise typer.Exit(130)
 

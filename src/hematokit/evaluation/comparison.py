@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.stats import binom
 
+from hematokit.errors import EvaluationError
 from hematokit.evaluation.intervals import LEVEL, Interval, cluster_ids, wider_interval
 from hematokit.evaluation.metrics import Scores, score
 from hematokit.evaluation.resampling import (
@@ -20,7 +21,6 @@ from hematokit.evaluation.resampling import (
     percentile_interval,
     weighted_confusions,
 )
-from hematokit.evaluation.sources import EvaluationError
 
 __all__ = ["Comparison", "PairTest", "compare_predictions", "holm", "mcnemar_mid_p"]
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit import __version__
-from hematokit.errors import HematokitError, ModelError
+from hematokit.errors import EvaluationError, HematokitError, ModelError
 from hematokit.evaluation.metrics import OVERALL_METRICS, Scores, score
-from hematokit.evaluation.sources import ALL_CELLS, CellSource, EvaluationError, ImageCells, StoreCells
+from hematokit.evaluation.sources import ALL_CELLS, CellSource, ImageCells, StoreCells
 from hematokit.progress import Progress, no_progress
 from hematokit.store import PatchStore, open_store
 from hematokit.taxonomy import MATEK_21, Taxonomy

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import pandas as pd
 
+from hematokit.errors import EvaluationError
 from hematokit.evaluation.evaluate import Evaluation
 from hematokit.evaluation.metrics import CLASS_METRICS, Scores
-from hematokit.evaluation.sources import EvaluationError
 from hematokit.files import write_atomically
 from hematokit.taxonomy import Taxonomy
 

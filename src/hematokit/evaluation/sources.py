@@ -17,21 +17,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.errors import HematokitError, ImageError
+from hematokit.errors import EvaluationError, ImageError
 from hematokit.imaging.reading import IMAGE_SUFFIXES, decode_rgb, printable, read_bytes
 from hematokit.store import PatchStore
 
-__all__ = ["ALL_CELLS", "CellSource", "EvaluationError", "ImageCells", "StoreCells"]
+__all__ = ["ALL_CELLS", "CellSource", "ImageCells", "StoreCells"]
 
 ALL_CELLS: Final = "all"
 """Name that stands for every cell of a store, whatever its split."""
 
 Patches = npt.NDArray[np.uint8]
 Positions = npt.NDArray[np.int64]
-
-
-class EvaluationError(HematokitError):
-    """An evaluation or a comparison that cannot be made of what was given."""
 
 
 class CellSource(Protocol):

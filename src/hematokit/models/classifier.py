@@ -133,7 +133,8 @@ class Classifier(torch.nn.Module):
         self.eval()
         parts = []
         for start in range(0, len(patches), batch_size):
-            batch = torch.from_numpy(np.ascontiguousarray(patches[start : start + batch_size])).to(self.device)
+            # A copy, because views of files and pictures are often read-only, which torch cannot express.
+            batch = torch.from_numpy(patches[start : start + batch_size].copy()).to(self.device)
             parts.append(self(self.prepare(batch)).float().cpu().numpy())
             progress(min(start + batch_size, len(patches)), len(patches), "")
         self.train(was_training)

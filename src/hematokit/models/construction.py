@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,13 +115,14 @@ def build_backbone(
         )
         raise ModelError(f"no pretrained weights exist for {name}; {hint}")
     try:
-        module: torch.nn.Module = choice.spec.factory(
-            choice.variant.model,
-            num_classes=num_classes,
-            input_size=choice.input.size,
-            pretrained=pretrained,
-            **choice.options,
-        )
+        with _quiet_hub():
+            module: torch.nn.Module = choice.spec.factory(
+                choice.variant.model,
+                num_classes=num_classes,
+                input_size=choice.input.size,
+                pretrained=pretrained,
+                **choice.options,
+            )
     except HematokitError:
         raise
     except Exception as error:
@@ -136,6 +139,20 @@ def build_backbone(
     if weights is not None:
         load_weights(module, Path(weights))
     return module
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Keep the hub's library from logging every attempt: what comes of them is said once, in our words."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm", "httpx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _is_download(error: BaseException | None) -> bool:

@@ -10,11 +10,10 @@ from typing import Any, Final
 
 import pandas as pd
 
-from hematokit.errors import TaxonomyError
+from hematokit.errors import EvaluationError, TaxonomyError
 from hematokit.evaluation.comparison import Comparison, compare_predictions
 from hematokit.evaluation.files import METRICS, PREDICTIONS, read_predictions
 from hematokit.evaluation.metrics import CLASS_METRICS, OVERALL_METRICS
-from hematokit.evaluation.sources import EvaluationError
 from hematokit.files import write_atomically
 from hematokit.models import find_bundle
 from hematokit.progress import Progress, no_progress

@@ -29,7 +29,10 @@ def evaluation_lines(evaluation: Evaluation) -> list[str]:
             lines.append(
                 f"  {METRIC_NAMES[name]:<18} {figure(getattr(scores, name))}  [{interval(scores.intervals[name])}]"
             )
-        few = [code for code, entry in scores.per_class.items() if entry.low_support]
+        without = [code for code, entry in scores.per_class.items() if not entry.support]
+        if without:
+            lines.append(f"No test cell: {', '.join(without)}; nothing can be said of them")
+        few = [code for code, entry in scores.per_class.items() if entry.low_support and entry.support]
         if few:
             lines.append(f"Fewer than {LOW_SUPPORT} test cells: {', '.join(few)}; take their figures with care")
     if evaluation.left_out:

@@ -6,9 +6,9 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from hematokit.errors import EvaluationError
 from hematokit.evaluation.evaluate import Evaluation, Predictor, evaluate_images, evaluate_store, training_store
 from hematokit.evaluation.files import PICTURE, REPORT, write_evaluation
-from hematokit.evaluation.sources import EvaluationError
 from hematokit.models import find_bundle, load_model
 from hematokit.progress import Progress, no_progress
 from hematokit.reporting.report import render_picture, render_report

@@ -117,6 +117,8 @@ class Fingerprints:
                 own: dict[str, Any] = {name: file[name] for name in _OWN if name != "patch_size"}
                 prints = PatchFingerprints(file["hashes"], file["positions"], file["shapes"], step=int(file["step"]))
                 loaded = cls(prints=prints, patch_size=int(file["patch_size"]), **own)
+        except FileNotFoundError as error:
+            raise StoreError(f"{path}: no fingerprints here; an import or a split makes them") from error
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise StoreError(
                 f"{path}: the fingerprints cannot be read ({type(error).__name__}); delete the file, it is made again"

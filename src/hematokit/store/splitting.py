@@ -266,9 +266,8 @@ def _warnings(cells: pd.DataFrame, fractions: tuple[float, float, float]) -> lis
             notes.append(f"no cell in {name}: {', '.join(missing)} (too few cells, or too few groups)")
     for name, share in wanted.items():
         off = (table[name] - share * sizes).abs()
-        for code in table.index[(off > np.maximum(1.0, 0.05 * sizes)) & (table[name] > 0)]:
-            notes.append(
-                f"{code} has {table.loc[code, name]} of {sizes[code]} cells in {name} (wanted {share:g}): "
-                "whole groups allow no better"
-            )
+        uneven = table.index[(off > np.maximum(1.0, 0.05 * sizes)) & (table[name] > 0)]
+        if len(uneven):
+            listed = ", ".join(f"{code} {table.loc[code, name]} of {sizes[code]}" for code in uneven)
+            notes.append(f"off the share of {share:g} in {name}, because groups stay whole: {listed}")
     return notes

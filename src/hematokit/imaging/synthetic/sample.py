@@ -54,7 +54,7 @@ def write_sample(
     *,
     counts: Mapping[str, int] | int | None = None,
     seed: int = 0,
-    smears: int = 24,
+    smears: int = 120,
     progress: Progress = no_progress,
 ) -> Path:
     """Write crops as ``CODE/CODE_00001.jpg`` (JPEG quality 95, full colour resolution) and ``sample.csv``.
