@@ -17,7 +17,19 @@ from typing import Any
 
 import psutil
 
-__all__ = ["Clock", "base_parser", "crop_folder", "finish", "interleave", "machine", "say", "spread", "table", "verdict", "versions"]
+__all__ = [
+    "Clock",
+    "base_parser",
+    "crop_folder",
+    "finish",
+    "interleave",
+    "machine",
+    "say",
+    "spread",
+    "table",
+    "verdict",
+    "versions",
+]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

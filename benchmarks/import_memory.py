@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
 from common import base_parser, finish, machine, say, table, versions
 
 FULL_SET = 171_374
@@ -88,7 +89,11 @@ def inside(arguments: argparse.Namespace) -> None:
 
     cpu = time.process_time()
     summary = import_crops(
-        arguments.inside, arguments.store, codec=arguments.codec, near_duplicates=not arguments.no_near, progress=progress
+        arguments.inside,
+        arguments.store,
+        codec=arguments.codec,
+        near_duplicates=not arguments.no_near,
+        progress=progress,
     )
     result = {
         "crops": summary.files,
@@ -143,7 +148,11 @@ def main() -> None:
         "imports": found,
         "growth_mb_per_1000_crops": growth,
         "extrapolated": {"crops": FULL_SET, "peak_mb": estimate, "hours": seconds / 3600},
-        "goal": {"wanted_mb": GOAL_MB, "largest_measured_met": most["peak_mb"] <= GOAL_MB, "extrapolated_met": estimate <= GOAL_MB},
+        "goal": {
+            "wanted_mb": GOAL_MB,
+            "largest_measured_met": most["peak_mb"] <= GOAL_MB,
+            "extrapolated_met": estimate <= GOAL_MB,
+        },
     }
     rows = [["crops", "added", "idle MB", "peak MB", "s per 1,000", "CPU s per 1,000", "near duplicates"]]
     for entry in found:
@@ -162,15 +171,17 @@ def main() -> None:
     lines = [table(rows), ""]
     for entry in found:
         stages = ", ".join(
-            f"{name} {stage['seconds']:.1f} s (peak so far {stage['peak_mb']:.0f} MB)" for name, stage in entry["stages"].items()
+            f"{name} {stage['seconds']:.1f} s (peak so far {stage['peak_mb']:.0f} MB)"
+            for name, stage in entry["stages"].items()
         )
         lines.append(f"{entry['crops']} crops by stage: {stages}")
     curve = ", ".join(f"{done}: {size:.0f}" for done, size in most["resident_mb_while_reading"])
     lines += [
         f"Resident MB while reading the largest, by crops done: {curve}",
         f"Growth: {growth:.1f} MB per 1,000 crops",
-        f"Extrapolated, not measured: {FULL_SET} crops would peak at {estimate:.0f} MB and take {seconds / 60:.0f} minutes "
-        f"here; wanted: {GOAL_MB} MB at most ({'met' if estimate <= GOAL_MB else 'MISSED'} by extrapolation)",
+        f"Extrapolated, not measured: {FULL_SET} crops would peak at {estimate:.0f} MB and take "
+        f"{seconds / 60:.0f} minutes here; wanted: {GOAL_MB} MB at most "
+        f"({'met' if estimate <= GOAL_MB else 'MISSED'} by extrapolation)",
     ]
     finish(arguments, result, lines)
 

@@ -63,7 +63,9 @@ def build(folder: Path, crops: Path) -> None:
         paths.append(str(target))
     with (folder / "rows.json").open("w", encoding="utf-8") as stream:
         json.dump({"paths": paths, "rows": cells["row"].tolist()}, stream)
-    pixels = np.lib.format.open_memmap(folder / "patches.npy", mode="w+", dtype=np.uint8, shape=(len(paths), SIDE, SIDE, 3))
+    pixels = np.lib.format.open_memmap(
+        folder / "patches.npy", mode="w+", dtype=np.uint8, shape=(len(paths), SIDE, SIDE, 3)
+    )
     encoded = [Path(path).read_bytes() for path in paths]
     for index, data in enumerate(encoded):
         pixels[index] = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
@@ -197,7 +199,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             read = contestants[name]
             if arguments.cold:
                 drop_pages(folder)
-            times[name].append(Clock.of(lambda read=read: [read(chosen) for chosen in plan]))
+            times[name].append(Clock.of(lambda read=read, plan=plan: [read(chosen) for chosen in plan]))
     images = arguments.batch * arguments.batches
     result: dict[str, Any] = {"largest_difference_from_PIL": differences, "contestants": {}}
     for name, turns in times.items():
@@ -294,7 +296,9 @@ def main() -> None:
     lines += ["largest difference from PIL's pixels: " + ", ".join(f"{k} {v}" for k, v in differences.items()), ""]
     lines += report("Pinned to one core:", result["one_core"])
     if "all_cores" in result:
-        lines += report(f"All {len(cores)} cores (folders and LMDB jpeg with a pool of {len(cores)} threads):", result["all_cores"])
+        lines += report(
+            f"All {len(cores)} cores (folders and LMDB jpeg with a pool of {len(cores)} threads):", result["all_cores"]
+        )
     for codec in ("raw", "zstd"):
         found = result["one_core"]["contestants"][f"store {codec}"]["ratio_to_PIL"]
         lines.append(f"Goal, store {codec} at least {GOAL:g} times PIL on one core: {verdict(found, GOAL)}")

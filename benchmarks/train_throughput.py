@@ -1,15 +1,15 @@
 """Training throughput: hematokit's own loop beside the limit and beside timm's loader, in turns.
 
-- *hematokit* is an unchanged call of `hematokit.train`: store, cache, augmenter, loss, clipping, optimizer, progress and
-  TensorBoard events. Its progress callback is where the turns change: it keeps the loop waiting while the others work.
+- *hematokit* is an unchanged call of `hematokit.train`: store, cache, augmenter, loss, clipping, optimizer, progress,
+  TensorBoard events. Its progress callback is where the turns change: it keeps the loop waiting while others work.
 - *limit* is forward, loss, backward and optimizer step of the same backbone on one normalised random batch that is
   already on the device: same batch size, precision, memory layout and optimizer; no gradient clipping.
 - *timm loader* is the limit's step fed by `timm.data.create_loader` on the JPEG folder, with timm's usual augmentation
   for training (random resized crop, flip, colour jitter) at the same image size. It decodes at every epoch, in worker
   processes that share this machine's cores.
 
-Of each turn the first steps are not timed (``--warmup``): they refill caches and queues. All three are timed within each
-round, and ratios are taken within a round. Afterwards the parts of one hematokit step are timed one by one.
+Of each turn the first steps are not timed (``--warmup``): they refill caches and queues. All three are timed within
+each round, and ratios are taken within a round. Afterwards the parts of one hematokit step are timed one by one.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import Clock, base_parser, crop_folder, finish, machine, say, spread, table, verdict, versions
 from torch.nn import functional
 
+from common import Clock, base_parser, crop_folder, finish, machine, say, spread, table, verdict, versions
 from hematokit import load_plugins, open_store, train
 from hematokit.models.classifier import Classifier, fit_to_input
 from hematokit.models.construction import BackboneChoice, build_backbone, choose_backbone
@@ -94,7 +94,7 @@ class Bare:
 def timm_batches(
     folder: Path, choice: BackboneChoice, batch: int, workers: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """timm's loader for training, at its defaults but for size and normalisation."""
+    """The loader of timm for training, at its defaults but for size and normalisation."""
     from timm.data import ImageDataset, create_loader
 
     on_gpu = device.type == "cuda"
@@ -186,9 +186,7 @@ class Turns:
         return [count / max(getattr(time_, clock), 1e-9) for count, time_ in pairs]
 
 
-def profile(
-    bare: Bare, choice: BackboneChoice, store: Path, arguments: Any, repeats: int
-) -> dict[str, float]:
+def profile(bare: Bare, choice: BackboneChoice, store: Path, arguments: Any, repeats: int) -> dict[str, float]:
     """Median milliseconds of each part of a hematokit step, the device waited for after each."""
     import numpy as np
     from torch.utils.tensorboard import SummaryWriter
@@ -262,8 +260,12 @@ def main() -> None:
     parser.add_argument("--cache", default="auto", choices=["auto", "device", "host", "none"])
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--warmup", type=int, default=None, help="steps at a turn's start; default: 1 on a CPU, 10 on a GPU")
-    parser.add_argument("--steps", type=int, default=None, help="timed steps in a turn; default: 2 on a CPU, 50 on a GPU")
+    parser.add_argument(
+        "--warmup", type=int, default=None, help="steps at a turn's start; default: 1 on a CPU, 10 on a GPU"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=None, help="timed steps in a turn; default: 2 on a CPU, 50 on a GPU"
+    )
     parser.add_argument("--workers", type=int, default=2, help="of timm's loader, and of hematokit's without a cache")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=None, help="torch's, 0 its own choice; default: 1 on a CPU")
@@ -286,7 +288,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="hematokit-bench-") as temporary:
         folder = Path(temporary)
         say(f"importing {crops.name}")
-        # In a process of its own: timm's workers are forked from this one, which must not have tensorstore's threads yet.
+        # In a process of its own: timm's workers are forked from this one, which must not have tensorstore's threads
+        # yet.
         code = (
             "import sys, hematokit as h; h.import_crops(sys.argv[1], sys.argv[2], near_duplicates=False); "
             "h.split_store(sys.argv[2])"
@@ -307,7 +310,7 @@ def main() -> None:
             batch,
             device,
         )
-        try:
+        with suppress(Enough):
             train(
                 folder / "crops.zarr",
                 folder / "run",
@@ -329,8 +332,6 @@ def main() -> None:
                 balance="oversample",
                 target_per_class=batch * 1000,
             )
-        except Enough:
-            pass
         say("timing the parts of a step")
         parts = profile(bare, choice, folder / "crops.zarr", arguments, 8 if not on_gpu else 50)
     result: dict[str, Any] = {

@@ -86,6 +86,8 @@ def run_demo(
     settings = {
         "backbone": "coatnet",
         "variant": "femto",
+        # Small enough for two cores: the cells are drawn with bold features, which 64 px still show.
+        "image_size": 64,
         "epochs": epochs,
         "batch_size": 32,
         "lr": 2e-3,

@@ -271,7 +271,7 @@ def test_sample_is_the_same_again_and_replaces_an_earlier_or_interrupted_one(tmp
     first = _digests(write_sample(tmp_path / "first", counts=wanted, seed=4))
     target = tmp_path / "second"
     write_sample(target, counts={"NGS": 3, "EBO": 1}, seed=4)
-    (target / "NGS" / "NGS_00009.jpg.tmp").write_bytes(b"half")
+    (target / "NGS" / ".writing-NGS_00009.jpg-0123456789abcdef").write_bytes(b"half")
 
     class Stop(Exception):
         pass

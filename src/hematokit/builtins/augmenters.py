@@ -97,10 +97,14 @@ class HematonetAugmenter:
 
     def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Warp a batch (B, 3, H, W) of float32 in [0, 1]; see `hematokit.specs.Augmenter`."""
+        import torch
         from torch.nn import functional
 
         matrices = self.matrices(len(images), generator, images.device).to(images.dtype)
-        grid = functional.affine_grid(matrices, list(images.shape), align_corners=False)
+        # affine_grid's matrix product costs a third of the warp on a CPU; the sum is separable into rows and columns.
+        y, x = (((2 * torch.arange(n, device=images.device) + 1) / n - 1).to(images.dtype) for n in images.shape[2:])
+        along_rows = matrices[:, None, None, :, 1] * y[:, None, None] + matrices[:, None, None, :, 2]
+        grid = matrices[:, None, None, :, 0] * x[:, None] + along_rows
         return functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 

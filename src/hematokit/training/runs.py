@@ -23,7 +23,7 @@ import yaml
 
 from hematokit import __version__
 from hematokit.errors import TrainingError
-from hematokit.files import write_atomically
+from hematokit.files import replace_file, write_atomically
 from hematokit.training.config import TrainConfig
 
 __all__ = ["Progressed", "RunFolder", "environment"]
@@ -167,9 +167,8 @@ class RunFolder:
 
     def copy_checkpoint(self, source: str, target: str) -> None:
         """Make one checkpoint a copy of another."""
-        temporary = self.checkpoint(target).with_suffix(".tmp")
-        shutil.copyfile(self.checkpoint(source), temporary)
-        temporary.replace(self.checkpoint(target))
+        with self.checkpoint(source).open("rb") as original:
+            replace_file(self.checkpoint(target), lambda copy: shutil.copyfileobj(original, copy))
 
     def load_checkpoint(
         self, name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
@@ -205,6 +204,12 @@ class RunFolder:
                     _, index, entry = key.split(".", 2)
                     state.setdefault(int(index), {})[entry] = value
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            # Files hold plain layout, parameters are channels_last: a fused optimizer goes through both in the order of
+            # memory, and would give each weight the momentum of another.
+            for parameter, kept in optimizer.state.items():
+                for key, value in kept.items():
+                    if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                        kept[key] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
         return progress
 
     def write_metrics(self, rows: list[dict[str, float]]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from hematokit.errors import HematokitError
+from hematokit.files import TEMPORARY_PREFIX, write_atomically
 from hematokit.imaging.synthetic.scenes import crop_counts, synthesize_crops
 from hematokit.progress import Progress, no_progress
 
@@ -24,7 +25,10 @@ SAMPLE_COUNTS: dict[str, int] = {
 """Crops per class of the sample: in the order of the published set's frequencies, with the imbalance damped."""
 
 _TABLE = "sample.csv"
-_OURS = re.compile(r"[A-Z]{3}/[A-Z]{3}_\d{5}\.jpg(\.tmp)?|sample\.csv(\.tmp)?")
+# Its own files, and what a run that was killed left unfinished.
+_OURS = re.compile(
+    rf"([A-Z]{{3}}/)?({re.escape(TEMPORARY_PREFIX)})?([A-Z]{{3}}_\d{{5}}\.jpg|sample\.csv)(-[0-9a-f]{{16}})?"
+)
 
 
 def _clear(folder: Path, keep: set[str]) -> None:
@@ -40,13 +44,6 @@ def _clear(folder: Path, keep: set[str]) -> None:
             stale.append(path)
     for path in stale:
         path.unlink()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("wb") as handle:
-        handle.write(content)
-    partial.replace(path)
 
 
 def write_sample(
@@ -96,13 +93,13 @@ def write_sample(
             (folder / crop.code).mkdir(exist_ok=True)
             buffer = io.BytesIO()
             Image.fromarray(crop.pixels).save(buffer, "JPEG", quality=95, subsampling=0)
-            _replace(folder / name, buffer.getvalue())
+            write_atomically(folder / name, buffer.getvalue())
             rows.append((name, crop.code, crop.smear_id, crop.patient_id))
             progress(done, total, "drawing cells")
         table = io.StringIO(newline="")
         writer = csv.writer(table, lineterminator="\n")
         writer.writerows([("path", "label", "smear", "patient"), *rows])
-        _replace(folder / _TABLE, table.getvalue().encode())
+        write_atomically(folder / _TABLE, table.getvalue().encode())
     except OSError as error:
         raise HematokitError(f"the sample cannot be written to {folder} ({error}); give another folder") from error
     return folder
