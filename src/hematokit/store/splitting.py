@@ -112,14 +112,18 @@ def _targets(count: int, fractions: npt.NDArray[np.float64]) -> npt.NDArray[np.i
     return target
 
 
+_PASSES = 20  # far more than are needed: two or three settle it
+
+
 def assign_split(
     cells: pd.DataFrame, fractions: Sequence[float] = (0.7, 0.15, 0.15), seed: int = 0
 ) -> npt.NDArray[np.object_]:
     """Assign each cell to a split.
 
     Groups of several cells are placed first, the largest before the others, each where it brings the classes closest
-    to their shares (the sum over its classes of squared distance from the target, relative to the class's size). Single
-    cells then fill every class up to its exact target. Ties and order are settled by a hash of seed and cell.
+    to their shares (the sum over its classes of squared distance from the target, relative to the class's size); then
+    they are moved, one at a time, while that brings the classes closer still. Single cells then fill every class up to
+    its exact target. Ties and order are settled by a hash of seed and cell.
 
     Parameters
     ----------
@@ -154,13 +158,26 @@ def assign_split(
     # A group is known by its first cell, since the names of groups may change when cells are added.
     rank = {int(positions[0]): _hash(seed, ids[order[positions[0]]]) for positions in members}
     several = [positions for positions in members if len(positions) > 1]
-    for positions in sorted(several, key=lambda positions: (-len(positions), rank[int(positions[0])])):
-        present, counts = np.unique(codes[positions], return_counts=True)
-        gap = targets[present] - filled[present]
-        cost = (((gap - counts[:, None]) ** 2 - gap**2) / sizes[present][:, None]).sum(axis=0)
-        chosen = int(allowed[np.argmin(cost[allowed])])
-        filled[present, chosen] += counts
-        result[positions] = chosen
+    several.sort(key=lambda positions: (-len(positions), rank[int(positions[0])]))
+    # The first pass places every group, largest first; the later ones move groups while that brings the shares closer,
+    # because what was best for an early group need not be once the others are placed.
+    for _ in range(_PASSES):
+        moved = False
+        for positions in several:
+            present, counts = np.unique(codes[positions], return_counts=True)
+            here = int(result[positions[0]])
+            if here >= 0:
+                filled[present, here] -= counts
+            gap = targets[present] - filled[present]
+            cost = (((gap - counts[:, None]) ** 2 - gap**2) / sizes[present][:, None]).sum(axis=0)
+            chosen = int(allowed[np.argmin(cost[allowed])])
+            if here >= 0 and cost[chosen] > cost[here] - 1e-9:
+                chosen = here
+            moved = moved or chosen != here
+            filled[present, chosen] += counts
+            result[positions] = chosen
+        if not moved:
+            break
 
     single = [int(positions[0]) for positions in members if len(positions) == 1]
     for position in sorted(single, key=rank.__getitem__):
