@@ -73,7 +73,7 @@ class Bare:
         torch.manual_seed(seed)
         self.model = build_backbone(choice, classes).to(device).to(memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.AdamW(
-            param_groups_weight_decay(self.model, 0.05), lr=5e-4, fused=device.type == "cuda"
+            param_groups_weight_decay(self.model, 0.05), lr=5e-4, fused=device.type in ("cuda", "cpu")
         )
         self.device, self.precision = device, precision
 
