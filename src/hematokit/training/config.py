@@ -31,12 +31,23 @@ class TrainConfig(BaseModel):
     image_size : int or None
         Side of the input in pixels; the variant's own by default.
     pretrained : bool
+        Start from weights that the backbone's authors published, fetched from a hub.
     weights : str or None
-        Start from published weights, or from a local file.
-    epochs, batch_size : int
-        ``batch_size`` is the whole step's, over all processes: results do not depend on how many there are.
-    lr, weight_decay, warmup, clip_grad, label_smoothing : float
-        AdamW with a cosine schedule; ``warmup`` in epochs; ``clip_grad`` 0 switches clipping off.
+        Start from a local weights file instead.
+    epochs : int
+        Epochs in all; the schedule is planned for them.
+    batch_size : int
+        Cells per step over all processes: results do not depend on how many there are.
+    lr : float
+        Highest learning rate of AdamW; it rises over the warm-up and falls along a cosine.
+    weight_decay : float
+        AdamW's, on weights; norms and biases are not decayed.
+    warmup : float
+        Epochs of rising learning rate, half of the training at most.
+    clip_grad : float
+        Largest norm of the gradient; 0 switches clipping off.
+    label_smoothing : float
+        Share of a cell's label that is spread over all classes, 0 to 1.
     balance : str
         ``none``, ``weighted-loss``, ``logit-adjustment`` or ``oversample``; see `hematokit.training.balance`.
     target_per_class : int or None
@@ -59,6 +70,10 @@ class TrainConfig(BaseModel):
         Validation figure that decides which epoch is best.
     stop_after : int or None
         Stop, resumable, after this many epochs; the schedule is still that of ``epochs``.
+    seed : int
+        Of everything random: first weights, order of the cells, augmentation, dropout.
+    device : str
+        ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
     """
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
