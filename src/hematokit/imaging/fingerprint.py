@@ -233,9 +233,13 @@ def match_translations(
     keypoint = np.flatnonzero(valid).astype(np.uint64)
     indexes = []
     for which in range(prints.hashes.shape[2]):
-        index = (prints.hashes[:, :, which][valid].astype(np.uint64) << np.uint64(32)) | keypoint
+        # In place: at the size of the published set each of these arrays is some 90 MB.
+        index = prints.hashes[:, :, which][valid].astype(np.uint64)
+        index <<= np.uint64(32)
+        index |= keypoint
         index.sort()
         indexes.append(index)
+    del keypoint
     found = []
     for begin in range(start, n, chunk):
         end = min(begin + chunk, n)
