@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-__all__ = ["TEMPORARY_PREFIX", "replace_file", "sync_folder", "write_atomically"]
+__all__ = ["TEMPORARY_PREFIX", "replace_file", "sync_folder", "write_atomically", "write_json"]
 
 TEMPORARY_PREFIX = ".writing-"
 """How the names of unfinished files begin; what a killed process left behind is found by it."""
@@ -43,6 +44,11 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         file.write(content)
 
     replace_file(path, write)
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Replace a JSON file in one step."""
+    write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def sync_folder(folder: Path) -> None:

@@ -124,6 +124,21 @@ def test_resuming_refuses_other_settings_and_other_data(tiny_store: Path, tmp_pa
         train(tmp_path / "other.zarr", run, resume=True)
 
 
+def test_resuming_before_the_first_checkpoint_starts_from_the_same_weights(
+    tiny_store: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    weights = tiny_run / "bundle" / "model.safetensors"
+    whole, early = tmp_path / "whole", tmp_path / "early"
+    train(tiny_store, whole, settings=TINY, epochs=1, weights=str(weights))
+    # What a run holds that was killed in its first epoch.
+    (early / "checkpoints").mkdir(parents=True)
+    (early / "config.yaml").write_text((whole / "config.yaml").read_text())
+    lines: list[str] = []
+    train(output=early, resume=True, log=lines.append)
+    assert any("no checkpoint yet" in line for line in lines)
+    assert_same_weights(whole, early)
+
+
 def test_early_stopping_keeps_the_best_epoch(tiny_store: Path, tmp_path: Path) -> None:
     # A learning rate of next to nothing: no epoch is better than the first.
     result = train(

@@ -11,8 +11,9 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from hematokit import __version__
 from hematokit.errors import StoreError
+from hematokit.files import write_json
 from hematokit.store import schema
-from hematokit.store.files import disk_errors, write_json
+from hematokit.store.files import disk_errors
 from hematokit.store.patchstore import PatchStore
 from hematokit.store.writer import store_lock
 from hematokit.taxonomy import MATEK_21, Taxonomy

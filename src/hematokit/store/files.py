@@ -1,26 +1,19 @@
-"""What the store's writers share: leftovers of killed ones, full disks, JSON."""
+"""What the store's writers share: leftovers of killed ones and full disks."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from hematokit.errors import StoreError
-from hematokit.files import TEMPORARY_PREFIX, write_atomically
+from hematokit.files import TEMPORARY_PREFIX
 
-__all__ = ["disk_errors", "remove_leftovers", "write_json"]
+__all__ = ["disk_errors", "remove_leftovers"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Replace a JSON file in one step."""
-    write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def remove_leftovers(folder: Path) -> None:

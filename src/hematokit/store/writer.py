@@ -24,8 +24,9 @@ import pyarrow.compute as pc
 from filelock import FileLock, Timeout
 
 from hematokit.errors import StoreError
+from hematokit.files import write_json
 from hematokit.store import schema
-from hematokit.store.files import disk_errors, remove_leftovers, write_json
+from hematokit.store.files import disk_errors, remove_leftovers
 from hematokit.store.patchstore import PatchStore, open_array
 
 __all__ = ["StoreWriter", "store_lock"]

@@ -157,8 +157,8 @@ class Loop:
                 if not self._epoch():
                     self._save("last")
                     return False
+            # A resumed run may find that it has done all that is now asked for.
             self.state.finished = self.state.finished or self.state.epoch >= self.config.epochs
-            self._save("last")
             return self.state.finished
         finally:
             if self.writer is not None:

@@ -12,7 +12,7 @@ import torch
 
 from hematokit.errors import ModelError, TrainingError
 from hematokit.evaluation.calibration import fit_temperature
-from hematokit.files import write_atomically
+from hematokit.files import write_json
 from hematokit.models.bundle import save_bundle
 from hematokit.models.classifier import Classifier
 from hematokit.models.construction import BackboneChoice, build_backbone, choose_backbone
@@ -123,9 +123,13 @@ def train(
         augmenter_spec = load_plugins().augmenters.get(config.augmenter)
         augmenter = augmenter_spec.factory(**augmenter_spec.resolve_options(config.augmenter_options))
         torch.manual_seed(config.seed)
-        pretrained = config.pretrained and not resume
+        # A run that was stopped before its first checkpoint has nothing to go on from, so it starts as it would have.
+        going_on = resume and run.checkpoint("last").is_file()
         backbone = build_backbone(
-            choice, len(data.taxonomy), pretrained=pretrained, weights=None if resume else config.weights
+            choice,
+            len(data.taxonomy),
+            pretrained=config.pretrained and not going_on,
+            weights=None if going_on else config.weights,
         )
         classifier = Classifier(backbone, data.taxonomy, choice.input, patches.patch_size)
         classifier.to(accelerator.device).to(memory_format=torch.channels_last)
@@ -139,6 +143,7 @@ def train(
                 run.start(config, found)
             _announce(say, data, choice, found)
         accelerator.wait_for_everyone()
+        shown = progress if main else no_progress
         feeds = {
             name: PatchFeed(
                 patches,
@@ -147,24 +152,22 @@ def train(
                 accelerator.device,
                 cache=config.cache,
                 workers=config.workers,
-                progress=no_progress,
+                progress=shown,
             )
             for name in ("train", "val")
             if len(data.splits[name])
         }
         if "val" not in feeds and main:
             say("No validation cells: the epoch with the lowest training loss is kept, and nothing is calibrated")
-        quiet = no_progress if not main else progress
         loop = Loop(
-            config, classifier, data, feeds, augmenter, accelerator, run, request, quiet, say if main else _quiet
+            config, classifier, data, feeds, augmenter, accelerator, run, request, shown, say if main else _quiet
         )
-        if resume:
-            if run.checkpoint("last").is_file():
-                loop.resume()
-                if loop.state.epoch < config.epochs and not (loop.state.finished and config.patience):
-                    loop.state.finished = False
-            elif main:
-                say("The run has no checkpoint yet: starting it from the beginning")
+        if going_on:
+            loop.resume()
+            if loop.state.epoch < config.epochs and not (loop.state.finished and config.patience):
+                loop.state.finished = False
+        elif resume and main:
+            say("The run has no checkpoint yet: starting it from the beginning")
         finished = loop.run()
         bundle = None
         if finished:
@@ -209,7 +212,7 @@ class _accelerator:
         self.restore: str | None = None
 
     def __enter__(self) -> Any:
-        from accelerate import Accelerator, DataLoaderConfiguration
+        from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
         config = self.config
@@ -232,7 +235,6 @@ class _accelerator:
         return Accelerator(
             cpu=device.type == "cpu",
             mixed_precision="no" if precision == "fp32" else precision,
-            dataloader_config=DataLoaderConfiguration(),
         )
 
     def __exit__(self, *error: object) -> None:
@@ -318,23 +320,18 @@ def _finish(
             raise TrainingError(
                 f"bundle {run.bundle} cannot be written ({error.strerror}); make room there, then --resume"
             ) from error
-        write_atomically(run.path / "summary.json", _summary(loop, figures))
+        write_json(run.path / "summary.json", _summary(loop, figures))
     loop.accelerator.wait_for_everyone()
     return run.bundle
 
 
-def _summary(loop: Loop, figures: dict[str, float]) -> str:
-    import json
-
+def _summary(loop: Loop, figures: dict[str, float]) -> dict[str, Any]:
     state = loop.state
-    return json.dumps(
-        {
-            "epochs": state.epoch,
-            "best_epoch": state.best_epoch,
-            "monitor": loop.config.monitor,
-            "best": state.best,
-            "seconds": round(state.seconds, 1),
-            "validation": figures,
-        },
-        indent=2,
-    )
+    return {
+        "epochs": state.epoch,
+        "best_epoch": state.best_epoch,
+        "monitor": loop.config.monitor,
+        "best": state.best,
+        "seconds": round(state.seconds, 1),
+        "validation": figures,
+    }
