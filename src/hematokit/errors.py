@@ -8,6 +8,8 @@ from __future__ import annotations
 
 __all__ = [
     "EvaluationError",
+    "ExplanationError",
+    "FieldError",
     "HematokitError",
     "ImageError",
     "ModelError",
@@ -58,5 +60,13 @@ class EvaluationError(HematokitError):
     """An evaluation or a comparison that is not possible with these runs, cells or files."""
 
 
+class ExplanationError(HematokitError):
+    """An explanation that is not possible for these cells or classes, or a folder of results that cannot be used."""
+
+
 class TrainingError(HematokitError):
     """A training that cannot start or go on with these data and settings."""
+
+
+class FieldError(HematokitError):
+    """A set of fields, a file of known cells or smears, or a folder of results that cannot be used."""

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 
 from hematokit.errors import HematokitError
 from hematokit.imaging.synthetic import (
@@ -202,6 +203,59 @@ def test_field_truth_is_consistent(field) -> None:
     table = field.table()
     assert list(table["label"]) == [cell.code for cell in field.cells]
     assert table["touches_border"].dtype == bool
+
+
+def test_neighbours_touch_and_flatten_instead_of_overlapping() -> None:
+    field = synthesize_field(800, 800, cells={"LYT": 40, "BLA": 40}, seed=3)
+    times = np.zeros((800, 800), int)
+    inked = np.zeros((800, 800), int)
+    for cell in field.cells:
+        box = np.s_[cell.y0 : cell.y0 + cell.height, cell.x0 : cell.x0 + cell.width]
+        times[box] += cell.body
+        inked[box] += ndimage.binary_dilation(cell.body, iterations=6)
+    assert (times > 1).sum() < 0.05 * (times > 0).sum()
+    # Grown by half a micrometre they would run into each other: they do lie close.
+    assert (inked > 1).sum() > 2 * (times > 1).sum()
+
+
+def test_smears_differ_in_their_background() -> None:
+    lights = np.array([np.percentile(_empty(smear), 80, axis=(0, 1)) for smear in range(12)])
+    assert np.ptp(lights[:, 1]) > 60
+    assert np.ptp(lights[:, 0] - lights[:, 2]) > 15
+
+
+def _empty(smear: int) -> np.ndarray:
+    return synthesize_field(96, 96, cells=0, seed=1, smear=smear).pixels.astype(float)
+
+
+def test_neighbouring_pixels_and_colours_share_noise() -> None:
+    # As measured on the real crops: correlation of 0.5 between neighbours, and 0.65 to 0.8 between the colours.
+    pixels = np.concatenate([_empty(smear)[:, :95] for smear in range(6)], axis=1)
+    rough = pixels - ndimage.gaussian_filter(pixels, (2, 2, 0))
+    flat = ndimage.gaussian_gradient_magnitude(pixels.mean(axis=2), 2)
+    quiet = (flat < np.percentile(flat, 25)) & (pixels.max(axis=2) < 250)
+    both = quiet[:, 1:] & quiet[:, :-1]
+    assert 0.3 < np.corrcoef(rough[:, 1:, 1][both], rough[:, :-1, 1][both])[0, 1] < 0.75
+    assert 0.5 < np.corrcoef(rough[quiet].T)[0, 1] < 0.9
+
+
+def test_nuclei_and_backgrounds_have_the_colours_of_real_ones(real_data: Path, crops: list[SyntheticCrop]) -> None:
+    classes = ("BLA", "EOS", "LYT", "MON", "NGS", "PMO")
+
+    def colours(pixels: np.ndarray) -> list[float]:
+        middle = pixels[65:185, 65:185].reshape(-1, 3)
+        nucleus = middle[middle[:, 1] < 0.35 * np.percentile(pixels[..., 1], 95)]
+        light = np.percentile(pixels.reshape(-1, 3), 90, axis=0)
+        return [*np.median(nucleus, axis=0), *light] if len(nucleus) > 300 else [np.nan] * 6
+
+    real = []
+    for code in classes:
+        for path in sorted((real_data / "matek_bm8" / code).glob("*.jpg"))[:10]:
+            with Image.open(path) as image:
+                real.append(colours(np.asarray(image.convert("RGB"))))
+    drawn = [colours(crop.pixels) for crop in crops if crop.code in classes]
+    difference = np.nanmedian(drawn, axis=0) - np.nanmedian(real, axis=0)
+    assert np.abs(difference).max() < 30, difference
 
 
 def test_field_counts_by_class_and_determinism() -> None:

@@ -1,15 +1,34 @@
-"""Built-in detectors. The hook is in place; the detector itself comes with the fields room."""
+"""Built-in detectors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from hematokit.hookspecs import hookimpl
-from hematokit.specs import DetectorSpec
+from hematokit.specs import DetectorSpec, Option
 
 __all__ = ["register_detectors"]
 
 
+def _nuclei(**options: Any) -> Any:
+    from hematokit.builtins.nuclei import NucleusDetector
+
+    return NucleusDetector(**options)
+
+
 @hookimpl
 def register_detectors(register: Callable[[DetectorSpec], None]) -> None:
-    """Register the built-in detectors (none yet)."""
+    """Register the built-in detectors."""
+    register(
+        DetectorSpec(
+            "nuclei",
+            "nucleated cells by the violet of their nuclei; no network, no training",
+            _nuclei,
+            {
+                "min_score": Option(float, 0.3, "cells with a lower score are left out", 0.0, 1.0),
+                "min_diameter_um": Option(float, 3.5, "diameter of the smallest nucleus in micrometres", 0.5, 50.0),
+                "margin_um": Option(float, 1.5, "what a cell's box has around the nucleus, in micrometres", 0.0, 20.0),
+            },
+        )
+    )

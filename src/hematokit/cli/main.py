@@ -16,7 +16,20 @@ from hematokit.registry import load_plugins
 
 __all__ = ["build_app", "main"]
 
-VERBS = ("demo", "import_", "store", "split", "train", "evaluate", "compare", "plugins")
+VERBS = (
+    "demo",
+    "import_",
+    "store",
+    "tile",
+    "split",
+    "train",
+    "evaluate",
+    "compare",
+    "explain",
+    "detect",
+    "classify",
+    "plugins",
+)
 
 HELP = """Bone-marrow and blood cytology: patch store, training, honest evaluation.
 

@@ -21,6 +21,7 @@ __all__ = [
     "Interval",
     "cluster_ids",
     "effective_count",
+    "effective_count_of_sums",
     "f1_interval",
     "mean_interval",
     "wider_interval",
@@ -95,23 +96,40 @@ def effective_count(
     estimated from survey data. Survey Methodology 24, 193-201.
     """
     which = clusters[inside]
-    total = len(which)
-    if not total:
+    if not len(which):
         return 0.0
     _, which = np.unique(which, return_inverse=True)
-    size = np.bincount(which).astype(np.float64)
-    groups = len(size)
+    sizes = np.bincount(which).astype(np.float64)
+    hits = np.bincount(which, weights=hit[inside].astype(np.float64)).astype(np.float64)
+    return effective_count_of_sums(hits, sizes)
+
+
+def effective_count_of_sums(hits: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64]) -> float:
+    """`effective_count` from the sums of each group.
+
+    Parameters
+    ----------
+    hits, sizes : ndarray (groups,), float
+        Cells of each group in the numerator and in the denominator; groups without cells are passed over.
+
+    Returns
+    -------
+    float
+    """
+    hits, sizes = hits[sizes > 0], sizes[sizes > 0]
+    groups, total = len(sizes), float(sizes.sum())
+    if not groups:
+        return 0.0
     if groups == total:
-        return float(total)
+        return total
     if groups == 1:
         return 1.0
-    hits = np.bincount(which, weights=hit[inside].astype(np.float64))
-    share = hits.sum() / total
+    share = float(hits.sum()) / total
     if share in (0.0, 1.0):
         # No variance to measure: assume, to be safe, that the cells of a group always agree.
-        count = total**2 / float((size**2).sum())
+        count = total**2 / float((sizes**2).sum())
     else:
-        between = groups / (groups - 1) * float(((hits - share * size) ** 2).sum()) / total**2
+        between = groups / (groups - 1) * float(((hits - share * sizes) ** 2).sum()) / total**2
         count = total / max(1.0, between / (share * (1 - share) / total))
     return float(count) * (_Z / float(student_t.ppf(0.5 + LEVEL / 2, groups - 1))) ** 2
 

@@ -2,17 +2,39 @@
 
 Integer pixels of the full-resolution field, row first. A box is ``(y0, x0, height, width)``, half-open: it covers rows
 ``y0 .. y0 + height - 1``. A centre ``(y, x)`` is in the same units with pixel *corners* on the integers, so the centre
-of a box of 250 px that starts at 0 is 125.0, which is also the row where the second half begins.
+of a box of 250 px that starts at 0 is 125.0, which is also the row where the second half begins. Contours are
+``(n, 2)`` arrays of ``(y, x)`` in the same system, not closed (the last point is not the first again).
+
+Others count otherwise: napari puts *pixel centres* on the integers, QuPath and GeoJSON use pixel corners with x first,
+rulers use micrometres. The conversions are here and nowhere else.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Box", "pad_to_square", "whole_image_box"]
+__all__ = [
+    "Box",
+    "Window",
+    "box_ring",
+    "contour_area",
+    "cut_patch",
+    "pad_to_square",
+    "patch_box",
+    "to_geojson_ring",
+    "to_micrometres",
+    "to_napari",
+    "whole_image_box",
+    "windows",
+]
+
+Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +62,31 @@ class Box:
     def centre(self) -> tuple[float, float]:
         """Centre ``(y, x)`` in pixels."""
         return self.y0 + self.height / 2, self.x0 + self.width / 2
+
+    @property
+    def y1(self) -> int:
+        """First row below the box."""
+        return self.y0 + self.height
+
+    @property
+    def x1(self) -> int:
+        """First column right of the box."""
+        return self.x0 + self.width
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Index of the box's pixels in an array of the whole field; only for a box that lies inside it."""
+        return slice(self.y0, self.y1), slice(self.x0, self.x1)
+
+    def inside(self, height: int, width: int) -> bool:
+        """Tell whether the whole box lies in a field of that size."""
+        return self.y0 >= 0 and self.x0 >= 0 and self.y1 <= height and self.x1 <= width
+
+    def clipped(self, height: int, width: int) -> Box | None:
+        """The part of the box inside a field of that size; ``None`` if there is none."""
+        y0, x0 = max(self.y0, 0), max(self.x0, 0)
+        y1, x1 = min(self.y1, height), min(self.x1, width)
+        return Box(y0, x0, y1 - y0, x1 - x0) if y1 > y0 and x1 > x0 else None
 
 
 def whole_image_box(height: int, width: int) -> Box:
@@ -74,3 +121,144 @@ def pad_to_square(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uin
     top, left = (size - height) // 2, (size - width) // 2
     margins = ((top, size - height - top), (left, size - width - left), (0, 0))
     return np.pad(image, margins, mode="reflect")
+
+
+def patch_box(y: float, x: float, size: int) -> Box:
+    """Return the box of a square patch around a centre.
+
+    The corner is the nearest whole pixel (halves go up), so that the patch around the centre of a box of `size` px is
+    that box. It may begin or end outside the field.
+
+    Parameters
+    ----------
+    y, x : float
+        Centre in pixels.
+    size : int
+        Side in pixels.
+    """
+    return Box(math.floor(y - size / 2 + 0.5), math.floor(x - size / 2 + 0.5), size, size)
+
+
+def _mirror(start: int, stop: int, length: int) -> npt.NDArray[np.intp]:
+    """Rows ``start .. stop - 1`` of a field of `length` rows that goes on as in a mirror, as ``numpy.pad`` reflects."""
+    if length == 1:
+        return np.zeros(stop - start, np.intp)
+    period = 2 * (length - 1)
+    place = np.arange(start, stop) % period
+    return np.where(place < length, place, period - place)
+
+
+def cut_patch(read: Callable[[Box], Pixels], height: int, width: int, box: Box) -> Pixels:
+    """Cut a box out of a field; what lies outside is filled up by reflection, never shifted.
+
+    Parameters
+    ----------
+    read : callable
+        ``read(box)`` returns the pixels (h, w, 3) of a box that lies inside the field; called once.
+    height, width : int
+        Size of the field in pixels.
+    box : Box
+        What to cut. It may lie partly, or wholly, outside.
+
+    Returns
+    -------
+    ndarray of uint8, shape (box.height, box.width, 3)
+        As cut from ``numpy.pad(field, ..., mode="reflect")``.
+
+    Examples
+    --------
+    >>> field = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    >>> cut_patch(lambda box: field[box.slices], 2, 2, Box(-1, 0, 3, 1))[:, 0, 0].tolist()
+    [6, 0, 6]
+    """
+    if box.inside(height, width):
+        return np.ascontiguousarray(read(box))
+    rows, columns = _mirror(box.y0, box.y1, height), _mirror(box.x0, box.x1, width)
+    y0, x0 = int(rows.min()), int(columns.min())
+    source = read(Box(y0, x0, int(rows.max()) + 1 - y0, int(columns.max()) + 1 - x0))
+    return np.ascontiguousarray(source[(rows - y0)[:, None], columns - x0])
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One piece of a field that is worked on by itself.
+
+    Attributes
+    ----------
+    core : Box
+        The pixels it answers for; the cores of all windows cover the field once.
+    outer : Box
+        The core and a margin around it, inside the field: what is read.
+    """
+
+    core: Box
+    outer: Box
+
+
+def windows(height: int, width: int, side: int, margin: int) -> Iterator[Window]:
+    """Divide a field into windows of about equal size, row by row.
+
+    Parameters
+    ----------
+    height, width : int
+        Size of the field in pixels.
+    side : int
+        Largest side of a core in pixels.
+    margin : int
+        Pixels read around a core, where the field goes on.
+    """
+    rows = np.linspace(0, height, math.ceil(height / side) + 1).round().astype(int).tolist()
+    columns = np.linspace(0, width, math.ceil(width / side) + 1).round().astype(int).tolist()
+    for y0, y1 in pairwise(rows):
+        for x0, x1 in pairwise(columns):
+            core = Box(y0, x0, y1 - y0, x1 - x0)
+            wide = Box(y0 - margin, x0 - margin, y1 - y0 + 2 * margin, x1 - x0 + 2 * margin)
+            outer = wide.clipped(height, width)
+            assert outer is not None  # it holds the core
+            yield Window(core, outer)
+
+
+def to_napari(points: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Convert points (..., 2) as ``(y, x)`` to napari's coordinates, where pixel centres lie on the integers."""
+    return np.asarray(points, np.float64) - 0.5
+
+
+def to_geojson_ring(contour: npt.ArrayLike) -> list[list[float]]:
+    """Convert a contour (n, 2) as ``(y, x)`` to a closed ring ``[[x, y], ...]`` of GeoJSON, in pixel corners.
+
+    The ring runs counterclockwise in GeoJSON's right-handed sense (RFC 7946, section 3.1.6), whichever way the contour
+    does, and ends on its first point. Coordinates are rounded to a hundredth of a pixel.
+
+    Raises
+    ------
+    ValueError
+        If the contour has fewer than three points.
+    """
+    points = np.asarray(contour, np.float64)
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3:
+        raise ValueError(f"a contour needs three or more points (y, x), not an array of shape {points.shape}")
+    ring = points[:, ::-1]
+    if _signed_area(ring) < 0:
+        ring = ring[::-1]
+    rows: list[list[float]] = np.round(np.vstack([ring, ring[:1]]), 2).tolist()
+    return rows
+
+
+def box_ring(box: Box) -> npt.NDArray[np.float64]:
+    """Return a box's outline as a contour (4, 2) of ``(y, x)``."""
+    return np.array([(box.y0, box.x0), (box.y0, box.x1), (box.y1, box.x1), (box.y1, box.x0)], np.float64)
+
+
+def contour_area(contour: npt.ArrayLike) -> float:
+    """Return the area inside a contour (n, 2), in square pixels (shoelace formula)."""
+    return abs(_signed_area(np.asarray(contour, np.float64)))
+
+
+def _signed_area(points: npt.NDArray[np.float64]) -> float:
+    first, second = points[:, 0], points[:, 1]
+    return float(np.dot(first, np.roll(second, -1)) - np.dot(second, np.roll(first, -1))) / 2
+
+
+def to_micrometres(pixels: float, pixel_size_um: float) -> float:
+    """Convert a length in pixels to micrometres."""
+    return pixels * pixel_size_um

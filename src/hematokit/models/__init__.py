@@ -1,20 +1,50 @@
-"""Classifiers (preparation, normalisation, backbone, calibration) and the bundles they are kept in."""
+"""Classifiers (preparation, normalisation, backbone, calibration) and the bundles they are kept in.
+
+The names are imported when first used: a bundle that onnxruntime computes opens without torch.
+"""
 
 from __future__ import annotations
 
-from hematokit.models.bundle import BundleConfig, find_bundle, load_model, save_bundle
-from hematokit.models.classifier import Classifier
-from hematokit.models.construction import BackboneChoice, build_backbone, choose_backbone
-from hematokit.models.devices import resolve_device
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hematokit.models.bundle import BundleConfig, Runtime, find_bundle, load_model, save_bundle
+    from hematokit.models.classifier import Classifier
+    from hematokit.models.construction import BackboneChoice, build_backbone, choose_backbone
+    from hematokit.models.devices import resolve_device
+    from hematokit.models.exporting import export_onnx
+    from hematokit.models.runtimes import OnnxClassifier
+
+_HOMES = {
+    "bundle": ("BundleConfig", "Runtime", "find_bundle", "load_model", "save_bundle"),
+    "classifier": ("Classifier",),
+    "construction": ("BackboneChoice", "build_backbone", "choose_backbone"),
+    "devices": ("resolve_device",),
+    "exporting": ("export_onnx",),
+    "runtimes": ("OnnxClassifier",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BackboneChoice",
     "BundleConfig",
     "Classifier",
+    "OnnxClassifier",
+    "Runtime",
     "build_backbone",
     "choose_backbone",
+    "export_onnx",
     "find_bundle",
     "load_model",
     "resolve_device",
     "save_bundle",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value

@@ -8,24 +8,38 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from hematokit import __version__
 from hematokit.errors import ModelError, PluginError
 from hematokit.files import write_atomically
-from hematokit.models.classifier import Classifier
-from hematokit.models.construction import BackboneChoice, build_backbone, choose_backbone
-from hematokit.models.devices import resolve_device
 from hematokit.registry import load_plugins
 from hematokit.specs import InputSpec
 from hematokit.taxonomy import Taxonomy
 
-__all__ = ["BUNDLE_VERSION", "BundleConfig", "find_bundle", "load_model", "save_bundle"]
+if TYPE_CHECKING:
+    # Only for annotations: a bundle that another runtime computes must open without torch.
+    import torch
+
+    from hematokit.models.classifier import Classifier
+    from hematokit.models.construction import BackboneChoice
+    from hematokit.models.runtimes import OnnxClassifier
+
+__all__ = [
+    "BUNDLE_VERSION",
+    "BundleConfig",
+    "Runtime",
+    "find_bundle",
+    "load_model",
+    "load_torch",
+    "read_config",
+    "save_bundle",
+]
 
 BUNDLE_VERSION = 1
+Runtime = Literal["torch", "onnxruntime", "auto"]
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
@@ -175,7 +189,21 @@ def find_bundle(path: str | Path) -> Path:
     raise ModelError(f"{path} is neither a run nor a bundle (no {CONFIG}); give the folder that hematokit train wrote")
 
 
-def load_model(path: str | Path, device: str | torch.device = "auto") -> Classifier:
+@overload
+def load_model(
+    path: str | Path, device: str | torch.device = "auto", runtime: Literal["torch"] = "torch"
+) -> Classifier: ...
+
+
+@overload
+def load_model(
+    path: str | Path, device: str | torch.device = "auto", runtime: str = "torch"
+) -> Classifier | OnnxClassifier: ...
+
+
+def load_model(
+    path: str | Path, device: str | torch.device = "auto", runtime: str = "torch"
+) -> Classifier | OnnxClassifier:
     """Load a classifier from a bundle or a run. Nothing is unpickled.
 
     Parameters
@@ -184,21 +212,41 @@ def load_model(path: str | Path, device: str | torch.device = "auto") -> Classif
         Bundle folder, or the run folder that holds one.
     device : str or torch.device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+    runtime : str
+        What computes it: ``"torch"``; ``"onnxruntime"``, on the CPU, from a file that is exported and checked against
+        torch at the first use and then kept (`hematokit.models.runtimes`); ``"auto"``, onnxruntime where it is
+        installed and the device is the CPU, else torch.
 
     Returns
     -------
-    Classifier
-        In evaluation mode, on the device.
+    Classifier or OnnxClassifier
+        In evaluation mode, on the device; both have ``predict``, ``logits``, ``codes``, ``taxonomy``, ``patch_size``,
+        ``temperature``, ``config``, ``device`` and ``runtime``, the name of what computes.
 
     Raises
     ------
     ModelError
-        If files are missing or damaged, or the version is newer than this program.
+        If files are missing or damaged, the version is newer than this program, or the runtime cannot be used.
     PluginError
         If the plugin that provides the backbone is not installed.
     """
     folder = find_bundle(path)
-    config = _read_config(folder)
+    if runtime == "torch":
+        return load_torch(folder, device)
+    from hematokit.models.runtimes import load_with_runtime
+
+    return load_with_runtime(folder, device, runtime)
+
+
+def load_torch(folder: Path, device: str | torch.device = "auto") -> Classifier:
+    """Load the classifier of a bundle folder; parameters, result and errors as of `load_model`."""
+    import torch
+
+    from hematokit.models.classifier import Classifier
+    from hematokit.models.construction import build_backbone
+    from hematokit.models.devices import resolve_device
+
+    config = read_config(folder)
     choice = _rebuild_choice(folder, config)
     taxonomy = Taxonomy.from_dict(config.taxonomy, where=str(folder / CONFIG))
     backbone = build_backbone(choice, len(taxonomy))
@@ -210,7 +258,14 @@ def load_model(path: str | Path, device: str | torch.device = "auto") -> Classif
     return classifier.to(target).to(memory_format=torch.channels_last).eval()
 
 
-def _read_config(folder: Path) -> BundleConfig:
+def read_config(folder: Path) -> BundleConfig:
+    """Read the configuration of a bundle folder.
+
+    Raises
+    ------
+    ModelError
+        If it is missing, damaged, or newer than this program.
+    """
     try:
         text = (folder / CONFIG).read_text(encoding="utf-8")
         return BundleConfig.model_validate(json.loads(text))
@@ -227,6 +282,8 @@ def _read_config(folder: Path) -> BundleConfig:
 
 
 def _rebuild_choice(folder: Path, config: BundleConfig) -> BackboneChoice:
+    from hematokit.models.construction import BackboneChoice, choose_backbone
+
     wanted = config.backbone
     try:
         choice = choose_backbone(wanted.name, wanted.variant, config.input.size, wanted.options)

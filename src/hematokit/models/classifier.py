@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from hematokit.errors import ModelError
+from hematokit.models.predictions import check_patches, prediction_frame
 from hematokit.progress import Progress, no_progress
 from hematokit.specs import InputSpec
 from hematokit.taxonomy import Taxonomy
@@ -17,7 +18,7 @@ from hematokit.taxonomy import Taxonomy
 if TYPE_CHECKING:
     from hematokit.models.bundle import BundleConfig
 
-__all__ = ["Classifier", "prediction_frame", "shrink_patches"]
+__all__ = ["Classifier", "fit_to_input", "input_region", "prediction_frame", "shrink_patches"]
 
 
 class Classifier(torch.nn.Module):
@@ -39,6 +40,7 @@ class Classifier(torch.nn.Module):
         What the bundle says about it.
     """
 
+    runtime: Final = "torch"
     mean: torch.Tensor
     std: torch.Tensor
 
@@ -79,6 +81,11 @@ class Classifier(torch.nn.Module):
         if self._config is None:
             raise ModelError("this classifier has no bundle configuration; save it as a bundle and load that")
         return self._config
+
+    @property
+    def has_config(self) -> bool:
+        """Whether it comes from a bundle."""
+        return self._config is not None
 
     @property
     def device(self) -> torch.device:
@@ -128,7 +135,7 @@ class Classifier(torch.nn.Module):
         ModelError
             If the patches are of another shape or type than the model was trained on.
         """
-        self._check(patches)
+        check_patches(patches, self.patch_size)
         was_training = self.training
         self.eval()
         parts = []
@@ -164,14 +171,6 @@ class Classifier(torch.nn.Module):
         """
         return prediction_frame(self.logits(patches, batch_size, progress), self.codes, self.temperature)
 
-    def _check(self, patches: np.ndarray) -> None:
-        side = self.patch_size
-        if patches.ndim != 4 or patches.shape[1:] != (side, side, 3) or patches.dtype != np.uint8:
-            raise ModelError(
-                f"the model takes uint8 patches of shape (n, {side}, {side}, 3), not {patches.dtype} of shape "
-                f"{patches.shape}; cut or resize them to {side} px"
-            )
-
 
 def _fit(side: int, spec: InputSpec) -> str:
     """Decide between resizing, padding and cropping."""
@@ -179,6 +178,29 @@ def _fit(side: int, spec: InputSpec) -> str:
         # A narrow reflected margin costs no sharpness; a wide one would only add pixels to compute.
         return "reflect-pad" if side < spec.size <= side + side // 8 else "resize"
     return spec.fit
+
+
+def input_region(side: int, spec: InputSpec) -> tuple[int, int]:
+    """Which square of a patch the input shows: where `fit_to_input` puts it, seen from the patch.
+
+    Parameters
+    ----------
+    side : int
+        Side of the patch in pixels.
+    spec : InputSpec
+
+    Returns
+    -------
+    start, length : int
+        First row and column, and side, in pixels of the patch. `start` is negative where the input has a reflected
+        margin.
+    """
+    fit = "none" if side == spec.size else _fit(side, spec)
+    if fit == "reflect-pad" and spec.size > side:
+        return -((spec.size - side) // 2), spec.size
+    if fit == "crop" and spec.size < side:
+        return (side - spec.size) // 2, spec.size
+    return 0, side
 
 
 def shrink_patches(patches: torch.Tensor, spec: InputSpec) -> torch.Tensor:
@@ -219,16 +241,3 @@ def fit_to_input(images: torch.Tensor, spec: InputSpec) -> torch.Tensor:
         return images[:, :, start : start + size, start : start + size]
     resized = functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return resized.clamp(0.0, 1.0)
-
-
-def prediction_frame(logits: np.ndarray, codes: tuple[str, ...], temperature: float = 1.0) -> pd.DataFrame:
-    """Turn logits (n, C) into the prediction columns: ``predicted``, ``probability``, ``p_<CODE>``."""
-    probabilities = torch.from_numpy(np.asarray(logits, np.float64) / temperature).softmax(dim=1).numpy()
-    best = probabilities.argmax(axis=1) if len(codes) else np.zeros(0, int)
-    columns: dict[str, object] = {
-        "predicted": np.asarray(codes, dtype=object)[best],
-        "probability": probabilities[np.arange(len(best)), best].astype(np.float32),
-    }
-    for index, code in enumerate(codes):
-        columns[f"p_{code}"] = probabilities[:, index].astype(np.float32)
-    return pd.DataFrame(columns)

@@ -46,7 +46,7 @@ _DASHES: Final = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 _CURVE_POINTS: Final = 300
 _HEAT: Final = LinearSegmentedColormap.from_list("hematokit", ["#ffffff", "#cfe0ee", "#6fa3cc", "#1d5a8c"])
 
-_STYLE: Final[Any] = {
+STYLE: Final[Any] = {
     "font.size": 9,
     "font.family": "DejaVu Sans",
     "text.color": INK,
@@ -70,7 +70,7 @@ _STYLE: Final[Any] = {
 def to_svg(figure: Figure) -> bytes:
     """Return a figure as an SVG document; letters are outlines, so that it looks alike everywhere."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         canvas: Any = FigureCanvasSVG(figure)
         canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
@@ -79,7 +79,7 @@ def to_svg(figure: Figure) -> bytes:
 def to_png(figure: Figure, dpi: int = 150) -> bytes:
     """Return a figure as a PNG file."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.set_dpi(dpi)
         canvas: Any = FigureCanvasAgg(figure)
         canvas.print_png(buffer, metadata={"Software": None})
@@ -102,7 +102,7 @@ def precision_recall_figure(
     taxonomy : Taxonomy
         Gives colours.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 5.6), layout="constrained")
         axes = figure.add_subplot()
         _precision_recall(axes, labels, probabilities, scores, taxonomy, columns=1)
@@ -182,7 +182,7 @@ def confusion_figure(scores: Scores, *, normalised: bool) -> Figure:
     """
     classes = len(scores.codes)
     side = max(4.2, min(9.5, 1.7 + 0.4 * classes))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(side, side), layout="constrained")
         _confusion(figure.add_subplot(), scores, normalised=normalised)
     return figure
@@ -240,7 +240,7 @@ def distribution_figure(distribution: pd.DataFrame, order: Sequence[str]) -> Fig
     """
     codes = [code for code in order if code in distribution.index]
     codes += [code for code in distribution.index if code not in codes]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(6.0, 1.4 + 0.42 * len(codes)), 3.6), layout="constrained")
         axes = figure.add_subplot()
         splits = list(distribution.columns)
@@ -268,7 +268,7 @@ def distribution_figure(distribution: pd.DataFrame, order: Sequence[str]) -> Fig
 
 def reliability_figure(scores: Scores) -> Figure:
     """Draw how often the top class is right against how sure the classifier was, with the cells behind each bar."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 4.6), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
         for entry in scores.reliability:
@@ -314,7 +314,7 @@ def overview_figure(
     labels, probabilities, scores, taxonomy
         As in `precision_recall_figure`.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(14, 8.2))
         figure.text(0.035, 0.955, title, fontsize=17, weight="bold", va="center")
         figure.text(0.035, 0.915, subtitle, fontsize=10, color=MUTED, va="center")

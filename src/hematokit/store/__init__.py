@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from hematokit.store.creating import create_store
 from hematokit.store.describing import StoreInfo, describe_store
+from hematokit.store.fields import open_stored_field
 from hematokit.store.importing import ImportSummary, import_crops
 from hematokit.store.patchstore import PatchRead, PatchStore, open_store
-from hematokit.store.schema import CELL_COLUMNS
+from hematokit.store.schema import CELL_COLUMNS, FIELD_COLUMNS
 from hematokit.store.splitting import SplitSummary, split_store
-from hematokit.store.verifying import DamagedPatch, VerifyReport, verify_store
+from hematokit.store.verifying import DamagedField, DamagedPatch, VerifyReport, verify_store
 from hematokit.store.writer import StoreWriter
 
 __all__ = [
     "CELL_COLUMNS",
+    "FIELD_COLUMNS",
+    "DamagedField",
     "DamagedPatch",
     "ImportSummary",
     "PatchRead",
@@ -30,6 +33,7 @@ __all__ = [
     "describe_store",
     "import_crops",
     "open_store",
+    "open_stored_field",
     "split_store",
     "verify_store",
 ]

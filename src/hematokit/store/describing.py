@@ -31,8 +31,12 @@ class StoreInfo:
     cells : int
     classes : dict of str to int
         Cells by class, in the taxonomy's order.
+    unlabelled : int
+        Cells without a class.
     taxonomy : str
         Its name.
+    fields : int
+        Whole fields that the store keeps.
     patients, smears : int
         How many are known.
     groups : int
@@ -45,9 +49,9 @@ class StoreInfo:
     straddling_groups : int
         Groups with cells on several sides of the split, because cells were added after it.
     rejects : dict of str to int
-        Refused files by reason.
+        Refused files and cells by reason.
     reject_messages : list of str or None
-        One line for each refused file, if asked for.
+        One line for each of them, if asked for.
     content_hash : str
     """
 
@@ -58,7 +62,9 @@ class StoreInfo:
     bytes: int
     cells: int
     classes: dict[str, int]
+    unlabelled: int
     taxonomy: str
+    fields: int
     patients: int
     smears: int
     groups: int
@@ -80,10 +86,14 @@ class StoreInfo:
             f"{self.store}: {self.cells} cells of {self.patch_size}x{self.patch_size} px, {self.codec}, "
             f"{self.bytes / 1e6:.1f} MB, schema version {self.schema_version}",
             f"content hash {self.content_hash}",
-            f"classes ({self.taxonomy}): " + (", ".join(f"{c} {n}" for c, n in self.classes.items()) or "none"),
+            f"classes ({self.taxonomy}): "
+            + (", ".join(f"{c} {n}" for c, n in self.classes.items()) or "none")
+            + (f"; without a label {self.unlabelled}" if self.unlabelled else ""),
             f"{self.patients} patients and {self.smears} smears known; {self.groups} groups of two or more cells"
             + (" (not up to date: import or split again)" if self.groups_stale else ""),
         ]
+        if self.fields:
+            lines.append(f"{self.fields} whole fields, in the folder 'fields'")
         if self.split_info:
             shares = " ".join(map(str, self.split_info["fractions"]))
             counts = ", ".join(f"{name or 'in none'} {count}" for name, count in self.splits.items())
@@ -96,7 +106,7 @@ class StoreInfo:
                 "it: run 'hematokit split' again"
             )
         if self.rejects:
-            lines.append("rejected files: " + ", ".join(f"{count} {reason}" for reason, count in self.rejects.items()))
+            lines.append("rejected: " + ", ".join(f"{count} {reason}" for reason, count in self.rejects.items()))
         lines += [f"  {message}" for message in self.reject_messages or []]
         return lines
 
@@ -132,7 +142,9 @@ def describe_store(path: str | Path, *, rejects: bool = False) -> StoreInfo:
         bytes=_size(Path(path)),
         cells=len(cells),
         classes={code: int(labels[code]) for code in store.taxonomy.codes if code in labels},
+        unlabelled=int((cells["label"] == "").sum()),
         taxonomy=store.taxonomy.name,
+        fields=len(store.fields),
         patients=_known(cells["patient_id"]),
         smears=_known(cells["smear_id"]),
         groups=int((cells.loc[cells["group"] != "", "group"].value_counts() > 1).sum()),

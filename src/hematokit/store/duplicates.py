@@ -198,14 +198,16 @@ def assign_groups(
     fingerprints: Fingerprints | None = None,
     progress: Progress = no_progress,
 ) -> tuple[pd.Series[str], Fingerprints]:
-    """Put cells that show the same pixels, and cells of one patient, into groups.
+    """Put cells that show the same pixels, cells of one field, and cells of one patient into groups.
 
     Parameters
     ----------
     read_patches : callable
         Given int64 (n,) values of the column ``row``, returns uint8 (n, P, P, 3).
     cells : DataFrame
-        With ``cell_id``, ``row``, ``pixel_sha256`` (64 hexadecimal digits) and ``patient_id`` (empty where unknown).
+        With ``cell_id``, ``row``, ``pixel_sha256`` (64 hexadecimal digits), ``patient_id`` (empty where unknown), and
+        ``field_id`` (without that column, each cell is its own field). Patches of one field are not compared with each
+        other: they belong together anyway, and overlap where cells are dense.
     fingerprints : Fingerprints, optional
         What an earlier call returned: only patches not in it are read. Patches no longer among `cells` leave it.
     progress : Progress
@@ -229,7 +231,8 @@ def assign_groups(
         fresh = fresh[np.argsort(rows[fresh], kind="stable")]  # neighbours on disk are read together
         parts, size = _fingerprint(read_patches, rows[fresh], known.patch_size, progress)
         known = known._append(digests[fresh], parts, size)
-        known = _find_links(read_patches, rows[_places(digests, known.digests)], known, old, progress)
+        place = _places(digests, known.digests)
+        known = _find_links(read_patches, rows[place], _patch_fields(cells, content)[place], known, old, progress)
     return _name_groups(cells, content, known.links, _places(digests, known.digests)), known
 
 
@@ -281,8 +284,25 @@ def _fingerprint(
     return parts, size
 
 
+def _field_numbers(cells: pd.DataFrame) -> npt.NDArray[np.int64]:
+    column = cells["field_id" if "field_id" in cells.columns else "cell_id"]
+    return pd.factorize(column.astype(object))[0].astype(np.int64)
+
+
+def _patch_fields(cells: pd.DataFrame, content: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Number of the field that each distinct patch is from; below zero, and each its own, where it is in several."""
+    fields = pd.Series(_field_numbers(cells)).groupby(content).agg(["min", "max"])
+    lowest, highest = fields["min"].to_numpy(np.int64), fields["max"].to_numpy(np.int64)
+    return np.where(lowest == highest, lowest, -1 - np.arange(len(fields)))
+
+
 def _find_links(
-    read_patches: ReadPatches, rows: npt.NDArray[np.int64], known: Fingerprints, start: int, progress: Progress
+    read_patches: ReadPatches,
+    rows: npt.NDArray[np.int64],
+    fields: npt.NDArray[np.int64],
+    known: Fingerprints,
+    start: int,
+    progress: Progress,
 ) -> Fingerprints:
     """Propose pairs from the fingerprints and keep those whose pixels agree."""
     moved = match_translations(known.prints, start)
@@ -294,6 +314,8 @@ def _find_links(
     zeros = np.zeros(len(alike), np.int64)
     dy, dx = np.concatenate([moved.dy, zeros]), np.concatenate([moved.dx, zeros])
     turned = np.arange(len(first)) >= len(moved.first)
+    apart = fields[first] != fields[second]
+    first, second, dy, dx, turned = first[apart], second[apart], dy[apart], dx[apart], turned[apart]
     links: list[tuple[int, int]] = []
     found: list[Comparison] = []
     done = 0
@@ -323,14 +345,16 @@ def _name_groups(
     links: npt.NDArray[np.int64],
     place: npt.NDArray[np.int64],
 ) -> pd.Series[str]:
-    # A graph of cells, patches and patients: what hangs together is a group.
+    # A graph of cells, patches, fields and patients: what hangs together is a group.
     n, patches = len(cells), int(content.max(initial=-1)) + 1
     patient, people = pd.factorize(cells["patient_id"].astype(object).fillna(""))
     has_patient = np.flatnonzero(np.asarray(people != "")[patient] if n else np.zeros(0, bool))
+    field = _field_numbers(cells)
     ends = place[links] + n
-    one = np.concatenate([np.arange(n), has_patient, ends[:, 0]])
-    two = np.concatenate([n + content, n + patches + patient[has_patient], ends[:, 1]])
-    size = n + patches + len(people)
+    first_field = n + patches + len(people)
+    one = np.concatenate([np.arange(n), np.arange(n), has_patient, ends[:, 0]])
+    two = np.concatenate([n + content, first_field + field, n + patches + patient[has_patient], ends[:, 1]])
+    size = first_field + n
     graph = coo_array((np.ones(len(one), np.int8), (one, two)), shape=(size, size))
     component = connected_components(graph, directed=False)[1][:n] if n else np.zeros(0, np.int64)
     names = cells["cell_id"].astype(object).groupby(component).transform("min").to_numpy(object, copy=True)

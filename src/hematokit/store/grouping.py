@@ -1,4 +1,4 @@
-"""Groups of cells that a split must not part: patients, equal pixels, and near duplicates."""
+"""Groups of cells that a split must not part: patients, fields, equal pixels, and near duplicates."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Regrouped:
 
 
 def exact_groups(cells: pd.DataFrame) -> pd.Series[str]:
-    """Group cells of equal pixels and cells of one patient.
+    """Group cells of equal pixels, cells of one field and cells of one patient.
 
     Parameters
     ----------
     cells : DataFrame
-        With ``cell_id``, ``pixel_sha256`` and ``patient_id`` (empty where unknown).
+        With ``cell_id``, ``field_id``, ``pixel_sha256`` and ``patient_id`` (empty where unknown).
 
     Returns
     -------
@@ -59,11 +59,12 @@ def exact_groups(cells: pd.DataFrame) -> pd.Series[str]:
     n = len(cells)
     patient = cells["patient_id"].to_numpy(dtype=object)
     known = np.flatnonzero(patient != "")
-    # A graph of cells, hashes and patients: what hangs together is a group.
+    # A graph of cells, hashes, fields and patients: what hangs together is a group.
     hashes = n + pd.factorize(cells["pixel_sha256"])[0]
-    people = 2 * n + pd.factorize(patient[known])[0]
-    edges = (np.concatenate([np.arange(n), known]), np.concatenate([hashes, people]))
-    graph = coo_array((np.ones(len(edges[0]), np.int8), edges), shape=(3 * n, 3 * n))
+    fields = 2 * n + pd.factorize(cells["field_id"])[0]
+    people = 3 * n + pd.factorize(patient[known])[0]
+    edges = (np.concatenate([np.arange(n), np.arange(n), known]), np.concatenate([hashes, fields, people]))
+    graph = coo_array((np.ones(len(edges[0]), np.int8), edges), shape=(4 * n, 4 * n))
     component = connected_components(graph, directed=False)[1][:n]
     names = cells["cell_id"].astype(object).groupby(component).transform("min").to_numpy(dtype=object, copy=True)
     if len(known):
@@ -117,7 +118,8 @@ def _load(store: PatchStore) -> Fingerprints | None:
 def _count(cells: pd.DataFrame, known: Fingerprints | None) -> Regrouped:
     equal = cells[cells["pixel_sha256"].duplicated(keep=False)]
     if known is None:
-        conflicting = int((equal.groupby("pixel_sha256")["label"].nunique() > 1).sum())
+        labelled = equal[equal["label"] != ""]
+        conflicting = int((labelled.groupby("pixel_sha256")["label"].nunique() > 1).sum())
         return Regrouped(len(equal), conflicting, None, None)
     pairs = find_pairs(cells, known)
     kinds = pairs["kind"].value_counts()

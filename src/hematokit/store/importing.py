@@ -147,12 +147,14 @@ class _Import:
     _batch: list[tuple[npt.NDArray[np.uint8], dict[str, Any]]] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, writer: StoreWriter) -> _Import:
+    def begin(cls, writer: StoreWriter, fields: Iterable[str]) -> _Import:
         cells = writer.cells
         keys, sources = cells["source_key"].tolist(), cells["source"].tolist()
         said = zip(cells["label"].tolist(), cells["smear_id"].tolist(), cells["patient_id"].tolist(), strict=True)
         known = dict(zip(keys, said, strict=True))
-        return cls(writer, _Names(cells["cell_id"]), known, dict(zip(sources, keys, strict=True)))
+        # A crop is its own field, so its id must be that of no other field either.
+        taken = [*cells["cell_id"], *cells["field_id"], *fields]
+        return cls(writer, _Names(taken), known, dict(zip(sources, keys, strict=True)))
 
     def take(self, loaded: Loaded) -> None:
         """Add a loaded item, or note why not."""
@@ -277,15 +279,20 @@ def import_crops(
     src, store_path = Path(src), Path(store_path)
     store = open_store(store_path) if (store_path / ROOT_FILE).exists() else None
     if store is not None:
-        _check_fit(store, taxonomy, patch_size, codec)
+        check_fit(store, taxonomy, patch_size, codec)
     classes = store.taxonomy if store is not None else taxonomy or MATEK_21
     with contextlib.ExitStack() as held:
         with open_source(src, classes, None if labels is None else Path(labels)) as listing:
             if store is None:
-                store = create_store(store_path, patch_size=patch_size or 250, taxonomy=taxonomy, codec=codec or "raw")
+                store = create_store(
+                    store_path,
+                    patch_size=250 if patch_size is None else patch_size,
+                    taxonomy=taxonomy,
+                    codec=codec or "raw",
+                )
             writer = held.enter_context(store.writer())
-            outcome = _add(writer, listing, Fit(store.patch_size, resize, pad), progress)
-            _update_rejects(store, writer, listing, outcome.rejects)
+            outcome = _add(store, writer, listing, Fit(store.patch_size, resize, pad), progress)
+            update_rejects(store, writer, (item.source for item in listing.items), outcome.rejects)
             files, ignored = len(listing.items), listing.ignored
         # The search for duplicates needs memory of its own, and the list of files is no longer needed.
         del listing
@@ -305,12 +312,19 @@ def import_crops(
         conflicting_duplicates=regrouped.conflicting,
         near_duplicates=regrouped.near,
         overlaps=regrouped.overlap,
-        without_split=int((cells["split"] == "").sum()) if store.split_info else 0,
+        without_split=count_without_split(store),
         seconds=round(time.monotonic() - started, 3),
     )
 
 
-def _check_fit(store: PatchStore, taxonomy: Taxonomy | None, patch_size: int | None, codec: str | None) -> None:
+def count_without_split(store: PatchStore) -> int:
+    """Labelled cells that a store's split does not cover; 0 if it has no split."""
+    cells = store.cells
+    return int(((cells["split"] == "") & (cells["label"] != "")).sum()) if store.split_info else 0
+
+
+def check_fit(store: PatchStore, taxonomy: Taxonomy | None, patch_size: int | None, codec: str | None) -> None:
+    """Refuse settings of a new store that differ from those of the store that is there."""
     if patch_size is not None and patch_size != store.patch_size:
         raise StoreError(
             f"store {store.path} holds patches of {store.patch_size} px, not {patch_size}; leave --patch-size out, "
@@ -335,9 +349,9 @@ class _Outcome:
     rejects: list[tuple[str, str, str]]
 
 
-def _add(writer: StoreWriter, listing: Listing, fit: Fit, progress: Progress) -> _Outcome:
+def _add(store: PatchStore, writer: StoreWriter, listing: Listing, fit: Fit, progress: Progress) -> _Outcome:
     """Load all items, commit those that are cells, and collect the reasons of the others."""
-    state = _Import.begin(writer)
+    state = _Import.begin(writer, store.fields["field_id"])
     committed = frozenset(state.known)
     total = len(listing.items)
     with warnings.catch_warnings():
@@ -352,11 +366,11 @@ def _add(writer: StoreWriter, listing: Listing, fit: Fit, progress: Progress) ->
     return _Outcome(state.added, state.present, state.rejects)
 
 
-def _update_rejects(
-    store: PatchStore, writer: StoreWriter, listing: Listing, rejects: list[tuple[str, str, str]]
+def update_rejects(
+    store: PatchStore, writer: StoreWriter, listed: Iterable[str], rejects: list[tuple[str, str, str]]
 ) -> None:
-    """Replace what earlier imports said of these files, and keep what they said of others."""
-    listed = {item.source for item in listing.items}
+    """Replace what was said of these sources before, and keep what was said of others."""
+    listed = set(listed)
     old = store.rejects
     new = pd.concat(
         [old[~old["source"].isin(listed)], pd.DataFrame(rejects, columns=list(REJECT_COLUMNS))], ignore_index=True

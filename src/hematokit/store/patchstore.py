@@ -129,7 +129,7 @@ class PatchStore:
     def _set_table(self, table: pa.Table, state: schema.TableState) -> None:
         self._table = table
         self._state = state
-        for name in ("_frame", "_rows_by_id", "content_hash"):
+        for name in ("_frame", "_rows_by_id", "_fields", "content_hash"):
             self.__dict__.pop(name, None)
 
     @cached_property
@@ -150,6 +150,19 @@ class PatchStore:
     def rejects(self) -> pd.DataFrame:
         """Files that imports refused: columns ``source``, ``reason``, ``message``."""
         return schema.read_rejects(self.path)
+
+    @cached_property
+    def _fields(self) -> pa.Table:
+        return schema.read_fields(self.path, self._state.fields)
+
+    @property
+    def fields(self) -> pd.DataFrame:
+        """A copy of the table of fields, one row per field that was tiled, columns `FIELD_COLUMNS`.
+
+        Their images are in the folder ``fields`` of the store; `hematokit.store.open_stored_field` opens one.
+        """
+        frame: pd.DataFrame = self._fields.to_pandas()
+        return frame
 
     @property
     def split_info(self) -> dict[str, Any] | None:

@@ -5,12 +5,14 @@ A store is a folder in Zarr v3::
     zarr.json          root group; attributes: schema_version, patch_size, codec, taxonomy
     patches/           uint8 (N, P, P, 3), one patch per inner chunk, 256 patches per shard
     cells.parquet      one row per committed cell; replacing this file is the commit
-    rejects.parquet    files that an import refused, and why
+    fields/            whole fields, each an OME-Zarr 0.5 image in a folder named after its field_id
+    fields.parquet     one row per field; rows past the committed ones do not count
+    rejects.parquet    files and cells that were refused, and why
     fingerprints.npz   what the search for duplicates remembers; a cache, made again if it is missing
     .lock              held by the one writer
 
-What changes after creation (the split, whether the groups are up to date) lives in the metadata of
-``cells.parquet`` itself, so that one replacement commits rows and metadata together.
+What changes after creation (the split, whether the groups are up to date, how many rows of ``fields.parquet`` count)
+lives in the metadata of ``cells.parquet`` itself, so that one replacement commits rows and metadata together.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from hematokit.files import replace_file
 
 __all__ = [
     "CELL_COLUMNS",
+    "FIELD_COLUMNS",
     "REJECT_COLUMNS",
     "SCHEMA_VERSION",
     "SHARD_PATCHES",
@@ -41,8 +44,10 @@ __all__ = [
     "empty_cells",
     "hash_pixels",
     "read_cells",
+    "read_fields",
     "read_rejects",
     "write_cells",
+    "write_fields",
     "write_rejects",
 ]
 
@@ -53,6 +58,8 @@ SHARD_PATCHES = 256
 ROOT_FILE = "zarr.json"
 ARRAY_FOLDER = "patches"
 CELLS_FILE = "cells.parquet"
+FIELDS_FOLDER = "fields"
+FIELDS_FILE = "fields.parquet"
 REJECTS_FILE = "rejects.parquet"
 FINGERPRINTS_FILE = "fingerprints.npz"
 LOCK_FILE = ".lock"
@@ -91,6 +98,31 @@ in C order; ``source_key`` identifies a file by its path inside the imported fol
 it again adds nothing. The others are the columns of the cells table that every part of hematokit shares.
 """
 
+_FIELD_SCHEMA = pa.schema(
+    [
+        ("field_id", pa.string()),
+        ("name", pa.string()),
+        ("source", pa.string()),
+        ("sha256", pa.string()),
+        ("height", pa.int64()),
+        ("width", pa.int64()),
+        ("pixel_size_um", pa.float64()),
+        ("cells", pa.int64()),
+        ("cells_from", pa.string()),
+        ("smear_id", pa.string()),
+        ("patient_id", pa.string()),
+        ("stored_sha256", pa.string()),
+    ]
+)
+
+FIELD_COLUMNS = tuple(_FIELD_SCHEMA.names)
+"""Columns of `PatchStore.fields`.
+
+``name`` is the file's stem, from which ``field_id`` was made; ``sha256`` is over the file's bytes; ``pixel_size_um`` is
+not a number where unknown; ``cells_from`` says in JSON which detector with which options found the cells, or which
+known cells they are; ``stored_sha256`` is over the files of the field's folder in the store.
+"""
+
 REJECT_COLUMNS = ("source", "reason", "message")
 _REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in REJECT_COLUMNS])
 
@@ -107,11 +139,15 @@ class TableState:
         Cells were added since the groups of duplicates were computed.
     groups_near : bool
         The groups hold near duplicates too, not only equal pixels; while they are stale: they shall.
+    fields : int
+        Rows of ``fields.parquet`` that are committed. That file only ever grows past them, and is replaced before the
+        cells are, so a reader of any moment finds them.
     """
 
     split_info: dict[str, Any] | None = None
     groups_stale: bool = False
     groups_near: bool = True
+    fields: int = 0
 
 
 def empty_cells() -> pa.Table:
@@ -151,6 +187,7 @@ def read_cells(store: Path) -> tuple[pa.Table, TableState]:
             split_info=info["split"],
             groups_stale=bool(info["groups_stale"]),
             groups_near=bool(info["groups_near"]),
+            fields=int(info.get("fields", 0)),  # stores of before there were fields lack it
         )
         table = table.select(list(CELL_COLUMNS)).cast(_SCHEMA).replace_schema_metadata()
     except FileNotFoundError as error:
@@ -163,7 +200,12 @@ def read_cells(store: Path) -> tuple[pa.Table, TableState]:
 
 def write_cells(store: Path, table: pa.Table, state: TableState) -> None:
     """Commit: replace the table and its metadata in one step."""
-    info = {"split": state.split_info, "groups_stale": state.groups_stale, "groups_near": state.groups_near}
+    info = {
+        "split": state.split_info,
+        "groups_stale": state.groups_stale,
+        "groups_near": state.groups_near,
+        "fields": state.fields,
+    }
     metadata = {_METADATA_KEY: json.dumps(info).encode()}
     stamped = table.replace_schema_metadata(metadata)
 
@@ -171,6 +213,45 @@ def write_cells(store: Path, table: pa.Table, state: TableState) -> None:
         pq.write_table(stamped, file, compression="zstd")
 
     replace_file(store / CELLS_FILE, write)
+
+
+def fields_to_arrow(fields: pd.DataFrame) -> pa.Table:
+    """Convert a frame with the columns `FIELD_COLUMNS` to the table's exact types."""
+    table = pa.Table.from_pandas(fields[list(FIELD_COLUMNS)], schema=_FIELD_SCHEMA, preserve_index=False)
+    return table.replace_schema_metadata()
+
+
+def read_fields(store: Path, count: int) -> pa.Table:
+    """Read the first `count` rows of the table of fields, which are the committed ones.
+
+    Raises
+    ------
+    StoreError
+        If the table is missing or damaged although fields are committed.
+    """
+    if not count:
+        return _FIELD_SCHEMA.empty_table()
+    path = store / FIELDS_FILE
+    try:
+        with path.open("rb") as file:
+            table = pq.read_table(file).select(list(FIELD_COLUMNS)).cast(_FIELD_SCHEMA).replace_schema_metadata()
+        if table.num_rows < count:
+            raise ValueError(f"it has {table.num_rows} rows, {count} are committed")
+    except FileNotFoundError as error:
+        raise StoreError(f"store {store} has no {FIELDS_FILE}; restore that file from a copy of the store") from error
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        detail = " ".join(str(error).split())
+        raise StoreError(f"{path} is damaged ({detail}); restore that file from a copy of the store") from error
+    return table.slice(0, count)
+
+
+def write_fields(store: Path, table: pa.Table) -> None:
+    """Replace the table of fields in one step; its new rows count once `write_cells` has said so."""
+
+    def write(file: BinaryIO) -> None:
+        pq.write_table(table, file, compression="zstd")
+
+    replace_file(store / FIELDS_FILE, write)
 
 
 def read_rejects(store: Path) -> pd.DataFrame:

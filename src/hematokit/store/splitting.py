@@ -1,8 +1,8 @@
 """Dividing a store's cells into train, val and test, once, before any training.
 
-Whole groups go to one side: all cells of a patient, copies of an image, and crops that show the same cell. Within
-that limit each class is divided by the fractions as closely as can be. The result depends on the cells, their groups,
-the fractions and the seed only, not on the order in which cells were imported.
+Whole groups go to one side: all cells of a patient or a field, copies of an image, and crops that show the same cell.
+Within that limit each class is divided by the fractions as closely as can be. The result depends on the cells, their
+groups, the fractions and the seed only, not on the order in which cells were imported.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class SplitSummary:
         Cells that the replaced split had elsewhere.
     warnings : tuple of str
         Classes with too few cells, or shares that whole groups did not allow.
+    unlabelled : int
+        Cells without a class; they are in no split.
     """
 
     store: str
@@ -61,6 +63,7 @@ class SplitSummary:
     replaced: dict[str, Any] | None
     changed: int
     warnings: tuple[str, ...]
+    unlabelled: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -85,6 +88,8 @@ class SplitSummary:
             f"{self.groups} groups of two or more cells (one patient, or duplicates) were kept together; "
             f"split hash {self.hash[:16]}"
         )
+        if self.unlabelled:
+            lines.append(f"note: {self.unlabelled} cells without a label are in no split")
         return [*lines, *(f"note: {warning}" for warning in self.warnings)]
 
 
@@ -206,7 +211,7 @@ def split_store(
     """Divide the cells of a store into train, val and test, and commit the division.
 
     A split that is there already is replaced, and the summary says so. If an import was killed before it had searched
-    for duplicates, they are searched for first.
+    for duplicates, they are searched for first. Cells without a label are in no split.
 
     Parameters
     ----------
@@ -225,17 +230,23 @@ def split_store(
     Raises
     ------
     StoreError
-        If the fractions do not sum to 1, or the store is empty, damaged, or being written.
+        If the fractions do not sum to 1, or the store has no labelled cells, is damaged, or is being written.
     """
     wanted = _check_fractions(fractions)
     store = open_store(path)
     if not len(store):
         raise StoreError(f"store {path} holds no cells to split; import some first")
+    if not (store.cells["label"] != "").any():
+        raise StoreError(
+            f"store {path} holds no labelled cells to split; import crops with labels, or tile fields with --cells"
+        )
     with store.writer() as writer:
         regroup(store, writer, near=writer.state.groups_near, progress=progress)
         cells = writer.cells
         old, old_split = writer.state.split_info, cells["split"].to_numpy(dtype=object)
-        cells["split"] = assign_split(cells, wanted, seed)
+        labelled = (cells["label"] != "").to_numpy()
+        cells["split"] = ""
+        cells.loc[labelled, "split"] = assign_split(cells[labelled], wanted, seed)
         split_hash = _split_hash(cells)
         info = {
             "fractions": list(wanted),
@@ -260,7 +271,8 @@ def split_store(
         hash=split_hash,
         replaced=old,
         changed=int((cells["split"].to_numpy(dtype=object) != old_split).sum()) if old else 0,
-        warnings=tuple(_warnings(cells, wanted)),
+        warnings=tuple(_warnings(cells[labelled], wanted)),
+        unlabelled=int((~labelled).sum()),
     )
 
 

@@ -1,4 +1,4 @@
-"""Checking every patch of a store against the hash that was taken when it was imported."""
+"""Checking every patch and field of a store against the hash that was taken when it was written."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import pandas as pd
 
 from hematokit.errors import StoreError
 from hematokit.progress import Progress, no_progress
+from hematokit.store.fields import field_folder, hash_folder
 from hematokit.store.patchstore import PatchRead, PatchStore, open_store
 from hematokit.store.schema import hash_pixels
 
-__all__ = ["DamagedPatch", "VerifyReport", "verify_store"]
+__all__ = ["DamagedField", "DamagedPatch", "VerifyReport", "verify_store"]
 
 _BATCH = 64
 
@@ -40,6 +41,24 @@ class DamagedPatch:
     problem: str
 
 
+@dataclass(frozen=True, slots=True)
+class DamagedField:
+    """A field whose image is not what was written.
+
+    Attributes
+    ----------
+    field_id : str
+    source : str
+        The file it was tiled from.
+    problem : str
+        ``"missing"`` (its folder is gone), ``"unreadable"``, or ``"changed"`` (a file of it is missing, new or other).
+    """
+
+    field_id: str
+    source: str
+    problem: str
+
+
 @dataclass(frozen=True)
 class VerifyReport:
     """What `verify_store` found.
@@ -52,17 +71,22 @@ class VerifyReport:
     damaged : tuple of DamagedPatch
     content_hash : str
         Data-set version according to the table.
+    fields : int
+        Fields checked.
+    damaged_fields : tuple of DamagedField
     """
 
     store: str
     cells: int
     damaged: tuple[DamagedPatch, ...]
     content_hash: str
+    fields: int = 0
+    damaged_fields: tuple[DamagedField, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether every patch is what was imported."""
-        return not self.damaged
+        """Whether every patch and field is what was written."""
+        return not self.damaged and not self.damaged_fields
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -71,21 +95,31 @@ class VerifyReport:
     def lines(self) -> list[str]:
         """The report for a person, one statement per line."""
         if self.ok:
-            return [f"all {self.cells} patches of {self.store} are whole (content hash {self.content_hash[:16]})"]
-        lines = [f"{len(self.damaged)} of {self.cells} patches of {self.store} are damaged:"]
-        lines += [f"  {item.cell_id}: {item.problem}, imported from {item.source}" for item in self.damaged]
-        return [*lines, "import their files into a new store, or restore the folder 'patches' from a copy"]
+            fields = f" and {self.fields} fields" if self.fields else ""
+            return [
+                f"all {self.cells} patches{fields} of {self.store} are whole (content hash {self.content_hash[:16]})"
+            ]
+        lines = []
+        if self.damaged:
+            lines.append(f"{len(self.damaged)} of {self.cells} patches of {self.store} are damaged:")
+            lines += [f"  {item.cell_id}: {item.problem}, imported from {item.source}" for item in self.damaged]
+            lines.append("import their files into a new store, or restore the folder 'patches' from a copy")
+        if self.damaged_fields:
+            lines.append(f"{len(self.damaged_fields)} of {self.fields} fields of {self.store} are damaged:")
+            lines += [f"  {item.field_id}: {item.problem}, tiled from {item.source}" for item in self.damaged_fields]
+            lines.append("tile their files into a new store, or restore their folders in 'fields' from a copy")
+        return lines
 
 
 def verify_store(path: str | Path, *, progress: Progress = no_progress) -> VerifyReport:
-    """Read every committed patch and compare it with its ``pixel_sha256``.
+    """Read every committed patch and field, and compare them with the hashes taken when they were written.
 
     Parameters
     ----------
     path : str or Path
         The store.
     progress : Progress
-        Told the number of cells done.
+        Told the number of cells done, then of fields.
 
     Returns
     -------
@@ -111,7 +145,25 @@ def verify_store(path: str | Path, *, progress: Progress = no_progress) -> Verif
                 damaged.append(DamagedPatch(cell_id, source, "changed"))
         done += len(batch)
         progress(done, len(cells), f"{len(damaged)} damaged" if damaged else "")
-    return VerifyReport(str(path), len(cells), tuple(damaged), store.content_hash)
+    fields = store.fields
+    damaged_fields: list[DamagedField] = []
+    for number, (field_id, source, expected) in enumerate(
+        zip(fields["field_id"], fields["source"], fields["stored_sha256"], strict=True), start=1
+    ):
+        problem = _field_problem(field_folder(store.path, field_id), expected)
+        if problem:
+            damaged_fields.append(DamagedField(field_id, source, problem))
+        progress(number, len(fields), "fields" + (f", {len(damaged_fields)} damaged" if damaged_fields else ""))
+    return VerifyReport(str(path), len(cells), tuple(damaged), store.content_hash, len(fields), tuple(damaged_fields))
+
+
+def _field_problem(folder: Path, expected: str) -> str:
+    if not folder.is_dir():
+        return "missing"
+    try:
+        return "" if hash_folder(folder) == expected else "changed"
+    except OSError:
+        return "unreadable"
 
 
 def _read_ahead(store: PatchStore, cells: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, PatchRead | None]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from hematokit.errors import StoreError
 from hematokit.files import write_json
 from hematokit.store import schema
+from hematokit.store.fields import remove_uncommitted_fields
 from hematokit.store.files import disk_errors, remove_leftovers
 from hematokit.store.patchstore import PatchStore, open_array
 
@@ -92,6 +93,7 @@ class StoreWriter:
             self._first_row = _next_shard(0 if highest is None else highest + 1)
             self._pending: list[pa.Table] = []
             self._pending_rows = 0
+            self._pending_fields: list[dict[str, Any]] = []
             # Patches not yet sent to a shard: they begin at row `_buffer_row`, always a shard's first.
             self._buffer = np.empty((0,), np.uint8)
             self._buffer_row = self._first_row
@@ -172,6 +174,16 @@ class StoreWriter:
                 if self._filled == schema.SHARD_PATCHES:
                     self._flush()
 
+    def add_field(self, record: Mapping[str, Any]) -> None:
+        """Note a field whose image is in the store and whose cells were appended; it counts with the next commit.
+
+        Parameters
+        ----------
+        record : mapping
+            The columns `hematokit.store.schema.FIELD_COLUMNS`.
+        """
+        self._pending_fields.append({name: record[name] for name in schema.FIELD_COLUMNS})
+
     def commit_if_due(self) -> bool:
         """Commit if the pending cells fill their shards and enough time has passed since the last commit.
 
@@ -182,28 +194,56 @@ class StoreWriter:
         """
         if not self._pending_rows or self._filled:
             return False
-        waited = time.monotonic() - self._last_commit
-        if waited < min(_COMMIT_EVERY * self._commit_cost, _COMMIT_SECONDS):
+        if self._waited() < min(_COMMIT_EVERY * self._commit_cost, _COMMIT_SECONDS):
             return False
         self.commit()
         return True
 
+    def commit_fields_if_due(self) -> bool:
+        """Commit between two fields, if there is a shard's worth of cells or enough time has passed.
+
+        Unlike `commit_if_due` it may leave the last shard partly filled, because the cells of a field are committed
+        together or not at all.
+
+        Returns
+        -------
+        bool
+            Whether it committed.
+        """
+        limit = _COMMIT_SECONDS
+        if self._pending_rows >= schema.SHARD_PATCHES:
+            limit = min(_COMMIT_EVERY * self._commit_cost, _COMMIT_SECONDS)
+        if not self._pending_fields or self._waited() < limit:
+            return False
+        self.commit()
+        return True
+
+    def _waited(self) -> float:
+        return time.monotonic() - self._last_commit
+
     def commit(self) -> None:
-        """Make the pending cells count: wait for their shards, then replace the table.
+        """Make the pending cells and fields count: wait for their shards, then replace the table.
 
         Raises
         ------
         StoreError
             If the disk is full; the store is then as after the last commit.
         """
-        if not self._pending_rows:
+        if not self._pending_rows and not self._pending_fields:
             return
         with disk_errors(self._path, lambda: self.committed):
             self._flush()
             self._drain()
             table = pa.concat_tables([self._table, *self._pending]).combine_chunks()
-            state = replace(self._state, groups_stale=True)
+            state = replace(self._state, groups_stale=self._state.groups_stale or self._pending_rows > 0)
+            if self._pending_fields:
+                fields = schema.fields_to_arrow(pd.DataFrame(self._pending_fields))
+                if state.fields:
+                    fields = pa.concat_tables([schema.read_fields(self._path, state.fields), fields])
+                schema.write_fields(self._path, fields.combine_chunks())
+                state.fields = fields.num_rows
             self._replace(table, state)
+            self._pending_fields = []
             self._first_row = self._buffer_row = _next_shard(self._first_row + self._pending_rows)
             self._pending, self._pending_rows = [], 0
 
@@ -243,6 +283,7 @@ class StoreWriter:
             old.split_info if split_info is _KEEP else split_info,
             old.groups_stale if groups_stale is _KEEP else groups_stale,
             old.groups_near if groups_near is _KEEP else groups_near,
+            old.fields,
         )
         with disk_errors(self._path, lambda: self.committed):
             self._replace(table, state)
@@ -288,9 +329,10 @@ class StoreWriter:
             self._array = open_array(self._path, write=True)
 
     def _remove_uncommitted(self) -> None:
-        """Remove what a killed writer left: shards past the committed rows, and temporary files."""
+        """Remove what a killed writer left: shards past the committed rows, fields, and temporary files."""
         remove_leftovers(self._path)
         remove_leftovers(self._path / schema.ARRAY_FOLDER)
+        remove_uncommitted_fields(self._path, self._state.fields)
         first_shard = self._first_row // schema.SHARD_PATCHES
         for folder in (self._path / schema.ARRAY_FOLDER / "c").glob("*"):
             if not folder.name.isdigit():

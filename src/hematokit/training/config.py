@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from hematokit.assignments import read_value
 from hematokit.errors import TrainingError
 
 __all__ = ["TrainConfig", "load_settings", "make_config", "parse_assignments"]
@@ -169,14 +169,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         key = key.strip().replace("-", "_")
         if not equals or not key:
             raise TrainingError(f"--set {assignment!r} is not KEY=VALUE; write for example --set lr=0.001")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        # YAML reads 1e-3 as text, because it lacks the dot; people mean the number.
-        if isinstance(value, str):
-            with suppress(ValueError):
-                value = float(value)
+        value = read_value(text)
         head, dot, rest = key.partition(".")
         if dot:
             if head not in ("backbone", "augmenter"):

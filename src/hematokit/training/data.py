@@ -51,11 +51,14 @@ class TrainingData:
         ``train``, ``val`` (and ``test``, counted only).
     left_out : dict of str to int
         Labelled cells that take no part, by code.
+    unlabelled : int
+        Cells without a label, which take no part either.
     """
 
     taxonomy: Taxonomy
     splits: dict[str, Selection]
     left_out: dict[str, int]
+    unlabelled: int = 0
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Cells by split and code."""
@@ -127,7 +130,8 @@ def select_cells(store: PatchStore, exclude: list[str] | None = None, one_vs_res
         splits[name] = Selection(
             part["row"].to_numpy(np.int64), np.array([index[code] for code in part["label"]], dtype=np.int64)
         )
-    return TrainingData(chosen, splits, {str(code): int(count) for code, count in left_out.items()})
+    counts = {str(code): int(count) for code, count in left_out.items()}
+    return TrainingData(chosen, splits, counts, len(cells) - len(labelled))
 
 
 class PatchFeed:

@@ -285,6 +285,8 @@ def _announce(say: Callable[[str], None], data: TrainingData, choice: BackboneCh
     if data.left_out:
         listed = ", ".join(f"{code} ({count})" for code, count in sorted(data.left_out.items()))
         say(f"Left out: {listed}; --exclude none keeps reject classes in")
+    if data.unlabelled:
+        say(f"{data.unlabelled} cells of the store have no label and take no part")
 
 
 def _finish(

@@ -1,0 +1,314 @@
+"""From a mask of nuclei to single nuclei: touching ones taken apart, lobes of one put together, outlines drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.measure import approximate_polygon, find_contours
+from skimage.morphology import remove_small_holes
+from skimage.segmentation import expand_labels, watershed
+
+from hematokit.imaging.staining import StainMaps
+
+__all__ = ["outline", "separate_nuclei"]
+
+Labels = NDArray[np.int32]
+
+NECK: Final = 0.72
+"""Two parts are one body where the neck between them is at least this share of the smaller one's width."""
+
+LOBE_UM: Final = 10.0
+"""Parts no wider than this may be lobes of a segmented nucleus, in a field of few cells."""
+
+CELL_UM: Final = 24.0
+"""Lobes that belong together fit into this. Generous, as are all sizes where the scale is only estimated."""
+
+MANY: Final = 4
+"""With this many groups of nuclei, or this many round ones, what is a lobe is judged by comparison:"""
+
+LOBE_SHARE: Final = 0.72
+"""lobes are narrower than this share of the width of the field's larger nuclei,"""
+
+ROUND_SHARE: Final = 0.55
+"""round ones narrower than this: small round nuclei are those of erythroblasts and lymphocytes."""
+
+SLIM_UM: Final = 5.5
+"""As narrow as this a part may be a lobe by any comparison,"""
+
+COMPACT_UM: Final = 4.3
+"""or as narrow as this, if it is round."""
+
+ROUND: Final = 1.4
+"""A part is round if its area is less than this times that of its inscribed circle."""
+
+CELL_SHARE: Final = 2.1
+"""Lobes that belong together fit into this many widths of the field's larger nuclei."""
+
+LOBE_GAP_UM: Final = 2.5
+"""Lobes of one nucleus lie no further apart."""
+
+EDGE: Final = 0.58
+"""Share of a nucleus' darkness at its edge."""
+
+CYTOPLASM: Final = 0.18
+"""Cytoplasm between lobes has at least this share of the nuclei's violet; between two cells there is background."""
+
+
+@dataclass
+class _Part:
+    """A piece of the mask, or several put together; lengths and areas in working pixels."""
+
+    members: list[int]
+    inside: tuple[int, int]
+    width: float
+    area: float
+    y0: int
+    x0: int
+    y1: int
+    x1: int
+
+    @property
+    def is_round(self) -> bool:
+        return self.area < ROUND * math.pi / 4 * self.width**2
+
+    def span_with(self, other: _Part) -> int:
+        return max(
+            max(self.y1, other.y1) - min(self.y0, other.y0),
+            max(self.x1, other.x1) - min(self.x0, other.x0),
+        )
+
+
+@dataclass(frozen=True)
+class _Contact:
+    """Where two parts touch or nearly do: width of the neck (0 across a gap), violet of the seam outside, its length."""
+
+    neck: float
+    between: float
+    length: float
+
+    def with_(self, other: _Contact) -> _Contact:
+        length = self.length + other.length
+        between = (self.between * self.length + other.between * other.length) / length
+        return _Contact(max(self.neck, other.neck), between, length)
+
+
+def separate_nuclei(maps: StainMaps, threshold: float, scale: float) -> Labels:
+    """Label the nuclei of a field.
+
+    Parameters
+    ----------
+    maps : StainMaps
+        Smoothed.
+    threshold : float
+        Nuclei are above on the nucleus map.
+    scale : float
+        Pixels per micrometre.
+
+    Returns
+    -------
+    ndarray of int32, shape (H, W)
+        0 for background; the lobes of one nucleus share a label.
+    """
+    pieces, _ = _cut(maps.nuclei > threshold, scale)
+    if not pieces.any():
+        return pieces
+    # The edge of a nucleus is where its own darkness is halved: pale ones are not eaten into, and dark ones do not
+    # take cytoplasm along that is as dark as the pale ones.
+    edges = np.maximum(EDGE * _darkness(pieces, maps.nuclei), threshold)
+    pieces, depth = _cut((pieces > 0) & (maps.nuclei > edges[pieces]), scale)
+    if not pieces.any():
+        return pieces
+    cytoplasm = max(CYTOPLASM * float(maps.violet[pieces > 0].mean()), 0.05)
+    return _joined(pieces, maps.violet, depth, cytoplasm, scale)
+
+
+def _darkness(pieces: Labels, nuclei: NDArray[np.float32]) -> NDArray[np.float64]:
+    """How dark each piece is at its darker end (its 80th percentile), 0 for the background; shape (count + 1,)."""
+    dark = np.zeros(int(pieces.max()) + 1)
+    for number, place in enumerate(ndimage.find_objects(pieces), 1):
+        if place is not None:
+            dark[number] = np.percentile(nuclei[place][pieces[place] == number], 80)
+    return dark
+
+
+def _cut(mask: NDArray[np.bool_], scale: float) -> tuple[Labels, NDArray[np.float32]]:
+    """Smooth a mask and cut it at its necks; also return the distance to its edge."""
+    pad = max(2, round(scale))
+    mask = np.pad(mask, pad, mode="edge")
+    mask = ndimage.binary_closing(mask, iterations=max(1, round(0.3 * scale)))
+    mask = ndimage.binary_opening(mask, iterations=max(1, round(0.3 * scale)))
+    mask = remove_small_holes(mask, max_size=int(6.0 * scale * scale) + 1)
+    depth = ndimage.distance_transform_edt(mask).astype(np.float32)
+    depth = ndimage.gaussian_filter(depth, 0.25 * scale, truncate=3.0)
+    depth[~mask] = 0.0
+    inner = (slice(pad, -pad), slice(pad, -pad))
+    mask, depth = mask[inner], depth[inner]
+    size = 2 * max(1, round(0.6 * scale)) + 1
+    peaks = (depth == ndimage.maximum_filter(depth, size=size)) & (depth > 0.5 * scale)
+    markers, count = ndimage.label(peaks, np.ones((3, 3)))
+    if not count:
+        return np.zeros(mask.shape, np.int32), depth
+    return watershed(-depth, markers, mask=mask).astype(np.int32), depth
+
+
+def _joined(
+    pieces: Labels, violet: NDArray[np.float32], depth: NDArray[np.float32], cytoplasm: float, scale: float
+) -> Labels:
+    """Put together what was cut apart by mistake, and the lobes of one nucleus."""
+    count = int(pieces.max())
+    widths = np.zeros(count + 1, np.float32)
+    filled = pieces > 0
+    np.maximum.at(widths, pieces[filled], 2 * depth[filled])
+    parts: dict[int, _Part] = {}
+    for number, place in enumerate(ndimage.find_objects(pieces), 1):
+        if place is not None:
+            rows, columns = place
+            own = pieces[place] == number
+            first = int(np.argmax(own))
+            inside = (rows.start + first // own.shape[1], columns.start + first % own.shape[1])
+            parts[number] = _Part(
+                [number], inside, float(widths[number]), float(own.sum()),
+                rows.start, columns.start, rows.stop, columns.stop,
+            )  # fmt: skip
+    contacts = _contacts(pieces, violet, depth, scale)
+    # First what no neck divides, so that whole nuclei can be told from lobes; then the lobes.
+    _join(parts, contacts, lambda one, two, contact: contact.neck / min(one.width, two.width) - NECK)
+    typical = _typical_width(parts, pieces, scale)
+    if typical > 0:
+        slim, compact = max(LOBE_SHARE * typical, SLIM_UM * scale), max(ROUND_SHARE * typical, COMPACT_UM * scale)
+        cell = CELL_SHARE * typical
+    else:
+        slim, compact, cell = LOBE_UM * scale, LOBE_UM * scale, CELL_UM * scale
+
+    def lobes(one: _Part, two: _Part, contact: _Contact) -> float:
+        small = one if one.width <= two.width else two
+        limit = compact if small.is_round else slim
+        if small.width > limit or one.span_with(two) > cell or contact.between < cytoplasm:
+            return 0.0
+        return contact.neck / small.width + contact.between
+
+    _join(parts, contacts, lobes)
+    renumber = np.zeros(count + 1, np.int32)
+    for number, part in enumerate(parts.values(), 1):
+        renumber[part.members] = number
+    return renumber[pieces]
+
+
+def _typical_width(parts: dict[int, _Part], pieces: Labels, scale: float) -> float:
+    """Width of the larger nuclei of a field, px: of the widest part of each group; 0 if there are few groups."""
+    steps = max(1, round(1.5 * scale))
+    groups, count = ndimage.label(ndimage.distance_transform_edt(pieces == 0) <= steps)
+    widest = np.zeros(count + 1)
+    for part in parts.values():
+        group = groups[part.inside]
+        widest[group] = max(widest[group], part.width)
+    large = widest[widest > 4.5 * scale]
+    if len(large) >= MANY:
+        return float(np.median(large))
+    # All may lie in one clump. Whole nuclei are round, most lobes are not.
+    compact = [part.width for part in parts.values() if part.width > 4.5 * scale and part.is_round]
+    return float(np.median(compact)) if len(compact) >= MANY else 0.0
+
+
+def _join(
+    parts: dict[int, _Part],
+    contacts: dict[tuple[int, int], _Contact],
+    bond: Callable[[_Part, _Part, _Contact], float],
+) -> None:
+    """Merge the pair with the strongest bond, again and again until no bond is above 0."""
+    bonds = {pair: bond(parts[pair[0]], parts[pair[1]], contact) for pair, contact in contacts.items()}
+    while bonds:
+        best = max(bonds, key=lambda pair: (bonds[pair], pair))
+        if bonds[best] <= 0:
+            return
+        kept = best[0]
+        _merge(parts, contacts, *best)
+        bonds = {pair: value for pair, value in bonds.items() if pair in contacts and kept not in pair}
+        for pair, contact in contacts.items():
+            if kept in pair:
+                bonds[pair] = bond(parts[pair[0]], parts[pair[1]], contact)
+
+
+def _merge(parts: dict[int, _Part], contacts: dict[tuple[int, int], _Contact], first: int, second: int) -> None:
+    one, two = parts[first], parts.pop(second)
+    parts[first] = _Part(
+        one.members + two.members, one.inside, max(one.width, two.width), one.area + two.area,
+        min(one.y0, two.y0), min(one.x0, two.x0), max(one.y1, two.y1), max(one.x1, two.x1),
+    )  # fmt: skip
+    del contacts[first, second]
+    for pair in [pair for pair in contacts if second in pair]:
+        contact = contacts.pop(pair)
+        other = pair[0] if pair[1] == second else pair[1]
+        renamed = (min(first, other), max(first, other))
+        contacts[renamed] = contact.with_(contacts[renamed]) if renamed in contacts else contact
+
+
+def _contacts(
+    pieces: Labels, violet: NDArray[np.float32], depth: NDArray[np.float32], scale: float
+) -> dict[tuple[int, int], _Contact]:
+    """Find which pieces touch or nearly touch."""
+    grown = expand_labels(pieces, LOBE_GAP_UM / 2 * scale)
+    ones, twos, necks, betweens = [], [], [], []
+    whole = slice(None)
+    for before, after in (
+        ((slice(None, -1), whole), (slice(1, None), whole)),
+        ((whole, slice(None, -1)), (whole, slice(1, None))),
+    ):
+        left, right = grown[before], grown[after]
+        edge = (left != right) & (left > 0) & (right > 0)
+        ones.append(np.minimum(left[edge], right[edge]))
+        twos.append(np.maximum(left[edge], right[edge]))
+        necks.append(2 * np.minimum(depth[before][edge], depth[after][edge]))
+        betweens.append(np.minimum(violet[before][edge], violet[after][edge]))
+    first, second = np.concatenate(ones).astype(np.int64), np.concatenate(twos).astype(np.int64)
+    if not len(first):
+        return {}
+    base = int(pieces.max()) + 1
+    keys, place = np.unique(first * base + second, return_inverse=True)
+    neck, between = np.concatenate(necks), np.concatenate(betweens)
+    widest = np.zeros(len(keys))
+    np.maximum.at(widest, place, neck)
+    # The seam between two touching parts goes on outside of them, into the notch: what is there tells two cells, with
+    # background in the notch, from two lobes in one cytoplasm.
+    outside = neck <= 0
+    lengths = np.bincount(place, outside, minlength=len(keys))
+    sums = np.bincount(place, between * outside, minlength=len(keys))
+    inner = np.bincount(place, between) / np.bincount(place)
+    return {
+        (int(key) // base, int(key) % base): _Contact(
+            float(widest[number]),
+            float(sums[number] / lengths[number]) if lengths[number] else float(inner[number]),
+            float(max(lengths[number], 1.0)),
+        )
+        for number, key in enumerate(keys)
+    }
+
+
+def outline(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Draw the outline of a mask: of its largest part, where it has several.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, shape (H, W)
+
+    Returns
+    -------
+    ndarray of float64, shape (n, 2)
+        ``(y, x)``, pixel corners on the integers, not closed, n >= 3.
+    """
+    soft = ndimage.gaussian_filter(np.pad(mask, 3).astype(np.float32), 0.8)
+    lines = find_contours(soft, 0.5)
+    if not lines:
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+        return np.array([(y0, x0), (y0, x1), (y1, x1), (y1, x0)], np.float64)
+    line = max(lines, key=len)
+    line = approximate_polygon(line, 0.3)[:-1]
+    height, width = mask.shape
+    return np.asarray(np.clip(line - 2.5, 0, (height, width)), np.float64)

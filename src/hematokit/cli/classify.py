@@ -1,0 +1,85 @@
+"""``hematokit classify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
+from hematokit.cli.field_options import (
+    DetectorOption,
+    FieldsArgument,
+    ForcePixelSizeOption,
+    PixelSizeOption,
+    SchedulerOption,
+    SetOption,
+    SmearsOption,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Attach the verb."""
+
+    @app.command("classify")
+    def classify(
+        fields: FieldsArgument,
+        model: Annotated[Path, typer.Option(help="Run folder, or a bundle.")],
+        output: Annotated[Path, typer.Option(help="Folder to write.")],
+        detector: DetectorOption = "nuclei",
+        assignments: SetOption = None,
+        unsure_below: Annotated[
+            float, typer.Option(min=0.0, max=1.0, help="Probability below which a cell counts as unsure.")
+        ] = 0.5,
+        exclude_border: Annotated[
+            bool, typer.Option("--exclude-border", help="Do not count cells that the border of their field cuts.")
+        ] = False,
+        pixel_size: PixelSizeOption = None,
+        force_pixel_size: ForcePixelSizeOption = False,
+        model_pixel_size: Annotated[
+            Optional[float],  # noqa: UP045 - read at run time by the parser
+            typer.Option(help="Micrometres per pixel of the images the model was trained on, if it does not say."),
+        ] = None,
+        smears: SmearsOption = None,
+        runtime: Annotated[str, typer.Option(help="auto, torch or onnxruntime.")] = "auto",
+        device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+        batch_size: Annotated[int, typer.Option(min=1, help="Cells classified at a time.")] = 64,
+        scheduler: SchedulerOption = "local",
+        as_json: JsonOption = False,
+    ) -> None:
+        """Find and classify the cells of fields; writes tables, GeoJSON and a picture a field, and the differential.
+
+        Called again after a stop, it goes on with the fields that are not done.
+
+        Example: hematokit classify fields/ --model runs/coatnet --output results
+
+        Smears of several fields: hematokit classify fields/ --model runs/coatnet --output results --smears smears.csv
+        """
+        from hematokit.assignments import plugin_options
+        from hematokit.reporting import classify as run_classification
+
+        with progress_bar("classify", "fields") as progress:
+            result = run_classification(
+                fields,
+                model,
+                output,
+                detector=detector,
+                detector_options=plugin_options(assignments or [], "detector"),
+                unsure_below=unsure_below,
+                exclude_border=exclude_border,
+                pixel_size_um=pixel_size,
+                force_pixel_size=force_pixel_size,
+                model_pixel_size_um=model_pixel_size,
+                smears=smears,
+                runtime=runtime,
+                device=device,
+                batch_size=batch_size,
+                scheduler=scheduler,
+                progress=progress,
+            )
+        if as_json:
+            print_json(result.to_dict())
+            return
+        for line in result.lines():
+            echo(line)

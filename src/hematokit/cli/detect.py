@@ -1,0 +1,64 @@
+"""``hematokit detect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
+from hematokit.cli.field_options import (
+    DetectorOption,
+    FieldsArgument,
+    ForcePixelSizeOption,
+    PixelSizeOption,
+    SchedulerOption,
+    SetOption,
+    SmearsOption,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Attach the verb."""
+
+    @app.command("detect")
+    def detect(
+        fields: FieldsArgument,
+        output: Annotated[Path, typer.Option(help="Folder to write.")],
+        detector: DetectorOption = "nuclei",
+        assignments: SetOption = None,
+        pixel_size: PixelSizeOption = None,
+        force_pixel_size: ForcePixelSizeOption = False,
+        smears: SmearsOption = None,
+        scheduler: SchedulerOption = "local",
+        as_json: JsonOption = False,
+    ) -> None:
+        """Find the nucleated cells of fields; writes cells.parquet, cells.csv, fields.csv and a picture a field.
+
+        Called again after a stop, it goes on with the fields that are not done.
+
+        Example: hematokit detect fields/ --output detected
+
+        A detector's option: hematokit detect field.png --output detected --set detector.min_diameter_um=5
+        """
+        from hematokit.assignments import plugin_options
+        from hematokit.reporting import detect as run_detection
+
+        with progress_bar("detect", "fields") as progress:
+            result = run_detection(
+                fields,
+                output,
+                detector=detector,
+                detector_options=plugin_options(assignments or [], "detector"),
+                pixel_size_um=pixel_size,
+                force_pixel_size=force_pixel_size,
+                smears=smears,
+                scheduler=scheduler,
+                progress=progress,
+            )
+        if as_json:
+            print_json(result.to_dict())
+            return
+        for line in result.lines():
+            echo(line)

@@ -1,0 +1,280 @@
+"""Folders of fields: what there is to do, doing it field by field, going on where it stopped.
+
+A results folder holds ``run.json`` (what the results were made with, and which file has which id) and one folder a
+field. A field whose ``field.json`` is there and whose file has not changed is done, so calling again after a stop
+works on the rest. Results made with another model, detector or settings are never mixed in: that is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pandas as pd
+
+from hematokit import __version__
+from hematokit.errors import FieldError
+from hematokit.fields.job import CELLS, FIELDS_FOLDER, FieldJob, FieldOutcome, FieldTask
+from hematokit.fields.naming import name_fields
+from hematokit.files import TEMPORARY_PREFIX, write_atomically, write_json
+from hematokit.imaging.fieldfiles import field_name, list_fields
+from hematokit.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from hematokit.fields.smears import SmearTable
+
+__all__ = ["RUN_FILE", "ResultsFolder", "outcome_table", "read_predictions", "run_fields"]
+
+RUN_FILE: Final = "run.json"
+FIELDS_TABLE: Final = "fields.csv"
+_KIND: Final = "hematokit field results"
+_SCHEMA_VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class ResultsFolder:
+    """A folder of results, opened for one job.
+
+    Attributes
+    ----------
+    path : Path
+    job : FieldJob
+    tasks : list of FieldTask
+        Every field of this call, in the order of their paths.
+    unmatched : int
+        Fields that the table of smears does not name.
+    """
+
+    path: Path
+    job: FieldJob
+    tasks: list[FieldTask]
+    unmatched: int = 0
+
+    @classmethod
+    def prepare(cls, paths: Sequence[str | Path], job: FieldJob, *, smears: SmearTable | None = None) -> ResultsFolder:
+        """List the fields, give them ids, and make the folder or check that it holds results of the same job.
+
+        Parameters
+        ----------
+        paths : sequence of path
+            Files and folders.
+        job : FieldJob
+            What is to be done; its ``output`` is the folder.
+        smears : SmearTable, optional
+            Which file belongs to which smear and patient.
+
+        Raises
+        ------
+        FieldError
+            If the folder holds something else, or results made otherwise.
+        ImageError
+            If a path does not exist or there is no field.
+        """
+        folder = Path(job.output)
+        # Results may lie inside the folder of fields; their pictures are no fields.
+        inside = folder.resolve()
+        listed = [path for path in list_fields([Path(path) for path in paths]) if inside not in path.resolve().parents]
+        if not listed:
+            raise FieldError(f"there is no field but results in {paths[0]}; give the fields that they were made from")
+        identity = describe_job(job)
+        known = _check_folder(folder, identity)
+        keys = {str(path.resolve()): path for path in listed}
+        ids = name_fields({key: field_name(path) for key, path in keys.items()}, known)
+        tasks = []
+        unmatched = 0
+        for key, path in keys.items():
+            smear_id, patient_id = smears.lookup(path, ids[key]) if smears is not None else ("", "")
+            unmatched += smears is not None and not (smear_id or patient_id)
+            tasks.append(FieldTask(key, str(path), ids[key], smear_id, patient_id))
+        if smears is not None and unmatched == len(tasks):
+            raise FieldError(
+                "the table of smears names none of the fields; its paths are relative to its own folder, or names of "
+                "files"
+            )
+        document = {
+            "kind": _KIND,
+            "schema_version": _SCHEMA_VERSION,
+            "hematokit_version": __version__,
+            "job": identity,
+            "fields": {**known, **ids},
+            "research_use_only": True,
+        }
+        try:
+            (folder / FIELDS_FOLDER).mkdir(parents=True, exist_ok=True)
+            write_json(folder / RUN_FILE, document)
+            for left in folder.glob(f"{TEMPORARY_PREFIX}*"):
+                left.unlink(missing_ok=True)
+            for left in folder.glob(f"{FIELDS_FOLDER}/*/{TEMPORARY_PREFIX}*"):
+                left.unlink(missing_ok=True)
+        except OSError as error:
+            raise FieldError(f"cannot write to {folder} ({error.strerror or error}); give another --output") from error
+        return cls(folder, job, tasks, unmatched)
+
+
+def describe_job(job: FieldJob) -> dict[str, Any]:
+    """What decides results: model by the hash of its weights, detector by name, version and options, settings."""
+    identity: dict[str, Any] = {
+        "detector": job.make_detector().identity(),
+        "pixel_size_um": job.pixel_size_um,
+        "force_pixel_size": job.force_pixel_size,
+        "model": None,
+    }
+    if job.model is not None:
+        from hematokit.models import find_bundle
+
+        bundle = find_bundle(job.model)
+        digest = hashlib.sha256()
+        for name in ("config.json", "model.safetensors"):
+            with (bundle / name).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        identity["model"] = {"sha256": digest.hexdigest(), "pixel_size_um": job.model_pixel_size_um}
+        identity["unsure_below"] = job.unsure_below
+    return identity
+
+
+def _check_folder(folder: Path, identity: dict[str, Any]) -> dict[str, str]:
+    """Return the ids given before, if `folder` is new, empty, or holds results of the same job."""
+    if folder.exists() and not folder.is_dir():
+        raise FieldError(f"{folder} is a file; give a folder with --output")
+    if not folder.exists() or not any(folder.iterdir()):
+        return {}
+    try:
+        said = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        kind, job, known = said["kind"], said["job"], said["fields"]
+    except FileNotFoundError as error:
+        raise FieldError(
+            f"folder {folder} exists and holds something else; give another --output, or an empty folder"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FieldError(f"{folder / RUN_FILE} is damaged; give another --output, or remove the folder") from error
+    if kind != _KIND or said.get("schema_version") != _SCHEMA_VERSION:
+        raise FieldError(f"folder {folder} holds results of another version; give another --output")
+    # Through JSON, as the file's were: tuples are lists there.
+    differing = [key for key, value in json.loads(json.dumps(identity, default=str)).items() if job.get(key) != value]
+    differing += [key for key in job if key not in identity]
+    if differing:
+        raise FieldError(
+            f"folder {folder} holds results made with another {differing[0].replace('_', ' ')}; give another --output, "
+            "or remove the folder"
+        )
+    return {str(key): str(value) for key, value in known.items()}
+
+
+def run_fields(
+    results: ResultsFolder, *, scheduler: str = "local", progress: Progress = no_progress
+) -> list[FieldOutcome]:
+    """Work on every field that is not done yet.
+
+    Parameters
+    ----------
+    results : ResultsFolder
+        From `ResultsFolder.prepare`.
+    scheduler : str
+        ``"local"``: one after the other, here. ``"tcp://HOST:PORT"``: on the workers of a Dask cluster that see the
+        same files; fields of a worker that dies are given to another.
+    progress : Progress
+        Told how many fields are done; raising from it stops the work, and what is done is kept.
+
+    Returns
+    -------
+    list of FieldOutcome
+        One a field, in the order of the tasks.
+
+    Raises
+    ------
+    FieldError
+        If results cannot be written, or the cluster cannot be reached.
+    ModelError, PluginError
+        If the model cannot be loaded or the detector cannot be made.
+    """
+    job = results.job
+    outcomes: dict[str, FieldOutcome] = {}
+    todo = []
+    for task in results.tasks:
+        done = job.finished(task)
+        if done is None:
+            todo.append(task)
+        else:
+            outcomes[task.field_id] = done
+    total, failed = len(results.tasks), 0
+    progress(len(outcomes), total, f"{len(outcomes)} done before" if outcomes else "")
+    for outcome in _executor(scheduler)(job, todo):
+        outcomes[outcome.field_id] = outcome
+        failed += outcome.status == "failed"
+        progress(len(outcomes), total, f"{failed} failed" if failed else "")
+    return [outcomes[task.field_id] for task in results.tasks]
+
+
+def _executor(scheduler: str) -> Callable[[FieldJob, Sequence[FieldTask]], Iterator[FieldOutcome]]:
+    if scheduler == "local":
+        return _one_by_one
+    from hematokit.fields.distributed import run_on_cluster
+
+    return lambda job, tasks: run_on_cluster(job, tasks, scheduler)
+
+
+def _one_by_one(job: FieldJob, tasks: Sequence[FieldTask]) -> Iterator[FieldOutcome]:
+    for task in tasks:
+        yield job.run(task)
+
+
+def outcome_table(outcomes: Sequence[FieldOutcome]) -> pd.DataFrame:
+    """Outcomes as a table, one row a field; ``seconds`` is the whole time, and each stage has a column."""
+    rows = []
+    for outcome in outcomes:
+        row = {name: getattr(outcome, name) for name in outcome.__dataclass_fields__ if name != "stamp"}
+        stages = row.pop("seconds")
+        row["seconds"] = round(sum(stages.values()), 3) if stages else None
+        rows.append(row | {f"seconds_{stage}": value for stage, value in stages.items()})
+    return pd.DataFrame(rows)
+
+
+def write_outcomes(folder: Path, table: pd.DataFrame) -> Path:
+    """Write ``fields.csv``."""
+    from hematokit.fields.exports import csv_text
+
+    path = folder / FIELDS_TABLE
+    write_atomically(path, csv_text(table))
+    return path
+
+
+def read_predictions(results: ResultsFolder, outcomes: Sequence[FieldOutcome]) -> pd.DataFrame:
+    """Read what the differential needs of all cells, and no more: the memory of a run of thousands of fields.
+
+    Parameters
+    ----------
+    results : ResultsFolder
+    outcomes : sequence of FieldOutcome
+        Fields that failed have no cells.
+
+    Returns
+    -------
+    DataFrame
+        ``cell_id``, ``field_id``, ``smear_id``, ``patient_id``, ``touches_border``, ``predicted``, ``probability``.
+    """
+    import pyarrow.parquet as pq
+
+    columns = ["cell_id", "field_id", "touches_border", "predicted", "probability"]
+    parts = []
+    for outcome in outcomes:
+        if outcome.status != "done":
+            continue
+        path = results.job.folder(outcome.field_id) / CELLS
+        try:
+            part = pq.read_table(path, columns=columns).to_pandas()
+        except (OSError, ValueError) as error:
+            detail = " ".join(str(error).split())
+            raise FieldError(
+                f"{path} is damaged ({detail}); remove the folder {path.parent} and run the command again"
+            ) from error
+        parts.append(part.assign(smear_id=outcome.smear_id, patient_id=outcome.patient_id))
+    filled = [part for part in parts if len(part)]
+    if filled:
+        together: pd.DataFrame = pd.concat(filled, ignore_index=True)
+        return together
+    empty = {name: pd.Series(dtype=object) for name in [*columns, "smear_id", "patient_id"]}
+    return pd.DataFrame(empty).astype({"probability": float, "touches_border": bool})

@@ -1,0 +1,345 @@
+"""What is done with one field: open, detect, classify, write. The same here and on a cluster's workers.
+
+A `FieldJob` holds names and numbers only, so it can be sent to another process; models and detectors are made where
+the work is done, once a process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pandas as pd
+
+from hematokit.errors import FieldError, HematokitError
+from hematokit.fields.cells import name_cells
+from hematokit.fields.classifying import classify_cells
+from hematokit.fields.detection import NamedDetector, examine_field, make_detector
+from hematokit.fields.exports import write_csv, write_geojson, write_parquet
+from hematokit.files import write_atomically, write_json
+from hematokit.imaging.fieldfiles import Field, open_field
+from hematokit.imaging.reading import printable
+from hematokit.taxonomy import MATEK_21, Taxonomy
+
+if TYPE_CHECKING:
+    from hematokit.models import Classifier
+
+__all__ = ["FIELDS_FOLDER", "CannotWriteError", "FieldJob", "FieldOutcome", "FieldTask", "Overlay", "file_stamp"]
+
+FIELDS_FOLDER: Final = "fields"
+CELLS, CELLS_CSV, GEOJSON, OVERLAY, DONE = "cells.parquet", "cells.csv", "cells.geojson", "overlay.png", "field.json"
+
+Overlay = Callable[[Field, pd.DataFrame, Taxonomy, float], bytes]
+"""Draws a field's picture: ``(field, cells, taxonomy, unsure_below) -> PNG``. Given from above, as drawing is not this
+room's business; a module's own function, so that it can be sent to workers."""
+
+
+@dataclass(frozen=True)
+class FieldTask:
+    """One field to work on.
+
+    Attributes
+    ----------
+    path : str
+        Where it lies, absolute.
+    source : str
+        The path as the user gave it.
+    field_id : str
+        Also the name of its folder of results.
+    smear_id, patient_id : str
+        Empty where unknown.
+    """
+
+    path: str
+    source: str
+    field_id: str
+    smear_id: str = ""
+    patient_id: str = ""
+
+
+@dataclass(frozen=True)
+class FieldOutcome:
+    """What became of a field.
+
+    Attributes
+    ----------
+    field_id, source, smear_id, patient_id : str
+    status : str
+        ``"done"`` or ``"failed"``.
+    message : str
+        Why it failed; or remarks on how it was read.
+    cells : int
+        Cells found.
+    unsure : int or None
+        Of these, classified below the threshold; None without a model.
+    flag : str
+        Whether the field is worth reading: ``"ok"``, or what is wrong with it.
+    reasons : str
+        The same in words.
+    focus, staining, thickness : float or None
+        See `hematokit.fields.suitability`.
+    height, width : int or None
+        Pixels.
+    pixel_size_um : float or None
+    pixel_size_source : str
+        ``"metadata"``, ``"given"`` or empty.
+    seconds : dict of str to float
+        Time by stage: ``open``, ``detect``, ``classify``, ``files``.
+    stamp : str
+        Tells whether the file has changed since.
+    """
+
+    field_id: str
+    source: str
+    status: str
+    message: str = ""
+    smear_id: str = ""
+    patient_id: str = ""
+    cells: int = 0
+    unsure: int | None = None
+    flag: str = ""
+    reasons: str = ""
+    focus: float | None = None
+    staining: float | None = None
+    thickness: float | None = None
+    height: int | None = None
+    width: int | None = None
+    pixel_size_um: float | None = None
+    pixel_size_source: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    stamp: str = ""
+
+
+@dataclass(frozen=True)
+class FieldJob:
+    """Everything that decides a field's results, but the field.
+
+    Attributes
+    ----------
+    output : str
+        Folder of results, absolute.
+    detector, detector_options
+        Name and options of the detector.
+    model : str or None
+        Run or bundle, absolute; None: cells are only detected.
+    runtime, device : str
+        What computes the model.
+    model_pixel_size_um : float or None
+        Pixel size that the model was trained at, if its bundle does not say or says it wrong.
+    pixel_size_um, force_pixel_size
+        As `open_field` takes them.
+    unsure_below : float
+        Probability below which a cell counts as unsure.
+    batch_size : int
+        Patches classified at a time.
+    draw : callable or None
+        Makes ``overlay.png``.
+    """
+
+    output: str
+    detector: str = "nuclei"
+    detector_options: dict[str, Any] = field(default_factory=dict)
+    model: str | None = None
+    runtime: str = "auto"
+    device: str = "auto"
+    model_pixel_size_um: float | None = None
+    pixel_size_um: float | None = None
+    force_pixel_size: bool = False
+    unsure_below: float = 0.5
+    batch_size: int = 64
+    draw: Overlay | None = None
+
+    def folder(self, field_id: str) -> Path:
+        """Where a field's files go."""
+        return Path(self.output) / FIELDS_FOLDER / field_id
+
+    def make_detector(self) -> NamedDetector:
+        """The detector, made once a process."""
+        key = ("detector", self.detector, json.dumps(self.detector_options, sort_keys=True, default=str))
+        made: NamedDetector = _once(key, lambda: make_detector(self.detector, self.detector_options))
+        return made
+
+    def load_model(self) -> Classifier | None:
+        """The classifier, loaded once a process; None if cells are only detected.
+
+        Raises
+        ------
+        ModelError
+            If it cannot be loaded.
+        """
+        if self.model is None:
+            return None
+        from hematokit.models import load_model
+
+        path, device, runtime = self.model, self.device, self.runtime
+        loaded: Classifier = _once(
+            ("model", path, device, runtime), lambda: load_model(path, device=device, runtime=runtime)
+        )
+        return loaded
+
+    def finished(self, task: FieldTask) -> FieldOutcome | None:
+        """The outcome of an earlier call, if the field is done and neither its file nor its smear changed since."""
+        path = self.folder(task.field_id) / DONE
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+            outcome = FieldOutcome(**said)
+        except (OSError, ValueError, TypeError):
+            return None
+        same = (outcome.smear_id, outcome.patient_id) == (task.smear_id, task.patient_id)
+        if outcome.status != "done" or not same or outcome.stamp != file_stamp(Path(task.path)):
+            return None
+        return outcome
+
+    def run(self, task: FieldTask) -> FieldOutcome:
+        """Work on one field and write its files; ``field.json`` comes last and marks the field as done.
+
+        A field that cannot be worked on becomes a failed outcome; what concerns all fields is raised.
+
+        Raises
+        ------
+        FieldError
+            If nothing can be written.
+        ModelError, PluginError
+            If the model cannot be loaded or the detector cannot be made.
+        """
+        detector, model = self.make_detector(), self.load_model()
+        stamp = file_stamp(Path(task.path))
+        failed = FieldOutcome(
+            task.field_id, task.source, "failed", smear_id=task.smear_id, patient_id=task.patient_id, stamp=stamp
+        )
+        try:
+            return self._work(task, detector, model, stamp)
+        except CannotWriteError:
+            raise
+        except HematokitError as error:
+            return replace(failed, message=str(error))
+        except MemoryError:
+            message = f"{printable(task.source)} needs more memory than there is; give smaller fields"
+            return replace(failed, message=message)
+        except Exception as error:
+            # One field's surprise must not end the work on a thousand others; it stands in the report.
+            said = " ".join(str(error).split())[:300]
+            return replace(failed, message=f"{printable(task.source)}: unexpected {type(error).__name__}: {said}")
+
+    def _work(self, task: FieldTask, detector: NamedDetector, model: Classifier | None, stamp: str) -> FieldOutcome:
+        seconds: dict[str, float] = {}
+        clock = _Clock(seconds)
+        with open_field(
+            Path(task.path), pixel_size_um=self.pixel_size_um, force_pixel_size=self.force_pixel_size
+        ) as opened:
+            clock.lap("open")
+            examined = examine_field(opened, detector)
+            cells = name_cells(
+                examined.cells, task.field_id, task.source, smear_id=task.smear_id, patient_id=task.patient_id
+            )
+            clock.lap("detect")
+            unsure = None
+            if model is not None:
+                scale = self.model_pixel_size_um or model.config.pixel_size_um
+                cells = classify_cells(opened, cells, model, model_pixel_size_um=scale, batch_size=self.batch_size)
+                unsure = int((cells["probability"] < self.unsure_below).sum())
+                clock.lap("classify")
+            self._write(task, opened, cells, model.taxonomy if model is not None else MATEK_21)
+            clock.lap("files")
+            suitability = examined.suitability
+            outcome = FieldOutcome(
+                task.field_id,
+                task.source,
+                "done",
+                message="; ".join(opened.notes),
+                smear_id=task.smear_id,
+                patient_id=task.patient_id,
+                cells=len(cells),
+                unsure=unsure,
+                flag=suitability.flag,
+                reasons="; ".join(suitability.reasons),
+                focus=_rounded(suitability.focus),
+                staining=_rounded(suitability.staining),
+                thickness=_rounded(suitability.thickness),
+                height=opened.height,
+                width=opened.width,
+                pixel_size_um=opened.pixel_size_um,
+                pixel_size_source=opened.pixel_size_source,
+                seconds=seconds,
+                stamp=stamp,
+            )
+        with _writing(self.folder(task.field_id)):
+            write_json(self.folder(task.field_id) / DONE, asdict(outcome))
+        return outcome
+
+    def _write(self, task: FieldTask, opened: Field, cells: pd.DataFrame, taxonomy: Taxonomy) -> None:
+        folder = self.folder(task.field_id)
+        picture = None if self.draw is None else self.draw(opened, cells, taxonomy, self.unsure_below)
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / DONE).unlink(missing_ok=True)
+            write_parquet(folder / CELLS, cells)
+            write_csv(folder / CELLS_CSV, cells)
+            write_geojson(folder / GEOJSON, cells, taxonomy, pixel_size_um=opened.pixel_size_um)
+            if picture is not None:
+                write_atomically(folder / OVERLAY, picture)
+
+
+class CannotWriteError(FieldError):
+    """Results cannot be written: no field after this one could be either."""
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CannotWriteError(
+            f"cannot write to {folder} ({error.strerror or error}); make room or give another --output: the fields "
+            "that are done are kept, and the same command goes on after them"
+        ) from error
+
+
+class _Clock:
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds = seconds
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self._seconds[stage] = round(now - self._last, 4)
+        self._last = now
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), 4)
+
+
+_MADE: dict[tuple[str, ...], Any] = {}
+_MAKING = threading.Lock()
+
+
+def _once(key: tuple[str, ...], make: Callable[[], Any]) -> Any:
+    """Make something once a process; a model takes seconds to load, and a worker has several threads."""
+    with _MAKING:
+        if key not in _MADE:
+            # Only the last model is kept: a process that goes through many must not hold them all.
+            for old in [other for other in _MADE if other[0] == key[0]]:
+                del _MADE[old]
+            _MADE[key] = make()
+        return _MADE[key]
+
+
+def file_stamp(path: Path) -> str:
+    """Tell a file, or a folder of files, from what it may be changed into: names, sizes and times, hashed."""
+    digest = hashlib.sha256()
+    try:
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in files:
+            about = file.stat()
+            digest.update(f"{file.relative_to(path)}\t{about.st_size}\t{about.st_mtime_ns}\n".encode(errors="replace"))
+    except OSError:
+        return ""
+    return digest.hexdigest()[:32]

@@ -1,0 +1,173 @@
+"""Which field belongs to which smear and patient: a CSV with the columns ``file``, ``smear_id`` and ``patient_id``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from hematokit.errors import FieldError, StoreError
+from hematokit.imaging.reading import printable
+from hematokit.store.labels import read_named_columns
+
+__all__ = ["SmearTable", "load_smears"]
+
+_COLUMNS: Final = {
+    "file": ("file", "path", "source", "filename", "field_id", "field"),
+    "smear": ("smear_id", "smear", "slide_id", "slide"),
+    "patient": ("patient_id", "patient"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    line: int
+    text: str
+    parts: tuple[str, ...]
+    smear: str
+    patient: str
+
+    @property
+    def said(self) -> tuple[str, str]:
+        return self.smear, self.patient
+
+
+@dataclass(frozen=True)
+class SmearTable:
+    """Smear and patient of files.
+
+    Attributes
+    ----------
+    path : Path
+        The CSV.
+    entries : tuple
+        Its lines.
+    """
+
+    path: Path
+    entries: tuple[_Entry, ...]
+    _exact: dict[Path, _Entry] = field(repr=False)
+    _by_end: dict[str, list[_Entry]] = field(repr=False)
+    # Which file a line without a folder was used for: it must not stand for two files of one name.
+    _used: dict[int, Path] = field(default_factory=dict, repr=False)
+
+    def lookup(self, path: str | Path, field_id: str = "") -> tuple[str, str]:
+        """Find the smear and patient of a field.
+
+        A line of the table names a file by its path (absolute, or relative to the folder of the CSV), by the end of
+        its path, by its name with or without the ending, or by the field's id; the first of these that fits counts.
+
+        Parameters
+        ----------
+        path : path
+            The field's file.
+        field_id : str
+            Its id.
+
+        Returns
+        -------
+        smear_id, patient_id : str
+            Empty where the table does not name the field.
+
+        Raises
+        ------
+        FieldError
+            If several lines name it and say different things, or a line without a folder names two files.
+        """
+        place = Path(path).resolve()
+        exact = self._exact.get(place)
+        if exact is not None:
+            return exact.said
+        found = self._matching(place, field_id)
+        if not found:
+            return "", ""
+        first = found[0]
+        other = next((entry for entry in found if entry.said != first.said), None)
+        shown = printable(str(path))
+        if other is not None:
+            raise FieldError(
+                f"{printable(str(self.path))}: lines {first.line} and {other.line} both name {shown} and differ; write "
+                "the path from the folder of the CSV, so that each file is named once"
+            )
+        used = self._used.setdefault(first.line, place)
+        if used != place:
+            raise FieldError(
+                f"{printable(str(self.path))}, line {first.line}: {printable(first.text)!r} names both "
+                f"{printable(str(used))} and {shown}; write the path from the folder of the CSV"
+            )
+        return first.said
+
+    def _matching(self, place: Path, field_id: str) -> list[_Entry]:
+        """Lines that fit best: the longest end of the path, else the name without its ending, or the id."""
+        parts = tuple(part.casefold() for part in place.parts)
+        ends = [
+            entry
+            for entry in self._by_end.get(parts[-1], [])
+            if entry.parts == parts[-len(entry.parts) :] or _foreign(entry)
+        ]
+        if ends:
+            longest = max(0 if _foreign(entry) else len(entry.parts) for entry in ends)
+            return [entry for entry in ends if (0 if _foreign(entry) else len(entry.parts)) == longest]
+        names = {field_id.casefold(), *_stems(parts[-1])} - {""}
+        return [entry for name in names for entry in self._by_end.get(name, []) if len(entry.parts) == 1]
+
+
+def _stems(name: str) -> Iterator[str]:
+    """The name without its last ending, the last two, ...: ``a.ome.tif`` is also ``a.ome`` and ``a``."""
+    while PurePosixPath(name).suffix:
+        name = PurePosixPath(name).stem
+        yield name
+
+
+def _foreign(entry: _Entry) -> bool:
+    """Tell whether a line holds the absolute path of a file on another machine: then its name alone may fit."""
+    absolute = entry.text.startswith(("/", "\\")) or entry.text[1:2] == ":"
+    return absolute and not Path(entry.text).exists()
+
+
+def load_smears(path: str | Path) -> SmearTable:
+    """Read a table of smears.
+
+    Parameters
+    ----------
+    path : path
+        CSV in UTF-8, separated by commas, semicolons or tabs, with a header. One column names the field (``file``,
+        ``path``, ``source`` or ``field_id``), and one or both of ``smear_id`` and ``patient_id`` say where it belongs.
+
+    Returns
+    -------
+    SmearTable
+
+    Raises
+    ------
+    FieldError
+        If it cannot be read, lacks a column, or names a file twice with different smears or patients.
+    """
+    table = Path(path)
+    shown = printable(str(table))
+    needs = "'file' and one or both of 'smear_id' and 'patient_id'"
+    try:
+        rows = read_named_columns(table, _COLUMNS, ("file",), needs)
+    except StoreError as error:
+        raise FieldError(str(error)) from error
+    entries = []
+    exact: dict[Path, _Entry] = {}
+    by_end: dict[str, list[_Entry]] = {}
+    for line, row in rows:
+        text = row["file"]
+        parts = tuple(part.casefold() for part in text.replace("\\", "/").split("/") if part not in ("", "."))
+        if not parts or "\0" in text:
+            raise FieldError(f"{shown}, line {line}: no usable file; fill it in or remove the line")
+        entry = _Entry(line, text, parts, printable(row["smear"]), printable(row["patient"]))
+        place = (table.parent / text).resolve()
+        same = exact.setdefault(place, entry)
+        if same.said != entry.said:
+            raise FieldError(
+                f"{shown}: lines {same.line} and {line} both name {printable(text)!r} and differ; remove one of them"
+            )
+        entries.append(entry)
+        by_end.setdefault(parts[-1], []).append(entry)
+    if not any(entry.smear or entry.patient for entry in entries):
+        raise FieldError(f"{shown} gives no smear and no patient; it needs {needs}, and lines that fill them in")
+    return SmearTable(table, tuple(entries), exact, by_end)

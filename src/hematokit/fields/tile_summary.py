@@ -1,0 +1,133 @@
+"""What tiling did, counted while it runs and told at its end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hematokit.store.importing import count_without_split
+from hematokit.store.patchstore import PatchStore
+
+__all__ = ["TileSummary", "TileTally"]
+
+
+@dataclass(frozen=True)
+class TileSummary:
+    """What `tile_fields` did.
+
+    Attributes
+    ----------
+    store : str
+        The store's folder.
+    fields : int
+        Fields that were given.
+    added_fields, present_fields : int
+        Fields added by this call, and fields that were in the store already.
+    added : int
+        Cells added by this call.
+    without_cells : int
+        Fields among those added that have no cell.
+    rejected : dict of str to int
+        Fields and cells refused, by reason; the store's `rejects` name each.
+    left_out : dict of str to int
+        Known cells of classes that were not asked for, by name.
+    cut_boxes : int
+        Boxes of known cells that left the field by a part, of which the part inside was kept.
+    notes : tuple of str
+        Remarks on the files, each once, with the number of fields it concerns.
+    cells : int
+        Cells in the store now.
+    stored_fields : int
+        Fields in the store now.
+    classes : dict of str to int
+        Cells in the store now, by class.
+    unlabelled : int
+        Cells in the store now that have no class.
+    without_split : int
+        Labelled cells that an existing split does not cover.
+    seconds : float
+    """
+
+    store: str
+    fields: int
+    added_fields: int
+    present_fields: int
+    added: int
+    without_cells: int
+    rejected: dict[str, int]
+    left_out: dict[str, int]
+    cut_boxes: int
+    notes: tuple[str, ...]
+    cells: int
+    stored_fields: int
+    classes: dict[str, int]
+    unlabelled: int
+    without_split: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The summary for a person, one statement per line."""
+        lines = [
+            f"{self.added} cells of {self.added_fields} fields added to {self.store} in {self.seconds:.1f} s; "
+            f"{self.present_fields} of {self.fields} fields were there already"
+        ]
+        if self.without_cells:
+            lines.append(f"{self.without_cells} of the fields added have no cells")
+        if self.rejected:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items())
+            lines.append(f"rejected: {reasons}; 'hematokit store info --rejects {self.store}' names each")
+        if self.left_out:
+            lines.append("left out by class: " + ", ".join(f"{name} {n}" for name, n in self.left_out.items()))
+        if self.cut_boxes:
+            lines.append(f"{self.cut_boxes} boxes left their field by a part and were cut at its border")
+        lines += [f"note: {note}" for note in self.notes]
+        counts = [f"{code} {count}" for code, count in self.classes.items()]
+        counts += [f"without a label {self.unlabelled}"] if self.unlabelled else []
+        lines.append(
+            f"the store holds {self.stored_fields} fields and {self.cells} cells: {', '.join(counts) or 'none'}"
+        )
+        if self.without_split:
+            lines.append(f"{self.without_split} cells are in no split yet; run 'hematokit split {self.store}'")
+        return lines
+
+
+@dataclass
+class TileTally:
+    """What is counted over the fields."""
+
+    added_fields: int = 0
+    present_fields: int = 0
+    added: int = 0
+    without_cells: int = 0
+    cut_boxes: int = 0
+    rejects: list[tuple[str, str, str]] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def summarize(self, store: PatchStore, files: int, seconds: float) -> TileSummary:
+        """Tell what was done to a store with so many files in so many seconds."""
+        cells = store.cells
+        counts = cells["label"].value_counts()
+        return TileSummary(
+            store=str(store.path),
+            fields=files,
+            added_fields=self.added_fields,
+            present_fields=self.present_fields,
+            added=self.added,
+            without_cells=self.without_cells,
+            rejected=dict(sorted(Counter(reason for _, reason, _ in self.rejects).items())),
+            left_out=dict(sorted(self.left_out.items())),
+            cut_boxes=self.cut_boxes,
+            notes=tuple(f"{note} ({count} of {files} fields)" for note, count in sorted(self.notes.items())),
+            cells=len(cells),
+            stored_fields=len(store.fields),
+            classes={code: int(counts[code]) for code in store.taxonomy.codes if code in counts},
+            unlabelled=int((cells["label"] == "").sum()),
+            without_split=count_without_split(store),
+            seconds=round(seconds, 3),
+        )

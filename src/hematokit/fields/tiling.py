@@ -1,0 +1,384 @@
+"""Whole fields into a patch store: the field's image, its cells, and a patch around each.
+
+Fields are taken one by one, in the order of their names. The cells of a field and its row in the table of fields are
+committed together or not at all, so a run that was killed goes on with the first field that is not in the store. Like
+an import it adds and never changes: a field that is there with other content, or whose cells would now be others, is
+refused with a reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pandas as pd
+
+from hematokit.errors import FieldError, ImageError, StoreError
+from hematokit.fields.cells import name_cells
+from hematokit.fields.known import ClassNames, KnownCellFiles, load_class_map, read_class_names
+from hematokit.fields.naming import safe_name
+from hematokit.fields.tile_cells import CellSource, FieldCells, detected_cells, given_cells, same_cells
+from hematokit.fields.tile_summary import TileSummary, TileTally
+from hematokit.imaging.fieldfiles import field_name, list_fields, open_field
+from hematokit.imaging.fieldfiles.pixelsize import check_given
+from hematokit.imaging.geometry import cut_patch, patch_box
+from hematokit.imaging.reading import printable
+from hematokit.progress import Progress, no_progress
+from hematokit.store.creating import create_store
+from hematokit.store.fields import hash_folder, open_pixels, write_field
+from hematokit.store.files import disk_errors
+from hematokit.store.grouping import regroup
+from hematokit.store.importing import check_fit, update_rejects
+from hematokit.store.patchstore import PatchStore, open_store
+from hematokit.store.schema import CELL_COLUMNS, ROOT_FILE, hash_pixels
+from hematokit.store.writer import StoreWriter
+from hematokit.taxonomy import MATEK_21, Taxonomy
+
+if TYPE_CHECKING:
+    from hematokit.fields.smears import SmearTable
+    from hematokit.imaging.fieldfiles import Field
+
+__all__ = ["TileSummary", "tile_fields"]
+
+_BATCH: Final = 64  # patches cut at a time, which bounds the memory
+
+
+def tile_fields(
+    paths: Sequence[str | Path],
+    store_path: str | Path,
+    *,
+    detector: str = "nuclei",
+    detector_options: Mapping[str, object] | None = None,
+    cells: str | Path | None = None,
+    class_map: Sequence[str] | None = None,
+    class_names: str | Path | None = None,
+    only: Collection[str] | None = None,
+    smears: str | Path | None = None,
+    pixel_size_um: float | None = None,
+    force_pixel_size: bool = False,
+    taxonomy: Taxonomy | None = None,
+    patch_size: int | None = None,
+    codec: str | None = None,
+    near_duplicates: bool = True,
+    progress: Progress = no_progress,
+) -> TileSummary:
+    """Put whole fields into a patch store, which is created if need be: their images, cells and patches.
+
+    Every field ends in the store or as a row of the store's `rejects`. Killed at any moment, the same call goes on
+    where the last commit was.
+
+    Parameters
+    ----------
+    paths : sequence of str or Path
+        Images, OME-Zarr folders, or folders of them.
+    store_path : str or Path
+        Folder of the store.
+    detector : str
+        Finds the cells, unless `cells` are given.
+    detector_options : mapping, optional
+        The detector's options.
+    cells : str or Path, optional
+        Known cells instead of detection; see `hematokit.fields.known.KnownCellFiles`.
+    class_map : sequence of str, optional
+        What the names that `cells` uses mean: ``"NAME=CODE"``, ``"NAME="`` for a cell without label, or YAML files.
+    class_names : str or Path, optional
+        File of the names of the classes of YOLO files.
+    only : collection of str, optional
+        Names or codes of the classes of `cells` to take; others are left out.
+    smears : str or Path, optional
+        CSV that says which smear and patient a field is from.
+    pixel_size_um : float, optional
+        Micrometres per pixel, for files that do not state it.
+    force_pixel_size : bool
+        `pixel_size_um` wins over the files.
+    taxonomy : Taxonomy, optional
+        Classes of a new store, `MATEK_21` by default; must equal those of an existing one.
+    patch_size : int, optional
+        Side of the patches of a new store in pixels, 250 by default; must equal that of an existing one.
+    codec : {"raw", "zstd"}, optional
+        How a new store packs patches, ``"raw"`` by default.
+    near_duplicates : bool
+        Search for patches of different fields that show the same cell, too, not only for equal pixels.
+    progress : Progress
+        Told the number of fields done.
+
+    Returns
+    -------
+    TileSummary
+
+    Raises
+    ------
+    ImageError
+        If a path does not exist, there are no fields, or the pixel size is none.
+    FieldError
+        If the known cells or the smears cannot be used at all.
+    PluginError
+        If there is no such detector, or an option does not fit.
+    StoreError
+        If the store does not fit, is damaged, or is being written; if the disk is full.
+    """
+    started = time.monotonic()
+    store_path = Path(store_path)
+    store = open_store(store_path) if (store_path / ROOT_FILE).exists() else None
+    if store is not None:
+        check_fit(store, taxonomy, patch_size, codec)
+    classes = store.taxonomy if store is not None else taxonomy or MATEK_21
+    files = _outside(list_fields([Path(path) for path in paths]), store_path)
+    check_given(pixel_size_um)
+    size = store.patch_size if store is not None else 250 if patch_size is None else patch_size
+    tally = TileTally()
+    if cells is None:
+        if only is not None or class_map or class_names is not None:
+            raise FieldError("classes are named by known cells only: give --cells too, or leave these options out")
+        cells_of = detected_cells(detector, detector_options)
+    else:
+        names = None if class_names is None else read_class_names(Path(class_names))
+        meaning = ClassNames(classes, load_class_map(class_map or (), classes))
+        cells_of = given_cells(KnownCellFiles(Path(cells), files, names), meaning, only, size)
+    table = _load_smears(smears)
+    with ExitStack() as held:
+        if store is None:
+            store = create_store(store_path, patch_size=size, taxonomy=taxonomy, codec=codec or "raw")
+        writer = held.enter_context(store.writer())
+        tiling = _Tiling(store, writer, cells_of, table, tally, pixel_size_um, force_pixel_size)
+        with disk_errors(store_path, lambda: writer.committed):
+            for number, path in enumerate(files):
+                progress(number, len(files), field_name(path))
+                tiling.take(path, _inner(progress, number, len(files), field_name(path)))
+                writer.commit_fields_if_due()
+            writer.commit()
+            progress(len(files), len(files), f"{len(tally.rejects)} rejected" if tally.rejects else "")
+        update_rejects(store, writer, (printable(str(path)) for path in files), tally.rejects)
+        regroup(store, writer, near=near_duplicates, progress=progress)
+    return tally.summarize(store, len(files), time.monotonic() - started)
+
+
+def _outside(files: Sequence[Path], store: Path) -> list[Path]:
+    """Leave out the store's own fields, which a folder that holds the store has too."""
+    inside = store.resolve()
+    kept = [file for file in files if not file.resolve().is_relative_to(inside)]
+    if not kept:
+        raise FieldError(f"all fields given are those of the store {printable(str(store))} itself; give other images")
+    return kept
+
+
+def _inner(progress: Progress, number: int, fields: int, name: str) -> Progress:
+    """Progress within one field, which shows beside the number of fields done."""
+
+    def report(done: int, total: int | None, message: str) -> None:
+        if total is not None and total > 1:
+            progress(number, fields, f"{name}: {message or 'part'} {done} of {total}")
+
+    return report
+
+
+def _load_smears(path: str | Path | None) -> SmearTable | None:
+    if path is None:
+        return None
+    from hematokit.fields.smears import load_smears
+
+    return load_smears(path)
+
+
+# --- one field after the other ----------------------------------------------------------------------------------------
+
+
+class _Tiling:
+    """Takes fields into an open writer."""
+
+    def __init__(
+        self,
+        store: PatchStore,
+        writer: StoreWriter,
+        cells_of: CellSource,
+        smears: SmearTable | None,
+        tally: TileTally,
+        pixel_size_um: float | None,
+        force_pixel_size: bool,
+    ) -> None:
+        self.store = store
+        self.writer = writer
+        self.cells_of = cells_of
+        self.smears = smears
+        self.tally = tally
+        self.pixel_size_um = pixel_size_um
+        self.force_pixel_size = force_pixel_size
+        there = store.fields
+        records = [dict(zip(there.columns, row, strict=True)) for row in there.itertuples(index=False)]
+        self.by_content = {(record["name"], record["sha256"]): record for record in records}
+        self.by_source = {record["source"]: record for record in records}
+        cells = writer.cells
+        self.cell_ids = set(cells["cell_id"])
+        # Crops are fields too, though the store has no image of them.
+        self.field_ids = {name.casefold() for name in [*there["field_id"], *cells["field_id"]]}
+
+    def take(self, path: Path, progress: Progress) -> None:
+        """Add a field, or note that it is there, or why it cannot be added."""
+        source = printable(str(path))
+        try:
+            smear, patient = self._smear(path)
+            digest = _hash_source(path)
+            with open_field(path, pixel_size_um=self.pixel_size_um, force_pixel_size=self.force_pixel_size) as opened:
+                self._take_open(opened, source, digest, smear, patient, progress)
+        except ImageError as error:
+            self.tally.rejects.append((source, error.reason, str(error)))
+
+    def _smear(self, path: Path) -> tuple[str, str]:
+        if self.smears is None:
+            return "", ""
+        try:
+            return self.smears.lookup(path, safe_name(field_name(path)))
+        except FieldError as error:
+            raise ImageError("ambiguous-smear", str(error)) from error
+
+    def _take_open(self, opened: Field, source: str, digest: str, smear: str, patient: str, progress: Progress) -> None:
+        present = self.by_content.get((printable(opened.name), digest))
+        if present is None and source in self.by_source:
+            raise ImageError(
+                "changed-file",
+                f"{source} has other content than when it was tiled; the old field stays: tile into a new store, or "
+                "give the file another name",
+            )
+        cells = self.cells_of(opened, self.tally)
+        self.tally.rejects += [(source, reason, message) for reason, message in cells.rejects]
+        if present is not None:
+            _check_same(present, source, cells.identity, opened.pixel_size_um, smear, patient)
+            self.tally.present_fields += 1
+            return
+        self._add(opened, cells, source, digest, smear, patient, progress)
+        for note in opened.notes:
+            self.tally.notes[note] += 1
+        if opened.pixel_size_um is None:
+            self.tally.notes["no pixel size in the file; state it with --pixel-size, in micrometres per pixel"] += 1
+
+    def _add(
+        self, opened: Field, cells: FieldCells, source: str, digest: str, smear: str, patient: str, progress: Progress
+    ) -> None:
+        found = cells.find(progress)
+        field_id = _make_field_id(opened.name, self.field_ids, digest)
+        table = name_cells(found, field_id, source, smear_id=smear, patient_id=patient)
+        folder, stored = write_field(self.store.path, field_id, opened, source=source, progress=progress)
+        for patches, rows in self._batches(opened, folder, self._rows(table, found, smear, patient, digest)):
+            self.writer.append(patches, rows)
+        record = {
+            "field_id": field_id,
+            "name": printable(opened.name),
+            "source": source,
+            "sha256": digest,
+            "height": opened.height,
+            "width": opened.width,
+            "pixel_size_um": np.nan if opened.pixel_size_um is None else opened.pixel_size_um,
+            "cells": len(table),
+            "cells_from": json.dumps(cells.identity, sort_keys=True),
+            "smear_id": smear,
+            "patient_id": patient,
+            "stored_sha256": stored,
+        }
+        self.writer.add_field(record)
+        self.field_ids.add(field_id.casefold())
+        self.by_content[record["name"], digest] = self.by_source[source] = record
+        self.tally.added_fields += 1
+        self.tally.added += len(table)
+        self.tally.without_cells += not len(table)
+
+    def _rows(self, table: pd.DataFrame, found: pd.DataFrame, smear: str, patient: str, digest: str) -> pd.DataFrame:
+        """Rows of the store's table, but for the patches and their hashes."""
+        places = zip(*(table[name].tolist() for name in ("y", "x", "y0", "x0", "height", "width")), strict=True)
+        keys = [
+            hashlib.sha256(f"{field_id}\0{digest}\0{place}".encode()).hexdigest()[:32]
+            for field_id, place in zip(table["field_id"], places, strict=True)
+        ]
+        ids = []
+        for cell_id, key in zip(table["cell_id"], keys, strict=True):
+            chosen = cell_id if cell_id not in self.cell_ids else f"{cell_id}-{key[:8]}"
+            self.cell_ids.add(chosen)
+            ids.append(chosen)
+        rows = table.assign(cell_id=ids, source_key=keys, row=0, group="", split="", pixel_sha256="")
+        for column, value in (("smear_id", smear), ("patient_id", patient)):
+            # A table of known cells may state them for each cell.
+            if column in found.columns and not value:
+                rows[column] = found[column].to_numpy(dtype=object)
+        return rows[list(CELL_COLUMNS)]
+
+    def _batches(self, opened: Field, folder: Path, rows: pd.DataFrame) -> Iterator[tuple[Any, pd.DataFrame]]:
+        """Cut the patches out of the stored image: fast in any order, whatever the file's format was."""
+        read = open_pixels(folder)
+        size = self.store.patch_size
+        for start in range(0, len(rows), _BATCH):
+            batch = rows.iloc[start : start + _BATCH]
+            patches = np.empty((len(batch), size, size, 3), np.uint8)
+            for number, (y, x) in enumerate(zip(batch["y"].tolist(), batch["x"].tolist(), strict=True)):
+                patches[number] = cut_patch(read, opened.height, opened.width, patch_box(y, x, size))
+            yield patches, batch.assign(pixel_sha256=[hash_pixels(patch) for patch in patches])
+
+
+def _check_same(
+    present: Mapping[str, Any],
+    source: str,
+    identity: Mapping[str, Any],
+    pixel_size_um: float | None,
+    smear: str,
+    patient: str,
+) -> None:
+    """Refuse what contradicts a field that is in the store."""
+    size = None if np.isnan(present["pixel_size_um"]) else float(present["pixel_size_um"])
+    if size != pixel_size_um:
+        stated = "no pixel size" if size is None else f"a pixel size of {size:g} um"
+        now = "none" if pixel_size_um is None else f"{pixel_size_um:g} um"
+        raise _differs("pixel-size", source, f"with {stated}, not {now}", "--pixel-size")
+    # A table that does not say the smear or patient contradicts nobody.
+    if smear not in ("", present["smear_id"]):
+        raise _differs("smear", source, f"with the smear {present['smear_id']!r}, not {smear!r}", "--smears")
+    if patient not in ("", present["patient_id"]):
+        raise _differs("patient", source, f"with the patient {present['patient_id']!r}, not {patient!r}", "--smears")
+    if not same_cells(json.loads(present["cells_from"]), identity):
+        raise _differs(
+            "cells", source, "with cells that were found or given otherwise", "--detector, --set, --cells and its file"
+        )
+
+
+def _differs(what: str, source: str, how: str, options: str) -> ImageError:
+    return ImageError(
+        f"{what}-differ" if what == "cells" else f"{what}-differs",
+        f"{source} is in the store {how}; tiling never changes what is there: leave {options} as it was, or tile into "
+        "a new store",
+    )
+
+
+def _make_field_id(name: str, taken: Collection[str], sha256: str) -> str:
+    """Make a field's id of its name, with a piece of its content's hash behind it where another field has that.
+
+    Parameters
+    ----------
+    name : str
+        Stem of the file.
+    taken : collection of str
+        Ids of other fields, case-folded, since some file systems do not tell ``A`` from ``a``.
+    sha256 : str
+        Of the file's content, in hexadecimal.
+    """
+    plain = safe_name(name)
+    # Zarr keeps names that begin with two underscores for itself.
+    plain = f"field{plain}" if plain.startswith("__") else plain
+    for candidate in (plain, *(f"{plain}-{sha256[:length]}" for length in (8, 16, 64))):
+        if candidate.casefold() not in taken and candidate.casefold() != ROOT_FILE:
+            return candidate
+    raise StoreError(f"no free field id for {printable(name)}; rename the file")
+
+
+def _hash_source(path: Path) -> str:
+    """SHA-256 of a field's file, or of an OME-Zarr folder's files."""
+    try:
+        if path.is_dir():
+            return hash_folder(path)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        cause = error.strerror or error
+        raise ImageError("unreadable", f"{printable(str(path))} cannot be read ({cause}); check the file") from error

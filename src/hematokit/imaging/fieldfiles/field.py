@@ -1,0 +1,194 @@
+"""A field: one microscope image, opened for reading by windows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from hematokit.errors import ImageError
+from hematokit.imaging.fieldfiles.depth import choose_depth, lookup_table, sample_maximum
+from hematokit.imaging.fieldfiles.levels import Level, Source
+from hematokit.imaging.fieldfiles.pixelsize import choose
+from hematokit.imaging.geometry import Box
+from hematokit.imaging.reading import printable
+
+__all__ = ["Field", "unreadable"]
+
+_BAND_BYTES = 16 * 1024 * 1024  # of pixels that a thumbnail has in memory at once
+
+
+class Field:
+    """One microscope image, read by windows as 8-bit RGB.
+
+    Made by `open_field`; a context manager. Reading is safe from several threads.
+
+    Attributes
+    ----------
+    path : Path
+        The file or folder.
+    name : str
+        The stem, from which the field's identity is made: ``slide1`` for ``slide1.ome.tif``.
+    height, width : int
+        Size at full resolution, in pixels.
+    pixel_size_um : float or None
+        Side of a pixel in micrometres; None if nobody said.
+    pixel_size_source : str
+        ``"metadata"``, ``"given"``, or ``""`` where it is unknown.
+    notes : tuple of str
+        Remarks for the user, one line each: what was done to show the file, what in it was not used.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        source: Source,
+        *,
+        pixel_size_um: float | None = None,
+        force_pixel_size: bool = False,
+    ) -> None:
+        self.path = path
+        self.name = name
+        self._shown = printable(str(path))
+        self._source: Source | None = source
+        base = source.levels[0]
+        self.height, self.width = base.height, base.width
+        self.pixel_size_um, self.pixel_size_source, notes = choose(
+            source.pixel_size, pixel_size_um, force=force_pixel_size
+        )
+        self._table: npt.NDArray[np.uint8] | None = None
+        if base.dtype == np.uint16:
+            try:
+                depth = choose_depth(sample_maximum(source.levels), source.significant_bits)
+            except Exception as error:
+                raise unreadable(self._shown, error) from error
+            self._table = lookup_table(depth)
+            notes = (*notes, f"16 bits per channel, shown as 8: white at {(1 << depth) - 1}")
+        self.notes = tuple(printable(note) for note in (*source.notes, *notes))
+
+    def __enter__(self) -> Field:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Field {self._shown}: {self.width}x{self.height} px>"
+
+    def close(self) -> None:
+        """Release the file; reading is over then."""
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
+
+    def read(self, box: Box) -> npt.NDArray[np.uint8]:
+        """Read a part of the field at full resolution.
+
+        Parameters
+        ----------
+        box : Box
+            Must lie inside the field.
+
+        Returns
+        -------
+        ndarray of uint8, shape (box.height, box.width, 3)
+            An array of its own, contiguous.
+
+        Raises
+        ------
+        ImageError
+            If the file is damaged there, or has transparent pixels.
+        ValueError
+            If the box leaves the field, or the field is closed.
+        """
+        if not box.inside(self.height, self.width):
+            raise ValueError(f"{box} is not inside a field of {self.width}x{self.height} px")
+        return self._read(self._levels()[0], box)
+
+    def _levels(self) -> list[Level]:
+        source = self._source
+        if source is None:
+            raise ValueError(f"field {self._shown} is closed")
+        return list(source.levels)
+
+    def _read(self, level: Level, box: Box) -> npt.NDArray[np.uint8]:
+        try:
+            pixels = level.read(box)
+        except Exception as error:
+            raise unreadable(self._shown, error) from error
+        if self._table is not None:
+            pixels = self._table[pixels]
+        return np.ascontiguousarray(pixels, np.uint8)
+
+    def thumbnail(self, longest: int) -> tuple[npt.NDArray[np.uint8], float]:
+        """Return the whole field, made smaller.
+
+        Made from the smallest level of the file's pyramid that is large enough, else from the full resolution; the
+        pixels are means over areas, and only a band of them is in memory at a time. A field that is small enough is
+        returned as it is.
+
+        Parameters
+        ----------
+        longest : int
+            Largest height and width in pixels, at least 1.
+
+        Returns
+        -------
+        pixels : ndarray of uint8, shape (h, w, 3)
+        scale : float
+            Full-resolution pixels per pixel of the thumbnail.
+
+        Raises
+        ------
+        ImageError
+            If the file is damaged.
+        """
+        if longest < 1:
+            raise ValueError(f"a thumbnail needs at least one pixel, not {longest}")
+        if max(self.height, self.width) <= longest:
+            return self.read(Box(0, 0, self.height, self.width)), 1.0
+        scale = max(self.height, self.width) / longest
+        height, width = (max(1, round(side / scale)) for side in (self.height, self.width))
+        base, *smaller = self._levels()
+        for level in reversed(smaller):
+            if level.height >= height and level.width >= width:
+                try:
+                    return self._shrink(level, height, width), scale
+                except ImageError:
+                    # A damaged level of the pyramid; the next larger one may be whole.
+                    continue
+        return self._shrink(base, height, width), scale
+
+    def _shrink(self, level: Level, height: int, width: int) -> npt.NDArray[np.uint8]:
+        from PIL import Image
+
+        factor = max(1, min(level.height // height, level.width // width))
+        rows = max(1, _BAND_BYTES // (level.width * 3 * factor)) * factor
+        bands = []
+        for y0 in range(0, level.height, rows):
+            pixels = self._read(level, Box(y0, 0, min(rows, level.height - y0), level.width))
+            # Means over blocks of factor x factor pixels; those at the bottom and right may be smaller.
+            bands.append(np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels)
+        small = np.concatenate(bands)
+        if small.shape[:2] == (height, width):
+            return small
+        # The last blocks may be partial: the box says how far the picture really goes.
+        extent = (0, 0, level.width / factor, level.height / factor)
+        resized = Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR, box=extent)
+        return np.array(resized)
+
+
+def unreadable(shown: str, error: Exception) -> ImageError:
+    """Say in one line why pixels could not be read; a damaged file can fail in a decoder with any exception."""
+    if isinstance(error, ImageError):
+        return error
+    if isinstance(error, MemoryError):
+        return ImageError("too-large", f"{shown} needs more memory than there is; save it as a tiled, compressed TIFF")
+    text = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:200]
+    detail = printable(text) or type(error).__name__
+    return ImageError("unreadable", f"{shown} cannot be read ({detail}); copy or export the file again")

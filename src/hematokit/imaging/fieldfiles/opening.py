@@ -1,0 +1,90 @@
+"""Opening a field, whatever it is."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from hematokit.errors import ImageError
+from hematokit.imaging.fieldfiles import omezarr, vendor
+from hematokit.imaging.fieldfiles.field import Field, unreadable
+from hematokit.imaging.fieldfiles.levels import Source
+from hematokit.imaging.fieldfiles.listing import field_name
+from hematokit.imaging.fieldfiles.pixelsize import check_given
+from hematokit.imaging.reading import printable
+
+__all__ = ["open_field"]
+
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def open_field(path: str | Path, *, pixel_size_um: float | None = None, force_pixel_size: bool = False) -> Field:
+    """Open a microscope image.
+
+    What a file is, is told from its content: TIFF, OME-TIFF, PNG, JPEG or BMP; a folder is an OME-Zarr image (0.4 or
+    0.5). The endings of vendors' formats (``.czi``, ``.nd2``, ...) are read through `bioio`, the extra
+    ``hematokit[bioio]``.
+
+    Taken are images of one plane with red, green and blue in 8 or 16 bits. An orientation in EXIF and colour profiles
+    are not applied; an alpha channel that is opaque everywhere is dropped.
+
+    Parameters
+    ----------
+    path : str or Path
+        File, or folder of an OME-Zarr image.
+    pixel_size_um : float, optional
+        Micrometres per pixel; used where the metadata state none.
+    force_pixel_size : bool
+        `pixel_size_um` wins over the metadata.
+
+    Returns
+    -------
+    Field
+        To be closed, or used as a context manager.
+
+    Raises
+    ------
+    ImageError
+        With `reason` ``"missing"``, ``"unreadable"``, ``"empty"``, ``"too-large"``, ``"not-rgb"``,
+        ``"several-images"``, ``"not-an-image"``, ``"needs-bioio"`` or ``"pixel-size"``, and a message of one line.
+    """
+    path = Path(path)
+    check_given(pixel_size_um)
+    source = _open_source(path)
+    try:
+        return Field(path, field_name(path), source, pixel_size_um=pixel_size_um, force_pixel_size=force_pixel_size)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _open_source(path: Path) -> Source:
+    shown = printable(str(path))
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise ImageError("missing", f"{shown} does not exist; check the path") from error
+    except (OSError, ValueError) as error:
+        raise unreadable(shown, error) from error
+    if stat.S_ISDIR(mode):
+        return omezarr.open_omezarr(path)
+    if not stat.S_ISREG(mode):
+        raise ImageError("unreadable", f"{shown} is not a regular file; give an image file")
+    if path.suffix.lower() in vendor.VENDOR_SUFFIXES:
+        return vendor.open_vendor(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            head = os.read(descriptor, 8)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise unreadable(shown, error) from error
+    if head[:4] in _TIFF_MAGIC:
+        from hematokit.imaging.fieldfiles.tiff import open_tiff
+
+        return open_tiff(path)
+    from hematokit.imaging.fieldfiles.plain import open_plain
+
+    return open_plain(path)

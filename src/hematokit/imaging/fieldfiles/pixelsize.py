@@ -1,0 +1,156 @@
+"""How large a pixel is: what the metadata of a file say, what the user says, and which of the two leads."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from hematokit.errors import ImageError
+
+__all__ = ["LARGEST", "SMALLEST", "PixelSize", "choose", "check_given", "from_density", "from_lengths", "nothing"]
+
+SMALLEST, LARGEST = 0.01, 20.0
+"""Limits in micrometres of what a microscope's pixel can be. Below lies no light microscope; above lie the densities
+that programs write when they know nothing: 72, 96, 150, 300, 600 and 1200 dots per inch are 353 to 21 micrometres."""
+
+_ANISOTROPY = 0.01  # relative difference of the two sides up to which pixels count as square
+
+# Names and symbols as OME-XML, OME-Zarr (UDUNITS-2 names) and ImageJ write them, in micrometres.
+_UNITS = {
+    "pm": 1e-6, "picometer": 1e-6,
+    "å": 1e-4, "angstrom": 1e-4,
+    "nm": 1e-3, "nanometer": 1e-3,
+    "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0,
+    "mm": 1e3, "millimeter": 1e3,
+    "cm": 1e4, "centimeter": 1e4,
+    "dm": 1e5, "decimeter": 1e5,
+    "m": 1e6, "meter": 1e6,
+    "in": 25400.0, "inch": 25400.0,
+}  # fmt: skip
+
+
+class PixelSize(NamedTuple):
+    """What metadata say about the pixel size.
+
+    Attributes
+    ----------
+    um : float or None
+        Side of a pixel in micrometres; None if unknown.
+    notes : tuple of str
+        Why a number that stands in the file was not used.
+    """
+
+    um: float | None
+    notes: tuple[str, ...] = ()
+
+
+nothing = PixelSize(None)
+"""The file says nothing about its pixel size."""
+
+
+def micrometres_per(unit: str) -> float | None:
+    """Return the length of a unit in micrometres; None if the name is no known unit of length.
+
+    Examples
+    --------
+    >>> micrometres_per("nanometer"), micrometres_per("µm"), micrometres_per("pixel")
+    (0.001, 1.0, None)
+    """
+    # ImageJ writes the micro sign as an escape; Unicode has two characters for it.
+    name = unit.strip().replace("\\u00B5", "u").replace("µ", "u").replace("μ", "u").lower()
+    return _UNITS.get(name.replace("metre", "meter"))
+
+
+def from_lengths(x: object, y: object, unit_x: str, unit_y: str, where: str) -> PixelSize:
+    """Pixel size from the lengths of a pixel's sides as a file states them.
+
+    Parameters
+    ----------
+    x, y : object
+        Numbers, or text that should be numbers.
+    unit_x, unit_y : str
+        Their units.
+    where : str
+        What they are called in the file, for the note: ``"PhysicalSizeX"``, ``"scale"``.
+    """
+    factors = micrometres_per(unit_x), micrometres_per(unit_y)
+    try:
+        sides = float(str(x)), float(str(y))
+    except ValueError:
+        return PixelSize(None, (f"pixel size ignored: {where} is not a number",))
+    if not all(math.isfinite(side) and side > 0 for side in sides):
+        return PixelSize(None, (f"pixel size ignored: {where} is {sides[0]:g} x {sides[1]:g}",))
+    if factors[0] is None or factors[1] is None:
+        unit = unit_x if factors[0] is None else unit_y
+        return PixelSize(None, (f"pixel size ignored: {where} is in {unit!r}, which is no unit of length known here",))
+    width, height = sides[0] * factors[0], sides[1] * factors[1]
+    if not (SMALLEST <= width <= LARGEST and SMALLEST <= height <= LARGEST):
+        return PixelSize(
+            None, (f"pixel size ignored: {where} is {width:g} x {height:g} um, outside {SMALLEST:g} to {LARGEST:g}",)
+        )
+    if abs(width - height) > _ANISOTROPY * max(width, height):
+        return PixelSize(None, (f"pixel size ignored: {where} is {width:g} x {height:g} um, not square",))
+    # Rounded so that one length written in two units is one number.
+    return PixelSize(float(f"{(width + height) / 2:.9g}"))
+
+
+def from_density(x: float, y: float, unit_um: float) -> PixelSize:
+    """Pixel size from a resolution in pixels per unit, as TIFF, PNG and JPEG hold it.
+
+    Most such numbers are a program's default for printing; one that no microscope can have is taken for that, without
+    a note.
+
+    Parameters
+    ----------
+    x, y : float
+        Pixels per unit.
+    unit_um : float
+        The unit in micrometres.
+    """
+    if not all(math.isfinite(density) and density > 0 for density in (x, y)):
+        return nothing
+    sides = unit_um / x, unit_um / y
+    if not all(SMALLEST <= side <= LARGEST for side in sides):
+        return nothing
+    return from_lengths(sides[0], sides[1], "um", "um", "the resolution")
+
+
+def check_given(pixel_size_um: float | None) -> None:
+    """Refuse a pixel size that cannot be one.
+
+    Raises
+    ------
+    ImageError
+        ``"pixel-size"`` if it is not a finite number above 0.
+    """
+    if pixel_size_um is not None and not (math.isfinite(pixel_size_um) and pixel_size_um > 0):
+        raise ImageError(
+            "pixel-size", f"a pixel size of {pixel_size_um:g} um is not possible; give micrometres per pixel, as 0.1"
+        )
+
+
+def choose(stated: PixelSize, given: float | None, *, force: bool) -> tuple[float | None, str, tuple[str, ...]]:
+    """Decide between the metadata and the user.
+
+    Parameters
+    ----------
+    stated : PixelSize
+        From the metadata.
+    given : float or None
+        From the user, checked by `check_given`.
+    force : bool
+        The user's number wins even where the metadata state one.
+
+    Returns
+    -------
+    tuple
+        Micrometres or None; ``"metadata"``, ``"given"`` or ``""``; notes.
+    """
+    notes = stated.notes
+    if stated.um is None:
+        return given, "given" if given is not None else "", notes
+    if given is None or math.isclose(given, stated.um, rel_tol=1e-6):
+        return stated.um, "metadata", notes
+    if force:
+        return given, "given", (*notes, f"pixel size {given:g} um as given; the file says {stated.um:g} um")
+    return stated.um, "metadata", (*notes, f"pixel size {stated.um:g} um from the file; {given:g} um was given")

@@ -1,0 +1,50 @@
+"""PNG, JPEG and BMP: decoded whole, by the same rules as single crops (`hematokit.imaging.reading`)."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+from PIL import Image
+
+from hematokit.errors import ImageError
+from hematokit.imaging.fieldfiles.levels import ArrayLevel, Source
+from hematokit.imaging.fieldfiles.pixelsize import PixelSize, from_density, nothing
+from hematokit.imaging.reading import MAX_PIXELS, decode_rgb, printable, read_bytes
+
+__all__ = ["open_plain"]
+
+
+def open_plain(path: Path) -> Source:
+    """Read a PNG, JPEG or BMP file.
+
+    Raises
+    ------
+    ImageError
+        As `hematokit.imaging.reading.read_rgb` does.
+    """
+    data = read_bytes(path)
+    try:
+        pixels = decode_rgb(data, name=str(path))
+    except ImageError as error:
+        if error.reason != "too-large":
+            raise
+        raise ImageError(
+            "too-large",
+            f"{printable(str(path))} has more than {MAX_PIXELS:,} pixels, too many for a format that is decoded whole; "
+            "save it as a tiled TIFF or OME-Zarr",
+        ) from error
+    return Source((ArrayLevel(pixels),), _pixel_size(data))
+
+
+def _pixel_size(data: bytes) -> PixelSize:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "BMP")) as image:
+                x, y = image.info["dpi"]
+                return from_density(float(x), float(y), 25400.0)
+    except Exception:
+        # The pixels were decoded: whatever is wrong with the density must not stop that.
+        return nothing

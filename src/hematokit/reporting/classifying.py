@@ -1,0 +1,373 @@
+"""Detecting and classifying the cells of fields, with the files and the report, in one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from hematokit import __version__
+from hematokit.errors import FieldError
+from hematokit.fields.differential import Differential, count_differential
+from hematokit.fields.exports import csv_text, read_parquet, write_csv, write_parquet
+from hematokit.fields.folder import ResultsFolder, outcome_table, read_predictions, run_fields, write_outcomes
+from hematokit.fields.job import CELLS, OVERLAY, FieldJob, FieldOutcome
+from hematokit.fields.smears import load_smears
+from hematokit.files import write_atomically, write_json
+from hematokit.progress import Progress, no_progress
+from hematokit.reporting.differential_figures import cell_types_figure
+from hematokit.reporting.field_report import render_field_report
+from hematokit.reporting.figures import to_png
+from hematokit.reporting.overlay import draw_overlay
+from hematokit.reporting.text import command
+
+if TYPE_CHECKING:
+    from hematokit.imaging.fieldfiles import Field
+    from hematokit.taxonomy import Taxonomy
+
+__all__ = ["FieldsResult", "classify", "detect"]
+
+Paths = Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class FieldsResult:
+    """What came out of detecting or classifying fields.
+
+    Attributes
+    ----------
+    output : Path
+        Folder of results.
+    fields : DataFrame
+        One row a field: status, cells found, whether it is worth reading, time.
+    differential : Differential or None
+        The count; None if cells were only detected.
+    paths : dict of str to Path
+        Files for the whole run.
+    seconds : float
+    unmatched : int
+        Fields that the table of smears does not name.
+    """
+
+    output: Path
+    fields: pd.DataFrame
+    differential: Differential | None
+    paths: dict[str, Path]
+    seconds: float
+    unmatched: int = 0
+
+    @property
+    def failed(self) -> pd.DataFrame:
+        """Rows of the fields that could not be worked on."""
+        return self.fields[self.fields["status"] == "failed"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        document: dict[str, Any] = {
+            "output": str(self.output),
+            "fields": len(self.fields),
+            "failed": [{"source": row.source, "message": row.message} for row in self.failed.itertuples(index=False)],
+            "cells": int(self.fields["cells"].sum()),
+            "flags": {str(flag): int(count) for flag, count in self._flags().items()},
+            "seconds": round(self.seconds, 3),
+            "paths": {name: str(path) for name, path in self.paths.items()},
+        }
+        if self.differential is not None:
+            document["differential"] = self.differential.to_dict()
+        return document
+
+    def _flags(self) -> pd.Series[int]:
+        done = self.fields[self.fields["status"] == "done"]
+        return done.loc[done["flag"] != "ok", "flag"].value_counts()
+
+    def lines(self) -> list[str]:
+        """The summary for a person, one statement per line."""
+        done = len(self.fields) - len(self.failed)
+        lines = [f"{int(self.fields['cells'].sum()):,} cells in {_fields(done)}, {self.seconds:.1f} s"]
+        flags = self._flags()
+        if len(flags):
+            said = ", ".join(f"{count} {flag}" for flag, count in flags.items())
+            lines.append(f"Mind: not every field is fit for reading ({said}); fields.csv says why")
+        lines += [f"Mind: {note}" for note in _notes(self.fields, self.unmatched)]
+        for row in list(self.failed.itertuples(index=False))[:5]:
+            lines.append(f"Failed: {row.message}")
+        if len(self.failed) > 5:
+            lines.append(f"Failed: {len(self.failed) - 5} more; fields.csv names them")
+        lines += self.differential_lines()
+        lines += [f"{name.capitalize()}: {path}" for name, path in self.paths.items() if name in _SHOWN]
+        lines.append("For research use only")
+        return lines
+
+    def differential_lines(self) -> list[str]:
+        """The count in a few lines; empty if cells were only detected."""
+        return [] if self.differential is None else self.differential.lines()
+
+
+def _notes(fields: pd.DataFrame, unmatched: int) -> list[str]:
+    """What to mind about how the fields were read."""
+    notes = []
+    unknown = int((fields["pixel_size_um"].isna() & (fields["status"] == "done")).sum())
+    if unknown:
+        notes.append(
+            f"the pixel size of {_fields(unknown)} is not known, so sizes were judged from the cells themselves; give "
+            "it with --pixel-size"
+        )
+    if unmatched:
+        notes.append(f"the table of smears does not name {_fields(unmatched)}")
+    return notes
+
+
+def _fields(count: int) -> str:
+    return "1 field" if count == 1 else f"{count:,} fields"
+
+
+_SHOWN = ("cells", "report", "differential")
+
+
+def detect(
+    paths: Paths,
+    output: str | Path,
+    *,
+    detector: str = "nuclei",
+    detector_options: Mapping[str, Any] | None = None,
+    pixel_size_um: float | None = None,
+    force_pixel_size: bool = False,
+    smears: str | Path | None = None,
+    scheduler: str = "local",
+    progress: Progress = no_progress,
+) -> FieldsResult:
+    """Find the cells of fields and write them.
+
+    Writes ``cells.parquet`` and ``cells.csv`` for all fields, ``fields.csv``, and for each field a folder with its
+    cells as Parquet, CSV and GeoJSON and a picture. Called again, it goes on with what is not done.
+
+    Parameters
+    ----------
+    paths : sequence of path
+        Images, or folders of them.
+    output : path
+        Folder of results; new, empty, or from an earlier call with the same settings.
+    detector, detector_options
+        Name and options of a registered detector.
+    pixel_size_um : float, optional
+        Micrometres per pixel of fields whose file does not say; of all fields with `force_pixel_size`.
+    force_pixel_size : bool
+    smears : path, optional
+        CSV that maps files to smear and patient.
+    scheduler : str
+        ``"local"``, or the address of a Dask scheduler.
+    progress : Progress
+        Told how many fields are done.
+
+    Returns
+    -------
+    FieldsResult
+
+    Raises
+    ------
+    FieldError
+        If no field could be worked on, the folder holds something else, or nothing can be written.
+    ImageError
+        If a path does not exist.
+    PluginError
+        If the detector does not exist or its options do not fit.
+    """
+    started = time.monotonic()
+    job = FieldJob(
+        str(Path(output).resolve()),
+        detector,
+        dict(detector_options or {}),
+        pixel_size_um=pixel_size_um,
+        force_pixel_size=force_pixel_size,
+        draw=draw_field,
+    )
+    results, outcomes = _run(paths, job, smears, scheduler, progress)
+    folder = results.path
+    table = outcome_table(outcomes)
+    cells = _all_cells(results, outcomes)
+    try:
+        write_parquet(folder / "cells.parquet", cells)
+        write_csv(folder / "cells.csv", cells)
+        fields_file = write_outcomes(folder, table)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    written = {"cells": folder / "cells.csv", "parquet": folder / "cells.parquet", "fields": fields_file}
+    return FieldsResult(Path(output), table, None, written, time.monotonic() - started, results.unmatched)
+
+
+def classify(
+    paths: Paths,
+    model: str | Path,
+    output: str | Path,
+    *,
+    detector: str = "nuclei",
+    detector_options: Mapping[str, Any] | None = None,
+    unsure_below: float = 0.5,
+    exclude_border: bool = False,
+    pixel_size_um: float | None = None,
+    force_pixel_size: bool = False,
+    model_pixel_size_um: float | None = None,
+    smears: str | Path | None = None,
+    runtime: str = "auto",
+    device: str = "auto",
+    batch_size: int = 64,
+    scheduler: str = "local",
+    progress: Progress = no_progress,
+) -> FieldsResult:
+    """Find and classify the cells of fields, write them, and count the differential.
+
+    Writes for each field ``cells.parquet``, ``cells.csv``, ``cells.geojson`` and ``overlay.png``; for the whole run
+    ``differential.json``, ``differential.csv``, ``cell_types.png``, ``fields.csv`` and ``report.html``. Called again,
+    it goes on with what is not done.
+
+    Parameters
+    ----------
+    paths : sequence of path
+        Images, or folders of them.
+    model : path
+        Run or bundle.
+    output : path
+        Folder of results; new, empty, or from an earlier call with the same model and settings.
+    detector, detector_options
+        Name and options of a registered detector.
+    unsure_below : float
+        Probability below which a cell counts as unsure.
+    exclude_border : bool
+        Leave cells that the border of their field cuts out of the count; their files hold them all the same.
+    pixel_size_um : float, optional
+        Micrometres per pixel of fields whose file does not say; of all fields with `force_pixel_size`.
+    force_pixel_size : bool
+    model_pixel_size_um : float, optional
+        Pixel size the model was trained at, if its bundle does not say; patches of fields with another one are
+        resampled to it.
+    smears : path, optional
+        CSV that maps files to smear and patient.
+    runtime, device : str
+        What computes the model.
+    batch_size : int
+        Patches classified at a time.
+    scheduler : str
+        ``"local"``, or the address of a Dask scheduler.
+    progress : Progress
+        Told how many fields are done.
+
+    Returns
+    -------
+    FieldsResult
+
+    Raises
+    ------
+    FieldError
+        If no field could be worked on, the folder holds something else, or nothing can be written.
+    ImageError
+        If a path does not exist.
+    ModelError, PluginError
+        If the model or the detector cannot be loaded.
+
+    Examples
+    --------
+    >>> result = classify(["fields"], "runs/coatnet", "results")  # doctest: +SKIP
+    >>> result.differential.table()  # doctest: +SKIP
+    """
+    started = time.monotonic()
+    if not 0 <= unsure_below <= 1:
+        raise FieldError(f"a threshold of {unsure_below} is no probability; give one from 0 to 1")
+    job = FieldJob(
+        str(Path(output).resolve()),
+        detector,
+        dict(detector_options or {}),
+        model=str(Path(model).resolve()),
+        runtime=runtime,
+        device=device,
+        model_pixel_size_um=model_pixel_size_um,
+        pixel_size_um=pixel_size_um,
+        force_pixel_size=force_pixel_size,
+        unsure_below=unsure_below,
+        batch_size=batch_size,
+        draw=draw_field,
+    )
+    # Before the first field: a model that cannot be loaded is no field's fault.
+    loaded = job.load_model()
+    assert loaded is not None  # a model was named
+    results, outcomes = _run(paths, job, smears, scheduler, progress)
+    folder = results.path
+    predictions = read_predictions(results, outcomes)
+    done = [outcome for outcome in outcomes if outcome.status == "done"]
+    differential = count_differential(
+        predictions,
+        loaded.taxonomy,
+        unsure_below=unsure_below,
+        exclude_border=exclude_border,
+        fields=[(outcome.field_id, outcome.smear_id, outcome.patient_id) for outcome in done],
+    )
+    table = outcome_table(outcomes)
+    progress(len(outcomes), len(outcomes), "writing the report")
+    facts = {
+        "Model": str(model),
+        "Backbone": f"{loaded.config.backbone.name}:{loaded.config.backbone.variant}",
+        "Computed by": f"{getattr(loaded, 'runtime', 'torch')} on {loaded.device}",
+        "Detector": detector,
+        "Unsure below": f"{unsure_below:g}",
+        "hematokit": __version__,
+        "Made": datetime.now(UTC).isoformat(timespec="minutes"),
+    }
+    overlays = {outcome.field_id: job.folder(outcome.field_id) / OVERLAY for outcome in done}
+    page = render_field_report(
+        differential,
+        table,
+        facts=facts,
+        overlays=overlays,
+        folder=folder,
+        notes=_notes(table, results.unmatched),
+        reproduce=[command("hematokit", "classify", *paths, "--model", model, "--output", output)],
+    )
+    picture = to_png(cell_types_figure(differential))
+    written = {
+        "report": folder / "report.html",
+        "differential": folder / "differential.csv",
+        "differential_json": folder / "differential.json",
+        "cell_types": folder / "cell_types.png",
+    }
+    try:
+        written["fields"] = write_outcomes(folder, table)
+        write_json(written["differential_json"], differential.to_dict())
+        write_atomically(written["differential"], csv_text(differential.rows()))
+        write_atomically(written["cell_types"], picture)
+        write_atomically(written["report"], page)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    return FieldsResult(Path(output), table, differential, written, time.monotonic() - started, results.unmatched)
+
+
+def draw_field(opened: Field, cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float) -> bytes:
+    """Draw a field's ``overlay.png``; given to the jobs, which know nothing of drawing."""
+    return draw_overlay(opened, cells, taxonomy, unsure_below=unsure_below)
+
+
+def _run(
+    paths: Paths, job: FieldJob, smears: str | Path | None, scheduler: str, progress: Progress
+) -> tuple[ResultsFolder, list[FieldOutcome]]:
+    table = None if smears is None else load_smears(Path(smears))
+    results = ResultsFolder.prepare(paths, job, smears=table)
+    outcomes = run_fields(results, scheduler=scheduler, progress=progress)
+    if all(outcome.status == "failed" for outcome in outcomes):
+        more = f" (and {len(outcomes) - 1} more fields failed)" if len(outcomes) > 1 else ""
+        write_outcomes(results.path, outcome_table(outcomes))
+        raise FieldError(f"{outcomes[0].message}{more}")
+    return results, outcomes
+
+
+def _all_cells(results: ResultsFolder, outcomes: Sequence[FieldOutcome]) -> pd.DataFrame:
+    done = [outcome.field_id for outcome in outcomes if outcome.status == "done"]
+    parts = [read_parquet(results.job.folder(field_id) / CELLS) for field_id in done]
+    filled = [part for part in parts if len(part)]
+    return pd.concat(filled, ignore_index=True) if filled else parts[0]
+
+
+def _cannot_write(folder: Path, error: OSError) -> FieldError:
+    return FieldError(f"cannot write to {folder} ({error.strerror or error}); make room and run the command again")

@@ -1,0 +1,150 @@
+"""The verb tile, as a user types it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hematokit.cli.main import main
+from hematokit.store import import_crops, open_store
+from hematokit.training.data import select_cells
+from tinykit import write_crops
+
+
+class Run:
+    """What a command printed, and its exit code."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], arguments: Sequence[str | Path]) -> None:
+        capsys.readouterr()
+        self.code = main([str(argument) for argument in arguments])
+        self.out, self.err = capsys.readouterr()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which somebody works: four fields, VOC files, and a table of smears."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fields ü").mkdir()
+    (tmp_path / "voc").mkdir()
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (4, 90, 120, 3), dtype=np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / "fields ü" / f"f{number}.png")
+        places = [("Blast", 10, 10), ("lympho", 60, 60), ("RBC", 5, 5), ("Blast", 110, 80)]
+        objects = [
+            f"<object><name>{name}</name><bndbox><xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + 20}</xmax>"
+            f"<ymax>{y + 20 if number else y - 1}</ymax></bndbox></object>"
+            for name, x, y in places
+        ]
+        (tmp_path / "voc" / f"f{number}.xml").write_text(f"<annotation>{''.join(objects)}</annotation>")
+    lines = [f"f{number}.png,S{number},P{number}" for number in range(4)]
+    (tmp_path / "smears.csv").write_text("\n".join(["file,smear_id,patient_id", *lines]) + "\n")
+    return tmp_path
+
+
+TILE = [
+    "tile",
+    "fields ü",
+    "store.zarr",
+    "--cells",
+    "voc",
+    "--class-map",
+    "lympho=LYT",
+    "--only",
+    "BLA",
+    "--only",
+    "LYT",
+]
+
+
+def test_the_way_from_fields_to_a_split(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(capsys, [*TILE, "--patch-size", "32", "--smears", "smears.csv", "--pixel-size", "0.2"])
+    assert (run.code, run.err) == (0, "")
+    assert "9 cells of 4 fields added to store.zarr" in run.out
+    assert "3 reversed-box" in run.out
+    assert "left out by class: RBC 4" in run.out
+    assert "3 boxes left their field by a part" in run.out
+    assert "the store holds 4 fields and 9 cells: BLA 6, LYT 3" in run.out
+
+    run = Run(capsys, [*TILE, "--smears", "smears.csv", "--pixel-size", "0.2", "--json"])
+    summary = json.loads(run.out)
+    assert (summary["present_fields"], summary["added"], summary["rejected"]) == (4, 0, {"reversed-box": 3})
+
+    assert "f0.xml, object 1: its box" in Run(capsys, ["store", "info", "store.zarr", "--rejects"]).out
+    info = json.loads(Run(capsys, ["store", "info", "store.zarr", "--json"]).out)
+    assert (info["fields"], info["patients"], info["smears"], info["unlabelled"]) == (4, 3, 3, 0)
+    assert Run(capsys, ["split", "store.zarr"]).code == 0
+    run = Run(capsys, ["store", "verify", "store.zarr"])
+    assert (run.code, run.err) == (0, "")
+    assert "9 patches and 4 fields" in run.out
+
+
+def test_what_is_not_known_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(capsys, ["tile", "fields ü", "store.zarr", "--cells", "voc", "--patch-size", "32"])
+    assert run.code == 0
+    assert (
+        "note: no pixel size in the file; state it with --pixel-size, in micrometres per pixel (4 of 4 fields)"
+        in run.out
+    )
+    rejects = open_store(folder / "store.zarr").rejects
+    assert set(rejects["reason"]) == {"unknown-class", "reversed-box"}
+    assert any("--class-map 'RBC=CODE'" in message for message in rejects["message"])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--cells", "nothing"], "nothing does not exist"),
+        (["--cells", "smears.csv"], "needs xmin, ymin, xmax, ymax"),
+        (["--cells", "voc", "--class-map", "lympho=XXX"], "'XXX'"),
+        (["--cells", "voc", "--pixel-size", "nan"], "pixel size"),
+        (["--cells", "voc", "--taxonomy", "none.yaml"], "none.yaml"),
+        (["--detector", "nobody"], "nobody"),
+        (["--set", "detector"], "detector.NAME=VALUE"),
+        (["--only", "BLA"], "--cells"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    folder: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    run = Run(capsys, ["tile", "fields ü", "store.zarr", *more])
+    assert (run.code, run.out) == (2, "")
+    assert run.err.count("\n") == 1
+    assert message in run.err
+    assert not (folder / "store.zarr").exists()
+
+
+def test_fields_and_crops_share_a_store_and_unlabelled_cells_are_not_trained_on(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_crops(folder / "crops", {"BLA": 12, "LYT": 12}, size=32)
+    import_crops(folder / "crops", "store.zarr", patch_size=32)
+    run = Run(capsys, [*TILE[:5], "--class-map", "lympho=", "--class-map", "Blast=", "--class-map", "RBC="])
+    assert run.code == 0
+    assert "without a label 12" in run.out
+    run = Run(capsys, ["split", "store.zarr"])
+    assert "note: 12 cells without a label are in no split" in run.out
+    data = select_cells(open_store(folder / "store.zarr"))
+    assert data.unlabelled == 12
+    assert sum(len(part) for part in data.splits.values()) == 24
+    assert data.left_out == {}
+    assert "24 cells added" not in Run(capsys, ["import", "crops", "store.zarr"]).out
+    assert "in no split yet" not in Run(capsys, ["import", "crops", "store.zarr"]).out
+
+
+def test_training_says_that_cells_without_a_label_take_no_part(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_crops(folder / "crops", {"BLA": 12, "LYT": 12}, size=64)
+    Run(capsys, ["import", "crops", "store.zarr", "--patch-size", "64", "--no-near-duplicates"])
+    Run(capsys, [*TILE[:5], "--class-map", "lympho=", "--class-map", "Blast=", "--class-map", "RBC="])
+    Run(capsys, ["split", "store.zarr"])
+    arguments = ["--backbone", "timm:test_resnet", "--image-size", "64", "--epochs", "1", "--device", "cpu"]
+    run = Run(capsys, ["train", "store.zarr", "--output", "run", *arguments])
+    assert run.code == 0, run.err
+    assert "12 cells of the store have no label and take no part" in run.out
+    run = Run(capsys, ["evaluate", "run", "--device", "cpu", "--split", "all"])
+    assert run.code == 0, run.err

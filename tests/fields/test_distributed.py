@@ -1,0 +1,93 @@
+"""The same job on a cluster of two processes, one of which is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from hematokit.errors import FieldError
+from hematokit.fields.folder import ResultsFolder, run_fields
+from hematokit.fields.job import FieldJob
+from hematokit.imaging.synthetic import synthesize_field
+
+distributed = pytest.importorskip("distributed")
+
+FIELDS = 10
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fields")
+    for number in range(FIELDS):
+        Image.fromarray(synthesize_field(400, 500, cells=4, seed=number).pixels).save(folder / f"field{number}.png")
+    return folder
+
+
+@pytest.fixture
+def cluster() -> Iterator[distributed.LocalCluster]:
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+    ) as running:
+        yield running
+
+
+def job(output: Path, run: Path) -> FieldJob:
+    return FieldJob(str(output), model=str(run), device="cpu", runtime="torch")
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    names = sorted(file.relative_to(one) for file in one.rglob("cells.*"))
+    assert len(names) == 3 * FIELDS
+    for name in names:
+        if name.suffix == ".parquet":
+            pd.testing.assert_frame_equal(pd.read_parquet(one / name), pd.read_parquet(other / name))
+        else:
+            assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_a_killed_worker_costs_no_field_and_the_results_are_those_of_one_process(
+    fields: Path, tiny_run: Path, tmp_path: Path, cluster: distributed.LocalCluster
+) -> None:
+    local = run_fields(ResultsFolder.prepare([fields], job(tmp_path / "local", tiny_run)))
+    victim = next(iter(cluster.workers.values())).pid
+    killed: list[int] = []
+
+    def kill_one(done: int, total: int | None, message: str) -> None:
+        if done >= 2 and not killed:
+            os.kill(victim, signal.SIGKILL)
+            killed.append(done)
+
+    results = ResultsFolder.prepare([fields], job(tmp_path / "spread", tiny_run))
+    spread = run_fields(results, scheduler=cluster.scheduler_address, progress=kill_one)
+    assert killed
+    assert killed[0] < FIELDS
+    assert [(o.field_id, o.status, o.cells, o.unsure) for o in spread] == [
+        (o.field_id, o.status, o.cells, o.unsure) for o in local
+    ]
+    assert_same_files(tmp_path / "local", tmp_path / "spread")
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line_here_too(
+    fields: Path, tmp_path: Path, cluster: distributed.LocalCluster
+) -> None:
+    from hematokit.errors import HematokitError
+
+    with pytest.raises(HematokitError, match="nothing-here"):
+        run_fields(
+            ResultsFolder.prepare([fields], job(tmp_path / "out", tmp_path / "nothing-here")),
+            scheduler=cluster.scheduler_address,
+        )
+
+
+def test_an_address_without_a_scheduler_is_one_line(fields: Path, tmp_path: Path) -> None:
+    results = ResultsFolder.prepare([fields], FieldJob(str(tmp_path / "out")))
+    for address in ("tcp://127.0.0.1:9", "nonsense"):
+        with pytest.raises(FieldError, match="cannot reach a Dask scheduler") as caught:
+            run_fields(results, scheduler=address)
+        assert "\n" not in str(caught.value)
