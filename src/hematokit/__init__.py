@@ -13,10 +13,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hematokit.errors import HematokitError
+    from hematokit.fields.differential import Differential, count_differential
+    from hematokit.fields.tiling import tile_fields
     from hematokit.hookspecs import hookimpl
+    from hematokit.imaging.fieldfiles import Field, open_field
     from hematokit.models import Classifier, load_model
     from hematokit.registry import load_plugins
-    from hematokit.reporting import compare, evaluate
+    from hematokit.reporting import FieldsResult, classify, compare, detect, evaluate
     from hematokit.specs import (
         AugmenterSpec,
         BackboneSpec,
@@ -32,10 +35,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "hematokit.errors": ("HematokitError",),
+    "hematokit.fields.differential": ("Differential", "count_differential"),
+    "hematokit.fields.tiling": ("tile_fields",),
     "hematokit.hookspecs": ("hookimpl",),
+    "hematokit.imaging.fieldfiles": ("Field", "open_field"),
     "hematokit.models": ("Classifier", "load_model"),
     "hematokit.registry": ("load_plugins",),
-    "hematokit.reporting": ("compare", "evaluate"),
+    "hematokit.reporting": ("FieldsResult", "classify", "compare", "detect", "evaluate"),
     "hematokit.specs": (
         "AugmenterSpec",
         "BackboneSpec",
@@ -58,7 +64,10 @@ __all__ = [
     "CellClass",
     "Classifier",
     "DetectorSpec",
+    "Differential",
     "ExplainerSpec",
+    "Field",
+    "FieldsResult",
     "HematokitError",
     "InputSpec",
     "Option",
@@ -68,16 +77,21 @@ __all__ = [
     "TrainResult",
     "Variant",
     "__version__",
+    "classify",
     "compare",
+    "count_differential",
     "create_store",
+    "detect",
     "evaluate",
     "hookimpl",
     "import_crops",
     "load_model",
     "load_plugins",
     "load_taxonomy",
+    "open_field",
     "open_store",
     "split_store",
+    "tile_fields",
     "train",
     "verify_store",
 ]

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
         device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
         as_json: JsonOption = False,
     ) -> None:
-        """Run the main job on synthetic cells: store, training, evaluation, report. A few minutes on two CPU cores.
+        """Run the main job on drawn cells: store, training, evaluation, a classified field. Minutes on two CPU cores.
 
         Example: hematokit demo --output hematokit-demo
         """
@@ -47,6 +47,11 @@ def register(app: typer.Typer) -> None:
                     "seconds": round(result.seconds, 1),
                     "accuracy": result.metrics["accuracy"],
                     "macro_f1": result.metrics["macro_f1"],
+                    "field": result.field.result.to_dict(),
+                    "overlay": str(result.field.overlay),
+                    "cells_drawn": result.field.drawn,
+                    "cells_found": result.field.found,
+                    "cells_right": result.field.right,
                 }
             )
             return
@@ -54,4 +59,13 @@ def register(app: typer.Typer) -> None:
         echo(f"Accuracy {metrics['accuracy']:.3f}, macro F1 {metrics['macro_f1']:.3f} on {metrics['n']} unseen cells")
         echo(f"Report:  {result.report}")
         echo(f"Picture: {result.picture}")
+        field = result.field
+        echo(
+            f"Field:   {field.found} of {field.drawn} drawn cells found, {field.detections - field.found} other "
+            f"detections; {field.right} classified right"
+        )
+        for line in field.result.differential_lines():
+            echo(f"  {line}")
+        echo(f"Overlay: {field.overlay}")
+        echo(f"Differential: {field.result.paths['report']}")
         echo(f"Took {result.seconds:.0f} s. The cells are drawn: the figures say that the program works, no more.")

@@ -9,8 +9,9 @@ model meant for real cells.
 from __future__ import annotations
 
 from hematokit.imaging.synthetic.anatomy import Cell
+from hematokit.imaging.synthetic.canvas import PIXEL_SIZE_UM, Canvas
 from hematokit.imaging.synthetic.classes import MARROW, make_cell
-from hematokit.imaging.synthetic.drawing import PIXEL_SIZE_UM, Canvas, draw_cell
+from hematokit.imaging.synthetic.drawing import draw_cell
 from hematokit.imaging.synthetic.sample import SAMPLE_COUNTS, write_sample
 from hematokit.imaging.synthetic.scenes import (
     SyntheticCell,

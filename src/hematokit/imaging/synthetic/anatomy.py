@@ -104,6 +104,16 @@ class Cell:
         Changes within the cytoplasm (vacuoles, the pale hof).
     granules, rods : tuple
         Granule populations; Auer rods with `rod_density`.
+    lens : float
+        How much thinner the nucleus is towards its border.
+    fray : float
+        Amplitude of the fine roughness of the membrane (um).
+    stipple, stipple_size : Density, float
+        Fine granulation too dense to count: stain of a grain, and the size of grains (um).
+    shade, shade_angle : float
+        Relative unevenness of the whole cell's thickness, and the direction of its thick side (radians).
+    faces : ndarray, shape (n, 2)
+        Flat sides where neighbours press: direction (radians) and distance from the centre (um).
     defocus : float
         Blur of this cell alone, in um (standard deviation).
     """
@@ -132,6 +142,13 @@ class Cell:
     granules: tuple[Granules, ...] = ()
     rods: tuple[Streak, ...] = ()
     rod_density: Density = (0.35, 1.3, 0.2)
+    lens: float = 0.12
+    fray: float = 0.05
+    stipple: Density = (0.0, 0.0, 0.0)
+    stipple_size: float = 0.12
+    shade: float = 0.0
+    shade_angle: float = 0.0
+    faces: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
     defocus: float = 0.0
 
     @property
@@ -148,7 +165,7 @@ class Cell:
         if len(self.hairs):
             outline += float(self.hairs[:, 2].max())
         rods = max((float(np.hypot(rod.y, rod.x)) + rod.length / 2 for rod in self.rods), default=0.0)
-        return max(outline, self.extent, rods) + self.warp * 3 + self.edge + 3 * self.defocus
+        return max(outline, self.extent, rods) + self.warp * 3 + self.fray * 3 + self.edge + 3 * self.defocus
 
 
 def lobe_chain(
@@ -195,6 +212,12 @@ def lobe_chain(
         radii *= sizes[np.minimum((along * lobes).astype(int), lobes - 1)]
         between = np.abs(along - 0.5) < 0.5 - 0.5 / lobes  # the two ends stay round
         radii *= 1.0 - constriction * between * np.cos(np.pi * lobes * along) ** 2
+        # Lobes are knobbly: a few smaller circles stand out of the chain.
+        knobs = rng.integers(0, steps, 2 * lobes)
+        away = rng.uniform(0.25, 0.5, len(knobs)) * radii[knobs]
+        out = rng.uniform(0, 2 * np.pi, len(knobs))
+        points = np.vstack([points, points[knobs] + (away * np.array([np.sin(out), np.cos(out)])).T])
+        radii = np.append(radii, radii[knobs] * rng.uniform(0.65, 0.85, len(knobs)))
     points -= np.average(points, axis=0, weights=radii**2)
     if offset:
         towards = rng.uniform(0, 2 * np.pi)

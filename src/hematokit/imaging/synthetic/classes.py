@@ -19,7 +19,7 @@ MARROW: dict[str, int] = {
 }  # fmt: skip
 """Cells of each class in the published set (Matek et al. 2021, doi:10.1182/blood.2020010568): how often each is met."""
 
-_SMEARED: Density = (0.72, 1.65, 0.24)
+_SMEARED: Density = (0.70, 1.50, 0.18)
 
 
 def _like(rng: Rng, source: str, code: str) -> Cell:
@@ -41,7 +41,7 @@ def _smudge(rng: Rng, code: str) -> Cell:
         nucleus=nucleus,
         nucleus_edge=float(rng.uniform(1.0, 2.6)),
         warp=float(rng.uniform(0.5, 0.95)),
-        chromatin=(1.0 * depth, 2.1 * depth, 0.36 * depth),
+        chromatin=(1.0 * depth, 2.1 * depth, 0.28 * depth),
         clump=float(rng.uniform(0.3, 0.5)),
         contrast=float(rng.uniform(0.3, 0.45)),
         net=0.8,
@@ -60,7 +60,7 @@ def _mitosis(rng: Rng, code: str) -> Cell:
         middles = [apart * np.array([np.sin(turn), np.cos(turn)]) * sign for sign in (-1, 1)]
     arms = []
     for middle in middles:
-        for _ in range(int(rng.integers(16, 26))):
+        for _ in range(int(rng.integers(26, 40))):
             across = rng.normal(0.0, [0.55, 0.17][kind > 0]) * radius * 0.45
             along = rng.normal(0.0, 0.5) * radius * 0.5
             place = (
@@ -69,7 +69,7 @@ def _mitosis(rng: Rng, code: str) -> Cell:
                 + across * np.array([np.sin(turn), np.cos(turn)])
             )
             angle = float(rng.uniform(0, np.pi)) if kind == 0 else turn + float(rng.normal(0, 0.4))
-            arms.append(Streak(float(place[0]), float(place[1]), angle, float(rng.uniform(1.0, 2.2)), 0.42))
+            arms.append(Streak(float(place[0]), float(place[1]), angle, float(rng.uniform(0.8, 1.8)), 0.45))
     # The masks need a nucleus: small circles under the chromosomes.
     nucleus = np.array([[arm.y, arm.x, 0.5] for arm in arms])
     nucleus = nucleus[np.hypot(nucleus[:, 0], nucleus[:, 1]) < 0.85 * radius]
@@ -156,16 +156,22 @@ def _artefact(rng: Rng, code: str) -> Cell:
             nucleus=nucleus,
             nucleus_edge=float(rng.uniform(0.15, 0.6)),
             warp=float(rng.uniform(0.3, 0.6)),
-            chromatin=(0.95 * depth, 2.1 * depth, 0.34 * depth),
+            chromatin=(0.95 * depth, 2.1 * depth, 0.28 * depth),
             clump=float(rng.choice([0.17, 0.5, 0.9])),
-            contrast=float(rng.uniform(0.08, 0.25)),
+            contrast=float(rng.uniform(0.1, 0.32)),
             membrane=float(rng.uniform(0.0, 0.2)),
+            fray=0.15,
+            shade=float(rng.uniform(0.1, 0.35)),
+            shade_angle=float(rng.uniform(0, 2 * np.pi)),
         )
     if kind < 0.75:
-        # Precipitated stain: a cloud of dark grains of every size.
+        # A burst cell or precipitated stain: a cloud of purple grains, mostly fine.
+        depth = float(rng.uniform(0.4, 1.0))
         grains = tuple(
-            Granules((1.1, 1.7, 0.4), size, int(rng.uniform(20, 130) * (0.3 / size) ** 1.2), 1.0)
-            for size in (0.16, 0.3, 0.55)
+            Granules(
+                (0.7 * depth, 1.5 * depth, 0.2 * depth), size, int(rng.uniform(20, 110) * (0.27 / size) ** 1.6), 1.0
+            )
+            for size in (0.12, 0.2, 0.38)
         )
         return Cell(code, radius * 0.7, seed, granules=grains, warp=0.6, edge=2.0)
     # Smeared protoplasm: a purple veil with frayed borders and holes.
@@ -173,7 +179,7 @@ def _artefact(rng: Rng, code: str) -> Cell:
         Spot(float(y), float(x), float(rng.uniform(0.4, 1.6)), -0.9)
         for y, x in rng.uniform(-1.0, 1.0, (int(rng.integers(3, 14)), 2)) * radius
     )
-    hue = float(rng.uniform(0.5, 1.2))
+    hue = float(rng.uniform(0.3, 1.1))
     return Cell(
         code,
         radius * 1.1,
@@ -181,11 +187,16 @@ def _artefact(rng: Rng, code: str) -> Cell:
         elongation=float(rng.uniform(1.0, 2.2)),
         angle=float(rng.uniform(0, np.pi)),
         outline=np.column_stack([rng.normal(0, 0.09, 5), rng.uniform(0, 2 * np.pi, 5)]),
-        cytoplasm=(_SMEARED[0] * hue * float(rng.uniform(0.4, 1)), _SMEARED[1] * hue, _SMEARED[2] * hue),
+        cytoplasm=(_SMEARED[0] * hue * float(rng.uniform(0.75, 1.2)), _SMEARED[1] * hue, _SMEARED[2] * hue),
         mottle=float(rng.uniform(0.1, 0.35)),
         edge=float(rng.uniform(0.5, 2.0)),
         warp=float(rng.uniform(0.4, 0.8)),
         vacuoles=holes,
+        fray=0.2,
+        stipple=(0.2 * hue, 0.5 * hue, 0.05 * hue),
+        stipple_size=float(rng.uniform(0.12, 0.4)),
+        shade=0.3,
+        shade_angle=float(rng.uniform(0, 2 * np.pi)),
     )
 
 

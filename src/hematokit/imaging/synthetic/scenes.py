@@ -13,16 +13,11 @@ from numpy.typing import NDArray
 
 from hematokit.errors import HematokitError
 from hematokit.imaging.synthetic.anatomy import Cell
+from hematokit.imaging.synthetic.canvas import PIXEL_SIZE_UM, Canvas
 from hematokit.imaging.synthetic.classes import CODES, MARROW, make_cell
-from hematokit.imaging.synthetic.drawing import (
-    PIXEL_SIZE_UM,
-    Canvas,
-    draw_cell,
-    draw_platelet,
-    draw_red_cell,
-    draw_specks,
-)
-from hematokit.imaging.synthetic.smears import Smear, develop, smear_style
+from hematokit.imaging.synthetic.drawing import draw_cell
+from hematokit.imaging.synthetic.layout import Disc, expected_number, press, scatter, surround
+from hematokit.imaging.synthetic.smears import develop, smear_style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -166,61 +161,6 @@ def _place_cell(canvas: Canvas, cell: Cell, y: int, x: int) -> SyntheticCell | N
     )
 
 
-def _scatter(
-    rng: np.random.Generator,
-    canvas: Canvas,
-    radii: NDArray[np.float64],
-    placed: list[tuple[float, float, float]],
-    tries: int = 6,
-) -> list[tuple[int, int, int]]:
-    """Positions (number, y, x) at which discs of these radii (px) hardly overlap each other and those placed.
-
-    A disc for which there is no room is squeezed in little by little after ten tries, and left out after the last.
-    """
-    margin = float(radii.max(initial=0.0)) * 0.6
-    found = []
-    taken = np.empty((len(placed) + len(radii), 3))
-    taken[: len(placed)] = np.reshape(placed, (-1, 3))
-    count = len(placed)
-    for number, radius in enumerate(radii):
-        for attempt in range(tries):
-            y = rng.uniform(-margin, canvas.height + margin)
-            x = rng.uniform(-margin, canvas.width + margin)
-            gap = np.hypot(taken[:count, 0] - y, taken[:count, 1] - x) - taken[:count, 2] - radius
-            if gap.min(initial=np.inf) > -radius * (0.12 + 0.01 * max(0, attempt - 10)):
-                taken[count] = y, x, radius
-                count += 1
-                found.append((number, round(y), round(x)))
-                break
-    placed[:] = [(float(y), float(x), float(radius)) for y, x, radius in taken[:count]]
-    return found
-
-
-def _poisson(rng: np.random.Generator, canvas: Canvas, per_10000_um2: float) -> int:
-    # Centres may lie a little outside: the count is for the canvas and a margin of 4 um.
-    height, width = (side * canvas.pixel_size_um + 8.0 for side in (canvas.height, canvas.width))
-    return int(rng.poisson(per_10000_um2 * height * width / 1e4))
-
-
-def _surroundings(
-    canvas: Canvas, smear: Smear, rng: np.random.Generator, placed: list[tuple[float, float, float]]
-) -> None:
-    """Red cells around what is already placed, platelets and debris anywhere."""
-    count = _poisson(rng, canvas, smear.red_cells)
-    radii = np.full(count, 3.5 / canvas.pixel_size_um)
-    # Red cells may lie under each other and under nucleated cells, as they do where a smear is thick.
-    crowded = [(y, x, radius * 0.85) for y, x, radius in placed]
-    for _, y, x in _scatter(rng, canvas, radii * 0.8, crowded):
-        bluish = rng.random() < smear.polychromasia
-        depth = float(rng.normal(1.0, 0.1))
-        tone = (0.42, 0.36, 0.2) if bluish else smear.red_cell
-        density = (tone[0] * depth, tone[1] * depth, tone[2] * depth)
-        draw_red_cell(canvas, rng, y, x, density, smear.pallor * float(rng.uniform(0.6, 1.2)))
-    for _ in range(_poisson(rng, canvas, smear.platelets)):
-        draw_platelet(canvas, rng, int(rng.integers(canvas.height)), int(rng.integers(canvas.width)))
-    draw_specks(canvas, rng, _poisson(rng, canvas, smear.debris))
-
-
 def _draw_codes(rng: np.random.Generator, count: int) -> list[str]:
     weights = np.array(list(MARROW.values()), np.float64)
     return [str(code) for code in rng.choice(list(MARROW), count, p=weights / weights.sum())]
@@ -234,17 +174,19 @@ def _synthesize_crop(code: str, index: int, seed: int, size: int, smears: int) -
     cell = make_cell(code, rng)
     middle = np.rint(size / 2 + np.clip(rng.normal(0.0, 2.5, 2), -6, 6)).astype(int)
     px = canvas.pixel_size_um
-    placed = [(float(middle[0]), float(middle[1]), cell.extent / px)]
-    count = _poisson(rng, canvas, smear.nucleated)
+    placed: list[Disc] = [(float(middle[0]), float(middle[1]), cell.extent / px)]
+    count = expected_number(rng, canvas, smear.nucleated)
     others = [make_cell(other, rng) for other in _draw_codes(rng, count)]
     radii = np.array([other.extent / px for other in others])
-    spots = _scatter(rng, canvas, radii, placed)
-    _surroundings(canvas, smear, rng, placed)
-    cells = [_place_cell(canvas, others[number], y, x) for number, y, x in spots]
-    own = _place_cell(canvas, cell, int(middle[0]), int(middle[1]))
+    spots = scatter(rng, canvas, radii, placed, tries=12, clumping=smear.clumping)
+    surround(canvas, smear, rng, placed)
+    places = [(int(middle[0]), int(middle[1])), *((y, x) for _, y, x in spots)]
+    own_cell, *around = press(rng, [cell, *(others[number] for number, _, _ in spots)], places, px)
+    cells = [_place_cell(canvas, other, *place) for other, place in zip(around, places[1:], strict=True)]
+    own = _place_cell(canvas, own_cell, *places[0])
     if own is None:
         raise HematokitError(f"a cell of class {code} does not show in a crop of {size} px; ask for a larger size")
-    pixels = develop(canvas, smear, rng)
+    pixels = develop(canvas, smear, rng, blur=smear.blur * float(np.exp(rng.normal(0.0, 0.18))))
     truth = (own, *(other for other in cells if other is not None))
     return SyntheticCrop(code, index, pixels, smear.smear_id, smear.patient_id, truth)
 
@@ -349,9 +291,11 @@ def synthesize_field(
         rng.shuffle(codes)
     made = [make_cell(code, rng) for code in codes]
     radii = np.array([cell.extent / canvas.pixel_size_um for cell in made])
-    placed: list[tuple[float, float, float]] = []
-    spots = _scatter(rng, canvas, radii, placed, tries=50)
-    _surroundings(canvas, look, rng, placed)
-    truth = [_place_cell(canvas, made[number], y, x) for number, y, x in spots]
+    placed: list[Disc] = []
+    spots = scatter(rng, canvas, radii, placed, tries=50, clumping=look.clumping)
+    surround(canvas, look, rng, placed)
+    places = [(y, x) for _, y, x in spots]
+    pressed = press(rng, [made[number] for number, _, _ in spots], places, canvas.pixel_size_um)
+    truth = [_place_cell(canvas, cell, *place) for cell, place in zip(pressed, places, strict=True)]
     seen = tuple(cell for cell in truth if cell is not None)
     return SyntheticField(develop(canvas, look, rng), seen, look.smear_id, look.patient_id)

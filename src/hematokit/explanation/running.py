@@ -1,0 +1,321 @@
+"""Running explainers over cells, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hematokit.errors import ExplanationError, HematokitError, PluginError
+from hematokit.progress import Progress, no_progress
+from hematokit.registry import load_plugins
+
+if TYPE_CHECKING:
+    import torch
+
+    from hematokit.models import Classifier
+    from hematokit.specs import Explainer
+
+__all__ = [
+    "ExplainedBatch",
+    "NamedExplainer",
+    "attribute_targets",
+    "explain_cells",
+    "explain_in_batches",
+    "make_explainer",
+    "make_explainers",
+]
+
+Positions = npt.NDArray[np.int64]
+Patches = npt.NDArray[np.uint8]
+Maps = npt.NDArray[np.float32]
+ChooseTargets = Callable[[Positions, npt.NDArray[np.float32]], npt.NDArray[np.int64]]
+"""From positions of cells and their logits (n, C) to positions of classes, (n,) or (n, T)."""
+
+
+@dataclass(frozen=True)
+class NamedExplainer:
+    """An explainer made from its spec, with what a folder of results has to say of it."""
+
+    name: str
+    package: str
+    version: str
+    options: Mapping[str, Any]
+    explainer: Explainer
+
+    def identity(self) -> dict[str, Any]:
+        """What has to be equal for maps to be equal."""
+        return {"package": self.package, "version": self.version, "options": dict(self.options)}
+
+
+@dataclass(frozen=True)
+class ExplainedBatch:
+    """Maps of a few cells.
+
+    Attributes
+    ----------
+    positions : ndarray of int64, shape (n,)
+        Which cells.
+    patches : ndarray of uint8, shape (n, P, P, 3)
+    logits : ndarray of float32, shape (n, C)
+        Uncalibrated.
+    targets : ndarray of int64, shape (n,) or (n, T)
+        Positions of the classes explained.
+    maps : dict of str to ndarray of float32, shape (n, S, S) or (n, T, S, S)
+        By method, in input pixels.
+    """
+
+    positions: Positions
+    patches: Patches
+    logits: npt.NDArray[np.float32]
+    targets: npt.NDArray[np.int64]
+    maps: dict[str, Maps]
+
+
+def make_explainer(name: str, options: Mapping[str, object] | None = None, *, seed: int = 0) -> NamedExplainer:
+    """Make a registered explainer.
+
+    Parameters
+    ----------
+    name : str
+        As ``hematokit plugins`` lists it.
+    options : mapping, optional
+        Its options, checked and completed.
+    seed : int
+        Given to explainers that have an option ``seed``, unless `options` says otherwise.
+
+    Raises
+    ------
+    PluginError
+        If there is none of that name, an option does not fit, or it cannot be made.
+    """
+    registry = load_plugins().explainers
+    spec, owner = registry.get(name), registry.owner(name)
+    given = dict(options or {})
+    if "seed" in spec.options:
+        given.setdefault("seed", seed)
+    resolved = spec.resolve_options(given)
+    try:
+        explainer = spec.factory(**resolved)
+    except HematokitError:
+        raise
+    except Exception as error:
+        raise PluginError(f"explainer {name!r} of package {owner.package} cannot be made: {_said(error)}") from error
+    return NamedExplainer(name, owner.package, owner.version, resolved, explainer)
+
+
+def make_explainers(
+    methods: Sequence[str], options: Mapping[str, Mapping[str, object]] | None = None, *, seed: int = 0
+) -> dict[str, NamedExplainer]:
+    """Make several explainers.
+
+    Parameters
+    ----------
+    methods : sequence of str
+        Names, in the order in which maps are shown.
+    options : mapping of str to mapping, optional
+        Options by method.
+    seed : int
+        As for `make_explainer`.
+
+    Raises
+    ------
+    PluginError
+        If one cannot be made, none is named, or options are given for a method that is not.
+    """
+    names = list(dict.fromkeys(methods))
+    if not names:
+        raise PluginError(f"no method was named; there are: {', '.join(load_plugins().explainers.names())}")
+    options = options or {}
+    made = {name: make_explainer(name, options.get(name), seed=seed) for name in names}
+    for name in options:
+        if name not in made:
+            load_plugins().explainers.get(name)  # a misspelt name is said to be one
+            raise PluginError(f"options are set for {name}, which is not among the methods ({', '.join(names)})")
+    return made
+
+
+def attribute_targets(
+    explainer: Explainer, classifier: Classifier, images: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    """Maps of several classes for each image; with one forward pass for all where the explainer knows how.
+
+    Parameters
+    ----------
+    explainer : Explainer
+        Its method ``attribute_many`` is used where it has one, else ``attribute`` class by class.
+    classifier : Classifier
+    images : Tensor, shape (B, 3, H, W), float32 in [0, 1]
+    targets : Tensor, shape (B, T), int64
+
+    Returns
+    -------
+    Tensor, shape (B, T, H, W), float32
+    """
+    import torch
+
+    many = getattr(explainer, "attribute_many", None)
+    if callable(many):
+        result: torch.Tensor = many(classifier, images, targets)
+        return result
+    return torch.stack([explainer.attribute(classifier, images, column) for column in targets.unbind(1)], dim=1)
+
+
+def explain_in_batches(
+    classifier: Classifier,
+    read: Callable[[Positions], Patches],
+    count: int,
+    choose: ChooseTargets,
+    explainers: Mapping[str, NamedExplainer],
+    *,
+    start: int = 0,
+    batch_size: int = 16,
+    progress: Progress = no_progress,
+) -> Iterator[ExplainedBatch]:
+    """Classify and explain cells batch by batch.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        Computed by torch.
+    read : callable
+        ``read(positions) -> patches (n, P, P, 3) uint8``.
+    count : int
+        How many cells there are.
+    choose : callable
+        Says, from positions and logits, which classes are explained.
+    explainers : mapping of str to NamedExplainer
+    start : int
+        First position; those before are done.
+    batch_size : int
+        Cells at a time.
+    progress : Progress
+        Told after each method of each batch.
+
+    Yields
+    ------
+    ExplainedBatch
+
+    Raises
+    ------
+    PluginError
+        If an explainer fails, cannot explain this network, or returns what is no map.
+    """
+    import torch
+
+    if batch_size < 1:
+        raise ExplanationError(f"a batch of {batch_size} cells is not possible; give --batch-size 1 or more")
+    for first in range(start, count, batch_size):
+        positions = np.arange(first, min(first + batch_size, count), dtype=np.int64)
+        patches = read(positions)
+        logits = classifier.logits(patches, batch_size=batch_size)
+        targets = choose(positions, logits)
+        images = classifier.prepare(torch.from_numpy(patches.copy()).to(classifier.device))
+        places = torch.from_numpy(targets).to(classifier.device)
+        maps = {}
+        for name, explainer in explainers.items():
+            maps[name] = _run(explainer, classifier, images, places)
+            progress(int(positions[0]), count, name)
+        yield ExplainedBatch(positions, patches, logits, targets, maps)
+        progress(int(positions[-1]) + 1, count, "")
+
+
+def _run(named: NamedExplainer, classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> Maps:
+    import torch
+
+    who = f"explainer {named.name!r} of package {named.package}"
+    try:
+        if targets.ndim == 2:
+            maps = attribute_targets(named.explainer, classifier, images, targets)
+        else:
+            maps = named.explainer.attribute(classifier, images, targets)
+    except (HematokitError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise PluginError(f"{who} failed: {_said(error)}") from error
+    expected = (*targets.shape, *images.shape[2:])
+    if not isinstance(maps, torch.Tensor) or tuple(maps.shape) != expected:
+        what = tuple(maps.shape) if isinstance(maps, torch.Tensor) else type(maps).__name__
+        raise PluginError(f"{who} returned {what}, not maps {expected}; tell its author")
+    found: Maps = maps.detach().to("cpu", torch.float32).numpy()
+    if not np.isfinite(found).all():
+        raise PluginError(f"{who} returned numbers that are not finite; tell its author")
+    return found
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+def explain_cells(
+    classifier: Classifier,
+    patches: Patches,
+    targets: npt.ArrayLike | None = None,
+    methods: Sequence[str] | Mapping[str, NamedExplainer] = ("grad-cam", "smoothgrad"),
+    *,
+    options: Mapping[str, Mapping[str, object]] | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: Progress = no_progress,
+) -> dict[str, Maps]:
+    """Explain patches in memory.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        From `hematokit.load_model`.
+    patches : ndarray of uint8, shape (n, P, P, 3)
+    targets : array-like of int, shape (n,) or (n, T), optional
+        Positions of the classes to explain, in the order of ``classifier.codes``; the predicted ones by default.
+    methods : sequence of str, or mapping of str to NamedExplainer
+        Names of registered explainers, or explainers made before.
+    options : mapping, optional
+        Options by method, where methods are named.
+    seed : int
+        Of explainers that have chance in them.
+    batch_size : int
+        Cells at a time; maps do not depend on it.
+    progress : Progress
+
+    Returns
+    -------
+    dict of str to ndarray of float32, shape (n, S, S) or (n, T, S, S)
+        By method: in pixels of the network's input, unnormalised.
+
+    Raises
+    ------
+    ModelError
+        If the patches are of another size than the model takes.
+    PluginError
+        If a method does not exist or cannot explain this network.
+
+    Examples
+    --------
+    >>> maps = explain_cells(model, patches, methods=["grad-cam"])  # doctest: +SKIP
+    >>> maps["grad-cam"].shape  # doctest: +SKIP
+    (16, 224, 224)
+    """
+    explainers = methods if isinstance(methods, Mapping) else make_explainers(methods, options, seed=seed)
+    given = None if targets is None else np.asarray(targets, dtype=np.int64)
+
+    def choose(positions: Positions, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+        return logits.argmax(1).astype(np.int64) if given is None else given[positions]
+
+    parts: dict[str, list[Maps]] = {name: [] for name in explainers}
+    for batch in explain_in_batches(
+        classifier,
+        lambda positions: patches[positions],
+        len(patches),
+        choose,
+        explainers,
+        batch_size=batch_size,
+        progress=progress,
+    ):
+        for name, maps in batch.maps.items():
+            parts[name].append(maps)
+    side = classifier.input_spec.size
+    empty = np.zeros((0, *(given.shape[1:] if given is not None else ()), side, side), np.float32)
+    return {name: np.concatenate(found) if found else empty for name, found in parts.items()}

@@ -1,0 +1,244 @@
+"""Which cells are explained, and for which class."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hematokit.errors import EvaluationError, ExplanationError, ImageError
+from hematokit.evaluation.sources import ALL_CELLS, StoreCells
+from hematokit.imaging.reading import IMAGE_SUFFIXES, decode_rgb, printable, read_bytes
+
+if TYPE_CHECKING:
+    from hematokit.store import PatchStore
+
+__all__ = ["PREDICTED", "TRUE", "ChosenCells", "cells_of_images", "cells_of_store", "target_chooser"]
+
+PREDICTED: Final = "predicted"
+TRUE: Final = "true"
+_COLUMNS: Final = ("cell_id", "field_id", "source", "label", "smear_id", "patient_id", "group", "split")
+
+Positions = npt.NDArray[np.int64]
+Patches = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ChosenCells:
+    """Cells to explain.
+
+    Attributes
+    ----------
+    cells : DataFrame
+        One row a cell, at least ``cell_id``, ``source`` and ``label`` (empty where unknown).
+    read : callable
+        ``read(positions) -> patches (n, P, P, 3) uint8``.
+    content : str
+        Hash over identity and content of the cells, in their order.
+    """
+
+    cells: pd.DataFrame
+    read: Callable[[Positions], Patches]
+    content: str
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+
+def cells_of_store(
+    store: PatchStore,
+    codes: Sequence[str],
+    *,
+    cell_ids: Sequence[str] | None = None,
+    split: str = "test",
+    per_class: int | None = None,
+    seed: int = 0,
+) -> ChosenCells:
+    """Choose cells of a store.
+
+    Parameters
+    ----------
+    store : PatchStore
+    codes : sequence of str
+        The model's classes, in its order; with `per_class`, classes come in this order.
+    cell_ids : sequence of str, optional
+        Exactly these, in this order.
+    split : str
+        Without `cell_ids`: the cells of ``"train"``, ``"val"``, ``"test"`` or ``"all"``.
+    per_class : int, optional
+        Of these, so many of each of the model's classes, drawn at random.
+    seed : int
+        Of the draw.
+
+    Raises
+    ------
+    ExplanationError
+        If a cell does not exist, or nothing is left.
+    EvaluationError
+        If there is no such split.
+    """
+    if cell_ids is not None:
+        table = store.cells.set_index("cell_id", drop=False)
+        unknown = [cell_id for cell_id in cell_ids if cell_id not in table.index]
+        if unknown:
+            more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+            raise ExplanationError(
+                f"store {store.path} has no cell {printable(unknown[0])!r}{more}; the column 'cell_id' of its cells "
+                "lists them"
+            )
+        cells = table.loc[list(dict.fromkeys(cell_ids))].reset_index(drop=True)
+    else:
+        try:
+            cells = StoreCells(store, split).cells
+        except EvaluationError as error:
+            raise ExplanationError(str(error).replace("evaluate every cell", "explain every cell")) from error
+        if per_class is not None:
+            cells = _some_of_each(cells, codes, per_class, seed)
+    if not len(cells):
+        where = "the whole store" if split == ALL_CELLS else f"split {split!r}"
+        raise ExplanationError(f"{where} of {store.path} has no cell of the model's classes ({', '.join(codes)})")
+    rows = cells["row"].to_numpy(np.int64)
+    content = _digest(cells["cell_id"], cells["pixel_sha256"])
+    kept = cells[[name for name in _COLUMNS if name in cells.columns]].reset_index(drop=True)
+    return ChosenCells(kept, lambda positions: store.read_rows(rows[positions]), content)
+
+
+def _some_of_each(cells: pd.DataFrame, codes: Sequence[str], count: int, seed: int) -> pd.DataFrame:
+    if count < 1:
+        raise ExplanationError(f"{count} cells of each class are none; give --per-class 1 or more")
+    parts = []
+    for code in codes:
+        of_class = cells[cells["label"] == code]
+        # Each class draws for itself: one class more or less does not change which cells of another are chosen.
+        entropy = int.from_bytes(hashlib.sha256(code.encode()).digest()[:4])
+        chosen = np.random.default_rng([seed, entropy]).permutation(len(of_class))[:count]
+        # In the order drawn, so that fewer cells a class are the first of more.
+        parts.append(of_class.iloc[chosen])
+    return pd.concat(parts, ignore_index=True) if parts else cells.iloc[:0]
+
+
+def cells_of_images(paths: Iterable[Path], codes: Sequence[str], patch_size: int) -> ChosenCells:
+    """Take image files as cells; folders stand for the images in them, at any depth.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+        Files and folders.
+    codes : sequence of str
+        The model's classes: an image in a folder named after one has that label.
+    patch_size : int
+        Side that an image must have, in pixels.
+
+    Raises
+    ------
+    ImageError
+        If a file is missing, unreadable or of another size.
+    ExplanationError
+        If there is no image.
+    """
+    files = list(_image_files(paths))
+    if not files:
+        raise ExplanationError(f"no image files were given ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    by_name = {code.casefold(): code for code in codes}
+    labels, digests, ids = [], [], []
+    for root, file in files:
+        # All of them now: a wrong one shall be known before the work, not in the middle of it.
+        digests.append(hashlib.sha256(_read_image(file, patch_size).tobytes()).hexdigest())
+        inside = file.parent.parts[-1:] if root is None else (root.name, *file.relative_to(root).parent.parts)
+        folders = [part.casefold() for part in reversed(inside)]
+        labels.append(next((by_name[part] for part in folders if part in by_name), ""))
+        ids.append(printable(file.relative_to(root).as_posix() if root is not None else file.name))
+    if len(set(ids)) < len(ids):
+        ids = [printable(str(file)) for _, file in files]
+    cells = pd.DataFrame(
+        {"cell_id": ids, "source": [printable(str(file)) for _, file in files], "label": labels}, dtype=object
+    )
+
+    def read(positions: Positions) -> Patches:
+        return np.stack([_read_image(files[place][1], patch_size) for place in positions.tolist()])
+
+    return ChosenCells(cells, read, _digest(cells["cell_id"], digests))
+
+
+def _image_files(paths: Iterable[Path]) -> list[tuple[Path | None, Path]]:
+    """Each image with the folder it was found in; None for a file that was named itself."""
+    found: dict[Path, tuple[Path | None, Path]] = {}
+    for path in paths:
+        if path.is_dir():
+            for file in sorted(path.rglob("*")):
+                hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+                if file.suffix.lower() in IMAGE_SUFFIXES and not hidden and file.is_file() and not file.is_symlink():
+                    found.setdefault(file.resolve(), (path, file))
+        else:
+            found.setdefault(path.resolve(), (None, path))
+    return list(found.values())
+
+
+def _read_image(path: Path, side: int) -> Patches:
+    try:
+        return decode_rgb(read_bytes(path), name=str(path), expect=(side, side))
+    except ImageError as error:
+        if error.reason == "wrong-size":
+            raise ImageError("wrong-size", f"{error}, which the model takes; crop, pad or resize it") from error
+        raise
+
+
+def _digest(*columns: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for row in zip(*columns, strict=True):
+        digest.update("\t".join(map(str, row)).encode("utf-8", "surrogateescape") + b"\n")
+    return digest.hexdigest()
+
+
+def target_chooser(
+    target: str, cells: pd.DataFrame, codes: Sequence[str]
+) -> Callable[[Positions, npt.NDArray[np.float32]], npt.NDArray[np.int64]]:
+    """Make what says for which class each cell is explained.
+
+    Parameters
+    ----------
+    target : str
+        ``"predicted"``, ``"true"`` (the cell's label), or a class code.
+    cells : DataFrame
+        With ``cell_id`` and ``label``.
+    codes : sequence of str
+        The model's classes, in the order of its logits.
+
+    Returns
+    -------
+    callable
+        From positions of cells and their logits (n, C) to positions of classes (n,).
+
+    Raises
+    ------
+    ExplanationError
+        If the model has no such class, or the true class of a cell is unknown to it.
+    """
+    places = {code: place for place, code in enumerate(codes)}
+    if target == PREDICTED:
+        return lambda _positions, logits: np.asarray(logits.argmax(1), np.int64)
+    if target == TRUE:
+        wrong = cells[~cells["label"].isin(places)]
+        if len(wrong):
+            first = wrong.iloc[0]
+            label = f"of class {first['label']}, which the model does not know" if first["label"] else "without a label"
+            raise ExplanationError(
+                f"cell {printable(str(first['cell_id']))} is {label} ({len(wrong)} such cells); leave them out or take "
+                f"--target {PREDICTED}"
+            )
+        wanted = np.array([places[label] for label in cells["label"]], np.int64)
+        return lambda positions, _logits: wanted[positions]
+    by_case = {code.casefold(): code for code in codes}
+    code = target if target in places else by_case.get(target.casefold())
+    if code is None:
+        raise ExplanationError(
+            f"the model has no class {printable(target)!r}; give --target {PREDICTED}, {TRUE}, or one of "
+            f"{', '.join(codes)}"
+        )
+    return lambda positions, _logits: np.full(len(positions), places[code], dtype=np.int64)

@@ -1,0 +1,238 @@
+"""Folders of explanations: maps as Zarr arrays, the cells they belong to, and how far the work has come.
+
+::
+
+    explain.json               what the maps were made with, and how many cells are done
+    cells.parquet              one row a cell; row i belongs to index i of every array
+    attributions.zarr/<method> float32 (N, S, S), in pixels of the network's input
+    attributions.zarr/.logits  float32 (N, C)
+    doubt.parquet, doubt.zarr  the same for doubtful cells, maps (M, 2, S, S) of their two leading classes
+
+A batch counts once ``explain.json`` says so, so a stopped call goes on with the next one. Maps of another model, other
+settings or other cells are never mixed in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hematokit import __version__
+from hematokit.errors import ExplanationError
+from hematokit.files import TEMPORARY_PREFIX, replace_file, write_json
+
+__all__ = ["CELLS_FILE", "STATE_FILE", "ExplanationFolder", "MapArrays"]
+
+STATE_FILE: Final = "explain.json"
+CELLS_FILE: Final = "cells.parquet"
+_KIND: Final = "hematokit explanations"
+_SCHEMA_VERSION: Final = 1
+_LOGITS: Final = ".logits"
+
+
+class ExplanationFolder:
+    """A folder of explanations, opened for one call.
+
+    Parameters
+    ----------
+    path : Path
+        New, empty, or of an earlier call with the same `identity`.
+    identity : mapping
+        All that decides the maps; JSON-able.
+
+    Raises
+    ------
+    ExplanationError
+        If the folder holds something else, maps made otherwise, or cannot be written.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        # Through JSON, as the file's was: tuples are lists there.
+        self._identity = json.loads(json.dumps(identity, default=str))
+        self._done = self._check()
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            for left in path.glob(f"**/{TEMPORARY_PREFIX}*"):
+                left.unlink(missing_ok=True)
+            self._save()
+
+    def _check(self) -> dict[str, int]:
+        """How much is done, if the folder is new, empty, or holds maps of the same identity."""
+        folder = self.path
+        if folder.exists() and not folder.is_dir():
+            raise ExplanationError(f"{folder} is a file; give a folder with --output")
+        if not folder.exists() or not any(folder.iterdir()):
+            return {}
+        try:
+            said = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+            kind, version, made, done = said["kind"], said["schema_version"], said["made_with"], said["done"]
+            done = {str(name): int(count) for name, count in done.items()}
+        except FileNotFoundError as error:
+            raise ExplanationError(
+                f"folder {folder} exists and holds something else; give another --output, or an empty folder"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ExplanationError(
+                f"{folder / STATE_FILE} is damaged; give another --output, or remove the folder"
+            ) from error
+        if kind != _KIND or version != _SCHEMA_VERSION:
+            raise ExplanationError(f"folder {folder} holds results of another kind or version; give another --output")
+        differing = [key for key in {**made, **self._identity} if made.get(key) != self._identity.get(key)]
+        if differing and not any(done.values()):
+            # Nothing was explained yet, say because a layer was misspelt: the corrected call may begin here.
+            return {}
+        if differing:
+            raise ExplanationError(
+                f"folder {folder} holds explanations made with other {' and '.join(sorted(differing))}; give another "
+                "--output, or remove the folder"
+            )
+        return done
+
+    def done(self, name: str) -> int:
+        """How many cells of the arrays `name` are done."""
+        return self._done.get(name, 0)
+
+    def mark(self, name: str, count: int) -> None:
+        """State that the first `count` cells of the arrays `name` are done; other rows of them are not there."""
+        kind = name.split()[0]
+        self._done = {key: value for key, value in self._done.items() if key.split()[0] != kind} | {name: count}
+        with writing(self.path):
+            self._save()
+
+    def _save(self) -> None:
+        document = {
+            "kind": _KIND,
+            "schema_version": _SCHEMA_VERSION,
+            "hematokit_version": __version__,
+            "made_with": self._identity,
+            "done": self._done,
+            "research_use_only": True,
+        }
+        write_json(self.path / STATE_FILE, document)
+
+    def arrays(
+        self, name: str, shape: tuple[int, ...], methods: Sequence[str], classes: int, *, content: str = ""
+    ) -> MapArrays:
+        """Open, or make, the arrays ``<name>.zarr``.
+
+        Parameters
+        ----------
+        name : str
+            ``"attributions"`` or ``"doubt"``.
+        shape : tuple of int
+            Of one method's array, cells first.
+        methods : sequence of str
+        classes : int
+            Number of logits.
+        content : str
+            What the rows are, where the folder's identity does not say; arrays with other rows begin anew.
+        """
+        return MapArrays(self, name, shape, methods, classes, content)
+
+    def write_cells(self, cells: pd.DataFrame, name: str = CELLS_FILE) -> Path:
+        """Replace the table of cells."""
+        path = self.path / name
+        with writing(self.path):
+            replace_file(path, lambda file: cells.to_parquet(file, index=False))
+        return path
+
+
+class MapArrays:
+    """Maps of one folder by method, aligned with a table of cells.
+
+    Made by `ExplanationFolder.arrays`.
+
+    Attributes
+    ----------
+    path : Path
+        The Zarr group.
+    methods : tuple of str
+    """
+
+    def __init__(
+        self,
+        folder: ExplanationFolder,
+        name: str,
+        shape: tuple[int, ...],
+        methods: Sequence[str],
+        classes: int,
+        content: str = "",
+    ) -> None:
+        import zarr
+
+        self._folder = folder
+        self._key = f"{name} {content}".strip()
+        self.path = folder.path / f"{name}.zarr"
+        self.methods = tuple(methods)
+        shapes = dict.fromkeys(methods, shape) | {_LOGITS: (shape[0], classes)}
+        fresh = folder.done(self._key) == 0
+        with writing(folder.path):
+            try:
+                group = zarr.open_group(self.path, mode="w" if fresh else "r+", zarr_format=3)
+                if fresh:
+                    # One cell a chunk: a batch is written without touching those before it.
+                    self._arrays = {
+                        key: group.create_array(
+                            key, shape=size, chunks=(1, *size[1:]), dtype="float32", fill_value=float("nan")
+                        )
+                        for key, size in shapes.items()
+                    }
+                    group.attrs["units"] = "pixels of the network's input, unnormalised"
+                else:
+                    self._arrays = {key: group[key] for key in shapes}
+                    if any(tuple(self._arrays[key].shape) != size for key, size in shapes.items()):
+                        raise KeyError("shape")
+            except (KeyError, ValueError, TypeError) as error:
+                raise ExplanationError(
+                    f"{self.path} is damaged; remove the folder {folder.path} and run the command again"
+                ) from error
+
+    @property
+    def done(self) -> int:
+        """How many cells are done."""
+        return self._folder.done(self._key)
+
+    def write(self, start: int, maps: Mapping[str, npt.NDArray[np.float32]], logits: npt.NDArray[np.float32]) -> None:
+        """Write a batch that begins at row `start`, and count it as done."""
+        rows = slice(start, start + len(logits))
+        with writing(self._folder.path):
+            for method in self.methods:
+                self._arrays[method][rows] = maps[method]
+            self._arrays[_LOGITS][rows] = logits
+        self._folder.mark(self._key, rows.stop)
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Logits (n, C) of the cells that are done."""
+        return self._read(_LOGITS, slice(0, self.done))
+
+    def maps(self, method: str, rows: slice | int) -> npt.NDArray[np.float32]:
+        """Maps of one method."""
+        return self._read(method, rows)
+
+    def _read(self, key: str, rows: slice | int) -> npt.NDArray[np.float32]:
+        try:
+            return np.asarray(self._arrays[key][rows], np.float32)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ExplanationError(
+                f"{self.path} is damaged ({' '.join(str(error).split())[:120]}); remove the folder and run again"
+            ) from error
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn a full disk or a lack of permission into one line that says what is kept."""
+    try:
+        yield
+    except OSError as error:
+        raise ExplanationError(
+            f"cannot write to {folder} ({error.strerror or error}); make room or give another --output: the cells "
+            "that are done are kept, and the same command goes on after them"
+        ) from error
