@@ -13,13 +13,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hematokit.errors import HematokitError
+    from hematokit.explanation.running import explain_cells
     from hematokit.fields.differential import Differential, count_differential
     from hematokit.fields.tiling import tile_fields
     from hematokit.hookspecs import hookimpl
     from hematokit.imaging.fieldfiles import Field, open_field
     from hematokit.models import Classifier, load_model
     from hematokit.registry import load_plugins
-    from hematokit.reporting import FieldsResult, classify, compare, detect, evaluate
+    from hematokit.reporting import FieldsResult, classify, compare, detect, evaluate, explain, explain_field
     from hematokit.specs import (
         AugmenterSpec,
         BackboneSpec,
@@ -35,13 +36,22 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "hematokit.errors": ("HematokitError",),
+    "hematokit.explanation.running": ("explain_cells",),
     "hematokit.fields.differential": ("Differential", "count_differential"),
     "hematokit.fields.tiling": ("tile_fields",),
     "hematokit.hookspecs": ("hookimpl",),
     "hematokit.imaging.fieldfiles": ("Field", "open_field"),
     "hematokit.models": ("Classifier", "load_model"),
     "hematokit.registry": ("load_plugins",),
-    "hematokit.reporting": ("FieldsResult", "classify", "compare", "detect", "evaluate"),
+    "hematokit.reporting": (
+        "FieldsResult",
+        "classify",
+        "compare",
+        "detect",
+        "evaluate",
+        "explain",
+        "explain_field",
+    ),
     "hematokit.specs": (
         "AugmenterSpec",
         "BackboneSpec",
@@ -83,6 +93,9 @@ __all__ = [
     "create_store",
     "detect",
     "evaluate",
+    "explain",
+    "explain_cells",
+    "explain_field",
     "hookimpl",
     "import_crops",
     "load_model",

@@ -128,6 +128,7 @@ def test_the_gradient_of_a_linear_network_is_sensitive(linear) -> None:
     found = parameter_randomisation(linear, InputGradient(), noise_images(16, 2), targets(16), examples=[0, 3])
     assert found.verdict.word == "sensitive", found.verdict
     assert found.signed
+    assert found.answers_from == "1"  # its only layer
     repeated, random = found.table.iloc[0], found.table.iloc[-1]
     assert repeated["block"] == "repeated"
     assert repeated["spearman"] == pytest.approx(1.0)
@@ -143,6 +144,7 @@ def test_an_edge_detector_is_not(linear) -> None:
     assert found.verdict.word == "not sensitive", found.verdict
     assert found.table["spearman"].tolist() == pytest.approx([1.0] * len(found.table))
     assert found.edges["spearman"].mean == pytest.approx(1.0)
+    assert found.answers_from == ""
     assert np.isnan(found.table["signed_ssim"]).all()
 
 
@@ -175,6 +177,11 @@ def test_a_cascade_runs_through_all_blocks_and_leaves_the_network_alone() -> Non
     )
     assert found.table["block"].tolist() == ["repeated", "head", "norm", "stages.1", "stages.0", "stem"]
     assert found.table["randomised"].is_monotonic_increasing
+    words = dict(zip(found.table["block"], found.table["verdict"], strict=True))
+    if found.answers_from:
+        assert words[found.answers_from] == words["stem"] == "sensitive"
+    else:
+        assert words["stem"] != "sensitive"
     assert classifier.training
     assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
     assert [call[0] for call in calls] == sorted(call[0] for call in calls)

@@ -1,4 +1,4 @@
-"""Built-in detectors."""
+"""Built-in detectors: ``nuclei``."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from hematokit.hookspecs import hookimpl
-from hematokit.specs import DetectorSpec, Option
+from hematokit.specs import Detector, DetectorSpec, Option
 
 __all__ = ["register_detectors"]
 
 
-def _nuclei(**options: Any) -> Any:
+def _nuclei(**options: Any) -> Detector:
+    # scikit-image is slow to import; listing detectors does not need it.
     from hematokit.builtins.nuclei import NucleusDetector
 
     return NucleusDetector(**options)
@@ -23,12 +24,12 @@ def register_detectors(register: Callable[[DetectorSpec], None]) -> None:
     register(
         DetectorSpec(
             "nuclei",
-            "nucleated cells by the violet of their nuclei; no network, no training",
+            "nucleated cells by the violet of their nuclei (Romanowsky stains); no training, no pixel size needed",
             _nuclei,
             {
                 "min_score": Option(float, 0.3, "cells with a lower score are left out", 0.0, 1.0),
-                "min_diameter_um": Option(float, 3.5, "diameter of the smallest nucleus in micrometres", 0.5, 50.0),
-                "margin_um": Option(float, 1.5, "what a cell's box has around the nucleus, in micrometres", 0.0, 20.0),
+                "min_diameter_um": Option(float, 3.1, "diameter of the smallest nucleus in um", 0.5, 50.0),
+                "margin_um": Option(float, 1.5, "what a cell's box has around its nucleus, in um", 0.0, 50.0),
             },
         )
     )

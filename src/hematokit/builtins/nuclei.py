@@ -53,7 +53,7 @@ class NucleusDetector:
     """
 
     min_score: float = 0.3
-    min_diameter_um: float = 3.5
+    min_diameter_um: float = 3.1
     margin_um: float = 1.5
 
     def detect(self, field: NDArray[np.uint8], pixel_size_um: float | None = None) -> pd.DataFrame:

@@ -107,11 +107,13 @@ def estimate_scale(maps: StainMaps, levels: Levels | None) -> tuple[float, float
     sureness : float
         From 0 (a single nucleus) to 1 (many red cells).
     """
-    dark = maps.nuclei > max(levels.threshold, 0.55 * levels.nuclei) if levels else np.zeros(maps.nuclei.shape, np.bool_)
+    dark = (
+        maps.nuclei > max(levels.threshold, 0.55 * levels.nuclei) if levels else np.zeros(maps.nuclei.shape, np.bool_)
+    )
     dark = ndimage.binary_opening(dark)
     from_nuclei = _width(dark, closing=True)[0] / NUCLEUS_UM
     away = ~ndimage.binary_dilation(dark, iterations=3)
-    from_red, red_share = 0.0, 0.0
+    from_red, red_share, alone = 0.0, 0.0, False
     if away.any():
         rest = maps.stain[away]
         cut = float(np.clip(threshold_otsu(rest), 0.06, 0.5)) if rest.min() < rest.max() else 0.5
@@ -128,7 +130,7 @@ def estimate_scale(maps: StainMaps, levels: Levels | None) -> tuple[float, float
     if from_nuclei < 0.28 * from_red:
         return from_red, 0.7
     dark_share = float(dark.mean())
-    weight = min(max(6.0 * dark_share / (dark_share + red_share), 0.25), 0.9)
+    weight = min(max(6.0 * dark_share / (dark_share + red_share), 0.25), 0.6 if alone else 0.9)
     if from_nuclei < from_red:
         # Lobes are narrower than a nucleus; nothing makes many red cells look wider.
         weight *= 0.6

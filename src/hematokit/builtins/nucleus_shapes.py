@@ -32,23 +32,17 @@ CELL_UM: Final = 24.0
 MANY: Final = 4
 """With this many groups of nuclei, or this many round ones, what is a lobe is judged by comparison:"""
 
-LOBE_SHARE: Final = 0.72
-"""lobes are narrower than this share of the width of the field's larger nuclei,"""
+SLIM: Final = (0.72, 5.0, 6.2)
+"""lobes are narrower than this share of the width of the field's larger nuclei (within these limits, um),"""
 
-ROUND_SHARE: Final = 0.55
+COMPACT: Final = (0.5, 3.8, 4.6)
 """round ones narrower than this: small round nuclei are those of erythroblasts and lymphocytes."""
-
-SLIM_UM: Final = 5.5
-"""As narrow as this a part may be a lobe by any comparison,"""
-
-COMPACT_UM: Final = 4.3
-"""or as narrow as this, if it is round."""
 
 ROUND: Final = 1.4
 """A part is round if its area is less than this times that of its inscribed circle."""
 
-CELL_SHARE: Final = 2.1
-"""Lobes that belong together fit into this many widths of the field's larger nuclei."""
+SPAN: Final = (2.1, 13.0, 18.0)
+"""Lobes that belong together fit into this many widths of the field's larger nuclei (within these limits, um)."""
 
 LOBE_GAP_UM: Final = 2.5
 """Lobes of one nucleus lie no further apart."""
@@ -181,8 +175,9 @@ def _joined(
     _join(parts, contacts, lambda one, two, contact: contact.neck / min(one.width, two.width) - NECK)
     typical = _typical_width(parts, pieces, scale)
     if typical > 0:
-        slim, compact = max(LOBE_SHARE * typical, SLIM_UM * scale), max(ROUND_SHARE * typical, COMPACT_UM * scale)
-        cell = CELL_SHARE * typical
+        slim, compact, cell = (
+            min(max(share * typical, low * scale), high * scale) for share, low, high in (SLIM, COMPACT, SPAN)
+        )
     else:
         slim, compact, cell = LOBE_UM * scale, LOBE_UM * scale, CELL_UM * scale
 

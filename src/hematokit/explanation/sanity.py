@@ -104,7 +104,8 @@ class ParameterRandomisation:
         One row per step, from the trained network (``repeated``: the maps made once more, nothing randomised) over
         the head to the stem, everything up to there being random. Columns: ``step``, ``block``, ``randomised`` (share
         of all parameters), for each similarity its mean over cells with ``_low`` and ``_high`` (the ``signed_`` ones
-        are NaN for maps without signs), ``predictions_changed`` (share of cells), ``target_probability`` (mean).
+        are NaN for maps without signs), ``predictions_changed`` (share of cells), ``target_probability`` (mean),
+        ``verdict`` (what `judge` says of this step).
     other_cells : dict of str to Estimate
         Similarity of maps of different cells by the trained network, by measure: what maps have in common anyhow.
     edges : dict of str to Estimate
@@ -124,6 +125,19 @@ class ParameterRandomisation:
     verdict: Verdict
     cells: int
     examples: Mapping[str, Maps] = field(default_factory=dict, repr=False)
+
+    @property
+    def answers_from(self) -> str:
+        """The first block from which on every step is sensitive; empty where the last one is not.
+
+        A method that answers only when the stem is random, too, does not show what later layers do.
+        """
+        first = ""
+        for block, word in zip(self.table["block"][::-1], self.table["verdict"][::-1], strict=True):
+            if word != "sensitive":
+                break
+            first = str(block)
+        return first
 
 
 def parameter_randomisation(
@@ -180,8 +194,8 @@ def parameter_randomisation(
 
     Notes
     -----
-    The verdict is that of `judge` for the last step, where the whole network is random. Steps before it show which
-    blocks a method answers to.
+    The verdict is that of `judge` for the last step, where the whole network is random; ``answers_from`` says how much
+    of it has to be. Adebayo et al. object to guided backpropagation that it hardly answers to the layers near the head.
     """
     if len(images) < 2:
         raise ValueError("the check compares cells with each other and needs at least two")
@@ -233,6 +247,8 @@ def parameter_randomisation(
         classifier.train(was_training)
     shares = np.cumsum([0, *(block.parameters for block in blocks)]) / max(1, sum(b.parameters for b in blocks))
     names = [REPEATED, *(block.name for block in blocks)]
+    others = similarity_to_others(original, seed, signed=signed)
+    verdicts = [judge(found[0], similar, others, groups, seed=seed) for similar in found]
     rows = []
     for step, name in enumerate(names):
         row: dict[str, Any] = {"step": step, "block": name, "randomised": float(shares[step])}
@@ -240,8 +256,8 @@ def parameter_randomisation(
             row.update(_columns(measure, bootstrapped_mean(values, groups, seed=seed)))
         row["predictions_changed"] = float(changed[step].mean())
         row["target_probability"] = float(probabilities[step].mean())
+        row["verdict"] = verdicts[step].word if step else ""
         rows.append(row)
-    others = similarity_to_others(original, seed, signed=signed)
     edges = attribute_in_batches(EdgeDetector(), classifier, images, targets, batch_size=batch_size)
     return ParameterRandomisation(
         table=pd.DataFrame(rows),
@@ -252,7 +268,7 @@ def parameter_randomisation(
             if not name.startswith("signed_")
         },
         signed=signed,
-        verdict=judge(found[0], found[-1], others, groups, seed=seed),
+        verdict=verdicts[-1],
         cells=len(images),
         examples=kept,
     )

@@ -1,10 +1,49 @@
-"""Reports for people: of an evaluation, of a comparison of runs, of classified fields; and their figures."""
+"""Reports for people, and the verbs that write them: evaluations, comparisons, classified fields, explanations.
+
+The names are imported when first used: detecting cells must not wait for what evaluating needs.
+"""
 
 from __future__ import annotations
 
-from hematokit.evaluation.evaluate import Evaluation
-from hematokit.reporting.classifying import FieldsResult, classify, detect
-from hematokit.reporting.comparing import RunComparison, compare
-from hematokit.reporting.evaluating import evaluate
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Evaluation", "FieldsResult", "RunComparison", "classify", "compare", "detect", "evaluate"]
+if TYPE_CHECKING:
+    from hematokit.evaluation.evaluate import Evaluation
+    from hematokit.reporting.classifying import FieldsResult, classify, detect
+    from hematokit.reporting.comparing import RunComparison, compare
+    from hematokit.reporting.evaluating import evaluate
+    from hematokit.reporting.explaining import explain
+    from hematokit.reporting.explaining_field import explain_field
+
+_HOME_OF = {
+    "Evaluation": "hematokit.evaluation.evaluate",
+    "FieldsResult": "hematokit.reporting.classifying",
+    "RunComparison": "hematokit.reporting.comparing",
+    "classify": "hematokit.reporting.classifying",
+    "compare": "hematokit.reporting.comparing",
+    "detect": "hematokit.reporting.classifying",
+    "evaluate": "hematokit.reporting.evaluating",
+    "explain": "hematokit.reporting.explaining",
+    "explain_field": "hematokit.reporting.explaining_field",
+}
+
+__all__ = [
+    "Evaluation",
+    "FieldsResult",
+    "RunComparison",
+    "classify",
+    "compare",
+    "detect",
+    "evaluate",
+    "explain",
+    "explain_field",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'hematokit.reporting' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-from hematokit.reporting.figures import INK, MUTED, STYLE
+from hematokit.reporting.drawing import INK, MUTED, STYLE
 from hematokit.reporting.lettering import font, shortened
 
 __all__ = [

@@ -15,9 +15,9 @@ from hematokit.explanation.data_randomisation import LEAST_FIT, SMALL_TRAINING, 
 from hematokit.explanation.faithfulness import BASELINES, CENTRED
 from hematokit.explanation.localisation import REGIONS
 from hematokit.explanation.sanity import HALF, LEAST_CHANGE, REPEATED, Verdict
-from hematokit.reporting import check_figures, figures
+from hematokit.reporting import check_figures, drawing
+from hematokit.reporting.pages import environment
 from hematokit.reporting.pictures import data_url
-from hematokit.reporting.report import environment
 
 if TYPE_CHECKING:
     from hematokit.explanation.similarity import Estimate
@@ -231,6 +231,7 @@ def _verdicts(checked: Sequence[ModelChecks], control: str) -> pd.DataFrame:
                 verdict: Verdict | None = results[method].verdict if method in results else None
                 row[check] = verdict.word if verdict else ""
                 row[f"{check}_reason"] = verdict.reason if verdict else checks.impossible.get(method, "")
+            row["answers_from"] = checks.parameters[method].answers_from if method in checks.parameters else ""
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -257,6 +258,7 @@ def _sanity_of(checks: ModelChecks) -> dict[str, Any]:
                 "parameters": {
                     "verdict": result.verdict.word,
                     "reason": result.verdict.reason,
+                    "answers_from": result.answers_from,
                     "steps": _plain(result.table),
                     "other_cells": _estimates(result.other_cells),
                     "edges": _estimates(result.edges),
@@ -300,7 +302,8 @@ def _sanity_lines(table: pd.DataFrame, control: str) -> list[str]:
             lines.append(f"{who}: not possible ({row['parameters_reason']})")
         else:
             labels = f", {row['labels']} to shuffled labels" if row["labels"] else ""
-            lines.append(f"{who}: {row['parameters']} to random weights{labels}")
+            begins = f", from {row['answers_from']} on" if row["answers_from"] else ""
+            lines.append(f"{who}: {row['parameters']} to random weights{begins}{labels}")
     return lines
 
 
@@ -364,9 +367,9 @@ def _picture(drawn: Figure, alt: str, *, bitmap: bool = False) -> dict[str, Any]
     """A figure for the page; maps as PNG, because an outline of pixels is larger."""
     width = round(96 * drawn.get_figwidth())
     url = (
-        data_url(figures.to_png(drawn, dpi=100), "image/png")
+        data_url(drawing.to_png(drawn, dpi=100), "image/png")
         if bitmap
-        else data_url(figures.to_svg(drawn), "image/svg+xml")
+        else data_url(drawing.to_svg(drawn), "image/svg+xml")
     )
     return {"url": url, "alt": alt, "width": width}
 

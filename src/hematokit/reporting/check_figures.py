@@ -16,7 +16,7 @@ from hematokit.explanation.data_randomisation import DataRandomisation
 from hematokit.explanation.faithfulness import BASELINES, CENTRED
 from hematokit.explanation.sanity import REPEATED, ParameterRandomisation
 from hematokit.explanation.similarity import has_signs, normalised
-from hematokit.reporting.figures import GRID, INK, MUTED, STYLE
+from hematokit.reporting.drawing import GRID, INK, MUTED, STYLE
 
 __all__ = ["cascade_figure", "cascade_maps_figure", "curves_figure", "label_maps_figure", "shares_figure"]
 

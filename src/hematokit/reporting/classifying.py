@@ -21,8 +21,8 @@ from hematokit.fields.smears import load_smears
 from hematokit.files import write_atomically, write_json
 from hematokit.progress import Progress, no_progress
 from hematokit.reporting.differential_figures import cell_types_figure
+from hematokit.reporting.drawing import to_png
 from hematokit.reporting.field_report import render_field_report
-from hematokit.reporting.figures import to_png
 from hematokit.reporting.overlay import draw_overlay
 from hematokit.reporting.text import command
 

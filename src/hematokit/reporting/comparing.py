@@ -13,12 +13,12 @@ import pandas as pd
 from hematokit.errors import EvaluationError, TaxonomyError
 from hematokit.evaluation.comparison import Comparison, compare_predictions
 from hematokit.evaluation.files import METRICS, PREDICTIONS, read_predictions
-from hematokit.evaluation.metrics import CLASS_METRICS, OVERALL_METRICS
+from hematokit.evaluation.metrics import CLASS_METRICS, LOW_SUPPORT, OVERALL_METRICS
 from hematokit.files import write_atomically
 from hematokit.models import find_bundle
 from hematokit.progress import Progress, no_progress
 from hematokit.reporting.evaluating import evaluate, evaluation_folder
-from hematokit.reporting.report import environment
+from hematokit.reporting.pages import environment
 from hematokit.reporting.text import command
 from hematokit.taxonomy import CellClass, Taxonomy
 
@@ -122,6 +122,7 @@ def compare(
             split=split,
             runs=dict(zip(names, map(str, paths), strict=True)),
             columns=TABLE_METRICS,
+            low=LOW_SUPPORT,
             headline=OVERALL_METRICS,
             best=_best(comparison),
             reproduce=command(*words),

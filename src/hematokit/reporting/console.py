@@ -9,7 +9,7 @@ from rich.text import Text
 from hematokit.evaluation.evaluate import Evaluation
 from hematokit.evaluation.metrics import LOW_SUPPORT, OVERALL_METRICS
 from hematokit.reporting.comparing import RunComparison
-from hematokit.reporting.report import METRIC_NAMES
+from hematokit.reporting.pages import METRIC_NAMES
 from hematokit.reporting.text import figure, interval, p_value
 
 __all__ = ["evaluation_lines", "print_comparison"]

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from hematokit.reporting.figures import GRID, INK, MUTED, STYLE
+from hematokit.reporting.drawing import GRID, INK, MUTED, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

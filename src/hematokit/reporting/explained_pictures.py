@@ -15,7 +15,7 @@ from hematokit.fields.naming import safe_name
 from hematokit.files import write_atomically
 from hematokit.models.predictions import prediction_frame
 from hematokit.reporting.attribution_figures import DoubtCell, FigureCell, cell_picture, class_figure, doubt_figure
-from hematokit.reporting.figures import to_png
+from hematokit.reporting.drawing import to_png
 
 if TYPE_CHECKING:
     from hematokit.explanation.running import ExplainedBatch

@@ -13,10 +13,10 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from hematokit.reporting import figures
+from hematokit.reporting import drawing
 from hematokit.reporting.differential_figures import cell_types_figure
+from hematokit.reporting.pages import environment
 from hematokit.reporting.pictures import data_url
-from hematokit.reporting.report import environment
 
 if TYPE_CHECKING:
     from hematokit.fields.differential import Differential, Summary
@@ -116,7 +116,7 @@ def render_field_report(
             apart=[(code, share) for code, share in shares if code in differential.groups.apart],
             units=_units(differential),
             histogram={
-                "url": data_url(figures.to_svg(drawn), "image/svg+xml"),
+                "url": data_url(drawing.to_svg(drawn), "image/svg+xml"),
                 "alt": "Histogram of cell types: " + ", ".join(_alt(differential)),
                 "width": round(96 * drawn.get_figwidth()),
             },

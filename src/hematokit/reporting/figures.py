@@ -6,9 +6,8 @@ numbers are written into them: codes have a safe alphabet, names do not.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import matplotlib
 import matplotlib.ticker
@@ -17,13 +16,12 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torchmetrics.functional.classification import binary_precision_recall_curve
 
 from hematokit.evaluation.metrics import LOW_SUPPORT, Scores
+from hematokit.reporting.drawing import GRID, INK, MUTED, STYLE
 from hematokit.taxonomy import Taxonomy
 
 __all__ = [
@@ -32,58 +30,14 @@ __all__ = [
     "overview_figure",
     "precision_recall_figure",
     "reliability_figure",
-    "to_png",
-    "to_svg",
 ]
 
-INK: Final = "#1f2933"
-MUTED: Final = "#66727f"
-GRID: Final = "#e3e8ed"
 SPLIT_COLOURS: Final = {"train": "#9fb8d1", "val": "#e0b35c", "test": "#2f6690", "no split": "#c9ced4"}
 
 # Two classes of like colour differ by their dashes; also the only cue for who does not see colour.
 _DASHES: Final = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 _CURVE_POINTS: Final = 300
 _HEAT: Final = LinearSegmentedColormap.from_list("hematokit", ["#ffffff", "#cfe0ee", "#6fa3cc", "#1d5a8c"])
-
-STYLE: Final[Any] = {
-    "font.size": 9,
-    "font.family": "DejaVu Sans",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#b8c2cc",
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "svg.fonttype": "path",
-    # The same data gives the same bytes.
-    "svg.hashsalt": "hematokit",
-    # A dollar sign in a text is a dollar sign.
-    "text.parse_math": False,
-}
-
-
-def to_svg(figure: Figure) -> bytes:
-    """Return a figure as an SVG document; letters are outlines, so that it looks alike everywhere."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        canvas: Any = FigureCanvasSVG(figure)
-        canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
-
-
-def to_png(figure: Figure, dpi: int = 150) -> bytes:
-    """Return a figure as a PNG file."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.set_dpi(dpi)
-        canvas: Any = FigureCanvasAgg(figure)
-        canvas.print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def precision_recall_figure(

@@ -3,56 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 
-from hematokit import __version__
 from hematokit.evaluation.evaluate import Evaluation
 from hematokit.evaluation.metrics import CLASS_METRICS, LOW_SUPPORT, OVERALL_METRICS
-from hematokit.reporting import figures, text
+from hematokit.reporting import drawing, figures, text
+from hematokit.reporting.pages import METRIC_NAMES, environment
 from hematokit.reporting.pictures import data_url, thumbnail
 
-__all__ = ["METRIC_NAMES", "environment", "render_picture", "render_report"]
-
-METRIC_NAMES: Final = {
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
-    "macro_f1": "Macro F1",
-    "weighted_f1": "Weighted F1",
-    "precision": "Precision",
-    "recall": "Recall",
-    "f1": "F1",
-    "ovr_accuracy": "One-vs-rest accuracy",
-    "average_precision": "Average precision",
-}
+__all__ = ["render_picture", "render_report"]
 
 WORST_SHOWN: Final = 24
 _WORST_PER_PAIR: Final = 4
 _FILES_NAMED: Final = 50
-
-
-@cache
-def environment() -> jinja2.Environment:
-    """Templates of the reports. Everything put into them is escaped: class names and paths are other people's text."""
-    folder = {
-        entry.name: entry.read_text("utf-8") for entry in files("hematokit.reporting").joinpath("templates").iterdir()
-    }
-    made = jinja2.Environment(
-        loader=jinja2.DictLoader(folder),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters.update(figure=text.figure, interval=text.interval, moment=text.moment, p_value=text.p_value)
-    made.globals.update(metric_names=METRIC_NAMES, research_use=text.RESEARCH_USE, version=__version__, low=LOW_SUPPORT)
-    return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +76,7 @@ def render_report(evaluation: Evaluation, model: str | Path, reproduce: list[str
             neighbours=scores.neighbour_confusions(evaluation.taxonomy) if scores else None,
             headline=OVERALL_METRICS,
             columns=CLASS_METRICS,
+            low=LOW_SUPPORT,
             facts=text.training_facts(evaluation.training),
             pictures=_figures(evaluation),
             mistakes=_worst(evaluation),
@@ -140,7 +108,7 @@ def render_picture(evaluation: Evaluation, model: str | Path) -> bytes | None:
         scores,
         evaluation.taxonomy,
     )
-    return figures.to_png(picture, dpi=110)
+    return drawing.to_png(picture, dpi=110)
 
 
 def _title(model: str | Path) -> str:
@@ -189,7 +157,7 @@ def _figures(evaluation: Evaluation) -> dict[str, _Figure]:
             "Cells per class and split, as bars; the table below holds the numbers",
         )
     return {
-        name: _Figure(data_url(figures.to_svg(drawn), "image/svg+xml"), alt, round(96 * drawn.get_figwidth()))
+        name: _Figure(data_url(drawing.to_svg(drawn), "image/svg+xml"), alt, round(96 * drawn.get_figwidth()))
         for name, (drawn, alt) in made.items()
     }
 

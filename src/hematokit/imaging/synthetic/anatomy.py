@@ -212,8 +212,8 @@ def lobe_chain(
         radii *= sizes[np.minimum((along * lobes).astype(int), lobes - 1)]
         between = np.abs(along - 0.5) < 0.5 - 0.5 / lobes  # the two ends stay round
         radii *= 1.0 - constriction * between * np.cos(np.pi * lobes * along) ** 2
-        # Lobes are knobbly: a few smaller circles stand out of the chain.
-        knobs = rng.integers(0, steps, 2 * lobes)
+        # Lobes are knobbly: a few smaller circles stand out of the chain, none on the bridges.
+        knobs = rng.choice(np.flatnonzero(radii > 0.8 * radii.max()), 2 * lobes)
         away = rng.uniform(0.25, 0.5, len(knobs)) * radii[knobs]
         out = rng.uniform(0, 2 * np.pi, len(knobs))
         points = np.vstack([points, points[knobs] + (away * np.array([np.sin(out), np.cos(out)])).T])
