@@ -171,7 +171,6 @@ def compare(
         "cpu_ratios": {name: spread(_ratios(times, name, cpu=True)) for name in peers},
         "fastest_peer": fastest,
         "agreement": agreeing,
-        "memory_growth_mb": grown,
     }
 
 
@@ -231,18 +230,27 @@ def main() -> None:
     images = torch.rand(arguments.images, 3, arguments.size, arguments.size, generator=generator).to(arguments.device)
     targets = torch.randint(len(MATEK_21), (arguments.images,), generator=generator).to(arguments.device)
     few = min(arguments.smooth_images, arguments.images)
-    results = []
+    tasks = []
     for backbone in arguments.backbones.split(","):
         classifier = make_classifier(backbone, arguments.size, arguments.device, arguments.seed)
-        for method, contenders, count in (
-            ("grad-cam", grad_cams(classifier, arguments.size, arguments.batch), len(images)),
-            ("smoothgrad", smooth_grads(classifier, arguments.samples, arguments.noise, arguments.batch), few),
-        ):
-            say(f"{backbone}, {method}: {', '.join(contenders)}")
-            found = compare(
-                method, contenders, images[:count], targets[:count], arguments.rounds, not arguments.no_memory
-            )
-            results.append({"backbone": backbone, **found})
+        cams = grad_cams(classifier, arguments.size, arguments.batch)
+        smooth = smooth_grads(classifier, arguments.samples, arguments.noise, arguments.batch)
+        tasks += [(backbone, "grad-cam", cams, len(images)), (backbone, "smoothgrad", smooth, few)]
+    memory: list[dict[str, list[float | None]]] = []
+    # Before anything is timed: what this process has used and given back, its children would use unseen.
+    for backbone, method, contenders, count in tasks:
+        say(f"memory of {backbone}, {method}")
+        part, places = images[:count], targets[:count]
+        grown: dict[str, list[float | None]] = {}
+        for name, work in ({} if arguments.no_memory else contenders).items():
+            many = growth(work, part.repeat(4, 1, 1, 1), places.repeat(4))
+            grown[name] = [growth(work, part, places), many]
+        memory.append(grown)
+    results = []
+    for (backbone, method, contenders, count), grown in zip(tasks, memory, strict=True):
+        say(f"speed of {backbone}, {method}: {', '.join(contenders)}")
+        found = compare(method, contenders, images[:count], targets[:count], arguments.rounds)
+        results.append({"backbone": backbone, **found, "memory_growth_mb": grown})
     lines = [table(_rows(results)), "", "Times faster in wall and in processor time; memory: growth while explaining."]
     if not importlib.util.find_spec("pytorch_grad_cam"):
         lines.append(f"{PEER} is not installed, so it is not among the contenders: pip install grad-cam")

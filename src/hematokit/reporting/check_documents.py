@@ -21,7 +21,7 @@ from hematokit.reporting.pictures import data_url
 
 if TYPE_CHECKING:
     from hematokit.explanation.similarity import Estimate
-    from hematokit.reporting.sanity_report import ModelChecks, ModelFaithfulness
+    from hematokit.reporting.check_subjects import ModelChecks, ModelFaithfulness
 
 __all__ = ["Documents", "faithfulness_documents", "sanity_documents"]
 

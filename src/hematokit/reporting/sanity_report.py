@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,32 +16,35 @@ import torch
 
 from hematokit import __version__
 from hematokit.errors import ExplanationError, PluginError
-from hematokit.evaluation.evaluate import training_store
 from hematokit.explanation.data_randomisation import (
     SMALL_TRAINING,
-    DataRandomisation,
     Twins,
     data_randomisation,
     train_twins,
 )
-from hematokit.explanation.faithfulness import Faithfulness, deletion_insertion
-from hematokit.explanation.localisation import CellMasks, Localisation, find_cell_masks, localisation
+from hematokit.explanation.faithfulness import deletion_insertion
+from hematokit.explanation.localisation import CellMasks, find_cell_masks, localisation
 from hematokit.explanation.running import NamedExplainer, make_explainers
 from hematokit.explanation.sanity import (
     EdgeDetector,
-    ParameterRandomisation,
     attribute_in_batches,
     parameter_randomisation,
 )
-from hematokit.explanation.selection import ChosenCells, cells_of_store, target_chooser
 from hematokit.files import write_atomically
-from hematokit.models import find_bundle, load_model
-from hematokit.models.classifier import Classifier
 from hematokit.progress import Progress, no_progress
 from hematokit.registry import load_plugins
-from hematokit.reporting.check_documents import faithfulness_documents, sanity_documents
-from hematokit.store import PatchStore, open_store
-from hematokit.training.data import REST
+from hematokit.reporting.check_documents import Documents, faithfulness_documents, sanity_documents
+from hematokit.reporting.check_subjects import (
+    ModelChecks,
+    ModelFaithfulness,
+    Models,
+    Subject,
+    code_of,
+    load_subject,
+    model_names,
+    shown_labels,
+    spread_examples,
+)
 
 if TYPE_CHECKING:
     from hematokit.specs import Explainer
@@ -50,7 +53,6 @@ __all__ = ["CONTROL", "CheckResult", "check_faithfulness", "check_sanity"]
 
 CONTROL = "edge detector (control)"
 
-Models = str | Path | Sequence[str | Path]
 Options = Mapping[str, Mapping[str, object]]
 
 
@@ -84,78 +86,6 @@ class CheckResult:
     def lines(self) -> list[str]:
         """The summary for a person, one statement per line."""
         return [*self.said, f"Report: {self.paths['report']}", "For research use only"]
-
-
-@dataclass(frozen=True)
-class ModelChecks:
-    """The sanity checks of one model.
-
-    Attributes
-    ----------
-    name, backbone : str
-        Folder of the run, and its backbone.
-    parameters, labels : dict
-        Results by method.
-    impossible : dict of str to str
-        Why a method could not be run on this model.
-    twins : Twins or None
-        The models trained for the data-randomisation test.
-    pictures : ndarray (k, S, S, 3)
-        Example cells.
-    codes : list of str
-        Class explained for each of them.
-    label_pictures, label_codes
-        The same, for the data-randomisation test.
-    """
-
-    name: str
-    backbone: str
-    cells: int
-    parameters: dict[str, ParameterRandomisation] = field(default_factory=dict)
-    labels: dict[str, DataRandomisation] = field(default_factory=dict)
-    impossible: dict[str, str] = field(default_factory=dict)
-    twins: Twins | None = None
-    pictures: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1, 1, 3), np.float32))
-    codes: list[str] = field(default_factory=list)
-    label_pictures: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1, 1, 3), np.float32))
-    label_codes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class ModelFaithfulness:
-    """Faithfulness and localisation of one model's maps."""
-
-    name: str
-    backbone: str
-    cells: int
-    methods: list[str]
-    faithfulness: Faithfulness
-    localisation: Localisation | None
-    not_found: int
-    impossible: dict[str, str]
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """A model with the cells it is checked on."""
-
-    name: str
-    classifier: Classifier
-    store: PatchStore
-    chosen: ChosenCells
-    patches: npt.NDArray[np.uint8]
-    images: torch.Tensor
-    targets: torch.Tensor
-
-    @property
-    def groups(self) -> npt.NDArray[np.object_] | None:
-        cells = self.chosen.cells
-        return cells["group"].to_numpy(dtype=object) if "group" in cells.columns else None
-
-    @property
-    def backbone(self) -> str:
-        config = self.classifier.config.backbone
-        return f"{config.name}:{config.variant}"
 
 
 def check_sanity(
@@ -250,8 +180,8 @@ def check_sanity(
     folder = _usable_folder(output)
     explainers: dict[str, Explainer] = {name: made.explainer for name, made in _made(methods, options, seed).items()}
     checked = []
-    for name, path in _named(models).items():
-        subject = _subject(name, path, store, cell_ids, split, per_class, target, seed, device)
+    for name, path in model_names(models).items():
+        subject = load_subject(name, path, store, cell_ids, split, per_class, target, seed, device)
         if len(subject.images) < 2:
             raise ExplanationError("the check compares cells with each other and needs two or more; give more cells")
         checks = _check_parameters(subject, explainers, blocks, draws, examples, seed, batch_size, progress)
@@ -353,8 +283,8 @@ def check_faithfulness(
         spec = load_plugins().detectors.get(detector)
         finder = spec.factory(**spec.resolve_options(detector_options))
     checked = []
-    for name, path in _named(models).items():
-        subject = _subject(name, path, store, cell_ids, split, per_class, target, seed, device)
+    for name, path in model_names(models).items():
+        subject = load_subject(name, path, store, cell_ids, split, per_class, target, seed, device)
         maps: dict[str, npt.NDArray[np.float32]] = {}
         impossible = {}
         for method, named in made.items():
@@ -367,7 +297,7 @@ def check_faithfulness(
                 impossible[method] = str(error)
         if not maps:
             raise ExplanationError(f"none of the methods could be run: {next(iter(impossible.values()))}")
-        labels = _labels(subject)
+        labels = shown_labels(subject)
         found = deletion_insertion(
             subject.classifier, subject.images, subject.targets, maps, labels=labels, groups=subject.groups,
             steps=steps, replacement=replacement, order=order, batch_size=max(batch_size, 32), seed=seed,
@@ -403,7 +333,7 @@ def check_faithfulness(
 
 
 def _check_parameters(
-    subject: _Subject,
+    subject: Subject,
     explainers: Mapping[str, Explainer],
     blocks: int,
     draws: int,
@@ -412,7 +342,7 @@ def _check_parameters(
     batch_size: int,
     progress: Progress,
 ) -> ModelChecks:
-    shown = _examples(subject, examples)
+    shown = spread_examples(subject, examples)
     checks = ModelChecks(
         subject.name,
         subject.backbone,
@@ -434,7 +364,7 @@ def _check_parameters(
 
 def _check_labels(
     checks: ModelChecks,
-    subject: _Subject,
+    subject: Subject,
     explainers: Mapping[str, Explainer],
     twins: Twins,
     examples: int,
@@ -446,7 +376,7 @@ def _check_labels(
     known = [
         (place, code)
         for place, label in enumerate(subject.chosen.cells["label"])
-        if (code := _code_of(str(label), codes)) is not None
+        if (code := code_of(str(label), codes)) is not None
     ]
     if len(known) < 2:
         raise ExplanationError("the data-randomisation test needs two or more cells whose class is known")
@@ -473,70 +403,6 @@ def _check_labels(
             "label_codes": [labels[place] for place in shown],
         }
     )
-
-
-def _subject(
-    name: str,
-    path: Path,
-    store: str | Path | None,
-    cell_ids: Sequence[str] | None,
-    split: str,
-    per_class: int | None,
-    target: str,
-    seed: int,
-    device: str,
-) -> _Subject:
-    classifier = load_model(path, device=device)
-    assert isinstance(classifier, Classifier)
-    place = Path(store) if store is not None else training_store(classifier)
-    if place is None:
-        raise ExplanationError(f"model {path} does not say which store it was trained on; name one with --store")
-    opened = open_store(place)
-    if opened.patch_size != classifier.patch_size:
-        raise ExplanationError(
-            f"store {place} has patches of {opened.patch_size} px, model {path} takes {classifier.patch_size} px; "
-            "import the crops at that size"
-        )
-    chosen = cells_of_store(opened, classifier.codes, cell_ids=cell_ids, split=split, per_class=per_class, seed=seed)
-    positions = np.arange(len(chosen), dtype=np.int64)
-    patches = chosen.read(positions)
-    targets = target_chooser(target, chosen.cells, classifier.codes)(positions, classifier.logits(patches))
-    images = classifier.prepare(torch.from_numpy(patches.copy()))
-    return _Subject(name, classifier, opened, chosen, patches, images, torch.from_numpy(targets))
-
-
-def _examples(subject: _Subject, count: int) -> list[int]:
-    """Cells of different classes, spread over those that were chosen."""
-    total = len(subject.images)
-    return sorted({round(place) for place in np.linspace(0, total - 1, min(count, total) + 2)[1:-1]})
-
-
-def _labels(subject: _Subject) -> list[str]:
-    """Class of each cell for the tables per class; the class explained where no label is known."""
-    given = [str(label) for label in subject.chosen.cells["label"]]
-    codes = subject.classifier.codes
-    return [label or codes[int(target)] for label, target in zip(given, subject.targets, strict=True)]
-
-
-def _code_of(label: str, codes: Sequence[str]) -> str | None:
-    if label in codes:
-        return label
-    return REST if label and REST in codes else None
-
-
-def _named(models: Models) -> dict[str, Path]:
-    """Models by a short name; made longer from the right until all differ."""
-    given = [models] if isinstance(models, str | Path) else list(models)
-    if not given:
-        raise ExplanationError("no model was named; give a run or a bundle")
-    folders = [find_bundle(Path(path)).resolve() for path in given]
-    folders = [folder.parent if folder.name == "bundle" else folder for folder in folders]
-    if len(set(folders)) < len(folders):
-        raise ExplanationError("a model was named twice; name each once")
-    depth = 1
-    while len({folder.parts[-depth:] for folder in folders}) < len(folders):
-        depth += 1
-    return {"/".join(folder.parts[-depth:]): Path(path) for folder, path in zip(folders, given, strict=True)}
 
 
 def _made(methods: Sequence[str], options: Options | None, seed: int) -> dict[str, NamedExplainer]:
@@ -568,7 +434,7 @@ def _usable_folder(output: str | Path) -> Path:
     return folder
 
 
-def _written(folder: Path, documents: Any, started: float) -> CheckResult:
+def _written(folder: Path, documents: Documents, started: float) -> CheckResult:
     paths = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
