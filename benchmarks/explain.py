@@ -146,19 +146,9 @@ def growth(work: Contender, images: torch.Tensor, targets: torch.Tensor) -> floa
 
 
 def compare(
-    method: str,
-    contenders: dict[str, Contender],
-    images: torch.Tensor,
-    targets: torch.Tensor,
-    rounds: int,
-    memory: bool,
+    method: str, contenders: dict[str, Contender], images: torch.Tensor, targets: torch.Tensor, rounds: int
 ) -> dict[str, Any]:
-    """Measure one method on one network."""
-    many = (images.repeat(4, 1, 1, 1), targets.repeat(4))
-    grown = {}
-    if memory:
-        for name, work in contenders.items():
-            grown[name] = [growth(work, images, targets), growth(work, *many)]
+    """Time one method on one network."""
     agreeing = agreement(contenders, images[:4], targets[:4])
     times = interleave(rounds, {name: _turn(work, images, targets) for name, work in contenders.items()})
     speeds = {name: spread([len(images) / clock.wall for clock in clocks]) for name, clocks in times.items()}

@@ -156,13 +156,14 @@ def background(picture: Picture) -> Light:
     where = np.asarray(places) / max(height, width) * 2 - 1
     y, x = where[:, 0], where[:, 1]
     terms = np.stack([np.ones_like(y), y, x, y * y, x * x, x * y], axis=1)
-    surface = np.zeros_like(logs)
+    # Uneven light makes tiles darker little by little, cells make single tiles darker: begin with all of them.
+    surface = logs.copy()
     shape = np.zeros((6, 3))
-    for _ in range(6):
+    for tolerance in (0.3, 0.3, 0.2, 0.15, 0.1, 0.08, 0.08):
         short = np.maximum((surface - logs)[:, 1], 0.0)
-        weight = 1.0 / (1.0 + (short / 0.08) ** 4) + 1e-4
+        weight = 1.0 / (1.0 + (short / tolerance) ** 4) + 1e-4
         # A ridge keeps the surface flat where too few tiles show background.
-        ridge = np.diag([0.0, 1.0, 1.0, 1.0, 1.0, 1.0]) * 0.05 * weight.sum() + np.eye(6) * 1e-6
+        ridge = np.diag([0.0, 1.0, 1.0, 1.0, 1.0, 1.0]) * 0.02 * weight.sum() + np.eye(6) * 1e-6
         shape = np.linalg.solve(terms.T @ (weight[:, None] * terms) + ridge, terms.T @ (weight[:, None] * logs))
         shape = np.clip(shape, -1.0, 1.0)
         surface = terms @ shape
