@@ -153,6 +153,27 @@ def test_the_progress_callback_can_stop_the_work_and_it_goes_on_later(fields: Pa
     assert [outcome.status for outcome in outcomes] == ["done"] * 4
 
 
+def test_a_field_of_many_windows_says_how_far_it_is_and_can_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hematokit.fields.detection as detection
+
+    Image.fromarray(synthesize_field(300, 700, cells=4, seed=2).pixels).save(tmp_path / "wide.png")
+    monkeypatch.setattr(detection, "WINDOW_SIDE", 300)
+    said: list[str] = []
+
+    def listen(done: int, total: int | None, message: str) -> None:
+        said.append(message)
+        if "2 of 3" in message:
+            raise KeyboardInterrupt
+
+    results = ResultsFolder.prepare([tmp_path / "wide.png"], job(tmp_path / "out"))
+    with pytest.raises(KeyboardInterrupt):
+        run_fields(results, progress=listen)
+    assert "wide: 1 of 3 windows" in said
+    assert not list(tmp_path.rglob("field.json"))
+
+
 KILLED = """
 import sys
 from pathlib import Path

@@ -30,10 +30,10 @@ _FLOOR: Final = 0.2
 _CEILING: Final = 0.38
 """Nuclei above this need not stand out from one another: a dark field does not raise the threshold further."""
 
-_SURE: Final = 0.55
+_SURE: Final = 0.7
 """Mean of the nucleus map that only nuclei reach, never red cells."""
 
-_APART: Final = 3.0
+_APART: Final = 3.2
 """How many times darker than the rest nuclei have to be where they are not that dark."""
 
 
@@ -73,14 +73,14 @@ def find_levels(maps: StainMaps) -> Levels | None:
     for _ in range(2):
         if values.min() == values.max():
             return None
-        cut = float(np.clip(threshold_otsu(values), _FLOOR, _CEILING))
-        above = values > cut
+        divide = max(float(threshold_otsu(values)), _FLOOR)
+        above = values > divide
         if not above.any():
             return None
         high = float(values[above].mean())
         low = float(values[~above].mean()) if not above.all() else 0.0
-        if high >= _SURE or high >= max(_APART * low, _FLOOR * 1.3):
-            return Levels(cut, high, low)
+        if high >= _SURE or high >= max(_APART * low, 1.3 * _FLOOR):
+            return Levels(min(divide, _CEILING), high, low)
         # Red cells in a violet stain may be what was found; nuclei would be darker still.
         values = values[above]
         if len(values) < 16 or np.percentile(values, 99.5) < _SURE:

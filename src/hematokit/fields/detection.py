@@ -99,7 +99,7 @@ def make_detector(name: str = "nuclei", options: Mapping[str, object] | None = N
 
 
 def detect_cells(
-    field: Field, detector: NamedDetector, *, window_side: int = WINDOW_SIDE, progress: Progress = no_progress
+    field: Field, detector: NamedDetector, *, window_side: int | None = None, progress: Progress = no_progress
 ) -> pd.DataFrame:
     """Find the cells of a field.
 
@@ -109,7 +109,7 @@ def detect_cells(
 
 
 def examine_field(
-    field: Field, detector: NamedDetector, *, window_side: int = WINDOW_SIDE, progress: Progress = no_progress
+    field: Field, detector: NamedDetector, *, window_side: int | None = None, progress: Progress = no_progress
 ) -> Examination:
     """Find the cells of a field and judge whether it is worth reading.
 
@@ -119,8 +119,8 @@ def examine_field(
         The opened field.
     detector : NamedDetector
         From `make_detector`.
-    window_side : int
-        Largest side in pixels of a window.
+    window_side : int, optional
+        Largest side in pixels of a window, `WINDOW_SIDE` by default.
     progress : Progress
         Told the number of windows done.
 
@@ -137,7 +137,7 @@ def examine_field(
     """
     parts: list[pd.DataFrame] = []
     measures: list[WindowMeasure] = []
-    pieces = list(windows(field.height, field.width, window_side, _MARGIN))
+    pieces = list(windows(field.height, field.width, window_side or WINDOW_SIDE, _MARGIN))
     for number, window in enumerate(pieces):
         pixels = field.read(window.outer)
         found = _run(detector, pixels, field.pixel_size_um)

@@ -18,7 +18,7 @@ import pandas as pd
 
 from hematokit import __version__
 from hematokit.errors import FieldError
-from hematokit.fields.job import CELLS, FIELDS_FOLDER, FieldJob, FieldOutcome, FieldTask
+from hematokit.fields.job import CELLS, FIELDS_FOLDER, FieldJob, FieldOutcome, FieldTask, Note
 from hematokit.fields.naming import name_fields
 from hematokit.files import TEMPORARY_PREFIX, write_atomically, write_json
 from hematokit.imaging.fieldfiles import field_name, list_fields
@@ -202,24 +202,28 @@ def run_fields(
             outcomes[task.field_id] = done
     total, failed = len(results.tasks), 0
     progress(len(outcomes), total, f"{len(outcomes)} done before" if outcomes else "")
-    for outcome in _executor(scheduler)(job, todo):
+
+    def note(text: str) -> None:
+        progress(len(outcomes), total, text)
+
+    for outcome in _executor(scheduler)(job, todo, note):
         outcomes[outcome.field_id] = outcome
         failed += outcome.status == "failed"
         progress(len(outcomes), total, f"{failed} failed" if failed else "")
     return [outcomes[task.field_id] for task in results.tasks]
 
 
-def _executor(scheduler: str) -> Callable[[FieldJob, Sequence[FieldTask]], Iterator[FieldOutcome]]:
+def _executor(scheduler: str) -> Callable[[FieldJob, Sequence[FieldTask], Note], Iterator[FieldOutcome]]:
     if scheduler == "local":
         return _one_by_one
     from hematokit.fields.distributed import run_on_cluster
 
-    return lambda job, tasks: run_on_cluster(job, tasks, scheduler)
+    return lambda job, tasks, note: run_on_cluster(job, tasks, scheduler)
 
 
-def _one_by_one(job: FieldJob, tasks: Sequence[FieldTask]) -> Iterator[FieldOutcome]:
+def _one_by_one(job: FieldJob, tasks: Sequence[FieldTask], note: Note) -> Iterator[FieldOutcome]:
     for task in tasks:
-        yield job.run(task)
+        yield job.run(task, note)
 
 
 def outcome_table(outcomes: Sequence[FieldOutcome]) -> pd.DataFrame:

@@ -26,6 +26,7 @@ from hematokit.fields.exports import write_csv, write_geojson, write_parquet
 from hematokit.files import write_atomically, write_json
 from hematokit.imaging.fieldfiles import Field, open_field
 from hematokit.imaging.reading import printable
+from hematokit.progress import Progress
 from hematokit.taxonomy import MATEK_21, Taxonomy
 
 if TYPE_CHECKING:
@@ -39,6 +40,22 @@ CELLS, CELLS_CSV, GEOJSON, OVERLAY, DONE = "cells.parquet", "cells.csv", "cells.
 Overlay = Callable[[Field, pd.DataFrame, Taxonomy, float], bytes]
 """Draws a field's picture: ``(field, cells, taxonomy, unsure_below) -> PNG``. Given from above, as drawing is not this
 room's business; a module's own function, so that it can be sent to workers."""
+
+Note = Callable[[str], None]
+
+
+def _silent(text: str) -> None:
+    """Say nothing."""
+
+
+def _counted(note: Note, task: FieldTask, what: str) -> Progress:
+    """Turn the progress inside a field into a few words; a field of one piece needs none."""
+
+    def report(done: int, total: int | None, message: str) -> None:
+        if total is not None and total > 1:
+            note(f"{task.field_id}: {done:,} of {total:,} {what}")
+
+    return report
 
 
 @dataclass(frozen=True)
@@ -197,10 +214,16 @@ class FieldJob:
             return None
         return outcome
 
-    def run(self, task: FieldTask) -> FieldOutcome:
+    def run(self, task: FieldTask, note: Note = _silent) -> FieldOutcome:
         """Work on one field and write its files; ``field.json`` comes last and marks the field as done.
 
         A field that cannot be worked on becomes a failed outcome; what concerns all fields is raised.
+
+        Parameters
+        ----------
+        task : FieldTask
+        note : callable
+            Told in a few words what is going on inside a large field; raising from it stops the work.
 
         Raises
         ------
@@ -215,7 +238,7 @@ class FieldJob:
             task.field_id, task.source, "failed", smear_id=task.smear_id, patient_id=task.patient_id, stamp=stamp
         )
         try:
-            return self._work(task, detector, model, stamp)
+            return self._work(task, detector, model, stamp, note)
         except CannotWriteError:
             raise
         except HematokitError as error:
@@ -228,14 +251,16 @@ class FieldJob:
             said = " ".join(str(error).split())[:300]
             return replace(failed, message=f"{printable(task.source)}: unexpected {type(error).__name__}: {said}")
 
-    def _work(self, task: FieldTask, detector: NamedDetector, model: Classifier | None, stamp: str) -> FieldOutcome:
+    def _work(
+        self, task: FieldTask, detector: NamedDetector, model: Classifier | None, stamp: str, note: Note
+    ) -> FieldOutcome:
         seconds: dict[str, float] = {}
         clock = _Clock(seconds)
         with open_field(
             Path(task.path), pixel_size_um=self.pixel_size_um, force_pixel_size=self.force_pixel_size
         ) as opened:
             clock.lap("open")
-            examined = examine_field(opened, detector)
+            examined = examine_field(opened, detector, progress=_counted(note, task, "windows"))
             cells = name_cells(
                 examined.cells, task.field_id, task.source, smear_id=task.smear_id, patient_id=task.patient_id
             )
@@ -243,7 +268,14 @@ class FieldJob:
             unsure = None
             if model is not None:
                 scale = self.model_pixel_size_um or model.config.pixel_size_um
-                cells = classify_cells(opened, cells, model, model_pixel_size_um=scale, batch_size=self.batch_size)
+                cells = classify_cells(
+                    opened,
+                    cells,
+                    model,
+                    model_pixel_size_um=scale,
+                    batch_size=self.batch_size,
+                    progress=_counted(note, task, "cells classified"),
+                )
                 unsure = int((cells["probability"] < self.unsure_below).sum())
                 clock.lap("classify")
             self._write(task, opened, cells, model.taxonomy if model is not None else MATEK_21)
