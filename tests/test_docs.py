@@ -22,10 +22,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import hematokit
 import hematokit.training
 from hematokit.cli.main import VERBS, main
+from hematokit.imaging.synthetic import synthesize_field
 from hematokit.models.construction import choose_backbone
 from hematokit.registry import load_plugins
 from hematokit.store import open_store
@@ -180,12 +182,24 @@ def settings_file(folder: Path) -> None:
     (folder / "settings.yaml").write_text(blocks("how-to/train.md", "yaml")[0].text)
 
 
+def two_drawn_fields(folder: Path) -> None:
+    (folder / "fields").mkdir()
+    for name in ("field-a", "field-b"):
+        Image.fromarray(synthesize_field(400, 500, cells=5, seed=ord(name[-1])).pixels).save(
+            folder / "fields" / f"{name}.png"
+        )
+    (folder / "smears.csv").write_text(
+        next(block.text for block in blocks("how-to/classify-fields.md", "text") if block.text.startswith("file,"))
+    )
+
+
 PREPARE: dict[str, Callable[[Path], None]] = {
     "how-to/import-crops.md": crops_of_all_kinds,
     "how-to/taxonomy.md": lab_taxonomy,
     "how-to/split-by-patient.md": crops_of_all_kinds,
     "how-to/evaluate-and-compare.md": more_to_evaluate,
     "how-to/train.md": settings_file,
+    "how-to/classify-fields.md": two_drawn_fields,
     "reference/run-and-bundle.md": an_evaluated_run,
 }
 

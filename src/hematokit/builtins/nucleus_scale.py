@@ -37,6 +37,13 @@ _APART: Final = 3.2
 """How many times darker than the rest nuclei have to be where they are not that dark."""
 
 
+_MOSTLY: Final = 0.6
+"""Share of all that is clearly stained, above which what stands out may be red cells,"""
+
+_RED_OVER_BLUE: Final = 0.22
+"""unless it absorbs that much more of red than of blue, as a share of the green: red cells absorb more blue."""
+
+
 @dataclass(frozen=True)
 class Levels:
     """What separates nuclei from the rest of a field on the nucleus map.
@@ -67,9 +74,11 @@ def find_levels(maps: StainMaps) -> Levels | None:
     Levels or None
         None if there are no two populations: nothing is stained, or all that is looks alike and pale.
     """
-    values = maps.nuclei[maps.stain > _STAINED]
+    stained = maps.stain > _STAINED
+    values, violet, stain = maps.nuclei[stained], maps.violet[stained], maps.stain[stained]
     if len(values) < 16:
         return None
+    dense = max(float((stain > threshold_otsu(stain)).sum()), 1.0) if stain.min() < stain.max() else len(stain)
     for _ in range(2):
         if values.min() == values.max():
             return None
@@ -79,10 +88,13 @@ def find_levels(maps: StainMaps) -> Levels | None:
             return None
         high = float(values[above].mean())
         low = float(values[~above].mean()) if not above.all() else 0.0
-        if high >= _SURE or high >= max(_APART * low, 1.3 * _FLOOR):
+        # Most of what is stained: nuclei of a marrow, or all the red cells of a violet smear.
+        red, blue = values[above] ** 2 / np.maximum(violet[above], 1e-3), stain[above] - violet[above]
+        red_cells = above.sum() > _MOSTLY * dense and (red - blue).sum() < _RED_OVER_BLUE * stain[above].sum()
+        if high >= _SURE or (high >= max(_APART * low, 1.3 * _FLOOR) and not red_cells):
             return Levels(min(divide, _CEILING), high, low)
-        # Red cells in a violet stain may be what was found; nuclei would be darker still.
-        values = values[above]
+        # Nuclei beside such red cells would be darker still.
+        values, violet, stain = values[above], violet[above], stain[above]
         if len(values) < 16 or np.percentile(values, 99.5) < _SURE:
             return None
     return None

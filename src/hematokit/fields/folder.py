@@ -125,12 +125,17 @@ def describe_job(job: FieldJob) -> dict[str, Any]:
     }
     if job.model is not None:
         from hematokit.models import find_bundle
+        from hematokit.models.bundle import WEIGHTS, read_config
 
         bundle = find_bundle(job.model)
-        digest = hashlib.sha256()
-        for name in ("config.json", "model.safetensors"):
-            with (bundle / name).open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+        config = read_config(bundle)
+        # What decides a prediction. When it was trained, and how long that took, does not.
+        deciding = config.model_dump(
+            mode="json", include={"taxonomy", "input", "temperature", "pixel_size_um", "backbone"}
+        )
+        digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
+        with (bundle / WEIGHTS).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
         identity["model"] = {"sha256": digest.hexdigest(), "pixel_size_um": job.model_pixel_size_um}
         identity["unsure_below"] = job.unsure_below
     return identity

@@ -19,7 +19,7 @@ def draw_radius(rng: Rng, mean: float, spread: float = 0.09) -> float:
 
 def blank_cell(rng: Rng, code: str, radius: float, roughness: float = 0.022) -> Cell:
     """A cell of that size with an outline of its own and nothing in it."""
-    blebs = int(rng.choice([0, 2, 5], p=[0.6, 0.3, 0.1]))
+    blebs = int(rng.choice([0, 2, 5], p=[0.72, 0.22, 0.06]))
     return Cell(
         code,
         radius,
@@ -27,19 +27,19 @@ def blank_cell(rng: Rng, code: str, radius: float, roughness: float = 0.022) -> 
         elongation=1.0 + abs(float(rng.normal(0.0, 0.14))),
         angle=float(rng.uniform(0, np.pi)),
         outline=np.column_stack(
-            [rng.normal(0.0, roughness * np.array([2.0, 1.3, 0.9, 0.6])), rng.uniform(0, 2 * np.pi, 4)]
+            [rng.normal(0.0, roughness * np.array([1.6, 1.1, 0.8, 0.5])), rng.uniform(0, 2 * np.pi, 4)]
         ),
         # Some membranes bulge in small blebs.
         hairs=np.column_stack(
             [rng.uniform(0, 2 * np.pi, blebs), rng.uniform(0.06, 0.15, blebs), rng.gamma(2.0, 0.17, blebs)]
         ),
         warp=float(rng.uniform(0.08, 0.18)),
-        fray=float(rng.uniform(0.03, 0.11)),
+        fray=float(rng.uniform(0.03, 0.09)),
         edge=float(rng.uniform(0.2, 0.5)),
         nucleus_edge=float(rng.uniform(0.12, 0.35)),
         membrane=float(rng.uniform(0.0, 0.22)),
         lens=float(rng.uniform(0.05, 0.25)),
-        shade=float(rng.uniform(0.05, 0.2)),
+        shade=float(rng.uniform(0.03, 0.14)),
         shade_angle=float(rng.uniform(0, 2 * np.pi)),
     )
 

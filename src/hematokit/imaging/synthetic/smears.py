@@ -108,7 +108,7 @@ def smear_style(seed: int, number: int) -> Smear:
     first, second = rng.choice(len(_RED_CELLS), 2, p=[share for _, share in _RED_CELLS])
     colour = np.asarray(mix(_RED_CELLS[first][0], _RED_CELLS[second][0], float(rng.beta(0.7, 0.7))))
     look = RedCellLook(
-        density=_triple(colour * rng.lognormal(0.05, 0.28)),
+        density=_triple(colour * rng.lognormal(-0.05, 0.24)),
         pallor=float(rng.choice([0.05, 0.25, 0.5, 0.75], p=[0.35, 0.25, 0.25, 0.15])),
         rim=float(rng.uniform(0.0, 0.35)),
         halo=float(rng.choice([0.0, rng.uniform(0.02, 0.1)], p=[0.3, 0.7])),
@@ -121,7 +121,7 @@ def smear_style(seed: int, number: int) -> Smear:
         smear_id=f"S{number + 1:02d}",
         patient_id=f"P{number // 2 + 1:02d}",
         light=_triple(np.clip(light, 128, 260)),
-        strength=float(np.clip(rng.lognormal(0.0, 0.1), 0.8, 1.3)),
+        strength=float(np.clip(rng.lognormal(0.0, 0.08), 0.8, 1.25)),
         hue=_triple(np.array([rng.uniform(0.9, 1.12), rng.uniform(0.95, 1.06), rng.uniform(0.8, 1.25)])),
         flare=float(rng.uniform(0.005, 0.035)),
         blur=float(rng.uniform(1.0, 1.6)),
@@ -132,14 +132,14 @@ def smear_style(seed: int, number: int) -> Smear:
         red_cell=look,
         polychromasia=float(rng.uniform(0.0, 0.2)),
         rouleaux=float(rng.choice([0.0, 0.2, 0.6], p=[0.5, 0.3, 0.2])),
-        red_cells=float(rng.uniform(50.0, 190.0)),
+        red_cells=float(rng.uniform(45.0, 170.0)),
         nucleated=float(rng.uniform(4.0, 36.0)),
         platelets=float(rng.gamma(1.5, 4.0)),
         debris=float(rng.gamma(0.9, 170.0)),
         patchiness=float(rng.uniform(0.2, 1.0)),
-        clumping=float(rng.uniform(0.3, 0.9)),
+        clumping=float(rng.uniform(0.2, 0.7)),
         haze=float(rng.choice([0.005, 0.025, 0.08], p=[0.5, 0.36, 0.14])),
-        curd=float(rng.choice([0.0, 0.05, 0.16], p=[0.5, 0.3, 0.2])),
+        curd=float(rng.choice([0.0, 0.05, 0.14], p=[0.55, 0.3, 0.15])),
     )
 
 
