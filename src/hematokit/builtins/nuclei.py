@@ -19,7 +19,7 @@ from scipy import ndimage
 from hematokit.builtins.nucleus_scale import Levels, estimate_scale, find_levels
 from hematokit.builtins.nucleus_shapes import outline, separate_nuclei
 from hematokit.imaging.geometry import Box, contour_area
-from hematokit.imaging.staining import background, picture_frame, reduced, stain_maps
+from hematokit.imaging.staining import StainMaps, background, picture_frame, reduced, stain_maps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +33,12 @@ _COARSE_SIDE: Final = 640
 
 _WORKING_SCALE: Final = 3.2
 """Pixels per micrometre that are enough to find and outline a nucleus."""
+
+_CUT_DIAMETER: Final = 1.2
+"""What a nucleus cut by the border must still show, in smallest diameters: about half of a typical one."""
+
+_RED_CELL_HUE: Final = 0.12
+"""Red absorbed more than blue, as a share of green: red cells, however dark, are below, nuclei above."""
 
 _SMALLEST_NUCLEUS_PX: Final = 10.0
 """Width below which, without red cells to compare with, a violet spot is no nucleus but a speck."""
@@ -52,7 +58,7 @@ class NucleusDetector:
         What a cell's box has around the nucleus on each side, for the cytoplasm.
     """
 
-    min_score: float = 0.3
+    min_score: float = 0.5
     min_diameter_um: float = 3.1
     margin_um: float = 1.5
 
@@ -109,12 +115,12 @@ class NucleusDetector:
         scale /= factor
         maps = stain_maps(working, light, sigma=max(0.5, 0.35 * scale))
         labels = separate_nuclei(maps, levels.threshold, scale)
-        return self._measured(labels, maps.nuclei, levels, scale, factor, picture.shape[:2])
+        return self._measured(labels, maps, levels, scale, factor, picture.shape[:2])
 
     def _measured(
         self,
         labels: NDArray[np.int32],
-        nuclei: NDArray[np.float32],
+        maps: StainMaps,
         levels: Levels,
         scale: float,
         factor: int,
@@ -124,22 +130,24 @@ class NucleusDetector:
         height, width = shape[0], shape[1]
         margin = self.margin_um * scale * factor
         for number, place in enumerate(ndimage.find_objects(labels), 1):
-            if place is None:
+            if not place:  # a number that no part has any more
                 continue
             mask = labels[place] == number
             area = float(mask.sum())
             top, left, bottom, right = place[0].start, place[1].start, place[0].stop, place[1].stop
             cut = top == 0 or left == 0 or bottom == labels.shape[0] or right == labels.shape[1]
             diameter = 2 * math.sqrt(area / math.pi) / scale
-            if diameter < self.min_diameter_um * (0.8 if cut else 1.0):
+            if diameter < self.min_diameter_um * (_CUT_DIAMETER if cut else 1.0):
+                continue
+            if _red_over_blue(maps, place, mask) < _RED_CELL_HUE:
                 continue
             depth = ndimage.distance_transform_edt(np.pad(mask, 1, mode="edge" if cut else "constant"))
             thickness = 2 * float(depth.max()) / scale
-            level = float(nuclei[place][mask].mean())
+            level = float(maps.nuclei[place][mask].mean())
             score = self._score(diameter, thickness, level, levels)
             if score < self.min_score:
                 continue
-            line = outline(mask) + (top, left)
+            line = outline(mask) + np.array((top, left), np.float32)
             line = np.clip(line * factor, 0, (height, width))
             y0, x0, y1, x1 = top * factor, left * factor, min(bottom * factor, height), min(right * factor, width)
             if bottom == labels.shape[0]:
@@ -173,7 +181,15 @@ class NucleusDetector:
         dark = _ramp(level, levels.threshold, levels.threshold + 0.25)
         large = _ramp(diameter, 0.7 * self.min_diameter_um, 1.6 * self.min_diameter_um)
         thick = _ramp(thickness, 1.5, 4.0)
-        return (dark * large * thick) ** (1 / 3)
+        return math.cbrt(dark * large * thick)
+
+
+def _red_over_blue(maps: StainMaps, place: tuple[slice, ...], mask: NDArray[np.bool_]) -> float:
+    """How much more red than blue light a spot absorbs, as a share of the green: haemoglobin takes blue first."""
+    stain, violet, nuclei = (plane[place][mask] for plane in (maps.stain, maps.violet, maps.nuclei))
+    # The nucleus map is the geometric mean of red and violet, violet is green less blue.
+    red = float((nuclei**2 / np.maximum(violet, 0.02)).sum())
+    return (red - float((stain - violet).sum())) / max(float(stain.sum()), 1e-6)
 
 
 def _ramp(value: float, low: float, high: float) -> float:

@@ -23,11 +23,14 @@ Labels = NDArray[np.int32]
 NECK: Final = 0.72
 """Two parts are one body where the neck between them is at least this share of the smaller one's width."""
 
-LOBE_UM: Final = 10.0
+LOBE_UM: Final = 9.0
 """Parts no wider than this may be lobes of a segmented nucleus, in a field of few cells."""
 
-CELL_UM: Final = 24.0
+CELL_UM: Final = 22.0
 """Lobes that belong together fit into this. Generous, as are all sizes where the scale is only estimated."""
+
+WHOLE_UM: Final = 6.0
+"""Two round parts of about the same width, wider than this, are two whole nuclei."""
 
 MANY: Final = 4
 """With this many groups of nuclei, or this many round ones, what is a lobe is judged by comparison:"""
@@ -80,7 +83,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Contact:
-    """Where two parts touch or nearly do: width of the neck (0 across a gap), violet of the seam outside, its length."""
+    """Where two parts touch or nearly do: width of the neck (0: a gap), violet of the seam outside, its length."""
 
     neck: float
     between: float
@@ -184,7 +187,8 @@ def _joined(
     def lobes(one: _Part, two: _Part, contact: _Contact) -> float:
         small = one if one.width <= two.width else two
         limit = compact if small.is_round else slim
-        if small.width > limit or one.span_with(two) > cell or contact.between < cytoplasm:
+        twins = one.is_round and two.is_round and small.width > max(WHOLE_UM * scale, 0.7 * max(one.width, two.width))
+        if twins or small.width > limit or one.span_with(two) > cell or contact.between < cytoplasm:
             return 0.0
         return contact.neck / small.width + contact.between
 

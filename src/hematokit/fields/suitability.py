@@ -227,7 +227,7 @@ def _sharpest(edges: NDArray[Any]) -> float:
     before = float(share[number - 1]) if number else 0.0
     part = (0.25 - before) / (float(share[number]) - before)
     low, high = float(_EDGES[number]), float(_EDGES[number + 1])
-    return low * (high / low) ** part
+    return low * math.pow(high / low, part)
 
 
 def _mean(sums: Sequence[tuple[int, float]]) -> float:

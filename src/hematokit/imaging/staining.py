@@ -125,10 +125,11 @@ class Light:
         y = (np.arange(height, dtype=np.float32) + 0.5) / longest * 2 - 1
         x = (np.arange(width, dtype=np.float32) + 0.5) / longest * 2 - 1
         one, sy, sx, syy, sxx, sxy = self.shape[:, channel].astype(np.float32)
-        plane = np.multiply.outer(y * sxy, x)
+        plane: NDArray[np.float32] = np.multiply.outer(y * sxy, x)
         plane += (np.float32(self.level[channel]) + one + sy * y + syy * y * y)[:, None]
         plane += sx * x + sxx * x * x
-        return np.clip(plane, np.float32(self.level[channel] - 1.5), np.float32(5.7), out=plane)
+        np.clip(plane, np.float32(self.level[channel] - 1.5), np.float32(5.7), out=plane)
+        return plane
 
 
 def background(picture: Picture) -> Light:
