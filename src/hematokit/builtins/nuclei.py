@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from hematokit.builtins.nucleus_scale import Levels, estimate_scale, find_levels
 from hematokit.builtins.nucleus_shapes import outline, separate_nuclei
 from hematokit.imaging.geometry import Box, contour_area
+from hematokit.imaging.nucleus_scale import Levels, estimate_scale, find_levels
 from hematokit.imaging.staining import StainMaps, background, picture_frame, reduced, stain_maps
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ _COARSE_SIDE: Final = 640
 
 _WORKING_SCALE: Final = 3.2
 """Pixels per micrometre that are enough to find and outline a nucleus."""
+
+_FEWEST_PX: Final = 5.0
+"""Pixels that the smallest nucleus must be wide: in fewer, noise looks like nuclei."""
 
 _CUT_DIAMETER: Final = 1.2
 """What a nucleus cut by the border must still show, in smallest diameters: about half of a typical one."""
@@ -108,6 +111,8 @@ class NucleusDetector:
             scale = coarse_scale * factor
             if scale <= 0 or (sureness == 0 and scale * 8.0 < _SMALLEST_NUCLEUS_PX):
                 return []
+        if self.min_diameter_um * scale < _FEWEST_PX:
+            return []
         factor = max(1, int(scale / _WORKING_SCALE))
         if min(picture.shape[:2]) // factor < 4:
             return []
@@ -147,7 +152,7 @@ class NucleusDetector:
             score = self._score(diameter, thickness, level, levels)
             if score < self.min_score:
                 continue
-            line = outline(mask) + np.array((top, left), np.float32)
+            line = outline(mask, smoothing=0.5 * scale) + np.array((top, left), np.float32)
             line = np.clip(line * factor, 0, (height, width))
             y0, x0, y1, x1 = top * factor, left * factor, min(bottom * factor, height), min(right * factor, width)
             if bottom == labels.shape[0]:
@@ -159,7 +164,7 @@ class NucleusDetector:
                 math.ceil(y1 - y0 + 2 * margin), math.ceil(x1 - x0 + 2 * margin),
             )  # fmt: skip
             inside = box.clipped(height, width)
-            assert inside is not None
+            assert inside is not None  # it holds the nucleus
             rows.append(
                 {
                     "y": (y0 + y1) / 2,

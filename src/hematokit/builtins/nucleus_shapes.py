@@ -20,7 +20,7 @@ __all__ = ["outline", "separate_nuclei"]
 
 Labels = NDArray[np.int32]
 
-NECK: Final = 0.72
+NECK: Final = 0.78
 """Two parts are one body where the neck between them is at least this share of the smaller one's width."""
 
 LOBE_UM: Final = 9.0
@@ -29,7 +29,7 @@ LOBE_UM: Final = 9.0
 CELL_UM: Final = 22.0
 """Lobes that belong together fit into this. Generous, as are all sizes where the scale is only estimated."""
 
-WHOLE_UM: Final = 6.0
+WHOLE_UM: Final = 5.0
 """Two round parts of about the same width, wider than this, are two whole nuclei."""
 
 MANY: Final = 4
@@ -50,7 +50,7 @@ SPAN: Final = (2.1, 13.0, 18.0)
 LOBE_GAP_UM: Final = 2.5
 """Lobes of one nucleus lie no further apart."""
 
-EDGE: Final = 0.58
+EDGE: Final = 0.66
 """Share of a nucleus' darkness at its edge."""
 
 CYTOPLASM: Final = 0.18
@@ -289,19 +289,26 @@ def _contacts(
     }
 
 
-def outline(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+def outline(mask: NDArray[np.bool_], *, smoothing: float = 0.0) -> NDArray[np.float64]:
     """Draw the outline of a mask: of its largest part, where it has several.
 
     Parameters
     ----------
     mask : ndarray of bool, shape (H, W)
+    smoothing : float
+        Bays narrower than twice this many pixels, pale chromatin at the edge, are closed.
 
     Returns
     -------
     ndarray of float64, shape (n, 2)
         ``(y, x)``, pixel corners on the integers, not closed, n >= 3.
     """
-    soft = ndimage.gaussian_filter(np.pad(mask, 3).astype(np.float32), 0.8)
+    steps = round(smoothing)
+    pad = steps + 3
+    padded = np.pad(mask, pad)
+    if steps > 0:
+        padded = ndimage.binary_closing(padded, iterations=steps)
+    soft = ndimage.gaussian_filter(padded.astype(np.float32), 0.8)
     lines = find_contours(soft, 0.5)
     if not lines:
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -310,4 +317,4 @@ def outline(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     line = max(lines, key=len)
     line = approximate_polygon(line, 0.3)[:-1]
     height, width = mask.shape
-    return np.asarray(np.clip(line - 2.5, 0, (height, width)), np.float64)
+    return np.asarray(np.clip(line - (pad - 0.5), 0, (height, width)), np.float64)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from hematokit.builtins.nucleus_scale import estimate_scale, find_levels
+from hematokit.imaging.nucleus_scale import estimate_scale, find_levels
 from hematokit.imaging.staining import background, optical_density, picture_frame, reduced, stain_maps
 
 if TYPE_CHECKING:
