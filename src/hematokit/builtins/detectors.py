@@ -27,7 +27,7 @@ def register_detectors(register: Callable[[DetectorSpec], None]) -> None:
             "nucleated cells by the violet of their nuclei (Romanowsky stains); no training, no pixel size needed",
             _nuclei,
             {
-                "min_score": Option(float, 0.5, "cells with a lower score are left out", 0.0, 1.0),
+                "min_score": Option(float, 0.55, "cells with a lower score are left out", 0.0, 1.0),
                 "min_diameter_um": Option(float, 3.1, "diameter of the smallest nucleus in um", 0.5, 50.0),
                 "margin_um": Option(float, 1.5, "what a cell's box has around its nucleus, in um", 0.0, 50.0),
             },

@@ -61,7 +61,7 @@ class NucleusDetector:
         What a cell's box has around the nucleus on each side, for the cytoplasm.
     """
 
-    min_score: float = 0.5
+    min_score: float = 0.55
     min_diameter_um: float = 3.1
     margin_um: float = 1.5
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage.measure import approximate_polygon, find_contours
+from skimage.measure import find_contours
 from skimage.morphology import remove_small_holes
 from skimage.segmentation import expand_labels, watershed
 
@@ -19,6 +20,7 @@ from hematokit.imaging.staining import StainMaps
 __all__ = ["outline", "separate_nuclei"]
 
 Labels = NDArray[np.int32]
+Number = TypeVar("Number", bound=np.generic)
 
 NECK: Final = 0.78
 """Two parts are one body where the neck between them is at least this share of the smaller one's width."""
@@ -29,7 +31,7 @@ LOBE_UM: Final = 9.0
 CELL_UM: Final = 22.0
 """Lobes that belong together fit into this. Generous, as are all sizes where the scale is only estimated."""
 
-WHOLE_UM: Final = 5.0
+WHOLE_UM: Final = 6.0
 """Two round parts of about the same width, wider than this, are two whole nuclei."""
 
 MANY: Final = 4
@@ -50,7 +52,13 @@ SPAN: Final = (2.1, 13.0, 18.0)
 LOBE_GAP_UM: Final = 2.5
 """Lobes of one nucleus lie no further apart."""
 
-EDGE: Final = 0.66
+_DEEPEST_UM: Final = 15.0
+"""No nucleus is thicker than twice this; distances to the edge need not be right beyond."""
+
+_STRIP: Final = 1024
+"""Rows that are transformed at a time."""
+
+EDGE: Final = 0.62
 """Share of a nucleus' darkness at its edge."""
 
 CYTOPLASM: Final = 0.18
@@ -141,7 +149,7 @@ def _cut(mask: NDArray[np.bool_], scale: float) -> tuple[Labels, NDArray[np.floa
     mask = ndimage.binary_closing(mask, iterations=max(1, round(0.3 * scale)))
     mask = ndimage.binary_opening(mask, iterations=max(1, round(0.3 * scale)))
     mask = remove_small_holes(mask, max_size=int(6.0 * scale * scale) + 1)
-    depth = ndimage.distance_transform_edt(mask).astype(np.float32)
+    depth = _by_strips(ndimage.distance_transform_edt, mask, math.ceil(_DEEPEST_UM * scale), np.float32)
     depth = ndimage.gaussian_filter(depth, 0.25 * scale, truncate=3.0)
     depth[~mask] = 0.0
     inner = (slice(pad, -pad), slice(pad, -pad))
@@ -152,6 +160,18 @@ def _cut(mask: NDArray[np.bool_], scale: float) -> tuple[Labels, NDArray[np.floa
     if not count:
         return np.zeros(mask.shape, np.int32), depth
     return watershed(-depth, markers, mask=mask).astype(np.int32), depth
+
+
+def _by_strips(
+    function: Callable[[NDArray[Any]], NDArray[Any]], image: NDArray[Any], overlap: int, kind: type[Number]
+) -> NDArray[Number]:
+    """Apply a function that looks no further than `overlap` strip by strip: distance transforms need much memory."""
+    result = np.empty(image.shape, kind)
+    for top in range(0, len(image), _STRIP):
+        bottom = min(top + _STRIP, len(image))
+        before = max(top - overlap, 0)
+        result[top:bottom] = function(image[before : bottom + overlap])[top - before : bottom - before]
+    return result
 
 
 def _joined(
@@ -174,8 +194,12 @@ def _joined(
                 rows.start, columns.start, rows.stop, columns.stop,
             )  # fmt: skip
     contacts = _contacts(pieces, violet, depth, scale)
+    neighbours: dict[int, set[int]] = {number: set() for number in parts}
+    for first, second in contacts:
+        neighbours[first].add(second)
+        neighbours[second].add(first)
     # First what no neck divides, so that whole nuclei can be told from lobes; then the lobes.
-    _join(parts, contacts, lambda one, two, contact: contact.neck / min(one.width, two.width) - NECK)
+    _join(parts, contacts, neighbours, lambda one, two, contact: contact.neck / min(one.width, two.width) - NECK)
     typical = _typical_width(parts, pieces, scale)
     if typical > 0:
         slim, compact, cell = (
@@ -192,7 +216,7 @@ def _joined(
             return 0.0
         return contact.neck / small.width + contact.between
 
-    _join(parts, contacts, lobes)
+    _join(parts, contacts, neighbours, lobes)
     renumber = np.zeros(count + 1, np.int32)
     for number, part in enumerate(parts.values(), 1):
         renumber[part.members] = number
@@ -202,7 +226,7 @@ def _joined(
 def _typical_width(parts: dict[int, _Part], pieces: Labels, scale: float) -> float:
     """Width of the larger nuclei of a field, px: of the widest part of each group; 0 if there are few groups."""
     steps = max(1, round(1.5 * scale))
-    groups, count = ndimage.label(ndimage.distance_transform_edt(pieces == 0) <= steps)
+    groups, count = ndimage.label(ndimage.binary_dilation(pieces > 0, iterations=steps))
     widest = np.zeros(count + 1)
     for part in parts.values():
         group = groups[part.inside]
@@ -218,41 +242,63 @@ def _typical_width(parts: dict[int, _Part], pieces: Labels, scale: float) -> flo
 def _join(
     parts: dict[int, _Part],
     contacts: dict[tuple[int, int], _Contact],
+    neighbours: dict[int, set[int]],
     bond: Callable[[_Part, _Part, _Contact], float],
 ) -> None:
     """Merge the pair with the strongest bond, again and again until no bond is above 0."""
-    bonds = {pair: bond(parts[pair[0]], parts[pair[1]], contact) for pair, contact in contacts.items()}
-    while bonds:
-        best = max(bonds, key=lambda pair: (bonds[pair], pair))
-        if bonds[best] <= 0:
-            return
-        kept = best[0]
-        _merge(parts, contacts, *best)
-        bonds = {pair: value for pair, value in bonds.items() if pair in contacts and kept not in pair}
-        for pair, contact in contacts.items():
-            if kept in pair:
-                bonds[pair] = bond(parts[pair[0]], parts[pair[1]], contact)
+
+    def offer(pair: tuple[int, int]) -> None:
+        one, two = pair
+        value = bond(parts[one], parts[two], contacts[pair])
+        if value > 0:
+            current[pair] = value
+            heapq.heappush(queue, (-value, pair))
+        else:
+            current.pop(pair, None)
+
+    queue: list[tuple[float, tuple[int, int]]] = []
+    current: dict[tuple[int, int], float] = {}
+    for pair in contacts:
+        offer(pair)
+    while queue:
+        value, pair = heapq.heappop(queue)
+        if pair not in contacts or current.get(pair) != -value:
+            continue  # one of the two has been merged since
+        kept = pair[0]
+        _merge(parts, contacts, neighbours, *pair)
+        for other in neighbours[kept]:
+            offer((min(kept, other), max(kept, other)))
 
 
-def _merge(parts: dict[int, _Part], contacts: dict[tuple[int, int], _Contact], first: int, second: int) -> None:
+def _merge(
+    parts: dict[int, _Part],
+    contacts: dict[tuple[int, int], _Contact],
+    neighbours: dict[int, set[int]],
+    first: int,
+    second: int,
+) -> None:
     one, two = parts[first], parts.pop(second)
     parts[first] = _Part(
         one.members + two.members, one.inside, max(one.width, two.width), one.area + two.area,
         min(one.y0, two.y0), min(one.x0, two.x0), max(one.y1, two.y1), max(one.x1, two.x1),
     )  # fmt: skip
     del contacts[first, second]
-    for pair in [pair for pair in contacts if second in pair]:
-        contact = contacts.pop(pair)
-        other = pair[0] if pair[1] == second else pair[1]
+    neighbours[first].discard(second)
+    for other in neighbours.pop(second) - {first}:
+        contact = contacts.pop((min(second, other), max(second, other)))
         renamed = (min(first, other), max(first, other))
         contacts[renamed] = contact.with_(contacts[renamed]) if renamed in contacts else contact
+        neighbours[other].discard(second)
+        neighbours[other].add(first)
+        neighbours[first].add(other)
 
 
 def _contacts(
     pieces: Labels, violet: NDArray[np.float32], depth: NDArray[np.float32], scale: float
 ) -> dict[tuple[int, int], _Contact]:
     """Find which pieces touch or nearly touch."""
-    grown = expand_labels(pieces, LOBE_GAP_UM / 2 * scale)
+    reach = LOBE_GAP_UM / 2 * scale
+    grown = _by_strips(lambda strip: expand_labels(strip, reach), pieces, math.ceil(reach) + 1, np.int32)
     ones, twos, necks, betweens = [], [], [], []
     whole = slice(None)
     for before, after in (
@@ -314,7 +360,8 @@ def outline(mask: NDArray[np.bool_], *, smoothing: float = 0.0) -> NDArray[np.fl
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
         return np.array([(y0, x0), (y0, x1), (y1, x1), (y1, x0)], np.float64)
-    line = max(lines, key=len)
-    line = approximate_polygon(line, 0.3)[:-1]
+    line = max(lines, key=len)[:-1]
+    # Two points or so per pixel; of a smooth line a quarter are enough.
+    line = line[:: max(1, min(4, len(line) // 16))]
     height, width = mask.shape
     return np.asarray(np.clip(line - (pad - 0.5), 0, (height, width)), np.float64)

@@ -52,6 +52,13 @@ _THICK: Final = 0.93
 _BLURRED: Final = 0.35
 _PALE: Final = 0.2
 _BLACK: Final = 12.0
+
+_LIT: Final = 40.0
+"""Grey value from which a colour can be told."""
+
+_WHITE: Final = 0.35
+"""Saturation of the brightest part of a field above which it is no background."""
+
 _FEWEST_EDGES: Final = 12
 
 
@@ -88,7 +95,7 @@ class Suitability:
     staining : float
         How far nuclei stand out: difference of the nucleus map between nuclei and the rest, cut at 1.
     thickness : float
-        Share of the field that is covered.
+        Share of the field that is covered; 1 where no background is seen at all.
     flag : str
         ``ok``, ``blank``, ``out-of-focus``, ``too-thick``, ``poorly-stained`` or ``no-cells``: the first that applies
         in this order.
@@ -130,6 +137,10 @@ def measure_window(pixels: NDArray[np.uint8], pixel_size_um: float | None) -> Wi
     light = background(coarse)
     maps = stain_maps(coarse, light, sigma=1.0)
     covered = maps.stain > _STAINED
+    colour = np.exp(light.level)
+    if colour.max() > _LIT and colour.min() < (1 - _WHITE) * colour.max():
+        # No lamp has such a colour: what is brightest is stained, too, and no background is seen anywhere.
+        covered[:] = True
     black = coarse.max(axis=2) < _BLACK
     levels = find_levels(maps)
     if levels is None:
