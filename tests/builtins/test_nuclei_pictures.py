@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pytest
-from defusedxml.ElementTree import parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -149,14 +147,6 @@ def test_uneven_light_changes_nothing(detector):
     light = 1 - 0.35 * (x * x + y * y) / 2
     cells = detector.detect((photograph(picture) * light[..., None]).astype(np.uint8), None)
     assert len(cells) == 1
-
-
-def white_cells(path: Path):
-    return [
-        [float(entry.findtext(f"bndbox/{side}")) for side in ("ymin", "xmin", "ymax", "xmax")]
-        for entry in parse(path).getroot().iter("object")
-        if entry.findtext("name") == "WBC"
-    ]
 
 
 def test_real_blood_fields_at_half_and_double_size(detector, real_data):
