@@ -32,6 +32,9 @@ __all__ = ["WINDOW_SIDE", "Examination", "NamedDetector", "detect_cells", "exami
 WINDOW_SIDE: Final = 4096
 """Largest side in pixels of what a detector is given at once, margins not counted."""
 
+_COARSE_UM: Final = 0.2
+"""Micrometres per pixel above which windows are half as wide."""
+
 _MARGIN: Final = 384
 """Pixels around a window: more than the widest cell (a megakaryocyte of 100 um at 0.3 um per pixel)."""
 
@@ -120,7 +123,7 @@ def examine_field(
     detector : NamedDetector
         From `make_detector`.
     window_side : int, optional
-        Largest side in pixels of a window, `WINDOW_SIDE` by default.
+        Largest side in pixels of a window; by default `WINDOW_SIDE`, or half of it where pixels are large.
     progress : Progress
         Told the number of windows done.
 
@@ -137,7 +140,7 @@ def examine_field(
     """
     parts: list[pd.DataFrame] = []
     measures: list[WindowMeasure] = []
-    pieces = list(windows(field.height, field.width, window_side or WINDOW_SIDE, _MARGIN))
+    pieces = list(windows(field.height, field.width, window_side or _usual_side(field), _MARGIN))
     for number, window in enumerate(pieces):
         pixels = field.read(window.outer)
         found = _run(detector, pixels, field.pixel_size_um)
@@ -156,6 +159,12 @@ def examine_field(
             cells = _without_repeats(cells)
         cells = cells.drop(columns="window").sort_values(["y", "x"], kind="stable", ignore_index=True)
     return Examination(cells, assess_field(measures, cells))
+
+
+def _usual_side(field: Field) -> int:
+    """Where a pixel is large, a window holds thousands of cells, and detectors cannot work on a reduced picture."""
+    coarse = field.pixel_size_um is not None and field.pixel_size_um > _COARSE_UM
+    return WINDOW_SIDE // 2 if coarse else WINDOW_SIDE
 
 
 def _run(detector: NamedDetector, pixels: npt.NDArray[np.uint8], pixel_size_um: float | None) -> pd.DataFrame:
