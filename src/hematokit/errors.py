@@ -17,7 +17,13 @@ __all__ = [
     "StoreError",
     "TaxonomyError",
     "TrainingError",
+    "describe_error",
 ]
+
+
+def describe_error(error: BaseException) -> str:
+    """Say in one line what a stranger's code raised: its type, and at most 300 characters in all."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 class HematokitError(Exception):

@@ -6,11 +6,20 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["TEMPORARY_PREFIX", "replace_file", "sync_folder", "write_atomically", "write_json"]
+from hematokit.errors import HematokitError
+
+__all__ = [
+    "TEMPORARY_PREFIX",
+    "one_line_write_errors",
+    "replace_file",
+    "sync_folder",
+    "write_atomically",
+    "write_json",
+]
 
 TEMPORARY_PREFIX = ".writing-"
 """How the names of unfinished files begin; what a killed process left behind is found by it."""
@@ -49,6 +58,30 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Replace a JSON file in one step."""
     write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False))
+
+
+@contextlib.contextmanager
+def one_line_write_errors(folder: Path, kind: type[HematokitError], advice: str) -> Iterator[None]:
+    """Turn a full disk or a lack of permission into one line that says where, why, and what to do.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the block writes.
+    kind : type
+        Error to raise.
+    advice : str
+        What to do, and what is kept.
+
+    Raises
+    ------
+    HematokitError
+        Of that `kind`, for any `OSError` of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"cannot write to {folder} ({error.strerror or error}); {advice}") from error
 
 
 def sync_folder(folder: Path) -> None:

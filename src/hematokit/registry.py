@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import pluggy
 
 from hematokit import hookspecs
-from hematokit.errors import PluginError
+from hematokit.errors import HematokitError, PluginError, describe_error
 from hematokit.specs import AnySpec, AugmenterSpec, BackboneSpec, DetectorSpec, ExplainerSpec, Variant
 
 if TYPE_CHECKING:
@@ -113,6 +113,35 @@ class Registry(Generic[S]):
         """Return the plugin that registered `name`."""
         self.get(name)
         return self._owners[name]
+
+    def make(self, name: str, options: Mapping[str, object] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Make what a spec describes.
+
+        Parameters
+        ----------
+        name : str
+            As ``hematokit plugins`` lists it.
+        options : mapping, optional
+            Its options, checked and completed.
+
+        Returns
+        -------
+        made, options
+            What the factory returned, and the options it was given.
+
+        Raises
+        ------
+        PluginError
+            If there is none of that name, an option does not fit, or it cannot be made.
+        """
+        resolved = self.get(name).resolve_options(options)
+        try:
+            return self.get(name).factory(**resolved), resolved
+        except HematokitError:
+            raise
+        except Exception as error:
+            who = f"{self.kind} {name!r} of package {self.owner(name).package}"
+            raise PluginError(f"{who} cannot be made: {describe_error(error)}") from error
 
     def check(self, spec: S, info: PluginInfo) -> None:
         """Refuse what is not a spec of this kind, or a name that is taken.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from hematokit.errors import PluginError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "DETECTION_COLUMNS",
     "AnySpec",
     "Augmenter",
     "AugmenterSpec",
@@ -175,6 +176,10 @@ class Detector(Protocol):
     def detect(self, field: np.ndarray, pixel_size_um: float | None) -> pd.DataFrame:
         """Return one row per cell: the geometry columns, ``score`` and, where there is one, a contour."""
 
+
+DETECTION_COLUMNS: Final = ("y", "x", "y0", "x0", "height", "width", "score", "area", "touches_border", "contour")
+"""What a detector says of a cell: centre and box in pixels of the field, score in [0, 1], area of the nucleus in
+square pixels, whether the border of the field cuts it, and the nucleus's outline (n, 2) as ``(y, x)``, or None."""
 
 _NO_OPTIONS: Mapping[str, Option] = MappingProxyType({})
 

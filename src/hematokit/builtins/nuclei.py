@@ -20,13 +20,12 @@ from hematokit.builtins.nucleus_shapes import outline, separate_nuclei
 from hematokit.imaging.geometry import Box, contour_area
 from hematokit.imaging.nucleus_scale import Levels, estimate_scale, find_levels
 from hematokit.imaging.staining import StainMaps, background, picture_frame, reduced, stain_maps
+from hematokit.specs import DETECTION_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COLUMNS", "NucleusDetector"]
-
-COLUMNS: Final = ("y", "x", "y0", "x0", "height", "width", "score", "area", "touches_border", "contour")
+__all__ = ["NucleusDetector"]
 
 _COARSE_SIDE: Final = 640
 """Longer side in pixels of the coarse look."""
@@ -209,6 +208,6 @@ def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             name: pd.Series([row[name] for row in rows], dtype=object if name == "contour" else kinds.get(name, float))
-            for name in COLUMNS
+            for name in DETECTION_COLUMNS
         }
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,18 +21,9 @@ if TYPE_CHECKING:
     from hematokit.explanation.selection import ChosenCells
     from hematokit.models import Classifier
 
-__all__ = ["collect_doubt", "collect_maps", "explained_cells", "model_identity"]
+__all__ = ["collect_doubt", "collect_maps", "explained_cells"]
 
 DOUBT_FILE = "doubt.parquet"
-
-
-def model_identity(bundle: Path) -> str:
-    """Hash over a bundle's configuration and weights."""
-    digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
-        with (bundle / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def collect_maps(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from hematokit.errors import ExplanationError, HematokitError, PluginError
+from hematokit.errors import ExplanationError, HematokitError, PluginError, describe_error
 from hematokit.progress import Progress, no_progress
 from hematokit.registry import load_plugins
 
@@ -93,17 +93,11 @@ def make_explainer(name: str, options: Mapping[str, object] | None = None, *, se
         If there is none of that name, an option does not fit, or it cannot be made.
     """
     registry = load_plugins().explainers
-    spec, owner = registry.get(name), registry.owner(name)
     given = dict(options or {})
-    if "seed" in spec.options:
+    if "seed" in registry.get(name).options:
         given.setdefault("seed", seed)
-    resolved = spec.resolve_options(given)
-    try:
-        explainer = spec.factory(**resolved)
-    except HematokitError:
-        raise
-    except Exception as error:
-        raise PluginError(f"explainer {name!r} of package {owner.package} cannot be made: {_said(error)}") from error
+    explainer, resolved = registry.make(name, given)
+    owner = registry.owner(name)
     return NamedExplainer(name, owner.package, owner.version, resolved, explainer)
 
 
@@ -235,7 +229,7 @@ def _run(named: NamedExplainer, classifier: Classifier, images: torch.Tensor, ta
     except (HematokitError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise PluginError(f"{who} failed: {_said(error)}") from error
+        raise PluginError(f"{who} failed: {describe_error(error)}") from error
     expected = (*targets.shape, *images.shape[2:])
     if not isinstance(maps, torch.Tensor) or tuple(maps.shape) != expected:
         what = tuple(maps.shape) if isinstance(maps, torch.Tensor) else type(maps).__name__
@@ -244,10 +238,6 @@ def _run(named: NamedExplainer, classifier: Classifier, images: torch.Tensor, ta
     if not np.isfinite(found).all():
         raise PluginError(f"{who} returned numbers that are not finite; tell its author")
     return found
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def explain_cells(

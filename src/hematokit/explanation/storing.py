@@ -15,8 +15,8 @@ settings or other cells are never mixed in.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ import pandas as pd
 
 from hematokit import __version__
 from hematokit.errors import ExplanationError
-from hematokit.files import TEMPORARY_PREFIX, replace_file, write_json
+from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, replace_file, write_json
 
 __all__ = ["CELLS_FILE", "STATE_FILE", "ExplanationFolder", "MapArrays"]
 
@@ -226,13 +226,9 @@ class MapArrays:
             ) from error
 
 
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> AbstractContextManager[None]:
     """Turn a full disk or a lack of permission into one line that says what is kept."""
-    try:
-        yield
-    except OSError as error:
-        raise ExplanationError(
-            f"cannot write to {folder} ({error.strerror or error}); make room or give another --output: the cells "
-            "that are done are kept, and the same command goes on after them"
-        ) from error
+    advice = (
+        "make room or give another --output: the cells that are done are kept, and the same command goes on after them"
+    )
+    return one_line_write_errors(folder, ExplanationError, advice)

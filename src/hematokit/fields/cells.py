@@ -10,6 +10,7 @@ import pandas as pd
 
 from hematokit.errors import PluginError
 from hematokit.imaging.geometry import Box
+from hematokit.specs import DETECTION_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,10 +23,6 @@ __all__ = [
     "name_cells",
     "order_columns",
 ]
-
-DETECTION_COLUMNS: Final = ("y", "x", "y0", "x0", "height", "width", "score", "area", "touches_border", "contour")
-"""What a detector says of a cell: centre and box in pixels of the field, score in [0, 1], area of the nucleus in
-square pixels, whether the border of the field cuts it, and the nucleus's outline (n, 2) as ``(y, x)``, or None."""
 
 TABLE_COLUMNS: Final = (
     "cell_id",

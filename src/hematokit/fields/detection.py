@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.spatial import KDTree
 
-from hematokit.errors import HematokitError, PluginError
+from hematokit.errors import HematokitError, PluginError, describe_error
 from hematokit.fields.cells import check_detections, empty_detections
 from hematokit.fields.suitability import Suitability, WindowMeasure, assess_field, measure_window
 from hematokit.imaging.geometry import Window, windows
@@ -89,15 +89,8 @@ def make_detector(name: str = "nuclei", options: Mapping[str, object] | None = N
         If there is none of that name, an option does not fit, or it cannot be made.
     """
     detectors = load_plugins().detectors
-    spec = detectors.get(name)
+    detector, resolved = detectors.make(name, options)
     owner = detectors.owner(name)
-    resolved = spec.resolve_options(options)
-    try:
-        detector = spec.factory(**resolved)
-    except HematokitError:
-        raise
-    except Exception as error:
-        raise PluginError(f"detector {name!r} of package {owner.package} cannot be made: {_said(error)}") from error
     return NamedDetector(name, owner.package, owner.version, resolved, detector)
 
 
@@ -174,11 +167,7 @@ def _run(detector: NamedDetector, pixels: npt.NDArray[np.uint8], pixel_size_um: 
         raise
     except Exception as error:
         where = f"detector {detector.name!r} of package {detector.package}"
-        raise PluginError(f"{where} failed: {_said(error)}") from error
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        raise PluginError(f"{where} failed: {describe_error(error)}") from error
 
 
 def _placed(found: pd.DataFrame, window: Window, field: Field, number: int) -> pd.DataFrame:

@@ -7,7 +7,6 @@ works on the rest. Results made with another model, detector or settings are nev
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from hematokit import __version__
 from hematokit.errors import FieldError
 from hematokit.fields.job import CELLS, FIELDS_FOLDER, FieldJob, FieldOutcome, FieldTask, Note
 from hematokit.fields.naming import name_fields
-from hematokit.files import TEMPORARY_PREFIX, write_atomically, write_json
+from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, write_atomically, write_json
 from hematokit.imaging.fieldfiles import field_name, list_fields
 from hematokit.progress import Progress, no_progress
 
@@ -103,15 +102,13 @@ class ResultsFolder:
             "fields": {**known, **ids},
             "research_use_only": True,
         }
-        try:
+        with one_line_write_errors(folder, FieldError, "give another --output"):
             (folder / FIELDS_FOLDER).mkdir(parents=True, exist_ok=True)
             write_json(folder / RUN_FILE, document)
             for left in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 left.unlink(missing_ok=True)
             for left in folder.glob(f"{FIELDS_FOLDER}/*/{TEMPORARY_PREFIX}*"):
                 left.unlink(missing_ok=True)
-        except OSError as error:
-            raise FieldError(f"cannot write to {folder} ({error.strerror or error}); give another --output") from error
         return cls(folder, job, tasks, unmatched)
 
 
@@ -125,18 +122,10 @@ def describe_job(job: FieldJob) -> dict[str, Any]:
     }
     if job.model is not None:
         from hematokit.models import find_bundle
-        from hematokit.models.bundle import WEIGHTS, read_config
+        from hematokit.models.bundle import bundle_identity
 
-        bundle = find_bundle(job.model)
-        config = read_config(bundle)
-        # What decides a prediction. When it was trained, and how long that took, does not.
-        deciding = config.model_dump(
-            mode="json", include={"taxonomy", "input", "temperature", "pixel_size_um", "backbone"}
-        )
-        digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
-        with (bundle / WEIGHTS).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-        identity["model"] = {"sha256": digest.hexdigest(), "pixel_size_um": job.model_pixel_size_um}
+        sha256 = bundle_identity(find_bundle(job.model))
+        identity["model"] = {"sha256": sha256, "pixel_size_um": job.model_pixel_size_um}
         identity["unsure_below"] = job.unsure_below
     return identity
 

@@ -10,8 +10,8 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +23,7 @@ from hematokit.fields.cells import name_cells
 from hematokit.fields.classifying import classify_cells
 from hematokit.fields.detection import NamedDetector, examine_field, make_detector
 from hematokit.fields.exports import write_csv, write_geojson, write_parquet
-from hematokit.files import write_atomically, write_json
+from hematokit.files import one_line_write_errors, write_atomically, write_json
 from hematokit.imaging.fieldfiles import Field, open_field
 from hematokit.imaging.reading import printable
 from hematokit.progress import Progress
@@ -323,15 +323,11 @@ class CannotWriteError(FieldError):
     """Results cannot be written: no field after this one could be either."""
 
 
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CannotWriteError(
-            f"cannot write to {folder} ({error.strerror or error}); make room or give another --output: the fields "
-            "that are done are kept, and the same command goes on after them"
-        ) from error
+def _writing(folder: Path) -> AbstractContextManager[None]:
+    advice = (
+        "make room or give another --output: the fields that are done are kept, and the same command goes on after them"
+    )
+    return one_line_write_errors(folder, CannotWriteError, advice)
 
 
 class _Clock:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -256,6 +257,34 @@ def load_torch(folder: Path, device: str | torch.device = "auto") -> Classifier:
     )
     target = device if isinstance(device, torch.device) else resolve_device(device)
     return classifier.to(target).to(memory_format=torch.channels_last).eval()
+
+
+def bundle_identity(folder: Path) -> str:
+    """Hash what decides a bundle's predictions: its weights, and of its configuration all but how it came about.
+
+    A run that is resumed writes its bundle again, with another time of creation; it is the same model.
+
+    Parameters
+    ----------
+    folder : Path
+        Bundle folder, as `find_bundle` returns it.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+
+    Raises
+    ------
+    ModelError
+        If the configuration cannot be read.
+    """
+    deciding = {"taxonomy", "input", "temperature", "pixel_size_um", "backbone"}
+    config = read_config(folder).model_dump(mode="json", include=deciding)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    with (folder / WEIGHTS).open("rb") as file:
+        digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def read_config(folder: Path) -> BundleConfig:

@@ -18,7 +18,7 @@ from hematokit.fields.exports import csv_text, read_parquet, write_csv, write_pa
 from hematokit.fields.folder import ResultsFolder, outcome_table, read_predictions, run_fields, write_outcomes
 from hematokit.fields.job import CELLS, OVERLAY, FieldJob, FieldOutcome
 from hematokit.fields.smears import load_smears
-from hematokit.files import write_atomically, write_json
+from hematokit.files import one_line_write_errors, write_atomically, write_json
 from hematokit.progress import Progress, no_progress
 from hematokit.reporting.differential_figures import cell_types_figure
 from hematokit.reporting.drawing import to_png
@@ -126,6 +126,7 @@ def _fields(count: int) -> str:
     return "1 field" if count == 1 else f"{count:,} fields"
 
 
+_AGAIN = "make room and run the command again"
 _SHOWN = ("cells", "report", "differential")
 
 
@@ -190,12 +191,10 @@ def detect(
     folder = results.path
     table = outcome_table(outcomes)
     cells = _all_cells(results, outcomes)
-    try:
+    with one_line_write_errors(folder, FieldError, _AGAIN):
         write_parquet(folder / "cells.parquet", cells)
         write_csv(folder / "cells.csv", cells)
         fields_file = write_outcomes(folder, table)
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
     written = {"cells": folder / "cells.csv", "parquet": folder / "cells.parquet", "fields": fields_file}
     return FieldsResult(Path(output), table, None, written, time.monotonic() - started, results.unmatched)
 
@@ -333,14 +332,12 @@ def classify(
         "differential_json": folder / "differential.json",
         "cell_types": folder / "cell_types.png",
     }
-    try:
+    with one_line_write_errors(folder, FieldError, _AGAIN):
         written["fields"] = write_outcomes(folder, table)
         write_json(written["differential_json"], differential.to_dict())
         write_atomically(written["differential"], csv_text(differential.rows()))
         write_atomically(written["cell_types"], picture)
         write_atomically(written["report"], page)
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
     return FieldsResult(Path(output), table, differential, written, time.monotonic() - started, results.unmatched)
 
 
@@ -367,7 +364,3 @@ def _all_cells(results: ResultsFolder, outcomes: Sequence[FieldOutcome]) -> pd.D
     parts = [read_parquet(results.job.folder(field_id) / CELLS) for field_id in done]
     filled = [part for part in parts if len(part)]
     return pd.concat(filled, ignore_index=True) if filled else parts[0]
-
-
-def _cannot_write(folder: Path, error: OSError) -> FieldError:
-    return FieldError(f"cannot write to {folder} ({error.strerror or error}); make room and run the command again")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,13 +13,14 @@ import pandas as pd
 
 from hematokit.errors import ExplanationError
 from hematokit.evaluation.evaluate import training_store
-from hematokit.explanation.collecting import check_threshold, collect_doubt, collect_maps, model_identity
+from hematokit.explanation.collecting import check_threshold, collect_doubt, collect_maps
 from hematokit.explanation.running import NamedExplainer, make_explainers
 from hematokit.explanation.selection import PREDICTED, ChosenCells, cells_of_images, cells_of_store, target_chooser
 from hematokit.explanation.storing import ExplanationFolder, MapArrays, writing
 from hematokit.files import write_atomically
 from hematokit.imaging.reading import printable
 from hematokit.models import find_bundle, load_model
+from hematokit.models.bundle import bundle_identity
 from hematokit.progress import Progress, no_progress
 from hematokit.reporting.explained_pictures import CellDrawer, draw_classes, draw_doubt
 from hematokit.store import open_store
@@ -190,12 +191,70 @@ def explain(
     explainers = make_explainers(methods, options, seed=seed)
     classifier = load_model(bundle, device=device)
     chosen = _choose(classifier, Path(model), store, images, cells, split, per_class, seed)
+    return write_explanation(
+        output,
+        bundle,
+        classifier,
+        chosen,
+        explainers,
+        target=target,
+        doubt=doubt,
+        unsure_below=unsure_below,
+        pictures=pictures,
+        batch_size=batch_size,
+        started=started,
+        progress=progress,
+    )
+
+
+def write_explanation(
+    output: str | Path,
+    bundle: Path,
+    classifier: Classifier,
+    chosen: ChosenCells,
+    explainers: Mapping[str, NamedExplainer],
+    *,
+    target: str,
+    doubt: bool,
+    unsure_below: float,
+    pictures: bool,
+    batch_size: int,
+    started: float,
+    deciding: Mapping[str, object] | None = None,
+    lay_over: Callable[[Path, pd.DataFrame, MapArrays], Path] | None = None,
+    notes: Sequence[str] = (),
+    progress: Progress = no_progress,
+) -> ExplanationResult:
+    """Explain chosen cells and write everything: what `explain` and `explain_field` have in common.
+
+    Parameters
+    ----------
+    output, bundle : path
+    classifier : Classifier
+    chosen : ChosenCells
+    explainers : mapping of str to NamedExplainer
+    target, doubt, unsure_below, pictures, batch_size, progress
+        As for `explain`.
+    started : float
+        ``time.monotonic()`` when the work began.
+    deciding : mapping, optional
+        What else must be equal for maps to be equal.
+    lay_over : callable, optional
+        Given the folder, the table and the maps, writes the layers of a whole field and says where.
+    notes : sequence of str
+        Shown before those on the maps.
+
+    Returns
+    -------
+    ExplanationResult
+    """
     choose = target_chooser(target, chosen.cells, classifier.codes)
     identity = {
-        "model": model_identity(bundle),
+        "model": bundle_identity(bundle),
         "cells": chosen.content,
         "target": target,
         "methods": {name: explainer.identity() for name, explainer in explainers.items()},
+        **(deciding or {}),
     }
     folder = ExplanationFolder(Path(output), identity)
     before = folder.done("attributions")
@@ -212,6 +271,8 @@ def explain(
         paths["figure"] = folder.path / CLASSES_FIGURE
         with writing(folder.path):
             write_atomically(paths["figure"], figure)
+    if lay_over is not None:
+        paths["saliency"] = lay_over(folder.path, table, arrays)
     doubtful = None
     if doubt:
         doubt_arrays, doubtful = collect_doubt(
@@ -226,16 +287,9 @@ def explain(
         )
         if doubt_arrays is not None:
             paths["doubt"] = draw_doubt(folder.path / DOUBT_FOLDER, classifier, chosen, doubtful, doubt_arrays)
-    return ExplanationResult(
-        Path(output),
-        table,
-        tuple(explainers),
-        paths,
-        time.monotonic() - started,
-        before,
-        doubtful,
-        notes_on(classifier, explainers, arrays, len(chosen)),
-    )
+    told = (*notes, *notes_on(classifier, explainers, arrays, len(chosen)))
+    seconds = time.monotonic() - started
+    return ExplanationResult(Path(output), table, tuple(explainers), paths, seconds, before, doubtful, told)
 
 
 def _choose(

@@ -13,12 +13,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit.errors import ExplanationError
-from hematokit.explanation.collecting import check_threshold, collect_doubt, collect_maps, model_identity
+from hematokit.explanation.collecting import check_threshold
 from hematokit.explanation.field_saliency import cell_boxes, shrink_layer, write_layer
 from hematokit.explanation.placing import maps_to_patch
 from hematokit.explanation.running import make_explainers
-from hematokit.explanation.selection import PREDICTED, ChosenCells, target_chooser
-from hematokit.explanation.storing import ExplanationFolder, MapArrays, writing
+from hematokit.explanation.selection import PREDICTED, ChosenCells
+from hematokit.explanation.storing import MapArrays, writing
 from hematokit.fields.cells import name_cells
 from hematokit.fields.classifying import classify_cells, cut_patches, patch_side
 from hematokit.fields.detection import examine_field, make_detector
@@ -30,15 +30,7 @@ from hematokit.imaging.reading import printable
 from hematokit.models import find_bundle, load_model
 from hematokit.progress import Progress, no_progress
 from hematokit.reporting.attribution_figures import saliency_overlay
-from hematokit.reporting.explained_pictures import CellDrawer, draw_classes, draw_doubt
-from hematokit.reporting.explaining import (
-    CLASSES_FIGURE,
-    DEFAULT_METHODS,
-    DOUBT_FOLDER,
-    PICTURES,
-    ExplanationResult,
-    notes_on,
-)
+from hematokit.reporting.explaining import DEFAULT_METHODS, ExplanationResult, write_explanation
 
 if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
@@ -126,48 +118,27 @@ def explain_field(
         )
         wanted = _choose(classified, cells, unsure_below, field)
         chosen = _chosen(opened, wanted, classifier.patch_size, side, file_stamp(Path(field)))
-        choose = target_chooser(target, chosen.cells, classifier.codes)
-        identity = {
-            "model": model_identity(bundle),
-            "cells": chosen.content,
-            "target": target,
-            "methods": {name: explainer.identity() for name, explainer in explainers.items()},
-            "detector": finder.identity(),
-            "pixel sizes": [opened.pixel_size_um, scale],
-        }
-        folder = ExplanationFolder(Path(output), identity)
-        before = folder.done("attributions")
-        drawer = CellDrawer(folder.path / PICTURES, chosen, classifier) if pictures else None
-        arrays, table = collect_maps(
-            folder, classifier, chosen, choose, explainers, batch_size=batch_size, each=drawer, progress=progress
+
+        def lay_over(folder: Path, table: pd.DataFrame, arrays: MapArrays) -> Path:
+            return _lay_over(folder / SALIENCY, opened, classifier, table, side, arrays)
+
+        return write_explanation(
+            output,
+            bundle,
+            classifier,
+            chosen,
+            explainers,
+            target=target,
+            doubt=doubt,
+            unsure_below=unsure_below,
+            pictures=pictures,
+            batch_size=batch_size,
+            started=started,
+            deciding={"detector": finder.identity(), "pixel sizes": [opened.pixel_size_um, scale]},
+            lay_over=lay_over,
+            notes=opened.notes,
+            progress=progress,
         )
-        paths = {"attributions": arrays.path, "cells": folder.path / "cells.parquet"}
-        if drawer is not None:
-            paths["pictures"] = drawer.folder
-        progress(len(chosen), len(chosen), "drawing")
-        figure = draw_classes(classifier, chosen, table, arrays)
-        if figure is not None:
-            paths["figure"] = folder.path / CLASSES_FIGURE
-            with writing(folder.path):
-                write_atomically(paths["figure"], figure)
-        paths["saliency"] = _lay_over(folder.path / SALIENCY, opened, classifier, table, side, arrays)
-        doubtful = None
-        if doubt:
-            doubt_arrays, doubtful = collect_doubt(
-                folder,
-                classifier,
-                chosen,
-                table,
-                explainers,
-                unsure_below=unsure_below,
-                batch_size=batch_size,
-                progress=progress,
-            )
-            if doubt_arrays is not None:
-                paths["doubt"] = draw_doubt(folder.path / DOUBT_FOLDER, classifier, chosen, doubtful, doubt_arrays)
-        notes = (*opened.notes, *notes_on(classifier, explainers, arrays, len(chosen)))
-    seconds = time.monotonic() - started
-    return ExplanationResult(Path(output), table, tuple(explainers), paths, seconds, before, doubtful, notes)
 
 
 def _choose(cells: pd.DataFrame, wanted: Sequence[str] | str, unsure_below: float, field: str | Path) -> pd.DataFrame:

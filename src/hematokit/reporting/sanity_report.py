@@ -30,7 +30,7 @@ from hematokit.explanation.sanity import (
     attribute_in_batches,
     parameter_randomisation,
 )
-from hematokit.files import write_atomically
+from hematokit.files import one_line_write_errors, write_atomically
 from hematokit.progress import Progress, no_progress
 from hematokit.registry import load_plugins
 from hematokit.reporting.check_documents import Documents, faithfulness_documents, sanity_documents
@@ -436,15 +436,11 @@ def _usable_folder(output: str | Path) -> Path:
 
 def _written(folder: Path, documents: Documents, started: float) -> CheckResult:
     paths = {}
-    try:
+    with one_line_write_errors(folder, ExplanationError, "make room or choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, (file, content) in documents.files.items():
             write_atomically(folder / file, content)
             paths[name] = folder / file
-    except OSError as error:
-        raise ExplanationError(
-            f"cannot write to {folder} ({error.strerror or error}); make room or choose another folder"
-        ) from error
     return CheckResult(
         documents.table, documents.document, paths, tuple(documents.lines), round(time.monotonic() - started, 1)
     )
