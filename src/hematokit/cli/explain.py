@@ -42,7 +42,11 @@ def register(app: typer.Typer) -> None:
         target: Annotated[str, typer.Option(help="Class explained: predicted, true, or a code.")] = "predicted",
         assignments: Annotated[
             Optional[list[str]],  # noqa: UP045
-            typer.Option("--set", metavar="METHOD.NAME=VALUE", help="An option of a method: smoothgrad.samples=50."),
+            typer.Option(
+                "--set",
+                metavar="METHOD.NAME=VALUE",
+                help="An option of a method: smoothgrad.samples=50; with --sanity also training.NAME.",
+            ),
         ] = None,
         doubt: Annotated[
             bool, typer.Option("--doubt", help="Sheets of misclassified and unsure cells: both leading classes.")
@@ -56,6 +60,13 @@ def register(app: typer.Typer) -> None:
         retrain: Annotated[
             bool, typer.Option("--retrain/--no-retrain", help="With --sanity: also train on permuted labels.")
         ] = True,
+        also: Annotated[
+            Optional[list[Path]],  # noqa: UP045
+            typer.Option(help="With --sanity or --faithfulness: another model beside it in the report."),
+        ] = None,
+        train_per_class: Annotated[
+            int, typer.Option(min=0, help="With --sanity: cells of each class to retrain on; 0: all.")
+        ] = 100,
         unsure_below: Annotated[
             float, typer.Option(min=0.0, max=1.0, help="Probability below which a cell counts as unsure.")
         ] = 0.5,
@@ -84,11 +95,15 @@ def register(app: typer.Typer) -> None:
 
         Can maps be believed: hematokit explain runs/coatnet --sanity --faithfulness --output checks
 
+        Three models in one report: hematokit explain runs/a --also runs/b --also runs/c --sanity --output checks
+
         Doubt: hematokit explain runs/coatnet --split test --per-class 0 --methods grad-cam --doubt --output doubt
         """
+        from hematokit.cli.allocator import keep_freed_memory
         from hematokit.errors import ExplanationError
         from hematokit.explanation.words import explainer_options, names, read_ids
 
+        keep_freed_memory()
         if more and not images:
             raise ExplanationError(f"unexpected {str(more[0])!r}; images are given with --images")
         if field is not None and (images or store):
@@ -101,22 +116,28 @@ def register(app: typer.Typer) -> None:
                 raise ExplanationError(
                     "--sanity and --faithfulness are for cells of a store; leave out the other options"
                 )
+            options = explainer_options(assignments or [])
+            training = options.pop("training", None)
+            if training and not (sanity and retrain):
+                raise ExplanationError("--set training.NAME is for the models that --sanity trains; leave it out")
             _check(
-                model,
+                [model, *(also or [])],
                 store,
                 output,
                 names(methods),
                 sanity=sanity,
                 faithfulness=faithfulness,
                 retrain=retrain,
+                training={"training": training, "train_per_class": train_per_class or None},
                 as_json=as_json,
                 typed=[
                     *(word for assignment in assignments or [] for word in ("--set", assignment)),
                     *(["--cells", ",".join(ids)] if ids else ["--split", split, "--per-class", per_class]),
+                    *(["--train-per-class", train_per_class] if sanity and retrain else []),
                     *([] if retrain else ["--no-retrain"]),
                     *("--target", target, "--seed", seed),
                 ],
-                options=explainer_options(assignments or []),
+                options=options,
                 cell_ids=ids,
                 split=split,
                 per_class=per_class or None,
@@ -126,6 +147,8 @@ def register(app: typer.Typer) -> None:
                 batch_size=batch_size,
             )
             return
+        if also:
+            raise ExplanationError("--also is for --sanity and --faithfulness; explain one model at a time")
         common: dict[str, Any] = {
             "methods": names(methods),
             "options": explainer_options(assignments or []),
@@ -175,7 +198,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _check(
-    model: Path,
+    models: list[Path],
     store: Path | None,
     output: Path,
     methods: list[str],
@@ -183,25 +206,30 @@ def _check(
     sanity: bool,
     faithfulness: bool,
     retrain: bool,
+    training: dict[str, Any],
     as_json: bool,
     typed: list[object],
     **common: Any,
 ) -> None:
-    from hematokit.reporting.sanity_report import check_faithfulness, check_sanity
+    from hematokit.reporting.faithfulness_report import check_faithfulness
+    from hematokit.reporting.sanity_report import check_sanity
     from hematokit.reporting.text import command
 
     results = {}
     # For whoever wants to make the report again.
-    words: list[object] = ["hematokit", "explain", model, *(["--store", store] if store is not None else [])]
+    words: list[object] = ["hematokit", "explain", models[0], *(["--store", store] if store is not None else [])]
+    words += [word for path in models[1:] for word in ("--also", path)]
     words += [*(["--sanity"] if sanity else []), *(["--faithfulness"] if faithfulness else [])]
     words += ["--methods", ",".join(methods), "--output", output, *typed]
     common["command"] = command(*words)
     if sanity:
         with progress_bar("sanity", "cells") as progress:
-            results["sanity"] = check_sanity(model, store, methods, output, labels=retrain, progress=progress, **common)
+            results["sanity"] = check_sanity(
+                models, store, methods, output, labels=retrain, progress=progress, **training, **common
+            )
     if faithfulness:
         with progress_bar("faithfulness", "cells") as progress:
-            results["faithfulness"] = check_faithfulness(model, store, methods, output, progress=progress, **common)
+            results["faithfulness"] = check_faithfulness(models, store, methods, output, progress=progress, **common)
     if as_json:
         print_json({name: result.to_dict() for name, result in results.items()})
         return

@@ -66,8 +66,10 @@ def register(app: typer.Typer) -> None:
 
         Example: hematokit train bm.zarr --backbone coatnet --variant pico --output runs/coatnet --epochs 30
         """
+        from hematokit.cli.allocator import keep_freed_memory
         from hematokit.training import load_settings, parse_assignments, train
 
+        keep_freed_memory()
         settings: dict[str, Any] = dict(load_settings(config)) if config is not None else {}
         flags: dict[str, Any] = {
             "store": None if store is None else str(store),
