@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
+
+from hematokit.registry import load_plugins
 
 PROJECT = """
 [build-system]
@@ -60,3 +66,18 @@ def run_hematokit(
         cwd=cwd,
         check=False,
     )
+
+
+@contextmanager
+def plugins_in_this_process(site: Path, *packages: str) -> Iterator[None]:
+    """Let this process see packages that pip installed into a folder, and only those."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(site))
+        patch.setenv("HEMATOKIT_PLUGINS", ",".join(packages))
+        load_plugins.cache_clear()
+        try:
+            yield
+        finally:
+            load_plugins.cache_clear()
+            for name in [name for name in sys.modules if name.split(".")[0].replace("_", "-") in packages]:
+                del sys.modules[name]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from hematokit.models.integrity import write_manifest
 
 TINY = {
     "backbone": "timm:test_resnet",
@@ -31,3 +35,10 @@ def write_crops(folder: Path, counts: dict[str, int], size: int = 64, seed: int 
             pixels = colour + random.normal(0, 30, (size, size, 3))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / code / f"{code}_{index:04d}.png")
     return folder
+
+
+def seal_bundle(bundle: Path, config: dict[str, Any] | None = None) -> None:
+    """What a person does who changed a bundle's files on purpose: replace its ``config.json``, hash the files again."""
+    if config is not None:
+        (bundle / "config.json").write_text(json.dumps(config))
+    write_manifest(bundle, {name: (bundle / name).read_bytes() for name in ("config.json", "model.safetensors")})

@@ -6,13 +6,23 @@ name returns. The functions need hematokit only, not Sphinx, so that tests can c
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-__all__ = ["GENERATORS", "cli_reference", "commands", "expand", "plugin_reference", "settings_reference", "setup"]
+__all__ = [
+    "GENERATORS",
+    "cli_reference",
+    "commands",
+    "expand",
+    "hooks_reference",
+    "plugin_reference",
+    "settings_reference",
+    "setup",
+]
 
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 WIDTH = 96
@@ -94,8 +104,61 @@ def plugin_reference() -> str:
     return "\n".join(part for part in parts if part)
 
 
+def hooks_reference() -> str:
+    """Each hook with the spec that it registers and the rules of its kind; then what specs are made of."""
+    from hematokit import hookspecs, specs
+    from hematokit.plugin_kit.checking import rules_of
+    from hematokit.plugin_kit.spec_rules import PACKAGE_RULES
+
+    head = ("rule", "what it asks for")
+    parts = [f"Version of the hooks: **{hookspecs.HOOKS}** (`hematokit.hookspecs.HOOKS`).\n"]
+    for name, hook in vars(hookspecs).items():
+        if not hasattr(hook, f"{hookspecs.PROJECT}_spec"):
+            continue
+        parts.append(f"## {name}\n\n```python\n@hematokit.hookimpl\ndef {name}{_signature(hook)}:\n```\n")
+        parts.append(_markdown(inspect.getdoc(hook)) + "\n")
+        found = re.search(r"\[(\w+)Spec\]", str(hook.__annotations__))
+        if found:
+            parts.append(f"### {found[1]}Spec\n\n{_fields(getattr(specs, f'{found[1]}Spec'))}")
+            kind = found[1].lower()
+            rules = [(f"`{rule.name}`", _markdown(rule.asks)) for rule in rules_of(kind)[0]]
+            parts.append(f"### Rules for {kind}s\n\n{_table(head, rules)}")
+    parts.append("## What specs are made of\n")
+    for part in (specs.Option, specs.Variant, specs.InputSpec):
+        parts.append(f"### {part.__name__}\n\n{_fields(part)}")
+    rules = [(f"`{rule.name}`", _markdown(rule.asks)) for rule in PACKAGE_RULES]
+    parts.append(f"## Rules for packages\n\n{_table(head, rules)}")
+    return "\n".join(parts)
+
+
+def _signature(function: Any) -> str:
+    return str(inspect.signature(function)).replace("'", "").replace(" -> None", "")
+
+
+def _markdown(text: str | None) -> str:
+    return (text or "").replace("``", "`")
+
+
+def _fields(cls: Any) -> str:
+    """The fields of a dataclass: type, default, and what its docstring or its base's says of them."""
+    notes: dict[str, tuple[str, str]] = {}
+    for base in reversed(cls.__mro__):
+        notes |= _documented(base.__doc__ or "")
+    rows = []
+    for field in dataclasses.fields(cls):
+        default = "needed" if field.default is field.default_factory is dataclasses.MISSING else ""
+        if field.default is not dataclasses.MISSING and field.default not in (None, ""):
+            default = f"`{_yaml(field.default)}`"
+        own, shared = notes.get(field.name, ("", ""))
+        rows.append((f"`{field.name}`", f"`{str(field.type).replace('torch.nn.', '')}`", default, own or shared))
+    return f"{_markdown(inspect.getdoc(cls)).split('Attributes')[0].strip()}\n\n" + _table(
+        ("field", "type", "default", "meaning"), rows
+    )
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     "cli": cli_reference,
+    "hooks": hooks_reference,
     "settings": settings_reference,
     "plugins": plugin_reference,
 }
@@ -120,7 +183,7 @@ def _documented(docstring: str) -> dict[str, tuple[str, str]]:
     _, _, section = docstring.partition("Attributes\n")
     found: dict[str, tuple[str, str]] = {}
     names: list[str] = []
-    for line in inspect.cleandoc("." + section).splitlines()[2:]:
+    for line in inspect.cleandoc("." + section).splitlines()[1:]:
         text = line.strip().replace("``", "`")
         head = re.fullmatch(r"([a-z_0-9, ]+) : .+", line)
         if head:

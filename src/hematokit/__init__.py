@@ -14,13 +14,27 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from hematokit.errors import HematokitError
     from hematokit.explanation.running import explain_cells
+    from hematokit.fields.corrected import store_corrected
     from hematokit.fields.differential import Differential, count_differential
+    from hematokit.fields.one_cell import classify_one
+    from hematokit.fields.review import Review
     from hematokit.fields.tiling import tile_fields
     from hematokit.hookspecs import hookimpl
     from hematokit.imaging.fieldfiles import Field, open_field
     from hematokit.models import Classifier, load_model
     from hematokit.registry import load_plugins
-    from hematokit.reporting import FieldsResult, classify, compare, detect, evaluate, explain, explain_field
+    from hematokit.reporting import (
+        FieldsResult,
+        check_faithfulness,
+        check_sanity,
+        classify,
+        compare,
+        detect,
+        evaluate,
+        explain,
+        explain_field,
+        export,
+    )
     from hematokit.specs import (
         AugmenterSpec,
         BackboneSpec,
@@ -37,7 +51,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "hematokit.errors": ("HematokitError",),
     "hematokit.explanation.running": ("explain_cells",),
+    "hematokit.fields.corrected": ("store_corrected",),
     "hematokit.fields.differential": ("Differential", "count_differential"),
+    "hematokit.fields.one_cell": ("classify_one",),
+    "hematokit.fields.review": ("Review",),
     "hematokit.fields.tiling": ("tile_fields",),
     "hematokit.hookspecs": ("hookimpl",),
     "hematokit.imaging.fieldfiles": ("Field", "open_field"),
@@ -45,12 +62,15 @@ _HOMES = {
     "hematokit.registry": ("load_plugins",),
     "hematokit.reporting": (
         "FieldsResult",
+        "check_faithfulness",
+        "check_sanity",
         "classify",
         "compare",
         "detect",
         "evaluate",
         "explain",
         "explain_field",
+        "export",
     ),
     "hematokit.specs": (
         "AugmenterSpec",
@@ -82,12 +102,16 @@ __all__ = [
     "InputSpec",
     "Option",
     "PatchStore",
+    "Review",
     "Taxonomy",
     "TrainConfig",
     "TrainResult",
     "Variant",
     "__version__",
+    "check_faithfulness",
+    "check_sanity",
     "classify",
+    "classify_one",
     "compare",
     "count_differential",
     "create_store",
@@ -96,6 +120,7 @@ __all__ = [
     "explain",
     "explain_cells",
     "explain_field",
+    "export",
     "hookimpl",
     "import_crops",
     "load_model",
@@ -104,6 +129,7 @@ __all__ = [
     "open_field",
     "open_store",
     "split_store",
+    "store_corrected",
     "tile_fields",
     "train",
     "verify_store",

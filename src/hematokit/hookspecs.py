@@ -1,4 +1,9 @@
-"""The extension points. A plugin implements any of these with ``@hematokit.hookimpl``."""
+"""The extension points. A plugin implements any of these with ``@hematokit.hookimpl``.
+
+They have a version of their own, ``HOOKS``. Its second number rises when something is added: a hook, a field of a spec
+with a default, an argument that may be left out. Its first rises when a plugin that worked might no longer. A plugin
+says what it needs at least with ``HEMATOKIT_HOOKS = "1.0"`` beside its hooks.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,10 @@ from hematokit.specs import AugmenterSpec, BackboneSpec, DetectorSpec, Explainer
 if TYPE_CHECKING:
     import typer
 
-__all__ = ["PROJECT", "hookimpl", "hookspec"]
+__all__ = ["HOOKS", "PROJECT", "hookimpl", "hookspec"]
+
+HOOKS = "1.0"
+"""Version of everything on this page and of the specs that the hooks take."""
 
 PROJECT = "hematokit"
 """pluggy's project name, and the entry-point group that plugins are found by."""

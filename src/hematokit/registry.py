@@ -8,8 +8,10 @@ goes on working.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,6 +22,7 @@ import pluggy
 
 from hematokit import hookspecs
 from hematokit.errors import HematokitError, PluginError, describe_error
+from hematokit.isolation import TookTooLongError, call_with_limit, declared_hooks, describe_failure, time_limit
 from hematokit.specs import AnySpec, AugmenterSpec, BackboneSpec, DetectorSpec, ExplainerSpec, Variant
 
 if TYPE_CHECKING:
@@ -40,6 +43,8 @@ BLOCK_VARIABLE = "HEMATOKIT_BLOCK_PLUGINS"
 
 S = TypeVar("S", bound=AnySpec)
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(slots=True)
 class PluginInfo:
@@ -57,6 +62,10 @@ class PluginInfo:
         Why it failed or is blocked; one line.
     provides : dict of str to list of str
         Names it registered, by kind (``"backbones"``, ...).
+    hooks : str
+        Version of the hooks that it says it needs; empty where it does not say.
+    seconds : float
+        How long importing and registering took.
     """
 
     name: str
@@ -65,6 +74,13 @@ class PluginInfo:
     status: str = "loaded"
     reason: str = ""
     provides: dict[str, list[str]] = field(default_factory=dict)
+    hooks: str = ""
+    seconds: float = 0.0
+
+    @property
+    def line(self) -> str:
+        """What became of it, for people: ``failed: some-package 1.0 (main): import: ...``."""
+        return f"{self.status}: {self.package} {self.version} ({self.name}): {self.reason}"
 
 
 class Registry(Generic[S]):
@@ -140,8 +156,11 @@ class Registry(Generic[S]):
         except HematokitError:
             raise
         except Exception as error:
-            who = f"{self.kind} {name!r} of package {self.owner(name).package}"
-            raise PluginError(f"{who} cannot be made: {describe_error(error)}") from error
+            raise PluginError(f"{self.describe(name)} cannot be made: {describe_error(error)}") from error
+
+    def describe(self, name: str) -> str:
+        """Name a spec and its package, for messages: ``augmenter 'stain' of package hematokit-stain``."""
+        return f"{self.kind} {name!r} of package {self.owner(name).package}"
 
     def check(self, spec: S, info: PluginInfo) -> None:
         """Refuse what is not a spec of this kind, or a name that is taken.
@@ -177,8 +196,13 @@ class PluginRegistry:
     ----------
     environment : mapping, optional
         Where ``HEMATOKIT_PLUGINS`` (comma list of packages that may load; set but empty means none) and
-        ``HEMATOKIT_BLOCK_PLUGINS`` (comma list of those that may not) are read; `os.environ` by default.
-        Built-ins always load.
+        ``HEMATOKIT_BLOCK_PLUGINS`` (comma list of those that may not) are read, and ``HEMATOKIT_PLUGIN_SECONDS``
+        (how long each may take to load); `os.environ` by default. Built-ins always load.
+
+    Raises
+    ------
+    PluginError
+        If the number of seconds is none. What is wrong with a plugin is never raised: it is its `PluginInfo.reason`.
     """
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
@@ -190,10 +214,26 @@ class PluginRegistry:
         self._command_plugins: list[tuple[PluginInfo, object]] = []
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
+        given = os.environ if environment is None else environment
+        self._seconds = time_limit(given)
         for module in BUILTIN_MODULES:
             info = PluginInfo(module, hookspecs.PROJECT, _version(hookspecs.PROJECT))
-            self._load(info, lambda module=module: importlib.import_module(module))  # type: ignore[misc]
-        self._load_strangers(os.environ if environment is None else environment)
+            self._load(info, module, lambda module=module: importlib.import_module(module))  # type: ignore[misc]
+        self._load_strangers(given)
+
+    @property
+    def kinds(self) -> dict[str, Registry[Any]]:
+        """The four registries, by the names that the listing has for them: ``"backbones"``, ..., ``"detectors"``."""
+        return {
+            "backbones": self.backbones,
+            "augmenters": self.augmenters,
+            "explainers": self.explainers,
+            "detectors": self.detectors,
+        }
+
+    def of_package(self, package: str) -> list[PluginInfo]:
+        """What became of a package's plugins; its name may be spelt with any of ``-``, ``_`` and ``.``."""
+        return [info for info in self.plugins if _normalise(info.package) == _normalise(package)]
 
     def backbone(self, name: str, variant: str | None = None) -> tuple[BackboneSpec, str, Variant]:
         """Resolve ``"coatnet"``, ``"coatnet:nano"`` or ``"timm:<name>"``.
@@ -221,21 +261,59 @@ class PluginRegistry:
         variant_name, found = spec.variant(variant or suffix or None)
         return spec, variant_name, found
 
+    def explain_absence(self, package: str, version: str) -> str:
+        """Say why nothing of a package is here, and what to do: the end of a sentence that begins with what is missed.
+
+        Parameters
+        ----------
+        package, version : str
+            Of the package that provided it.
+        """
+        said = f"package {package} {version}".rstrip()
+        for info in self.of_package(package):
+            if info.status == "blocked":
+                return f"{said}, which may not load here ({info.reason})"
+            if info.status == "failed":
+                return f"{said}, which did not load ({info.reason})"
+            return f"{said}; the installed {info.version} does not have it; run: pip install {package}=={version}"
+        return f"{said}, which is not installed; run: pip install {package}"
+
     def register_commands(self, app: typer.Typer) -> None:
-        """Let plugins add commands; one that fails is noted and left out."""
+        """Let plugins add commands; one that fails, or takes the name of a command, is noted and adds none."""
+        import typer
+
+        taken = {_command_name(command): hookspecs.PROJECT for command in (*app.registered_commands,)}
+        taken |= {str(group.name): hookspecs.PROJECT for group in app.registered_groups}
         for info, plugin in self._command_plugins:
+            # A program of its own, so that nothing of it is there if anything of it is wrong.
+            own = typer.Typer()
             try:
-                plugin.register_commands(app=app)  # type: ignore[attr-defined]
-            except Exception as error:
-                info.status, info.reason = "failed", _one_line("register_commands", error)
+                call_with_limit(lambda plugin=plugin, own=own: plugin.register_commands(app=own), self._seconds)  # type: ignore[misc]
+                names = [_command_name(command) for command in own.registered_commands]
+                names += [str(group.name) for group in own.registered_groups]
+                for name in names:
+                    if name in taken:
+                        raise PluginError(f"the command {name!r} is already there, from package {taken[name]}")
+                if names:
+                    typer.main.get_command(own)  # raises for parameters that no command line can have
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                info.status, info.reason = "failed", describe_failure("register_commands", error, info.package)
+                info.provides.pop("commands", None)
+                continue
+            app.registered_commands += own.registered_commands
+            app.registered_groups += own.registered_groups
+            taken |= dict.fromkeys(names, info.package)
+            info.provides["commands"] = names
 
     def _load_strangers(self, environment: Mapping[str, str]) -> None:
         only = _names(environment[ONLY_VARIABLE]) if ONLY_VARIABLE in environment else None
         blocked = _names(environment.get(BLOCK_VARIABLE, ""))
         points = metadata.entry_points(group=hookspecs.PROJECT)
-        for point in sorted(points, key=lambda point: (point.dist.name if point.dist else "", point.name)):
-            package = point.dist.name if point.dist else point.value
-            info = PluginInfo(point.name, package, point.dist.version if point.dist else "")
+        for point in sorted(points, key=lambda point: (_package(point), point.name)):
+            package = _package(point)
+            info = PluginInfo(point.name, package, (point.dist.version or "") if point.dist else "")
             # Decided from the package's name alone: nothing of a blocked plugin is imported.
             if _normalise(package) in blocked:
                 info.status, info.reason = "blocked", f"{BLOCK_VARIABLE} names it"
@@ -244,50 +322,59 @@ class PluginRegistry:
                 info.status, info.reason = "blocked", f"{ONLY_VARIABLE} does not name it"
                 self.plugins.append(info)
             else:
-                self._load(info, point.load)
+                self._load(info, point.module, point.load)
 
-    def _load(self, info: PluginInfo, load: Callable[[], object]) -> None:
+    def _load(self, info: PluginInfo, module: str, load: Callable[[], object]) -> None:
         self.plugins.append(info)
+        started, stage = time.monotonic(), "import"
+        # Ours are imported as any module is: a thread and a limit are for strangers.
+        call = _call if info.package == hookspecs.PROJECT else call_with_limit
+        plugin: object = None
         try:
-            plugin = load()
-        except (Exception, SystemExit) as error:
-            info.status, info.reason = "failed", _one_line("import", error)
-            return
-        try:
-            name = self._manager.register(plugin, name=f"{info.package}:{info.name}")
+            plugin = call(load, self._seconds)
+            stage = "registration"
+            info.hooks = declared_hooks(plugin, module)
+            self._manager.register(plugin, name=f"{info.package}:{info.name}")
             self._manager.check_pending()
-            self._collect(info, plugin)
-        except (Exception, SystemExit) as error:
-            info.status, info.reason = "failed", _one_line("registration", error)
-            info.provides = {}
-            if self._manager.is_registered(plugin):
+            collected = call(lambda: self._collect(plugin), self._seconds)
+            self._add(info, collected)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            info.status, info.reason = "failed", describe_failure(stage, error, info.package)
+            if plugin is not None and self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
+            if isinstance(error, TookTooLongError):
+                # Said at once: everybody who starts the program waits for it.
+                _log.warning("%s", info.line)
             return
-        if name is not None and hasattr(plugin, "register_commands"):
+        finally:
+            info.seconds = round(time.monotonic() - started, 3)
+        if hasattr(plugin, "register_commands"):
             self._command_plugins.append((info, plugin))
             info.provides["commands"] = ["register_commands"]
 
-    def _collect(self, info: PluginInfo, plugin: object) -> None:
-        """Call the plugin's hooks; its specs are added all together or, if anything is wrong, not at all."""
-        kinds: dict[str, Registry[Any]] = {
-            "backbones": self.backbones,
-            "augmenters": self.augmenters,
-            "explainers": self.explainers,
-            "detectors": self.detectors,
-        }
-        collected: list[tuple[str, Registry[Any], AnySpec]] = []
+    def _collect(self, plugin: object) -> list[tuple[str, AnySpec]]:
+        """Call the plugin's hooks, and its only; nothing is kept yet."""
         others = [other for other in self._manager.get_plugins() if other is not plugin]
-        for kind, registry in kinds.items():
+        collected: list[tuple[str, AnySpec]] = []
+        for kind in self.kinds:
             specs: list[AnySpec] = []
-            caller = self._manager.subset_hook_caller(f"register_{kind}", remove_plugins=others)
-            caller(register=specs.append)
-            for spec in specs:
-                registry.check(spec, info)
-                if any(other.name == spec.name for _, known, other in collected if known is registry):
-                    raise PluginError(f"{registry.kind} {spec.name!r} is registered twice by package {info.package}")
-                collected.append((kind, registry, spec))
-        for kind, registry, spec in collected:
-            registry.add(spec, info)
+            self._manager.subset_hook_caller(f"register_{kind}", remove_plugins=others)(register=specs.append)
+            collected += [(kind, spec) for spec in specs]
+        return collected
+
+    def _add(self, info: PluginInfo, collected: list[tuple[str, AnySpec]]) -> None:
+        """Add a plugin's specs, all together or, if anything is wrong with one, none."""
+        seen: set[tuple[str, str]] = set()
+        for kind, spec in collected:
+            registry = self.kinds[kind]
+            registry.check(spec, info)
+            if (kind, spec.name) in seen:
+                raise PluginError(f"{registry.kind} {spec.name!r} is registered twice by package {info.package}")
+            seen.add((kind, spec.name))
+        for kind, spec in collected:
+            self.kinds[kind].add(spec, info)
             info.provides.setdefault(kind, []).append(spec.name)
 
 
@@ -314,6 +401,14 @@ def _version(package: str) -> str:
         return __version__
 
 
-def _one_line(stage: str, error: BaseException) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    return f"{stage}: {type(error).__name__}: {text}"[:400]
+def _package(point: metadata.EntryPoint) -> str:
+    """The distribution's name; damaged metadata have none."""
+    return (point.dist.name if point.dist else None) or point.value
+
+
+def _call(call: Callable[[], Any], seconds: float) -> Any:
+    return call()
+
+
+def _command_name(command: Any) -> str:
+    return str(command.name or getattr(command.callback, "__name__", "").replace("_", "-"))

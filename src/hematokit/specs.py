@@ -186,6 +186,20 @@ _NO_OPTIONS: Mapping[str, Option] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class _Spec:
+    """What all specs have.
+
+    Attributes
+    ----------
+    name : str
+        What users type: small letters, digits, ``-``, ``_`` and ``.``.
+    description : str
+        One line for listings.
+    factory : callable
+        Makes it from its options; heavy imports belong inside.
+    options : mapping of str to Option
+        What ``--set`` can change, by the factory's names.
+    """
+
     name: str
     description: str
     factory: Callable[..., Any]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from hematokit import MATEK_21, HematokitError, load_model, open_store
 from hematokit.models import Classifier, build_backbone, choose_backbone, save_bundle
 from hematokit.models.classifier import shrink_patches
 from hematokit.specs import InputSpec
+from tinykit import seal_bundle
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def bundle(tiny_run: Path, tmp_path: Path) -> Path:
 
 def change(bundle: Path, **entries: object) -> None:
     config = json.loads((bundle / "config.json").read_text())
-    (bundle / "config.json").write_text(json.dumps(config | entries))
+    seal_bundle(bundle, config | entries)
 
 
 def test_run_and_bundle_load_the_same(tiny_run: Path, tiny_store: Path) -> None:
@@ -84,8 +87,66 @@ def test_damage_is_told_in_one_line(bundle: Path) -> None:
 
 def test_newer_bundles_say_so(bundle: Path) -> None:
     change(bundle, bundle_version=99)
-    with pytest.raises(HematokitError, match=r"bundle version 99 is not known to hematokit .* upgrade"):
+    with pytest.raises(HematokitError, match=r"bundle version 99 is not known to .* hematokit 0\..* wrote it: upgrade"):
         load_model(bundle, "cpu")
+
+
+def test_bundles_of_the_first_version_load(bundle: Path, tiny_run: Path) -> None:
+    """They have no list of hashes."""
+    change(bundle, bundle_version=1)
+    (bundle / "SHA256SUMS").unlink()
+    assert load_model(bundle, "cpu").codes == load_model(tiny_run, "cpu").codes
+    change(bundle, bundle_version=2)
+    (bundle / "SHA256SUMS").unlink()
+    with pytest.raises(HematokitError, match="SHA256SUMS is missing or damaged"):
+        load_model(bundle, "cpu")
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "auto"])
+def test_changed_files_are_refused(bundle: Path, runtime: str) -> None:
+    """One bit of a weight, or a class renamed: nothing else would show it."""
+    weights = bundle / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(HematokitError, match=r"model\.safetensors is not the file that was saved: its SHA-256 differs"):
+        load_model(bundle, "cpu", runtime=runtime)
+    weights.write_bytes(whole)
+    config = (bundle / "config.json").read_text()
+    (bundle / "config.json").write_text(config.replace("Blast", "Blust"))
+    with pytest.raises(HematokitError, match=r"config\.json is not the file that was saved") as caught:
+        load_model(bundle, "cpu", runtime=runtime)
+    assert "sha256sum config.json model.safetensors > SHA256SUMS" in str(caught.value)
+    seal_bundle(bundle)
+    assert load_model(bundle, "cpu").taxonomy["BLA"].name == "Blust"
+
+
+def test_the_list_of_hashes_is_that_of_sha256sum(bundle: Path) -> None:
+    done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=bundle, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (bundle / "README.md").write_text("# My own words\n")
+    load_model(bundle, "cpu")
+    (bundle / "SHA256SUMS").write_text("0" * 64 + "  ../../etc/passwd\n")
+    with pytest.raises(HematokitError, match="is no list of SHA-256 sums"):
+        load_model(bundle, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (lambda whole: whole + b"more", r"[\d,]+ bytes where its header says [\d,]+"),
+        (lambda whole: whole[:-10], r"[\d,]+ bytes where its header says [\d,]+"),
+        (lambda whole: whole[:4], "cut off, or no safetensors file"),
+        (lambda whole: b"\xff" * 100, "cut off, or no safetensors file"),
+        (lambda whole: (20).to_bytes(8, "little") + b"[" * 20, "its header cannot be read"),
+        (lambda whole: b"", "cut off, or no safetensors file"),
+    ],
+)
+def test_sizes_are_held_against_the_header(bundle: Path, content: Callable[[bytes], bytes], said: str) -> None:
+    weights = bundle / "model.safetensors"
+    weights.write_bytes(content(weights.read_bytes()))
+    with pytest.raises(HematokitError, match=rf"model\.safetensors is missing or damaged \(.*{said}") as caught:
+        load_model(bundle, "cpu")
+    assert "\n" not in str(caught.value)
 
 
 def test_unknown_entries_are_refused(bundle: Path) -> None:
@@ -98,6 +159,7 @@ def test_weights_of_another_model_are_refused(bundle: Path) -> None:
     state = load_file(bundle / "model.safetensors")
     state.pop(sorted(state)[0])
     save_file(state, bundle / "model.safetensors")
+    seal_bundle(bundle)
     with pytest.raises(HematokitError, match="does not fit the backbone"):
         load_model(bundle, "cpu")
 
@@ -267,4 +329,5 @@ def test_saving_over_a_bundle_replaces_it(tmp_path: Path) -> None:
     assert loaded.config.training == {"seed": 2}
     assert loaded.temperature == 1.5
     assert loaded.taxonomy == MATEK_21
-    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    names = ["README.md", "SHA256SUMS", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == names

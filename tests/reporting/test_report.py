@@ -22,7 +22,7 @@ from hematokit.models import load_model
 from hematokit.reporting import evaluate, figures, text
 from hematokit.reporting.report import render_report
 from hematokit.store import open_store
-from tinykit import write_crops
+from tinykit import seal_bundle, write_crops
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_other_peoples_text_is_never_markup(tiny_run: Path, tmp_path: Path) -> N
     config["taxonomy"]["classes"][0]["name"] = evil
     config["training"]["device"] = evil
     config["training"]["left_out"] = {evil: 3}
-    (run / "bundle" / "config.json").write_text(json.dumps(config))
+    seal_bundle(run / "bundle", config)
     crops = write_crops(tmp_path / "<b onclick=alert(1)>crops", {"BLA": 4, "LYT": 4})
     (crops / "LYT").rename(crops / "NGS")
     (crops / "BLA" / "<script>.png").write_bytes(b"broken")
@@ -177,11 +177,11 @@ def test_mistakes_of_use_are_one_line(tiny_run: Path, tiny_store: Path, tmp_path
         evaluate(bundle)
     config = json.loads((bundle / "config.json").read_text())
     config["training"]["store"] = str(tmp_path / "gone.zarr")
-    (bundle / "config.json").write_text(json.dumps(config))
+    seal_bundle(bundle, config)
     with pytest.raises(EvaluationError, match=r"gone\.zarr, on which .* was trained, is not there any more"):
         evaluate(bundle, output=tmp_path / "out", device="cpu")
     del config["training"]["store"]
-    (bundle / "config.json").write_text(json.dumps(config))
+    seal_bundle(bundle, config)
     with pytest.raises(EvaluationError, match="does not say which store"):
         evaluate(bundle, output=tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()

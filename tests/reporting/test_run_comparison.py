@@ -15,6 +15,7 @@ from rich.console import Console
 from hematokit.errors import EvaluationError
 from hematokit.reporting import RunComparison, compare, evaluate
 from hematokit.reporting.console import print_comparison
+from tinykit import seal_bundle
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_predictions_of_an_older_bundle_are_made_again(runs: list[Path], tmp_pat
     shutil.copytree(runs[2], run)
     config = json.loads((run / "bundle" / "config.json").read_text())
     config["created"] = "2030-01-01T00:00:00+00:00"
-    (run / "bundle" / "config.json").write_text(json.dumps(config))
+    seal_bundle(run / "bundle", config)
     result = compare([runs[0], run], output=tmp_path / "out", device="cpu")
     # The doctored predictions are gone: both runs are the same model again.
     assert result.comparison.pairs[0].macro_f1_difference == 0.0

@@ -49,7 +49,8 @@ def test_a_run_holds_what_the_design_says(tiny_run: Path) -> None:
     assert list(tiny_run.glob("events.out.tfevents.*"))
     assert (tiny_run / "checkpoints" / "last.safetensors").is_file()
     assert (tiny_run / "checkpoints" / "best.safetensors").is_file()
-    assert {path.name for path in (tiny_run / "bundle").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    names = {"README.md", "SHA256SUMS", "config.json", "model.safetensors"}
+    assert {path.name for path in (tiny_run / "bundle").iterdir()} == names
 
 
 def test_it_learns_and_the_bundle_predicts(tiny_run: Path, tiny_store: Path) -> None:

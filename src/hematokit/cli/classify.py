@@ -17,15 +17,16 @@ from hematokit.cli.field_options import (
     SetOption,
     SmearsOption,
 )
+from hematokit.cli.option_words import options_help
 
 
 def register(app: typer.Typer) -> None:
     """Attach the verb."""
 
-    @app.command("classify")
+    @app.command("classify", epilog=options_help("detector"))
     def classify(
         fields: FieldsArgument,
-        model: Annotated[Path, typer.Option(help="Run folder, or a bundle.")],
+        model: Annotated[Path, typer.Option(help="Run folder, a bundle, or an exported ONNX file.")],
         output: Annotated[Path, typer.Option(help="Folder to write.")],
         detector: DetectorOption = "nuclei",
         assignments: SetOption = None,
@@ -42,7 +43,7 @@ def register(app: typer.Typer) -> None:
             typer.Option(help="Micrometres per pixel of the images the model was trained on, if it does not say."),
         ] = None,
         smears: SmearsOption = None,
-        runtime: Annotated[str, typer.Option(help="auto, torch or onnxruntime.")] = "auto",
+        runtime: Annotated[str, typer.Option(help="auto, torch, onnxruntime or openvino.")] = "auto",
         device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
         batch_size: Annotated[int, typer.Option(min=1, help="Cells classified at a time.")] = 64,
         scheduler: SchedulerOption = "local",

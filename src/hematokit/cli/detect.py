@@ -17,12 +17,13 @@ from hematokit.cli.field_options import (
     SetOption,
     SmearsOption,
 )
+from hematokit.cli.option_words import options_help
 
 
 def register(app: typer.Typer) -> None:
     """Attach the verb."""
 
-    @app.command("detect")
+    @app.command("detect", epilog=options_help("detector"))
     def detect(
         fields: FieldsArgument,
         output: Annotated[Path, typer.Option(help="Folder to write.")],

@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command("evaluate")
     def evaluate(
-        run: Annotated[Path, typer.Argument(help="Run folder, or a bundle.")],
+        run: Annotated[Path, typer.Argument(help="Run folder, a bundle, or an exported ONNX file.")],
         split: Annotated[str, typer.Option(help="train, val, test, or all for every cell.")] = "test",
         store: Annotated[Optional[Path], typer.Option(help="Another store than the one trained on.")] = None,  # noqa: UP045
         images: Annotated[
@@ -23,6 +23,10 @@ def register(app: typer.Typer) -> None:
             typer.Option(help="A folder of images instead; folders named after a class give labels."),
         ] = None,
         output: Annotated[Optional[Path], typer.Option(help="Folder to write. [default: RUN/evaluation/...]")] = None,  # noqa: UP045
+        runtime: Annotated[
+            Optional[str],  # noqa: UP045
+            typer.Option(help="torch, onnxruntime, openvino or auto. [default: torch; auto for an ONNX file]"),
+        ] = None,
         device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
         batch_size: Annotated[int, typer.Option(min=1, help="Cells classified at a time.")] = 64,
         as_json: JsonOption = False,
@@ -44,6 +48,7 @@ def register(app: typer.Typer) -> None:
                 split=split,
                 images=images,
                 output=output,
+                runtime=runtime,
                 device=device,
                 batch_size=batch_size,
                 progress=progress,

@@ -9,12 +9,13 @@ import typer
 
 from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
 from hematokit.cli.field_options import DetectorOption, ForcePixelSizeOption, PixelSizeOption
+from hematokit.cli.option_words import options_help
 
 
 def register(app: typer.Typer) -> None:
     """Attach the verb."""
 
-    @app.command("explain")
+    @app.command("explain", epilog=options_help("explainer"))
     def explain(
         model: Annotated[Path, typer.Argument(help="Run folder, or a bundle.")],
         output: Annotated[Path, typer.Option(help="Folder to write.")],

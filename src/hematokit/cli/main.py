@@ -28,6 +28,8 @@ VERBS = (
     "explain",
     "detect",
     "classify",
+    "export",
+    "serve",
     "plugins",
 )
 
@@ -101,6 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output left (hematokit ... | head): nothing to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ModuleNotFoundError as error:
+        # An installation without torch classifies with an ONNX file, but cannot train or score.
+        name = (error.name or "a package").partition(".")[0]
+        return _fail(f"this needs {name}, which is not installed; run: pip install {name}", 2, debug)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}; check the path, its permissions and free disk space", 2, debug)

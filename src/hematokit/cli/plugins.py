@@ -1,45 +1,134 @@
-"""``hematokit plugins``: what is installed, what it provides, and what failed."""
+"""``hematokit plugins``: what is installed and what failed; a new plugin, and the rules that it is held against."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from hematokit.cli.common import JsonOption, echo, print_json
+from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
+from hematokit.cli.option_words import describe_option
 
 if TYPE_CHECKING:
-    from hematokit.registry import PluginRegistry, Registry
+    from hematokit.plugin_kit import Verdict
+    from hematokit.registry import PluginRegistry
 
 
 def register(app: typer.Typer) -> None:
-    """Attach the verb."""
+    """Attach the verb and what belongs to it."""
+    group = typer.Typer(rich_markup_mode=None)
+    group.callback(invoke_without_command=True)(plugins_command)
+    group.command("show")(show_command)
+    group.command("new")(new_command)
+    group.command("check")(check_command)
+    app.add_typer(group, name="plugins")
 
-    @app.command("plugins")
-    def plugins(as_json: JsonOption = False) -> None:
-        """List every plugin: what it provides, its version, and those that failed to load with the reason.
 
-        Example: hematokit plugins --json
-        """
-        from hematokit.registry import load_plugins
+def plugins_command(context: typer.Context, as_json: JsonOption = False) -> None:
+    """List every plugin: what it provides, its version, and those that failed to load with the reason.
 
-        registry = load_plugins()
-        if as_json:
-            print_json(describe(registry))
-        else:
-            _print(registry)
+    Example: hematokit plugins --json
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from hematokit.registry import load_plugins
+
+    registry = load_plugins()
+    if as_json:
+        print_json(describe(registry))
+    else:
+        _print(registry)
+
+
+def show_command(
+    name: Annotated[str, typer.Argument(help="A package, or the name of what one provides.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a plugin provides, with every option: type, limits, default, meaning.
+
+    Example: hematokit plugins show hematonet
+    """
+    from hematokit.errors import PluginError
+    from hematokit.registry import load_plugins
+
+    registry = load_plugins()
+    data = describe(registry)
+    packages = {info.package for info in registry.of_package(name)}
+    found = {
+        kind: [item for item in data[kind] if item["package"] in packages or item["name"] == name]
+        for kind in registry.kinds
+    }
+    plugins = [item for item in data["plugins"] if item["package"] in packages]
+    if not plugins and not any(found.values()):
+        raise PluginError(f"no plugin and no package of one is called {name!r}; hematokit plugins lists them")
+    if as_json:
+        print_json({"plugins": plugins, **found})
+        return
+    for info in registry.of_package(name):
+        if info.status != "loaded":
+            echo(info.line)
+    for kind, items in found.items():
+        for item in items:
+            _show(registry.kinds[kind].kind, item, registry)
+
+
+def new_command(
+    name: Annotated[str, typer.Argument(help="The package's name: hematokit-stain-jitter.")],
+    kind: Annotated[str, typer.Option(help="backbone, augmenter, explainer or detector.")],
+    folder: Annotated[Path, typer.Option(help="Where its folder is made.")] = Path(),
+) -> None:
+    """Write the skeleton of a plugin: a package that installs, passes its own tests, and is there to be changed.
+
+    Example: hematokit plugins new hematokit-stain-jitter --kind augmenter
+    """
+    from hematokit.plugin_kit import new_plugin
+
+    made = new_plugin(name, kind, folder)
+    echo(f"Wrote {made}")
+    echo(f"Next: pip install --editable {made}; hematokit plugins check {made.name}")
+
+
+def check_command(
+    name: Annotated[str, typer.Argument(help="A package, or the name of one thing that it provides.")],
+    assignments: Annotated[
+        Optional[list[str]],  # noqa: UP045 - read at run time by the parser
+        typer.Option("--set", metavar="KIND.NAME=VALUE", help="An option: detector.weights=cells.pt."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold an installed plugin against the rules of its kind; exit code 1 if one is broken.
+
+    Example: hematokit plugins check hematokit-stain-jitter
+    """
+    from hematokit.assignments import plugin_options
+    from hematokit.plugin_kit import check_plugin
+
+    heads = dict.fromkeys(assignment.partition(".")[0] for assignment in assignments or [])
+    options = {
+        head: plugin_options([each for each in assignments or [] if each.partition(".")[0] == head], head)
+        for head in heads
+    }
+    with progress_bar("checking", "parts") as progress:
+        verdicts = check_plugin(name, options, progress=progress)
+    counts = {
+        kind: sum(each.outcome == kind for each in verdicts) for kind in _OUTCOMES
+    }
+    if as_json:
+        print_json({"name": name, "counts": counts, "verdicts": [verdict.to_dict() for verdict in verdicts]})
+    else:
+        _print_verdicts(verdicts)
+        echo(", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
+    if counts["failed"]:
+        raise typer.Exit(1)
 
 
 def describe(registry: PluginRegistry) -> dict[str, Any]:
     """Return the listing as plain data."""
-    kinds: dict[str, Registry[Any]] = {
-        "backbones": registry.backbones,
-        "augmenters": registry.augmenters,
-        "explainers": registry.explainers,
-        "detectors": registry.detectors,
-    }
+    from hematokit.hookspecs import HOOKS
+
     provided: dict[str, Any] = {}
-    for kind, specs in kinds.items():
+    for kind, specs in registry.kinds.items():
         provided[kind] = [
             {
                 "name": spec.name,
@@ -47,7 +136,13 @@ def describe(registry: PluginRegistry) -> dict[str, Any]:
                 "package": specs.owner(spec.name).package,
                 "version": specs.owner(spec.name).version,
                 "options": {
-                    name: {"type": option.type.__name__, "default": option.default, "description": option.description}
+                    name: {
+                        "type": option.type.__name__,
+                        "default": option.default,
+                        "minimum": option.minimum,
+                        "maximum": option.maximum,
+                        "description": option.description,
+                    }
                     for name, option in spec.options.items()
                 },
                 **(
@@ -77,10 +172,12 @@ def describe(registry: PluginRegistry) -> dict[str, Any]:
             "status": info.status,
             "reason": info.reason,
             "provides": info.provides,
+            "hooks": info.hooks,
+            "seconds": info.seconds,
         }
         for info in registry.plugins
     ]
-    return {"plugins": plugins, **provided}
+    return {"hooks": HOOKS, "plugins": plugins, **provided}
 
 
 def _print(registry: PluginRegistry) -> None:
@@ -92,8 +189,42 @@ def _print(registry: PluginRegistry) -> None:
             echo(f"  {item['name']:{width}}  {item['description']}  [{item['package']} {item['version']}]")
             if item.get("variants"):
                 echo(f"  {'':{width}}  variants: {', '.join(item['variants'])} (default {item['default_variant']})")
-    troubled = [item for item in data["plugins"] if item["status"] != "loaded"]
-    strangers = {item["package"] for item in data["plugins"] if item["status"] == "loaded"} - {"hematokit"}
+    strangers = {info.package for info in registry.plugins if info.status == "loaded"} - {"hematokit"}
     echo(f"packages: hematokit{''.join(', ' + name for name in sorted(strangers))}")
-    for item in troubled:
-        echo(f"{item['status']}: {item['package']} {item['version']} ({item['name']}): {item['reason']}")
+    for info in registry.plugins:
+        if info.status != "loaded":
+            echo(info.line)
+        elif info.seconds > _SLOW:
+            echo(f"slow: {info.package} {info.version} ({info.name}): {info.seconds:.1f} s at every start")
+
+
+_OUTCOMES = ("passed", "warned", "skipped", "failed")
+_SLOW = 2.0
+"""Seconds of loading above which a plugin is pointed out."""
+
+
+def _show(kind: str, item: dict[str, Any], registry: PluginRegistry) -> None:
+    echo(f"{kind} {item['name']}  [{item['package']} {item['version']}]")
+    echo(f"  {item['description']}")
+    for name, variant in item.get("variants", {}).items():
+        default = ", the default" if name == item["default_variant"] else ""
+        published = ", published weights" if variant["pretrained"] else ""
+        said = f": {variant['description']}" if variant["description"] else ""
+        echo(f"  variant {name}: {variant['image_size']} px{published}{default}{said}")
+    spec = registry.kinds[f"{kind}s"].get(item["name"])
+    head = item["name"] if kind == "explainer" else kind
+    for name, option in spec.options.items():
+        echo(f"  --set {head}.{name}=: {option.description}; {describe_option(option)}")
+    if not spec.options:
+        echo("  no options")
+
+
+def _print_verdicts(verdicts: list[Verdict]) -> None:
+    width = max((len(verdict.rule) for verdict in verdicts), default=0)
+    subject = ""
+    for verdict in verdicts:
+        if verdict.subject != subject:
+            subject = verdict.subject
+            echo(subject)
+        word = verdict.outcome.upper() if verdict.outcome == "failed" else verdict.outcome
+        echo(f"  {word:7}  {verdict.rule:{width}}  {verdict.detail}")

@@ -1,4 +1,4 @@
-"""``hematokit store info`` and ``hematokit store verify``."""
+"""``hematokit store info``, ``verify`` and ``corrections``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Look into a patch store, and check it.", no_args_is_help=True, rich_markup_mode=None)
     group.command("info")(info_command)
     group.command("verify")(verify_command)
+    group.command("corrections")(corrections_command)
     app.add_typer(group, name="store")
 
 
@@ -57,3 +58,22 @@ def verify_command(store: _Store, json: JsonOption = False) -> None:
             echo(line)
     if not report.ok:
         raise typer.Exit(1)
+
+
+def corrections_command(store: _Store, json: JsonOption = False) -> None:
+    """List what people corrected in a store: when, who, which cell, from what to what, and what was undone.
+
+    Example: hematokit store corrections marrow.zarr
+    """
+    from hematokit.store import open_store
+    from hematokit.store.corrections import corrections_table
+
+    table = corrections_table(open_store(store).corrections)
+    if json:
+        print_json(table.to_dict("records"))
+        return
+    for row in table.to_dict("records"):
+        change = f"{row['before'] or 'no class'} to {row['after'] or 'no cell'}"
+        undone = " (undone)" if row["undone"] else ""
+        echo(f"{row['when']}  {row['who'] or 'unknown'}: {row['kind']} {row['cell_id']}, {change}{undone}")
+    echo(f"{len(table)} corrections, of which {int(table['undone'].sum())} were undone" if len(table) else "none")

@@ -16,13 +16,14 @@ from hematokit.cli.field_options import (
     SetOption,
     SmearsOption,
 )
+from hematokit.cli.option_words import options_help
 
 __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("tile")(tile_command)
+    app.command("tile", epilog=options_help("detector"))(tile_command)
 
 
 def tile_command(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
+from hematokit.cli.option_words import options_help
 
 _Text = Optional[str]  # noqa: UP045 - read at run time by the parser
 _Whole = Optional[int]  # noqa: UP045
@@ -18,7 +19,7 @@ _Number = Optional[float]  # noqa: UP045
 def register(app: typer.Typer) -> None:
     """Attach the verb."""
 
-    @app.command("train")
+    @app.command("train", epilog=options_help("backbone", "augmenter"))
     def train(
         store: Annotated[Optional[Path], typer.Argument(help="Patch store with a split.")] = None,  # noqa: UP045
         output: Annotated[Optional[Path], typer.Option(help="Run folder to write.")] = None,  # noqa: UP045

@@ -31,7 +31,7 @@ from hematokit.explanation.sanity import (
     similarity_to_others,
 )
 from hematokit.explanation.similarity import Estimate, bootstrapped_mean, has_signs
-from hematokit.models.bundle import load_model
+from hematokit.models.loading import load_model
 from hematokit.models.classifier import Classifier
 from hematokit.progress import Progress, no_progress
 from hematokit.specs import Explainer
@@ -334,7 +334,7 @@ def _train(store: PatchStore, output: Path, settings: Mapping[str, Any], what: s
     if result.bundle is None:
         # Training ends in an orderly way when it is interrupted; this check has nothing to go on with then.
         raise KeyboardInterrupt
-    classifier = load_model(result.bundle, device=str(settings["device"]))
+    classifier = load_model(result.bundle, device=str(settings["device"]), runtime="torch")
     assert isinstance(classifier, Classifier)
     return Trained(classifier, _fit(classifier, store, settings))
 

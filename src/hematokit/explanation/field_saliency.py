@@ -10,7 +10,7 @@ The layer is made tile by tile, so memory does not grow with the field.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from hematokit.imaging.geometry import Box, patch_box, windows
 from hematokit.progress import Progress, no_progress
 
-__all__ = ["blend_weights", "cell_boxes", "read_layer", "shrink_layer", "write_layer"]
+__all__ = ["blend_maps", "blend_weights", "cell_boxes", "read_layer", "shrink_layer", "write_layer"]
 
 _TILE: Final = 1024
 _CHUNK: Final = 512
@@ -99,12 +99,30 @@ def write_layer(
     for number, tile in enumerate(tiles):
         inside = [place for place, box in enumerate(boxes) if _overlap(box, tile) is not None]
         if inside:
-            array[tile.slices] = _blend(tile, boxes, inside, read)
+            array[tile.slices] = blend_maps(tile, boxes, inside, read)
         progress(number + 1, len(tiles), "")
     return folder
 
 
-def _blend(tile: Box, boxes: list[Box], inside: list[int], read: Callable[[int], Maps]) -> Maps:
+def blend_maps(tile: Box, boxes: Sequence[Box], inside: Iterable[int], read: Callable[[int], Maps]) -> Maps:
+    """Lay the maps of cells over one part of a field.
+
+    Parameters
+    ----------
+    tile : Box
+        The part.
+    boxes : sequence of Box
+        Where the cells' patches lie.
+    inside : iterable of int
+        Which of them overlap the part.
+    read : callable
+        ``read(number) -> map (side, side) float32`` of a cell, in pixels of the field, unscaled.
+
+    Returns
+    -------
+    ndarray of float32, shape (tile.height, tile.width)
+        Relative attributions, as the module says.
+    """
     total = np.zeros((tile.height, tile.width), np.float32)
     weight = np.zeros_like(total)
     for place in inside:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from hematokit.errors import ExplanationError, HematokitError, PluginError, describe_error
+from hematokit.errors import ExplanationError, PluginError, naming
 from hematokit.progress import Progress, no_progress
 from hematokit.registry import load_plugins
 
@@ -221,15 +221,11 @@ def _run(named: NamedExplainer, classifier: Classifier, images: torch.Tensor, ta
     import torch
 
     who = f"explainer {named.name!r} of package {named.package}"
-    try:
+    with naming(who):
         if targets.ndim == 2:
             maps = attribute_targets(named.explainer, classifier, images, targets)
         else:
             maps = named.explainer.attribute(classifier, images, targets)
-    except (HematokitError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise PluginError(f"{who} failed: {describe_error(error)}") from error
     expected = (*targets.shape, *images.shape[2:])
     if not isinstance(maps, torch.Tensor) or tuple(maps.shape) != expected:
         what = tuple(maps.shape) if isinstance(maps, torch.Tensor) else type(maps).__name__

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.spatial import KDTree
 
-from hematokit.errors import HematokitError, PluginError, describe_error
+from hematokit.errors import naming
 from hematokit.fields.cells import check_detections, empty_detections
 from hematokit.fields.suitability import Suitability, WindowMeasure, assess_field, measure_window
 from hematokit.imaging.geometry import Window, windows
@@ -161,13 +161,8 @@ def _usual_side(field: Field) -> int:
 
 
 def _run(detector: NamedDetector, pixels: npt.NDArray[np.uint8], pixel_size_um: float | None) -> pd.DataFrame:
-    try:
+    with naming(f"detector {detector.name!r} of package {detector.package}"):
         return detector.detector.detect(pixels, pixel_size_um)
-    except HematokitError:
-        raise
-    except Exception as error:
-        where = f"detector {detector.name!r} of package {detector.package}"
-        raise PluginError(f"{where} failed: {describe_error(error)}") from error
 
 
 def _placed(found: pd.DataFrame, window: Window, field: Field, number: int) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from hematokit.fields.naming import name_fields
 from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, write_atomically, write_json
 from hematokit.imaging.fieldfiles import field_name, list_fields
 from hematokit.progress import Progress, no_progress
+from hematokit.store.corrections import CORRECTIONS_FILE, apply_corrections, read_corrections
 
 if TYPE_CHECKING:
     from hematokit.fields.smears import SmearTable
@@ -30,6 +31,7 @@ __all__ = ["RUN_FILE", "ResultsFolder", "outcome_table", "read_predictions", "ru
 
 RUN_FILE: Final = "run.json"
 FIELDS_TABLE: Final = "fields.csv"
+_REVIEWED: Final = ("label", "label_source", "reviewed")
 _KIND: Final = "hematokit field results"
 _SCHEMA_VERSION: Final = 1
 
@@ -121,10 +123,10 @@ def describe_job(job: FieldJob) -> dict[str, Any]:
         "model": None,
     }
     if job.model is not None:
-        from hematokit.models import find_bundle
+        from hematokit.models import find_model
         from hematokit.models.bundle import bundle_identity
 
-        sha256 = bundle_identity(find_bundle(job.model))
+        sha256 = bundle_identity(find_model(job.model))
         identity["model"] = {"sha256": sha256, "pixel_size_um": job.model_pixel_size_um}
         identity["unsure_below"] = job.unsure_below
     return identity
@@ -252,11 +254,12 @@ def read_predictions(results: ResultsFolder, outcomes: Sequence[FieldOutcome]) -
     Returns
     -------
     DataFrame
-        ``cell_id``, ``field_id``, ``smear_id``, ``patient_id``, ``touches_border``, ``predicted``, ``probability``.
+        ``cell_id``, ``field_id``, ``smear_id``, ``patient_id``, ``touches_border``, ``predicted``, ``probability``;
+        and ``label``, ``label_source`` and ``reviewed``, with what people corrected.
     """
     import pyarrow.parquet as pq
 
-    columns = ["cell_id", "field_id", "touches_border", "predicted", "probability"]
+    columns = ["cell_id", "field_id", "touches_border", "predicted", "probability", *_REVIEWED]
     parts = []
     for outcome in outcomes:
         if outcome.status != "done":
@@ -269,10 +272,12 @@ def read_predictions(results: ResultsFolder, outcomes: Sequence[FieldOutcome]) -
             raise FieldError(
                 f"{path} is damaged ({detail}); remove the folder {path.parent} and run the command again"
             ) from error
+        corrections = read_corrections(path.parent / CORRECTIONS_FILE)
+        part = apply_corrections(part, corrections, add=lambda entry: True)[columns]
         parts.append(part.assign(smear_id=outcome.smear_id, patient_id=outcome.patient_id))
     filled = [part for part in parts if len(part)]
     if filled:
         together: pd.DataFrame = pd.concat(filled, ignore_index=True)
         return together
     empty = {name: pd.Series(dtype=object) for name in [*columns, "smear_id", "patient_id"]}
-    return pd.DataFrame(empty).astype({"probability": float, "touches_border": bool})
+    return pd.DataFrame(empty).astype({"probability": float, "touches_border": bool, "reviewed": bool})

@@ -62,11 +62,12 @@ class Summarizer:
         bounds = iter(together or [])
         classes = {}
         for index, code in enumerate(self.codes):
-            share = self._share(sure, unsure, np.arange(len(self.codes)) == index, sizes, clustering, level)
             if self.counted[index]:
+                share = self._share(sure, unsure, np.arange(len(self.codes)) == index, sizes, clustering, level)
                 classes[code] = replace(share, simultaneous=next(bounds, None))
             else:
-                classes[code] = Share(share.count, share.unsure)
+                # Of the counted cells they are no share; there may even be more of them.
+                classes[code] = Share(int(sure[:, index].sum()), int(unsure[:, index].sum()))
         doubtful = int(unsure.sum() + counts.unclassified[rows].sum())
         effect = None if clustering is None else clustering.design_effect
         needed = None

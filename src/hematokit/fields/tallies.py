@@ -70,22 +70,24 @@ class CellCounts:
 def called_classes(cells: pd.DataFrame) -> npt.NDArray[np.object_]:
     """Return the class each cell (n,) is called: its label where a person has reviewed it, else what was predicted.
 
-    Empty where there is neither; a table that is not classified is called by its labels.
+    Empty where there is neither; a cell that was never classified is called by its label.
     """
     label = _texts(cells, "label")
-    if "predicted" not in cells.columns:
-        return label
     predicted = _texts(cells, "predicted")
     reviewed = _reviewed(cells) & (label != "")
-    return np.where(reviewed, label, predicted).astype(object)
+    return np.where(reviewed | (predicted == ""), label, predicted).astype(object)
 
 
 def unsure_cells(cells: pd.DataFrame, unsure_below: float) -> npt.NDArray[np.bool_]:
-    """Tell which cells (n,) are unsure: probability below the threshold or missing, and not reviewed by a person."""
+    """Tell which cells (n,) are unsure: probability below the threshold or missing, and not reviewed by a person.
+
+    A cell with a known label that was never classified is sure.
+    """
     if "probability" not in cells.columns:
         return np.zeros(len(cells), np.bool_)
     probability = cells["probability"].to_numpy(np.float64, na_value=np.nan)
-    unsure: npt.NDArray[np.bool_] = ~(probability >= unsure_below) & ~_reviewed(cells)
+    known = (_texts(cells, "label") != "") & (_texts(cells, "predicted") == "")
+    unsure: npt.NDArray[np.bool_] = ~(probability >= unsure_below) & ~_reviewed(cells) & ~known
     return unsure
 
 

@@ -11,32 +11,31 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from hematokit.errors import FieldError, ImageError, StoreError
 from hematokit.fields.cells import name_cells
 from hematokit.fields.known import ClassNames, KnownCellFiles, load_class_map, read_class_names
 from hematokit.fields.naming import safe_name
 from hematokit.fields.tile_cells import CellSource, FieldCells, detected_cells, given_cells, same_cells
+from hematokit.fields.tile_rows import append_patches, store_rows
 from hematokit.fields.tile_summary import TileSummary, TileTally
 from hematokit.imaging.fieldfiles import field_name, list_fields, open_field
 from hematokit.imaging.fieldfiles.pixelsize import check_given
-from hematokit.imaging.geometry import cut_patch, patch_box
 from hematokit.imaging.reading import printable
 from hematokit.progress import Progress, no_progress
 from hematokit.store.creating import create_store
-from hematokit.store.fields import hash_folder, open_pixels, write_field
+from hematokit.store.fields import hash_folder, write_field
 from hematokit.store.files import disk_errors
 from hematokit.store.grouping import regroup
 from hematokit.store.importing import check_fit, update_rejects
 from hematokit.store.patchstore import PatchStore, open_store
-from hematokit.store.schema import CELL_COLUMNS, ROOT_FILE, hash_pixels
+from hematokit.store.schema import ROOT_FILE
 from hematokit.store.writer import StoreWriter
 from hematokit.taxonomy import MATEK_21, Taxonomy
 
@@ -44,9 +43,7 @@ if TYPE_CHECKING:
     from hematokit.fields.smears import SmearTable
     from hematokit.imaging.fieldfiles import Field
 
-__all__ = ["TileSummary", "tile_fields"]
-
-_BATCH: Final = 64  # patches cut at a time, which bounds the memory
+__all__ = ["TileSummary", "hash_source", "tile_fields"]
 
 
 def tile_fields(
@@ -55,7 +52,7 @@ def tile_fields(
     *,
     detector: str = "nuclei",
     detector_options: Mapping[str, object] | None = None,
-    cells: str | Path | None = None,
+    cells: str | Path | CellSource | None = None,
     class_map: Sequence[str] | None = None,
     class_names: str | Path | None = None,
     only: Collection[str] | None = None,
@@ -83,8 +80,9 @@ def tile_fields(
         Finds the cells, unless `cells` are given.
     detector_options : mapping, optional
         The detector's options.
-    cells : str or Path, optional
-        Known cells instead of detection; see `hematokit.fields.known.KnownCellFiles`.
+    cells : str, Path or CellSource, optional
+        Known cells instead of detection: files, see `hematokit.fields.known.KnownCellFiles`; or a function that is
+        given each opened field and says what its cells are.
     class_map : sequence of str, optional
         What the names that `cells` uses mean: ``"NAME=CODE"``, ``"NAME="`` for a cell without label, or YAML files.
     class_names : str or Path, optional
@@ -137,6 +135,8 @@ def tile_fields(
         if only is not None or class_map or class_names is not None:
             raise FieldError("classes are named by known cells only: give --cells too, or leave these options out")
         cells_of = detected_cells(detector, detector_options)
+    elif callable(cells):
+        cells_of = cells
     else:
         names = None if class_names is None else read_class_names(Path(class_names))
         meaning = ClassNames(classes, load_class_map(class_map or (), classes))
@@ -223,7 +223,7 @@ class _Tiling:
         source = printable(str(path))
         try:
             smear, patient = self._smear(path)
-            digest = _hash_source(path)
+            digest = hash_source(path)
             with open_field(path, pixel_size_um=self.pixel_size_um, force_pixel_size=self.force_pixel_size) as opened:
                 self._take_open(opened, source, digest, smear, patient, progress)
         except ImageError as error:
@@ -264,8 +264,12 @@ class _Tiling:
         field_id = _make_field_id(opened.name, self.field_ids, digest)
         table = name_cells(found, field_id, source, smear_id=smear, patient_id=patient)
         folder, stored = write_field(self.store.path, field_id, opened, source=source, progress=progress)
-        for patches, rows in self._batches(opened, folder, self._rows(table, found, smear, patient, digest)):
-            self.writer.append(patches, rows)
+        rows = store_rows(table, digest, self.cell_ids)
+        for column, value in (("smear_id", smear), ("patient_id", patient)):
+            # A table of known cells may state them for each cell.
+            if column in found.columns and not value:
+                rows[column] = found[column].to_numpy(dtype=object)
+        append_patches(self.writer, self.store.patch_size, folder, opened.height, opened.width, rows)
         record = {
             "field_id": field_id,
             "name": printable(opened.name),
@@ -286,36 +290,6 @@ class _Tiling:
         self.tally.added_fields += 1
         self.tally.added += len(table)
         self.tally.without_cells += not len(table)
-
-    def _rows(self, table: pd.DataFrame, found: pd.DataFrame, smear: str, patient: str, digest: str) -> pd.DataFrame:
-        """Rows of the store's table, but for the patches and their hashes."""
-        places = zip(*(table[name].tolist() for name in ("y", "x", "y0", "x0", "height", "width")), strict=True)
-        keys = [
-            hashlib.sha256(f"{field_id}\0{digest}\0{place}".encode()).hexdigest()[:32]
-            for field_id, place in zip(table["field_id"], places, strict=True)
-        ]
-        ids = []
-        for cell_id, key in zip(table["cell_id"], keys, strict=True):
-            chosen = cell_id if cell_id not in self.cell_ids else f"{cell_id}-{key[:8]}"
-            self.cell_ids.add(chosen)
-            ids.append(chosen)
-        rows = table.assign(cell_id=ids, source_key=keys, row=0, group="", split="", pixel_sha256="")
-        for column, value in (("smear_id", smear), ("patient_id", patient)):
-            # A table of known cells may state them for each cell.
-            if column in found.columns and not value:
-                rows[column] = found[column].to_numpy(dtype=object)
-        return rows[list(CELL_COLUMNS)]
-
-    def _batches(self, opened: Field, folder: Path, rows: pd.DataFrame) -> Iterator[tuple[Any, pd.DataFrame]]:
-        """Cut the patches out of the stored image: fast in any order, whatever the file's format was."""
-        read = open_pixels(folder)
-        size = self.store.patch_size
-        for start in range(0, len(rows), _BATCH):
-            batch = rows.iloc[start : start + _BATCH]
-            patches = np.empty((len(batch), size, size, 3), np.uint8)
-            for number, (y, x) in enumerate(zip(batch["y"].tolist(), batch["x"].tolist(), strict=True)):
-                patches[number] = cut_patch(read, opened.height, opened.width, patch_box(y, x, size))
-            yield patches, batch.assign(pixel_sha256=[hash_pixels(patch) for patch in patches])
 
 
 def _check_same(
@@ -372,7 +346,7 @@ def _make_field_id(name: str, taken: Collection[str], sha256: str) -> str:
     raise StoreError(f"no free field id for {printable(name)}; rename the file")
 
 
-def _hash_source(path: Path) -> str:
+def hash_source(path: Path) -> str:
     """SHA-256 of a field's file, or of an OME-Zarr folder's files."""
     try:
         if path.is_dir():

@@ -1,6 +1,6 @@
 """Classifiers (preparation, normalisation, backbone, calibration) and the bundles they are kept in.
 
-The names are imported when first used: a bundle that onnxruntime computes opens without torch.
+The names are imported when first used: a model that another runtime computes opens without torch.
 """
 
 from __future__ import annotations
@@ -9,20 +9,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hematokit.models.bundle import BundleConfig, Runtime, find_bundle, load_model, save_bundle
+    from hematokit.models.bundle import BundleConfig, find_bundle, find_model, save_bundle
     from hematokit.models.classifier import Classifier
     from hematokit.models.construction import BackboneChoice, build_backbone, choose_backbone
     from hematokit.models.devices import resolve_device
     from hematokit.models.exporting import export_onnx
-    from hematokit.models.runtimes import OnnxClassifier
+    from hematokit.models.loading import Runtime, load_model
+    from hematokit.models.onnx_classifier import OnnxClassifier
 
 _HOMES = {
-    "bundle": ("BundleConfig", "Runtime", "find_bundle", "load_model", "save_bundle"),
+    "bundle": ("BundleConfig", "find_bundle", "find_model", "save_bundle"),
     "classifier": ("Classifier",),
     "construction": ("BackboneChoice", "build_backbone", "choose_backbone"),
     "devices": ("resolve_device",),
     "exporting": ("export_onnx",),
-    "runtimes": ("OnnxClassifier",),
+    "loading": ("Runtime", "load_model"),
+    "onnx_classifier": ("OnnxClassifier",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -36,6 +38,7 @@ __all__ = [
     "choose_backbone",
     "export_onnx",
     "find_bundle",
+    "find_model",
     "load_model",
     "resolve_device",
     "save_bundle",

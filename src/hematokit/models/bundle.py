@@ -1,6 +1,7 @@
-"""Bundles: a trained classifier as three files that open without running anything.
+"""Bundles: a trained classifier as a few files that open without running anything.
 
-``model.safetensors`` (the backbone's weights), ``config.json`` (everything else), ``README.md`` (the model card).
+``model.safetensors`` (the backbone's weights), ``config.json`` (everything else), ``README.md`` (the model card) and
+``SHA256SUMS`` (hashes of the first two).
 """
 
 from __future__ import annotations
@@ -9,38 +10,40 @@ import hashlib
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hematokit import __version__
-from hematokit.errors import ModelError, PluginError
+from hematokit.errors import ModelError
 from hematokit.files import write_atomically
+from hematokit.imaging.reading import printable
+from hematokit.models.integrity import MANIFEST, check_tensors, file_sha256, verify_manifest, write_manifest
 from hematokit.registry import load_plugins
-from hematokit.specs import InputSpec
 from hematokit.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     # Only for annotations: a bundle that another runtime computes must open without torch.
-    import torch
-
     from hematokit.models.classifier import Classifier
     from hematokit.models.construction import BackboneChoice
-    from hematokit.models.runtimes import OnnxClassifier
 
 __all__ = [
     "BUNDLE_VERSION",
     "BundleConfig",
-    "Runtime",
+    "bundle_identity",
+    "check_bundle",
     "find_bundle",
-    "load_model",
-    "load_torch",
+    "find_model",
+    "is_onnx",
+    "parse_config",
     "read_config",
     "save_bundle",
 ]
 
-BUNDLE_VERSION = 1
-Runtime = Literal["torch", "onnxruntime", "auto"]
+BUNDLE_VERSION = 2
+"""2 since ``SHA256SUMS`` belongs to it; bundles of version 1, which have none, load as ever."""
+
+_LARGEST_CONFIG = 64_000_000
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
@@ -95,13 +98,6 @@ class BundleConfig(_Strict):
     backbone: BackboneConfig
     training: dict[str, Any] = {}
     research_use_only: Literal[True] = True
-
-    @field_validator("bundle_version")
-    @classmethod
-    def _known_version(cls, value: int) -> int:
-        if not 1 <= value <= BUNDLE_VERSION:
-            raise ValueError(f"bundle version {value} is not known to hematokit {__version__}; upgrade hematokit")
-        return value
 
 
 def save_bundle(
@@ -164,11 +160,40 @@ def save_bundle(
         training=training,
     )
     state = {key: value.detach().cpu().contiguous() for key, value in classifier.backbone.state_dict().items()}
-    write_atomically(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
+    files = {CONFIG: config.model_dump_json(indent=2).encode(), WEIGHTS: save(state, metadata={"format": "pt"})}
+    write_atomically(folder / WEIGHTS, files[WEIGHTS])
     write_atomically(folder / CARD, model_card(config, classifier.taxonomy).encode())
+    write_manifest(folder, files)
     # Last: a folder without config.json is no bundle, so an interrupted save is never taken for one.
-    write_atomically(folder / CONFIG, config.model_dump_json(indent=2).encode())
+    write_atomically(folder / CONFIG, files[CONFIG])
     return config
+
+
+def is_onnx(path: str | Path) -> bool:
+    """Whether a path names an ONNX file; it need not exist."""
+    path = Path(path)
+    return path.suffix.lower() == ".onnx" and not path.is_dir()
+
+
+def find_model(path: str | Path) -> Path:
+    """Resolve what a model is given as: an ONNX file, a bundle folder, or a run folder that holds one.
+
+    Returns
+    -------
+    Path
+        The file, or the bundle's folder.
+
+    Raises
+    ------
+    ModelError
+        If there is none of them.
+    """
+    path = Path(path)
+    if not is_onnx(path):
+        return find_bundle(path)
+    if not path.is_file():
+        raise ModelError(f"{printable(str(path))} does not exist; give an ONNX file, or the folder of a run or bundle")
+    return path
 
 
 def find_bundle(path: str | Path) -> Path:
@@ -180,6 +205,11 @@ def find_bundle(path: str | Path) -> Path:
         If there is neither.
     """
     path = Path(path)
+    if is_onnx(path):
+        raise ModelError(
+            f"{printable(str(path))} is an ONNX file, and this needs the weights themselves; give the run or bundle "
+            "that it was exported from"
+        )
     for candidate in (path, path / "bundle"):
         if (candidate / CONFIG).is_file():
             return candidate
@@ -190,84 +220,16 @@ def find_bundle(path: str | Path) -> Path:
     raise ModelError(f"{path} is neither a run nor a bundle (no {CONFIG}); give the folder that hematokit train wrote")
 
 
-@overload
-def load_model(
-    path: str | Path, device: str | torch.device = "auto", runtime: Literal["torch"] = "torch"
-) -> Classifier: ...
+def bundle_identity(path: Path) -> str:
+    """Hash what decides a model's predictions: its weights, and of its configuration all but how it came about.
 
-
-@overload
-def load_model(
-    path: str | Path, device: str | torch.device = "auto", runtime: str = "torch"
-) -> Classifier | OnnxClassifier: ...
-
-
-def load_model(
-    path: str | Path, device: str | torch.device = "auto", runtime: str = "torch"
-) -> Classifier | OnnxClassifier:
-    """Load a classifier from a bundle or a run. Nothing is unpickled.
+    A run that is resumed writes its bundle again, with another time of creation; it is the same model. An ONNX file is
+    hashed as it is.
 
     Parameters
     ----------
-    path : path
-        Bundle folder, or the run folder that holds one.
-    device : str or torch.device
-        ``"auto"``, ``"cpu"``, ``"cuda"``, ...
-    runtime : str
-        What computes it: ``"torch"``; ``"onnxruntime"``, on the CPU, from a file that is exported and checked against
-        torch at the first use and then kept (`hematokit.models.runtimes`); ``"auto"``, onnxruntime where it is
-        installed and the device is the CPU, else torch.
-
-    Returns
-    -------
-    Classifier or OnnxClassifier
-        In evaluation mode, on the device; both have ``predict``, ``logits``, ``codes``, ``taxonomy``, ``patch_size``,
-        ``temperature``, ``config``, ``device`` and ``runtime``, the name of what computes.
-
-    Raises
-    ------
-    ModelError
-        If files are missing or damaged, the version is newer than this program, or the runtime cannot be used.
-    PluginError
-        If the plugin that provides the backbone is not installed.
-    """
-    folder = find_bundle(path)
-    if runtime == "torch":
-        return load_torch(folder, device)
-    from hematokit.models.runtimes import load_with_runtime
-
-    return load_with_runtime(folder, device, runtime)
-
-
-def load_torch(folder: Path, device: str | torch.device = "auto") -> Classifier:
-    """Load the classifier of a bundle folder; parameters, result and errors as of `load_model`."""
-    import torch
-
-    from hematokit.models.classifier import Classifier
-    from hematokit.models.construction import build_backbone
-    from hematokit.models.devices import resolve_device
-
-    config = read_config(folder)
-    choice = _rebuild_choice(folder, config)
-    taxonomy = Taxonomy.from_dict(config.taxonomy, where=str(folder / CONFIG))
-    backbone = build_backbone(choice, len(taxonomy))
-    _load_state(backbone, folder / WEIGHTS)
-    classifier = Classifier(
-        backbone, taxonomy, choice.input, config.input.patch_size, config.temperature, config=config
-    )
-    target = device if isinstance(device, torch.device) else resolve_device(device)
-    return classifier.to(target).to(memory_format=torch.channels_last).eval()
-
-
-def bundle_identity(folder: Path) -> str:
-    """Hash what decides a bundle's predictions: its weights, and of its configuration all but how it came about.
-
-    A run that is resumed writes its bundle again, with another time of creation; it is the same model.
-
-    Parameters
-    ----------
-    folder : Path
-        Bundle folder, as `find_bundle` returns it.
+    path : Path
+        Bundle folder or ONNX file, as `find_model` returns it.
 
     Returns
     -------
@@ -277,13 +239,14 @@ def bundle_identity(folder: Path) -> str:
     Raises
     ------
     ModelError
-        If the configuration cannot be read.
+        If the configuration or the weights cannot be read.
     """
+    if path.is_file():
+        return file_sha256(path)
     deciding = {"taxonomy", "input", "temperature", "pixel_size_um", "backbone"}
-    config = read_config(folder).model_dump(mode="json", include=deciding)
+    config = read_config(path).model_dump(mode="json", include=deciding)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    with (folder / WEIGHTS).open("rb") as file:
-        digest.update(hashlib.file_digest(file, "sha256").digest())
+    digest.update(bytes.fromhex(file_sha256(path / WEIGHTS)))
     return digest.hexdigest()
 
 
@@ -295,56 +258,60 @@ def read_config(folder: Path) -> BundleConfig:
     ModelError
         If it is missing, damaged, or newer than this program.
     """
+    path = folder / CONFIG
     try:
-        text = (folder / CONFIG).read_text(encoding="utf-8")
-        return BundleConfig.model_validate(json.loads(text))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LARGEST_CONFIG)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} cannot be read ({' '.join(str(error).split())}); copy the bundle again") from error
+    return parse_config(text, str(path))
+
+
+def parse_config(text: str, where: str) -> BundleConfig:
+    """Read a bundle's configuration from its JSON.
+
+    Parameters
+    ----------
+    text : str
+    where : str
+        Named in errors: the file it came from.
+
+    Raises
+    ------
+    ModelError
+        If it is damaged, or newer than this program.
+    """
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{where} cannot be read ({' '.join(str(error).split())}); copy the model again") from error
+    version = said.get("bundle_version") if isinstance(said, dict) else None
+    # Before the schema: what a later version added must not be called a mistake.
+    if isinstance(version, int) and not 1 <= version <= BUNDLE_VERSION:
+        writer = printable(str(said.get("hematokit_version", "unknown")))[:40]
         raise ModelError(
-            f"{folder / CONFIG} cannot be read ({' '.join(str(error).split())}); copy the bundle again"
-        ) from error
+            f"{where}: bundle version {version} is not known to hematokit {__version__} (versions 1 to "
+            f"{BUNDLE_VERSION} are); hematokit {writer} wrote it: upgrade hematokit to that version or later"
+        )
+    try:
+        return BundleConfig.model_validate(said)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise ModelError(
-            f"{folder / CONFIG}: {where}: {first['msg']}; copy the bundle again or mend that entry"
-        ) from error
+        entry = printable(".".join(map(str, first["loc"]))) or "the file"
+        raise ModelError(f"{where}: {entry}: {first['msg']}; copy the model again or mend that entry") from error
 
 
-def _rebuild_choice(folder: Path, config: BundleConfig) -> BackboneChoice:
-    from hematokit.models.construction import BackboneChoice, choose_backbone
+def check_bundle(folder: Path, config: BundleConfig) -> None:
+    """Refuse a bundle whose files are damaged or not those that were saved; nothing in them is run.
 
-    wanted = config.backbone
-    try:
-        choice = choose_backbone(wanted.name, wanted.variant, config.input.size, wanted.options)
-    except PluginError as error:
-        if wanted.package != "hematokit" and wanted.name not in load_plugins().backbones:
-            raise PluginError(
-                f"bundle {folder} needs backbone {wanted.name!r} of package {wanted.package} {wanted.package_version}, "
-                f"which is not installed or did not load; run: pip install {wanted.package}"
-            ) from error
-        raise
-    given = config.input
-    # What the bundle was trained with counts, not what the plugin would choose today.
-    spec = InputSpec(given.size, given.divisor, given.mean, given.std, given.fit)
-    return BackboneChoice(choice.spec, choice.variant_name, choice.variant, spec, choice.options)
-
-
-def _load_state(backbone: torch.nn.Module, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        text = " ".join(str(error).split())
-        raise ModelError(f"{path} is missing or damaged ({text}); copy the bundle again") from error
-    try:
-        backbone.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise ModelError(
-            f"{path} does not fit the backbone its config.json names ({' '.join(str(error).split())[:160]}); "
-            "the two files are not of one bundle: copy it again"
-        ) from error
+    Raises
+    ------
+    ModelError
+        If a file is missing, cut off, or differs from its hash in ``SHA256SUMS``.
+    """
+    check_tensors(folder / WEIGHTS)
+    if config.bundle_version > 1 or (folder / MANIFEST).exists():
+        verify_manifest(folder, (CONFIG, WEIGHTS))
 
 
 def model_card(config: BundleConfig, taxonomy: Taxonomy) -> str:

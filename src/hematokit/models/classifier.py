@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch.nn import functional
 
-from hematokit.errors import ModelError
+from hematokit.errors import HematokitError, ModelError, PluginError, describe_error
 from hematokit.models.predictions import check_patches, prediction_frame
 from hematokit.progress import Progress, no_progress
 from hematokit.specs import InputSpec
@@ -18,7 +18,19 @@ from hematokit.taxonomy import Taxonomy
 if TYPE_CHECKING:
     from hematokit.models.bundle import BundleConfig
 
-__all__ = ["Classifier", "fit_to_input", "input_region", "prediction_frame", "shrink_patches"]
+__all__ = [
+    "ORIGIN",
+    "Classifier",
+    "fit_to_input",
+    "input_region",
+    "prediction_frame",
+    "resizing_matrix",
+    "shrink_patches",
+]
+
+
+ORIGIN: Final = "hematokit_origin"
+"""Attribute of a backbone that came from a stranger's package: who it is, in words."""
 
 
 class Classifier(torch.nn.Module):
@@ -110,8 +122,20 @@ class Classifier(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits (B, C) of images (B, 3, S, S) in [0, 1]."""
-        normalised = (images - self.mean) / self.std
-        logits: torch.Tensor = self.backbone(normalised.contiguous(memory_format=torch.channels_last))
+        normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        origin = getattr(self.backbone, ORIGIN, None)
+        if origin is None:
+            logits: torch.Tensor = self.backbone(normalised)
+            return logits
+        try:
+            logits = self.backbone(normalised)
+        except (HematokitError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise PluginError(f"{origin} failed: {describe_error(error)}") from error
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[1] != len(self.codes):
+            what = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise PluginError(f"{origin} returned {what}, not logits (batch, {len(self.codes)}); tell its author")
         return logits
 
     @torch.inference_mode()
@@ -241,3 +265,28 @@ def fit_to_input(images: torch.Tensor, spec: InputSpec) -> torch.Tensor:
         return images[:, :, start : start + size, start : start + size]
     resized = functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return resized.clamp(0.0, 1.0)
+
+
+def resizing_matrix(side: int, spec: InputSpec) -> torch.Tensor | None:
+    """Return the matrix W whose products W @ image @ W.T resize as `fit_to_input` does; None where it does not resize.
+
+    The antialiased bilinear kernel is separable and linear, so a row of W holds the weights of one row of the result.
+
+    Parameters
+    ----------
+    side : int
+        Side of the patches in pixels.
+    spec : InputSpec
+
+    Returns
+    -------
+    Tensor, shape (S, side), float32, or None
+        To be clamped to [0, 1] after use, as `fit_to_input` does.
+    """
+    size = spec.size
+    fit = "none" if side == size else _fit(side, spec)
+    if fit == "none" or (fit == "reflect-pad" and size > side) or (fit == "crop" and size < side):
+        return None
+    # Resizing the rows of the unit matrix, its columns left as they are, gives the weights themselves.
+    unit = torch.eye(side)[None, None]
+    return functional.interpolate(unit, size=(size, side), mode="bilinear", antialias=True, align_corners=False)[0, 0]

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from hematokit.errors import HematokitError, ModelError, PluginError
+from hematokit.hookspecs import PROJECT
+from hematokit.models.classifier import ORIGIN
 from hematokit.registry import load_plugins
 from hematokit.specs import BackboneSpec, InputSpec, Variant
 
@@ -136,6 +138,15 @@ def build_backbone(
             f"backbone {name} of package {load_plugins().backbones.owner(choice.spec.name).package} failed to build "
             f"({type(error).__name__}: {text}); check its options and image size"
         ) from error
+    owner = load_plugins().backbones.owner(choice.spec.name)
+    if not isinstance(module, torch.nn.Module):
+        raise PluginError(
+            f"backbone {name} of package {owner.package} is a {type(module).__name__}, not a torch.nn.Module; "
+            "tell its author"
+        )
+    if owner.package != PROJECT:
+        # For messages: what goes wrong inside is the package's to mend.
+        setattr(module, ORIGIN, f"backbone {name} of package {owner.package}")
     if weights is not None:
         load_weights(module, Path(weights))
     return module

@@ -1,8 +1,9 @@
-"""Writing a classifier as an ONNX graph that takes raw patches, and holding a graph against its classifier.
+"""Writing a classifier as an ONNX graph that takes raw patches.
 
-The graph starts at uint8 patches ``(N, P, P, 3)`` and ends at logits ``(N, C)``: resizing or padding and normalisation
-are inside, so that nobody who runs it has to repeat them. ONNX's ``Resize`` has torch's antialiased bilinear kernel
-(``antialias``, since operator set 18), which is why that is possible.
+The graph starts at uint8 patches ``(N, P, P, 3)`` and ends at logits and calibrated probabilities ``(N, C)``: resizing
+or padding, normalisation and temperature are inside, so that nobody who runs it has to repeat them. Resizing is written
+as two products with the matrices of torch's antialiased kernel: ONNX's ``Resize`` has that kernel, too, but not every
+runtime does as it says (OpenVINO 2026.4 leaves the antialiasing out).
 """
 
 from __future__ import annotations
@@ -12,15 +13,12 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-import numpy as np
-import numpy.typing as npt
-
-from hematokit.errors import ModelError
+from hematokit.errors import ModelError, describe_error
 from hematokit.files import write_atomically
 
 if TYPE_CHECKING:
@@ -30,31 +28,35 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONFIG_KEY",
+    "EMBEDDINGS",
+    "IMAGES",
     "INPUT_NAME",
     "OUTPUT_NAME",
-    "check_agreement",
+    "PROBABILITIES",
+    "Layout",
     "export_onnx",
     "onnx_bytes",
-    "sample_patches",
+    "raw_graph",
 ]
 
 INPUT_NAME: Final = "patches"
+IMAGES: Final = "images"
 OUTPUT_NAME: Final = "logits"
+PROBABILITIES: Final = "probabilities"
+EMBEDDINGS: Final = "embeddings"
 CONFIG_KEY: Final = "hematokit.config"
 """Under this name the file's metadata hold the bundle's ``config.json``: the file says what its logits mean."""
 
-TOLERANCE: Final = 1e-3
-"""Largest difference of a logit that passes; rounding gives some 1e-6."""
+Layout = Literal["patches", "images"]
+"""What a graph takes: ``"patches"``, uint8 (N, P, P, 3), or ``"images"``, float32 (N, 3, S, S) in [0, 1]."""
 
-_RELATIVE: Final = 1e-5
-_TIE: Final = 1e-5
-
-Patches = npt.NDArray[np.uint8]
-Logits = npt.NDArray[np.float32]
+_USE_TORCH: Final = "use --runtime torch"
 
 
-def export_onnx(classifier: Classifier, path: str | Path) -> None:
-    """Write a classifier as an ONNX file, atomically.
+def export_onnx(
+    classifier: Classifier, path: str | Path, *, layout: Layout = "patches", embeddings: bool = False
+) -> None:
+    """Write a classifier as an ONNX file, atomically; nothing is compared (`hematokit.reporting.export` does).
 
     Parameters
     ----------
@@ -62,26 +64,45 @@ def export_onnx(classifier: Classifier, path: str | Path) -> None:
         Its bundle configuration, if it has one, goes into the file's metadata.
     path : path
         File to write; its folder must exist.
+    layout, embeddings
+        As of `onnx_bytes`.
 
     Raises
     ------
     ModelError
         If the packages are missing, the backbone cannot be exported, or the file cannot be written.
     """
-    data = onnx_bytes(classifier)
+    data = onnx_bytes(classifier, layout=layout, embeddings=embeddings)
     try:
         write_atomically(Path(path), data)
     except OSError as error:
         raise ModelError(f"{path} cannot be written ({error.strerror or error}); give a folder with room") from error
 
 
-def onnx_bytes(classifier: Classifier) -> bytes:
-    """Return a classifier as the content of an ONNX file: ``patches`` (N, P, P, 3) uint8 to ``logits`` (N, C) float32.
+def onnx_bytes(
+    classifier: Classifier, *, layout: Layout = "patches", embeddings: bool = False, advice: str = _USE_TORCH
+) -> bytes:
+    """Return a classifier as the content of an ONNX file.
+
+    Its outputs are ``logits`` (N, C), uncalibrated, and ``probabilities`` (N, C), softmax of the logits divided by the
+    temperature; all float32. The number of patches is free.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        Stays as it is.
+    layout : str
+        ``"patches"``: the input is ``patches``, uint8 (N, P, P, 3). ``"images"``: it is ``images``, float32
+        (N, 3, S, S) in [0, 1], brought to the input's size by whoever runs the graph; normalisation is inside.
+    embeddings : bool
+        Add the output ``embeddings`` (N, F): what the backbone's last layer sees.
+    advice : str
+        What to do if the backbone cannot be exported.
 
     Raises
     ------
     ModelError
-        If the packages are missing or the backbone cannot be exported.
+        If the packages are missing, the backbone cannot be exported, or it does not give embeddings.
     """
     try:
         import onnx  # noqa: F401
@@ -90,19 +111,21 @@ def onnx_bytes(classifier: Classifier) -> bytes:
         raise ModelError(f"exporting needs {error.name or 'onnx'}; run: pip install 'hematokit[onnx]'") from error
     import torch
 
-    module = _raw_graph(classifier)
-    side = classifier.patch_size
+    module = raw_graph(classifier, layout=layout, embeddings=embeddings)
+    side, size = classifier.patch_size, classifier.input_spec.size
     # Two patches: an example of one would fix the batch to one.
-    example = torch.zeros((2, side, side, 3), dtype=torch.uint8)
+    shapes = {"patches": ((2, side, side, 3), torch.uint8), "images": ((2, 3, size, size), torch.float32)}
+    shape, kind = shapes[layout]
+    names = [OUTPUT_NAME, PROBABILITIES, *([EMBEDDINGS] if embeddings else [])]
     try:
         with _quiet(), torch.inference_mode():
             program = torch.onnx.export(
                 module,
-                (example,),
+                (torch.zeros(shape, dtype=kind),),
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
-                input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
+                input_names=[INPUT_NAME if layout == "patches" else IMAGES],
+                output_names=names,
                 verbose=False,
             )
             assert program is not None  # it is None only when the exporter writes a file itself
@@ -112,7 +135,7 @@ def onnx_bytes(classifier: Classifier) -> bytes:
         text = " ".join(str(error.__cause__ or error).split())[:200]
         raise ModelError(
             f"{type(classifier.backbone).__name__} cannot be exported to ONNX ({type(error).__name__}: {text}); "
-            "use --runtime torch"
+            f"{advice}"
         ) from error
     if classifier.has_config:
         entry = graph.metadata_props.add()
@@ -121,20 +144,78 @@ def onnx_bytes(classifier: Classifier) -> bytes:
     return content
 
 
-def _raw_graph(classifier: Classifier) -> torch.nn.Module:
-    """A module from raw patches to logits, on the CPU and in evaluation mode; the classifier stays as it is."""
+def raw_graph(classifier: Classifier, *, layout: Layout = "patches", embeddings: bool = False) -> torch.nn.Module:
+    """Return a module from raw patches to a tuple of logits, probabilities and, if asked for, embeddings.
+
+    It is a copy, on the CPU and in evaluation mode, made of plain operations only, so that every exporter can follow;
+    `hematokit.models.formats` is what it is for. The classifier stays as it is.
+
+    Parameters
+    ----------
+    classifier, layout, embeddings
+        As of `onnx_bytes`.
+
+    Raises
+    ------
+    ModelError
+        If the backbone does not give embeddings.
+    """
     import torch
 
+    from hematokit.models.classifier import fit_to_input, resizing_matrix
+
+    if embeddings:
+        _check_embeddings(classifier)
+
     class RawGraph(torch.nn.Module):
+        resizing: torch.Tensor
+
         def __init__(self, inner: Classifier) -> None:
             super().__init__()
             self.inner = inner
+            matrix = resizing_matrix(inner.patch_size, inner.input_spec)
+            self.resizes = matrix is not None
+            self.register_buffer("resizing", matrix if matrix is not None else torch.zeros(0), persistent=False)
 
-        def forward(self, patches: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.inner(self.inner.prepare(patches))
-            return logits.float()
+        def prepare(self, patches: torch.Tensor) -> torch.Tensor:
+            images = patches.permute(0, 3, 1, 2).float() / 255.0
+            if not self.resizes:
+                return fit_to_input(images, self.inner.input_spec)
+            # Flat for a moment: OpenVINO joins what follows to the product, takes its rows for channels, and stops.
+            resized = (self.resizing @ images @ self.resizing.T).flatten(1)
+            size = self.inner.input_spec.size
+            return resized.clamp(0.0, 1.0).reshape(-1, 3, size, size)
+
+        def forward(self, given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            images = self.prepare(given) if layout == "patches" else given
+            seen: tuple[torch.Tensor, ...] = ()
+            if embeddings:
+                backbone: Any = self.inner.backbone
+                features = backbone.forward_features((images - self.inner.mean) / self.inner.std)
+                seen = (backbone.forward_head(features, pre_logits=True).flatten(1).float(),)
+                logits = backbone.forward_head(features).float()
+            else:
+                logits = self.inner(images).float()
+            return logits, torch.softmax(logits / self.inner.temperature, dim=1), *seen
 
     return RawGraph(copy.deepcopy(classifier).cpu()).eval()
+
+
+def _check_embeddings(classifier: Classifier) -> None:
+    """Backbones of timm have two halves; a stranger's may have, too."""
+    import torch
+
+    name = type(classifier.backbone).__name__
+    lacks = f"{name} gives no embeddings: it has no forward_features and forward_head(..., pre_logits=True) as in timm"
+    if not (hasattr(classifier.backbone, "forward_features") and hasattr(classifier.backbone, "forward_head")):
+        raise ModelError(f"{lacks}; export it without --embeddings")
+    size = classifier.input_spec.size
+    whole: Any = copy.deepcopy(classifier.backbone).cpu().eval()
+    try:
+        with torch.inference_mode():
+            whole.forward_head(whole.forward_features(torch.zeros(1, 3, size, size)), pre_logits=True)
+    except Exception as error:
+        raise ModelError(f"{lacks} ({describe_error(error)}); export it without --embeddings") from error
 
 
 @contextmanager
@@ -152,86 +233,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def sample_patches(side: int) -> Patches:
-    """Return seven unlike patches, always the same: blank, black, noise, a ramp, and three drawings of a stained cell.
-
-    Parameters
-    ----------
-    side : int
-        Pixels.
-
-    Returns
-    -------
-    ndarray, uint8, shape (7, side, side, 3)
-    """
-    random = np.random.default_rng(0)
-    place = (np.arange(side, dtype=np.float32) + 0.5) / side - 0.5
-    rows, columns = np.meshgrid(place, place, indexing="ij")
-    patches = np.empty((7, side, side, 3), np.uint8)
-    patches[0], patches[1] = 255, 0
-    patches[2] = random.integers(0, 256, patches.shape[1:], dtype=np.uint8)
-    patches[3] = np.stack([rows, columns, -rows], axis=-1) * 255 + 127.5
-    looks = (
-        (0.30, 0.20, (95, 50, 140), (170, 175, 215)),
-        (0.40, 0.33, (120, 70, 160), (205, 170, 205)),
-        (0.20, 0.14, (60, 30, 100), (225, 150, 150)),
-    )
-    for index, (body, nucleus, dark, pale) in enumerate(looks, start=4):
-        image = np.full((side, side, 3), (236, 228, 240), np.float32)
-        for radius, colour in ((body, pale), (nucleus, dark)):
-            bumps = 1 + 0.15 * np.sin((index - 2) * np.arctan2(rows, columns))
-            inside = np.clip((radius * bumps - np.hypot(rows, columns)) * side, 0, 1)[..., None]
-            image += inside * (np.asarray(colour, np.float32) - image)
-        image += random.normal(0, 6, image.shape)
-        patches[index] = image.clip(0, 255)
-    return patches
-
-
-def check_agreement(
-    reference: Callable[[Patches], Logits], candidate: Callable[[Patches], Logits], side: int, what: str
-) -> float:
-    """Compare two ways of computing the same logits, at batches of 1, 2 and 7 patches.
-
-    Parameters
-    ----------
-    reference, candidate : callable
-        Patches (n, P, P, 3) uint8 to logits (n, C).
-    side : int
-        Side of the patches in pixels.
-    what : str
-        The candidate's name, for the error.
-
-    Returns
-    -------
-    float
-        Largest difference of a logit.
-
-    Raises
-    ------
-    ModelError
-        If a logit differs by more than 1e-3 (or, of large logits, by more than 1e-5 of it), or a class changes, other
-        than between two that are equal but for rounding.
-    """
-    patches = sample_patches(side)
-    expected = np.asarray(reference(patches))
-    ranked = np.sort(expected, axis=1)
-    tied = (ranked[:, -1] - ranked[:, -2] < _TIE) if expected.shape[1] > 1 else np.ones(len(expected), bool)
-    worst, changed, apart = 0.0, 0, False
-    for count in (1, 2, len(patches)):
-        found, wanted = np.asarray(candidate(patches[:count])), expected[:count]
-        if found.shape != wanted.shape:
-            raise ModelError(
-                f"{what} gives {found.shape} numbers where torch gives {wanted.shape}; use --runtime torch"
-            )
-        # Not Python's max, which lets a NaN slip through.
-        worst = float(np.maximum(worst, np.abs(found - wanted).max()))
-        apart |= not np.allclose(found, wanted, rtol=_RELATIVE, atol=TOLERANCE)
-        changed += int(((found.argmax(axis=1) != wanted.argmax(axis=1)) & ~tied[:count]).sum())
-    if apart or changed:
-        raise ModelError(
-            f"{what} does not repeat torch's answers: logits differ by up to {worst:.2g} (allowed {TOLERANCE:g}) and "
-            f"{changed} of {3 + len(patches)} test patches change class; use --runtime torch"
-        )
-    return worst

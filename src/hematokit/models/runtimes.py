@@ -1,137 +1,58 @@
-"""What computes a classifier: torch, or onnxruntime on the CPU, which is faster there and starts without torch.
+"""What computes a classifier: torch; or onnxruntime or OpenVINO on the CPU, which are faster and start without torch.
 
-A bundle is exported to ONNX once, held against torch on a few patches, and kept in the user's cache folder under a name
-that changes with the weights, the configuration and the versions of everything involved. The cache may be deleted at
-any time.
+A bundle is exported to ONNX once, held against torch on a few patches with every engine that is installed, timed, and
+kept in the user's cache folder under a name that changes with the weights, the configuration and the versions of
+everything involved. The cache may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
+import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-import numpy as np
-import pandas as pd
-
 from hematokit.errors import ModelError
-from hematokit.files import TEMPORARY_PREFIX, write_atomically
-from hematokit.models.bundle import CONFIG, WEIGHTS, BundleConfig, Runtime, load_torch, read_config
-from hematokit.models.predictions import check_patches, prediction_frame
-from hematokit.progress import Progress, no_progress
-from hematokit.specs import InputSpec
-from hematokit.taxonomy import Taxonomy
+from hematokit.files import TEMPORARY_PREFIX, write_atomically, write_json
+from hematokit.models.bundle import CONFIG, WEIGHTS, BundleConfig, check_bundle, read_config
+from hematokit.models.engines import ENGINES, INSTALL, is_installed
+from hematokit.models.integrity import file_sha256
+from hematokit.models.loading import Runtime, load_torch
+from hematokit.models.onnx_classifier import OnnxClassifier, read_onnx
+from hematokit.models.parity import Logits, Patches, check_agreement, sample_patches
 
 if TYPE_CHECKING:
     import torch
 
     from hematokit.models.classifier import Classifier
 
-__all__ = ["OnnxClassifier", "cache_folder", "load_with_runtime", "thread_count"]
+__all__ = ["cache_folder", "load_with_runtime"]
 
 _log = logging.getLogger(__name__)
 
-BATCH: Final = 16
-"""Patches that onnxruntime gets at a time: larger batches were slower on the CPU (caches), and their memory stays."""
-
 _UNUSED_DAYS: Final = 90
-_PACKAGES: Final = ("hematokit", "torch", "timm", "onnx", "onnxscript", "onnxruntime")
-_INSTALL: Final = "run: pip install 'hematokit[onnx]'"
+_PACKAGES: Final = ("hematokit", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino")
 
 
-class OnnxClassifier:
-    """A classifier that onnxruntime computes on the CPU; it predicts as `Classifier` does.
-
-    Parameters
-    ----------
-    model : bytes or path
-        An ONNX file as `hematokit.models.exporting.export_onnx` writes it, or its content.
-    config : BundleConfig
-        The bundle's configuration.
-
-    Raises
-    ------
-    ModelError
-        If onnxruntime is missing or cannot read the model.
-    """
-
-    runtime: Final = "onnxruntime"
-
-    def __init__(self, model: bytes | str | Path, config: BundleConfig) -> None:
-        self.config = config
-        self.taxonomy = Taxonomy.from_dict(config.taxonomy, where=CONFIG)
-        self.patch_size = config.input.patch_size
-        self.temperature = config.temperature
-        given = config.input
-        self.input_spec = InputSpec(given.size, given.divisor, given.mean, given.std, given.fit)
-        self.threads = thread_count()
-        self._session = _open_session(model, self.threads)
-
-    @property
-    def codes(self) -> tuple[str, ...]:
-        """Class codes in the order of the logits."""
-        return self.taxonomy.codes
-
-    @property
-    def device(self) -> torch.device:
-        """The CPU, as torch names it; asking imports torch."""
-        import torch
-
-        return torch.device("cpu")
-
-    def logits(self, patches: np.ndarray, batch_size: int = 64, progress: Progress = no_progress) -> np.ndarray:
-        """Return uncalibrated logits; may be called from several threads at once.
-
-        Parameters
-        ----------
-        patches : ndarray, shape (n, P, P, 3), uint8
-        batch_size : int
-            Patches at a time; no more than 16 are taken, which is faster and keeps memory flat.
-        progress : Progress
-            Told after each batch.
-
-        Returns
-        -------
-        ndarray, shape (n, C), float32
-
-        Raises
-        ------
-        ModelError
-            If the patches are of another shape or type than the model was trained on.
-        """
-        check_patches(patches, self.patch_size)
-        step = min(batch_size, BATCH)
-        parts = []
-        for start in range(0, len(patches), step):
-            batch = np.ascontiguousarray(patches[start : start + step])
-            parts.append(self._session.run(None, {self._session.get_inputs()[0].name: batch})[0])
-            progress(min(start + step, len(patches)), len(patches), "")
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.codes)), np.float32)
-
-    def predict(self, patches: np.ndarray, batch_size: int = 64, progress: Progress = no_progress) -> pd.DataFrame:
-        """Classify patches; parameters, result and errors as of `Classifier.predict`."""
-        return prediction_frame(self.logits(patches, batch_size, progress), self.codes, self.temperature)
-
-
-def load_with_runtime(folder: Path, device: str | torch.device, runtime: str) -> Classifier | OnnxClassifier:
-    """Load a bundle for a runtime other than torch.
+def load_with_runtime(path: Path, device: str | torch.device, runtime: str) -> Classifier | OnnxClassifier:
+    """Load an ONNX file, or a bundle for a runtime other than torch.
 
     Parameters
     ----------
-    folder : Path
-        Bundle folder.
+    path : Path
+        Bundle folder or ONNX file, as `hematokit.models.find_model` returns it.
     device : str or torch.device
-        onnxruntime takes ``"auto"`` and ``"cpu"``.
+        onnxruntime and OpenVINO take ``"auto"`` and ``"cpu"``.
     runtime : str
-        ``"onnxruntime"``, or ``"auto"``: onnxruntime where it is installed and the device is the CPU, else torch.
+        ``"onnxruntime"``, ``"openvino"``, or ``"auto"``: the faster of those that are installed where the device is the
+        CPU, else torch.
 
     Raises
     ------
@@ -140,19 +61,27 @@ def load_with_runtime(folder: Path, device: str | torch.device, runtime: str) ->
     """
     if runtime not in get_args(Runtime):
         raise ModelError(f"runtime {runtime!r} does not exist; choose among {', '.join(get_args(Runtime))}")
-    if runtime == "onnxruntime":
-        if str(device) not in ("auto", "cpu"):
-            raise ModelError(f"runtime onnxruntime computes on the CPU, not on {device}; use --device cpu, or torch")
-        return _load_onnx(folder)
-    if _missing(("onnxruntime",)) or not _is_cpu(device):
-        return load_torch(folder, device)
+    if path.is_file():
+        return _load_file(path, device, runtime)
+    if runtime == "torch":
+        return load_torch(path, device)
+    if runtime in ENGINES:
+        _check_device(device, runtime)
+        return _load_exported(path, runtime)
+    if not any(map(is_installed, ENGINES)) or not _is_cpu(device):
+        return load_torch(path, device)
     try:
-        return _load_onnx(folder)
+        return _load_exported(path, None)
     except ModelError as error:
-        # Whatever is wrong with the bundle itself, torch says it next; all else it can do without onnxruntime.
-        model = load_torch(folder, device)
+        # Whatever is wrong with the bundle itself, torch says it next; all else it can do without an engine.
+        model = load_torch(path, device)
         _log.warning("torch computes the model: %s", error)
         return model
+
+
+def _check_device(device: str | torch.device, runtime: str) -> None:
+    if str(device) not in ("auto", "cpu"):
+        raise ModelError(f"runtime {runtime} computes on the CPU, not on {device}; use --device cpu, or torch")
 
 
 def _is_cpu(device: str | torch.device) -> bool:
@@ -163,64 +92,158 @@ def _is_cpu(device: str | torch.device) -> bool:
     return str(device) == "cpu"
 
 
-def _missing(names: tuple[str, ...]) -> list[str]:
-    return [name for name in names if importlib.util.find_spec(name) is None]
+def _check_installed(engine: str) -> None:
+    if not is_installed(engine):
+        raise ModelError(f"runtime {engine} needs the package {engine}; {INSTALL[engine]}")
 
 
-def _load_onnx(folder: Path) -> OnnxClassifier:
-    missing = _missing(("onnxruntime",))
-    if missing:
-        raise ModelError(f"runtime onnxruntime needs the package onnxruntime; {_INSTALL}")
+def _load_file(path: Path, device: str | torch.device, runtime: str) -> OnnxClassifier:
+    """Open an ONNX file with the engine asked for, or the faster one."""
+    if runtime == "torch":
+        raise ModelError(
+            f"{path} is an ONNX file, which torch does not compute; use --runtime auto, or give the bundle"
+        )
+    _check_device(device, "onnxruntime" if runtime == "auto" else runtime)
+    if runtime == "auto":
+        installed = [engine for engine in ENGINES if is_installed(engine)]
+        if not installed:
+            raise ModelError(f"{path} needs a package that computes ONNX files; {INSTALL['onnxruntime']}")
+        runtime = installed[0] if len(installed) == 1 else _faster(path)
+    _check_installed(runtime)
+    return OnnxClassifier(path, engine=runtime)
+
+
+def _faster(path: Path) -> str:
+    """Which engine is faster for an ONNX file, measured once a machine; onnxruntime judges the other's answers."""
+    content = read_onnx(path)
+    key = hashlib.sha256(f"{hashlib.sha256(content).hexdigest()} {_versions()}".encode()).hexdigest()
+    kept = _kept(cache_folder() / "onnx" / f"{key}.json")
+    if not kept:
+        reference = OnnxClassifier(path)
+        kept = _judge(reference.logits, reference.patch_size, lambda engine: OnnxClassifier(content, engine=engine))
+        _keep(cache_folder() / "onnx" / f"{key}.json", kept)
+    return _best(kept) or ENGINES[0]
+
+
+def _load_exported(folder: Path, engine: str | None) -> OnnxClassifier:
+    """Open a bundle's exported model, from the cache if it is there; without `engine` with the faster one."""
+    if engine is not None:
+        _check_installed(engine)
     config = read_config(folder)
+    check_bundle(folder, config)
     path = cache_folder() / "onnx" / f"{_fingerprint(folder, config)}.onnx"
-    found = _from_cache(path, config)
+    found = _from_cache(path, config, engine)
     if found is not None:
         return found
     with _one_at_a_time(path):
         # Another process may have made it while this one waited.
-        return _from_cache(path, config) or _export(folder, config, path)
+        return _from_cache(path, config, engine) or _export(folder, config, path, engine)
+
+
+def _versions(*more: str) -> str:
+    versions = []
+    for name in dict.fromkeys((*_PACKAGES, *more)):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(f"{name}=={metadata.version(name)}")
+    return "\n".join(versions)
 
 
 def _fingerprint(folder: Path, config: BundleConfig) -> str:
     """What an exported model depends on, hashed: weights, configuration, versions."""
-    versions = []
-    for name in dict.fromkeys((*_PACKAGES, config.backbone.package)):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions.append(f"{name}=={metadata.version(name)}")
-    digest = hashlib.sha256("\n".join(versions).encode())
-    try:
-        with (folder / WEIGHTS).open("rb") as file:
-            weights = hashlib.file_digest(file, "sha256").digest()
-        digest.update(weights + (folder / CONFIG).read_bytes())
-    except OSError as error:
-        raise ModelError(
-            f"{folder / WEIGHTS} is missing or damaged ({error.strerror or error}); copy the bundle again"
-        ) from error
+    digest = hashlib.sha256(_versions(config.backbone.package).encode())
+    digest.update(bytes.fromhex(file_sha256(folder / WEIGHTS) + file_sha256(folder / CONFIG)))
     return digest.hexdigest()
 
 
-def _from_cache(path: Path, config: BundleConfig) -> OnnxClassifier | None:
+Judgement = dict[str, dict[str, Any]]
+"""Engine to ``{"images_per_second": ..., "max_logit_difference": ...}``, or to ``{"refused": why}``."""
+
+
+def _judge(reference: Callable[[Patches], Logits], side: int, make: Callable[[str], OnnxClassifier]) -> Judgement:
+    """Hold every engine that is installed against the reference, and time it."""
+    found: Judgement = {}
+    for engine in filter(is_installed, ENGINES):
+        try:
+            made = make(engine)
+            found[engine] = {"max_logit_difference": check_agreement(reference, made.logits, side, engine)}
+        except ModelError as error:
+            found[engine] = {"refused": str(error)}
+            continue
+        found[engine]["images_per_second"] = _speed(made)
+    return found
+
+
+def _speed(model: OnnxClassifier) -> float:
+    """Patches a second; the best of a few, as whatever else runs here only takes away."""
+    patches = sample_patches(model.patch_size)[[0, 1, 2, 3, 4, 5, 6] * 2 + [0, 1]]
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        model.logits(patches)
+        seconds.append(time.perf_counter() - start)
+    return len(patches) / max(min(seconds[1:]), 1e-9)
+
+
+def _best(found: Judgement) -> str | None:
+    """The fastest engine that gives the right answers."""
+    right = {engine: said["images_per_second"] for engine, said in found.items() if "refused" not in said}
+    return max(right, key=lambda engine: right[engine]) if right else None
+
+
+def _chosen(found: Judgement, engine: str | None) -> str:
+    """The engine asked for, or the fastest; raises what is wrong with it."""
+    chosen = engine or _best(found) or next(iter(found), ENGINES[0])
+    refused = found.get(chosen, {}).get("refused")
+    if refused is not None:
+        raise ModelError(str(refused))
+    return chosen
+
+
+def _from_cache(path: Path, config: BundleConfig, engine: str | None) -> OnnxClassifier | None:
     """The exported model, if there is one that opens; a damaged one is made again."""
+    found = _kept(path.with_suffix(".json"))
+    if not found or (engine is not None and engine not in found):
+        return None
+    chosen = _chosen(found, engine)
     try:
-        made = OnnxClassifier(path.read_bytes(), config)
+        made = OnnxClassifier(path.read_bytes(), config, chosen)
     except (OSError, ModelError):
         return None
     with contextlib.suppress(OSError):
         os.utime(path)  # when it was last of use
+        os.utime(path.with_suffix(".json"))
     return made
 
 
-def _export(folder: Path, config: BundleConfig, path: Path) -> OnnxClassifier:
-    """Export, check, keep."""
-    from hematokit.models.exporting import check_agreement, onnx_bytes
+def _kept(path: Path) -> Judgement:
+    """What was found out before; empty if nothing was."""
+    try:
+        said: Judgement = json.loads(path.read_text(encoding="utf-8"))
+        whole = all("refused" in entry or entry["images_per_second"] > 0 for entry in said.values())
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return {}
+    return said if whole else {}
+
+
+def _keep(path: Path, found: Judgement) -> None:
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, found)
+
+
+def _export(folder: Path, config: BundleConfig, path: Path, engine: str | None) -> OnnxClassifier:
+    """Export, check, time, keep."""
+    from hematokit.models.exporting import onnx_bytes
 
     reference = load_torch(folder, "cpu")
     data = onnx_bytes(reference)
-    made = OnnxClassifier(data, config)
-    check_agreement(reference.logits, made.logits, made.patch_size, "onnxruntime")
+    found = _judge(reference.logits, reference.patch_size, lambda name: OnnxClassifier(data, config, name))
+    chosen = _chosen(found, engine)
+    made = OnnxClassifier(data, config, chosen)
     try:
         _clear_unused(path.parent)
         write_atomically(path, data)
+        write_json(path.with_suffix(".json"), found)
     except OSError as error:
         reason = error.strerror or error
         _log.warning(
@@ -276,39 +299,3 @@ def cache_folder() -> Path:
         # Nobody's home, as in some containers: a place that cannot be written, so that nothing is kept.
         return Path(os.devnull) / "hematokit"
     return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "hematokit"
-
-
-def thread_count() -> int:
-    """Threads to compute with: torch's number where it is loaded, else ``OMP_NUM_THREADS``, else one per core."""
-    loaded = sys.modules.get("torch")
-    if loaded is not None and hasattr(loaded, "get_num_threads"):
-        return int(loaded.get_num_threads())
-    word = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if word.isdigit() and int(word) > 0:
-        return int(word)
-    import psutil
-
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, psutil.cpu_count(logical=False) or usable)
-
-
-def _open_session(model: bytes | str | Path, threads: int) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        said = " ".join(str(error).split())[:120]
-        raise ModelError(f"runtime onnxruntime needs the package onnxruntime ({said}); {_INSTALL}") from error
-    options = onnxruntime.SessionOptions()
-    # Named, or onnxruntime takes all cores and pins itself to them, whatever else runs there.
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Idle threads would go round in circles for a while, on cores that the next field's reading could use.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4
-    try:
-        content = model if isinstance(model, bytes) else str(model)
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        what = "the exported model" if isinstance(model, bytes) else str(model)
-        said = " ".join(str(error).split())[:160]
-        raise ModelError(f"{what} cannot be opened by onnxruntime ({said}); use --runtime torch") from error

@@ -25,6 +25,7 @@ from hematokit.reporting.drawing import INK, MUTED, STYLE
 from hematokit.reporting.lettering import font, shortened
 
 __all__ = [
+    "HEAT",
     "METHOD_NAMES",
     "REGION_METHODS",
     "DoubtCell",
@@ -51,7 +52,7 @@ REGION_METHODS: Final = frozenset({"grad-cam", "occlusion"})
 """Methods whose maps are coarse: regions laid over the picture, rather than pixels in grey."""
 
 # From green over yellow to red: hues that stained cells do not have, in an order that everybody reads as rising.
-_HEAT: Final = LinearSegmentedColormap.from_list(
+HEAT: Final = LinearSegmentedColormap.from_list(
     "heat", ["#1f8f6f", "#5fc94e", "#d7e64a", "#ffd23f", "#ff8a1f", "#e31a1c"]
 )
 _DIVERGING: Final = LinearSegmentedColormap.from_list("versus", ["#2166ac", "#92c5de", "#f7f7f7", "#f4a582", "#b2182b"])
@@ -126,7 +127,7 @@ def map_picture(method: str, attribution: Map, patch: Patch, *, highest: float |
     top = _highest(method, attribution) if highest is None else highest
     share = np.clip(positive / top, 0.0, 1.0) if top > 0 else np.zeros_like(positive)
     if method in REGION_METHODS:
-        return _laid_over(patch, _HEAT(share)[..., :3], share)
+        return _laid_over(patch, HEAT(share)[..., :3], share)
     grey = (share * 255 + 0.5).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
 
@@ -329,7 +330,7 @@ def saliency_overlay(
         side = float(np.median(boxes[:, 2:] - boxes[:, :2]))
         share = gaussian_filter(share, sigma=max(side / 40, 1.0))
         share = np.clip(share / (float(np.percentile(share[share > 0], 99)) if (share > 0).any() else 1.0), 0.0, 1.0)
-    image = Image.fromarray(_laid_over(thumbnail, _HEAT(share)[..., :3], share))
+    image = Image.fromarray(_laid_over(thumbnail, HEAT(share)[..., :3], share))
     draw = ImageDraw.Draw(image)
     line = max(1, round(max(image.size) / 1600))
     letters = font(max(11, round(max(image.size) / 110)))

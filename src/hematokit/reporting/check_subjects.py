@@ -120,7 +120,7 @@ def load_subject(
     device: str,
 ) -> Subject:
     """Load a model and the cells it is checked on; see `hematokit.reporting.sanity_report.check_sanity`."""
-    classifier = load_model(path, device=device)
+    classifier = load_model(path, device=device, runtime="torch")
     assert isinstance(classifier, Classifier)
     place = Path(store) if store is not None else training_store(classifier)
     if place is None:

@@ -17,6 +17,7 @@ from hematokit.fields.differential import Differential, count_differential
 from hematokit.fields.exports import csv_text, read_parquet, write_csv, write_parquet
 from hematokit.fields.folder import ResultsFolder, outcome_table, read_predictions, run_fields, write_outcomes
 from hematokit.fields.job import CELLS, OVERLAY, FieldJob, FieldOutcome
+from hematokit.fields.review_table import counted_taxonomy
 from hematokit.fields.smears import load_smears
 from hematokit.files import one_line_write_errors, write_atomically, write_json
 from hematokit.progress import Progress, no_progress
@@ -25,6 +26,7 @@ from hematokit.reporting.drawing import to_png
 from hematokit.reporting.field_report import render_field_report
 from hematokit.reporting.overlay import draw_overlay
 from hematokit.reporting.text import command
+from hematokit.store.corrections import CORRECTIONS_FILE, apply_corrections, read_corrections
 
 if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
@@ -229,7 +231,7 @@ def classify(
     paths : sequence of path
         Images, or folders of them.
     model : path
-        Run or bundle.
+        Run, bundle, or exported ONNX file.
     output : path
         Folder of results; new, empty, or from an earlier call with the same model and settings.
     detector, detector_options
@@ -299,7 +301,7 @@ def classify(
     done = [outcome for outcome in outcomes if outcome.status == "done"]
     differential = count_differential(
         predictions,
-        loaded.taxonomy,
+        counted_taxonomy(predictions, loaded.taxonomy),
         unsure_below=unsure_below,
         exclude_border=exclude_border,
         fields=[(outcome.field_id, outcome.smear_id, outcome.patient_id) for outcome in done],
@@ -312,6 +314,7 @@ def classify(
         "Computed by": f"{getattr(loaded, 'runtime', 'torch')} on {loaded.device}",
         "Detector": detector,
         "Unsure below": f"{unsure_below:g}",
+        "Reviewed by people": f"{int(predictions['reviewed'].sum())} of {len(predictions)} cells",
         "hematokit": __version__,
         "Made": datetime.now(UTC).isoformat(timespec="minutes"),
     }
@@ -361,6 +364,13 @@ def _run(
 
 def _all_cells(results: ResultsFolder, outcomes: Sequence[FieldOutcome]) -> pd.DataFrame:
     done = [outcome.field_id for outcome in outcomes if outcome.status == "done"]
-    parts = [read_parquet(results.job.folder(field_id) / CELLS) for field_id in done]
+    parts = [
+        apply_corrections(
+            read_parquet(results.job.folder(field_id) / CELLS),
+            read_corrections(results.job.folder(field_id) / CORRECTIONS_FILE),
+            add=lambda entry: True,
+        )
+        for field_id in done
+    ]
     filled = [part for part in parts if len(part)]
     return pd.concat(filled, ignore_index=True) if filled else parts[0]

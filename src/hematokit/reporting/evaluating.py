@@ -9,7 +9,7 @@ from pathlib import Path
 from hematokit.errors import EvaluationError
 from hematokit.evaluation.evaluate import Evaluation, Predictor, evaluate_images, evaluate_store, training_store
 from hematokit.evaluation.files import PICTURE, REPORT, write_evaluation
-from hematokit.models import find_bundle, load_model
+from hematokit.models import find_model, load_model
 from hematokit.progress import Progress, no_progress
 from hematokit.reporting.report import render_picture, render_report
 from hematokit.reporting.text import command
@@ -26,6 +26,7 @@ def evaluate(
     images: str | Path | None = None,
     output: str | Path | None = None,
     device: str = "auto",
+    runtime: str | None = None,
     batch_size: int = 64,
     seed: int = 0,
     bootstrap: int = 1000,
@@ -39,7 +40,7 @@ def evaluate(
     Parameters
     ----------
     model_path : path
-        A run, or a bundle.
+        A run, a bundle, or an exported ONNX file.
     store : path, optional
         Store to evaluate on; by default the one the run was trained on. Classes are matched by code.
     split : str
@@ -50,6 +51,8 @@ def evaluate(
         Folder to write to; by default ``RUN/evaluation/<split>``, or a name made of the store or folder.
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+    runtime : str, optional
+        What computes the model, see `hematokit.load_model`; by default torch, and for an ONNX file the fastest.
     batch_size : int
         Patches classified at a time.
     seed, bootstrap : int
@@ -79,10 +82,10 @@ def evaluate(
     if batch_size < 1:
         raise EvaluationError(f"a batch of {batch_size} cells is not possible; give --batch-size 1 or more")
     model_path = Path(model_path)
-    bundle = find_bundle(model_path)
+    bundle = find_model(model_path)
     # Where to write is decided before the work, not after it.
     folder = Path(output) if output is not None else evaluation_folder(bundle, store=store, split=split, images=images)
-    model = load_model(bundle, device=device)
+    model = load_model(bundle, device=device, runtime=runtime)
     options = {"batch_size": batch_size, "seed": seed, "bootstrap": bootstrap}
     if images is not None:
         evaluation = evaluate_images(model, images, progress=progress, **options)
@@ -92,6 +95,7 @@ def evaluate(
     words: list[object] = ["hematokit", "evaluate", model_path]
     words += ["--images", images] if images is not None else ["--split", split]
     words += ["--store", store] if store is not None else []
+    words += ["--runtime", runtime] if runtime is not None else []
     reproduce = [command(*words)]
     if evaluation.training.get("settings") and (bundle.parent / "config.yaml").is_file():
         store_words = [evaluation.training["store"]] if evaluation.training.get("store") else []
@@ -112,7 +116,7 @@ def evaluation_folder(
     Parameters
     ----------
     bundle : Path
-        Bundle folder, as `hematokit.models.find_bundle` returns it.
+        Bundle folder or ONNX file, as `hematokit.models.find_model` returns it.
     store, split, images
         As in `evaluate`.
 
@@ -121,6 +125,9 @@ def evaluation_folder(
     EvaluationError
         If the bundle lies in no run: it is somebody's model, not a place for results.
     """
+    if bundle.is_file():
+        # Beside a run, too: an exported file may compute otherwise (int8), and is not to pass for the run.
+        raise EvaluationError(f"{bundle} is one file, so results have no place; give a folder with --output")
     run = bundle.resolve().parent
     if not (run / "config.yaml").is_file():
         raise EvaluationError(f"bundle {bundle} lies in no run, so results have no place; give a folder with --output")

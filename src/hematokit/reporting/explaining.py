@@ -189,7 +189,7 @@ def explain(
         raise ExplanationError("images were given and a store or its cells too; give one of --images and --store")
     bundle = find_bundle(model)
     explainers = make_explainers(methods, options, seed=seed)
-    classifier = load_model(bundle, device=device)
+    classifier = load_model(bundle, device=device, runtime="torch")
     chosen = _choose(classifier, Path(model), store, images, cells, split, per_class, seed)
     return write_explanation(
         output,

@@ -104,7 +104,7 @@ def explain_field(
     bundle = find_bundle(model)
     explainers = make_explainers(methods, options, seed=seed)
     finder = make_detector(detector, detector_options)
-    classifier = load_model(bundle, device=device)
+    classifier = load_model(bundle, device=device, runtime="torch")
     with open_field(Path(field), pixel_size_um=pixel_size_um, force_pixel_size=force_pixel_size) as opened:
         field_id = safe_name(opened.name)
         progress(0, None, "finding cells")

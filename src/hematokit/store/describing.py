@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import stat
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from hematokit.store.patchstore import open_store
+from hematokit.store.correction import OF_CELLS
+from hematokit.store.corrections import standing_corrections
+from hematokit.store.patchstore import PatchStore, open_store
 
 __all__ = ["StoreInfo", "describe_store"]
 
@@ -53,6 +56,8 @@ class StoreInfo:
     reject_messages : list of str or None
         One line for each of them, if asked for.
     content_hash : str
+    corrections : dict of str to int
+        What people corrected and did not undo, by kind: ``label``, ``confirm``, ``delete``, ``add``.
     """
 
     store: str
@@ -75,6 +80,7 @@ class StoreInfo:
     rejects: dict[str, int]
     reject_messages: list[str] | None
     content_hash: str
+    corrections: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -92,6 +98,10 @@ class StoreInfo:
             f"{self.patients} patients and {self.smears} smears known; {self.groups} groups of two or more cells"
             + (" (not up to date: import or split again)" if self.groups_stale else ""),
         ]
+        if self.corrections:
+            words = {"label": "relabelled", "confirm": "confirmed", "delete": "deleted", "add": "added"}
+            told = ", ".join(f"{count} {words[kind]}" for kind, count in self.corrections.items())
+            lines.append(f"corrected by people: {told}")
         if self.fields:
             lines.append(f"{self.fields} whole fields, in the folder 'fields'")
         if self.split_info:
@@ -155,7 +165,15 @@ def describe_store(path: str | Path, *, rejects: bool = False) -> StoreInfo:
         rejects={str(reason): int(count) for reason, count in refused["reason"].value_counts().sort_index().items()},
         reject_messages=[f"{row.reason}: {row.message}" for row in refused.itertuples()] if rejects else None,
         content_hash=store.content_hash,
+        corrections=_count_corrections(store),
     )
+
+
+def _count_corrections(store: PatchStore) -> dict[str, int]:
+    """Cells by what was done to them last; a cell corrected three times is one cell."""
+    last = {entry.cell_id: entry.kind for entry in standing_corrections(store.corrections)}
+    kinds = Counter(last.values())
+    return {kind: kinds[kind] for kind in OF_CELLS if kinds[kind]}
 
 
 def _size(folder: Path) -> int:

@@ -11,6 +11,7 @@ from scipy.sparse.csgraph import connected_components
 
 from hematokit.errors import StoreError
 from hematokit.progress import Progress, no_progress
+from hematokit.store.corrections import apply_corrections
 from hematokit.store.duplicates import Fingerprints, assign_groups, find_pairs, label_conflicts
 from hematokit.store.files import disk_errors
 from hematokit.store.patchstore import PatchStore
@@ -105,7 +106,7 @@ def regroup(store: PatchStore, writer: StoreWriter, *, near: bool, progress: Pro
         writer.replace_cells(cells, groups_stale=False, groups_near=near)
     elif len(cells) and state.groups_near:
         known = _load(store)
-    return _count(cells, known)
+    return _count(apply_corrections(cells, store.corrections), known)
 
 
 def _load(store: PatchStore) -> Fingerprints | None:

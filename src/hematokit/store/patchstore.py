@@ -21,6 +21,7 @@ import tensorstore as ts
 from hematokit import __version__
 from hematokit.errors import StoreError, TaxonomyError
 from hematokit.store import schema
+from hematokit.store.corrections import CORRECTIONS_FILE, Correction, apply_corrections, read_corrections
 from hematokit.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -119,10 +120,11 @@ class PatchStore:
         return f"<PatchStore {self.path}: {len(self)} cells, {self.patch_size} px>"
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return len(self._frame) if self._corrections else int(self._table.num_rows)
 
     def refresh(self) -> None:
-        """Read the committed cells again."""
+        """Read the committed cells and the corrections again."""
+        self._corrections = read_corrections(self.path / CORRECTIONS_FILE)
         self._set_table(*schema.read_cells(self.path))
         self._array = None
 
@@ -135,7 +137,7 @@ class PatchStore:
     @cached_property
     def _frame(self) -> pd.DataFrame:
         frame: pd.DataFrame = self._table.to_pandas()
-        return frame
+        return apply_corrections(frame, self._corrections) if self._corrections else frame
 
     @cached_property
     def _rows_by_id(self) -> dict[str, int]:
@@ -143,8 +145,17 @@ class PatchStore:
 
     @property
     def cells(self) -> pd.DataFrame:
-        """A copy of the cells table, one row per cell, columns `CELL_COLUMNS`; unknown text is the empty string."""
+        """A copy of the cells table, one row per cell, columns `CELL_COLUMNS`; unknown text is the empty string.
+
+        With what people corrected: their labels, with the ``label_source`` ``"corrected"`` (``"confirmed"`` where they
+        left the class as it was), and without the cells that they deleted.
+        """
         return self._frame.copy()
+
+    @property
+    def corrections(self) -> list[Correction]:
+        """What people corrected, as `hematokit.store.corrections.read_corrections` gives it."""
+        return list(self._corrections)
 
     @property
     def rejects(self) -> pd.DataFrame:
@@ -176,7 +187,10 @@ class PatchStore:
 
     @cached_property
     def content_hash(self) -> str:
-        """Data-set version: SHA-256, in hexadecimal, over the sorted (cell_id, label, pixel_sha256)."""
+        """Data-set version: SHA-256, in hexadecimal, over the sorted (cell_id, label, pixel_sha256).
+
+        Of the cells with their corrections: a correction makes another data set, and undoing it the old one.
+        """
         return schema.compute_content_hash(self._frame)
 
     def patches(self, cell_ids: Sequence[str]) -> npt.NDArray[np.uint8]:

@@ -20,6 +20,7 @@ import pandas as pd
 
 from hematokit.errors import StoreError
 from hematokit.progress import Progress, no_progress
+from hematokit.store.corrections import apply_corrections
 from hematokit.store.grouping import regroup
 from hematokit.store.patchstore import open_store
 
@@ -244,9 +245,13 @@ def split_store(
         regroup(store, writer, near=writer.state.groups_near, progress=progress)
         cells = writer.cells
         old, old_split = writer.state.split_info, cells["split"].to_numpy(dtype=object)
-        labelled = (cells["label"] != "").to_numpy()
-        cells["split"] = ""
-        cells.loc[labelled, "split"] = assign_split(cells[labelled], wanted, seed)
+        # Labels are divided as they were corrected; what is no cell takes no part.
+        counted = apply_corrections(cells, store.corrections)
+        labelled = (counted["label"] != "").to_numpy()
+        counted["split"] = ""
+        counted.loc[labelled, "split"] = assign_split(counted[labelled], wanted, seed)
+        sides = dict(zip(counted["cell_id"], counted["split"], strict=True))
+        cells["split"] = cells["cell_id"].map(sides).fillna("")
         split_hash = _split_hash(cells)
         info = {
             "fractions": list(wanted),
@@ -257,21 +262,22 @@ def split_store(
         }
         if info != old or not np.array_equal(cells["split"].to_numpy(dtype=object), old_split):
             writer.replace_cells(cells, split_info=info)
-    present = set(cells["label"])
+        changed = int((cells["split"].to_numpy(dtype=object) != old_split).sum()) if old else 0
+    present = set(counted["label"])
     classes = [code for code in store.taxonomy.codes if code in present]
     return SplitSummary(
         store=str(path),
         fractions=wanted,
         seed=seed,
         counts={
-            name: {code: int(((cells["split"] == name) & (cells["label"] == code)).sum()) for code in classes}
+            name: {code: int(((counted["split"] == name) & (counted["label"] == code)).sum()) for code in classes}
             for name in SPLITS
         },
         groups=int((cells["group"].value_counts() > 1).sum()),
         hash=split_hash,
         replaced=old,
-        changed=int((cells["split"].to_numpy(dtype=object) != old_split).sum()) if old else 0,
-        warnings=tuple(_warnings(cells[labelled], wanted)),
+        changed=changed,
+        warnings=tuple(_warnings(counted[labelled], wanted)),
         unlabelled=int((~labelled).sum()),
     )
 

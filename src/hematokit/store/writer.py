@@ -122,7 +122,7 @@ class StoreWriter:
 
     @property
     def cells(self) -> pd.DataFrame:
-        """A copy of the committed cells."""
+        """A copy of the committed cells, without corrections, which are no part of the table."""
         frame: pd.DataFrame = self._table.to_pandas()
         return frame
 

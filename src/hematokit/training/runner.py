@@ -120,8 +120,7 @@ def train(
         patches = open_store(config.store)
         data = select_cells(patches, config.exclude, config.one_vs_rest)
         choice = choose_backbone(config.backbone, config.variant, config.image_size, config.backbone_options)
-        augmenter_spec = load_plugins().augmenters.get(config.augmenter)
-        augmenter = augmenter_spec.factory(**augmenter_spec.resolve_options(config.augmenter_options))
+        augmenter, _ = load_plugins().augmenters.make(config.augmenter, config.augmenter_options)
         torch.manual_seed(config.seed)
         # A run that was stopped before its first checkpoint has nothing to go on from, so it starts as it would have.
         going_on = resume and run.checkpoint("last").is_file()

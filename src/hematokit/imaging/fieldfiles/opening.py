@@ -19,7 +19,13 @@ __all__ = ["open_field"]
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def open_field(path: str | Path, *, pixel_size_um: float | None = None, force_pixel_size: bool = False) -> Field:
+def open_field(
+    path: str | Path,
+    *,
+    pixel_size_um: float | None = None,
+    force_pixel_size: bool = False,
+    max_pixels: int | None = None,
+) -> Field:
     """Open a microscope image.
 
     What a file is, is told from its content: TIFF, OME-TIFF, PNG, JPEG or BMP; a folder is an OME-Zarr image (0.4 or
@@ -37,6 +43,9 @@ def open_field(path: str | Path, *, pixel_size_um: float | None = None, force_pi
         Micrometres per pixel; used where the metadata state none.
     force_pixel_size : bool
         `pixel_size_um` wins over the metadata.
+    max_pixels : int, optional
+        Largest height x width that is taken, judged by the header; without it, formats that are decoded whole have a
+        limit (`hematokit.imaging.reading.MAX_PIXELS`), and those that are read by windows have none.
 
     Returns
     -------
@@ -51,15 +60,22 @@ def open_field(path: str | Path, *, pixel_size_um: float | None = None, force_pi
     """
     path = Path(path)
     check_given(pixel_size_um)
-    source = _open_source(path)
+    source = _open_source(path, max_pixels)
     try:
+        base = source.levels[0]
+        if max_pixels is not None and base.height * base.width > max_pixels:
+            raise ImageError(
+                "too-large",
+                f"{printable(str(path))} is {base.width}x{base.height} px, more than {max_pixels:,} pixels; give a "
+                "smaller field",
+            )
         return Field(path, field_name(path), source, pixel_size_um=pixel_size_um, force_pixel_size=force_pixel_size)
     except BaseException:
         source.close()
         raise
 
 
-def _open_source(path: Path) -> Source:
+def _open_source(path: Path, max_pixels: int | None) -> Source:
     shown = printable(str(path))
     try:
         mode = path.stat().st_mode
@@ -87,4 +103,4 @@ def _open_source(path: Path) -> Source:
         return open_tiff(path)
     from hematokit.imaging.fieldfiles.plain import open_plain
 
-    return open_plain(path)
+    return open_plain(path, max_pixels)

@@ -16,8 +16,8 @@ from hematokit.imaging.reading import MAX_PIXELS, decode_rgb, printable, read_by
 __all__ = ["open_plain"]
 
 
-def open_plain(path: Path) -> Source:
-    """Read a PNG, JPEG or BMP file.
+def open_plain(path: Path, max_pixels: int | None = None) -> Source:
+    """Read a PNG, JPEG or BMP file of at most `max_pixels`, if given, and never more than `MAX_PIXELS`.
 
     Raises
     ------
@@ -26,9 +26,9 @@ def open_plain(path: Path) -> Source:
     """
     data = read_bytes(path)
     try:
-        pixels = decode_rgb(data, name=str(path))
+        pixels = decode_rgb(data, name=str(path), max_pixels=min(max_pixels or MAX_PIXELS, MAX_PIXELS))
     except ImageError as error:
-        if error.reason != "too-large":
+        if error.reason != "too-large" or max_pixels is not None:
             raise
         raise ImageError(
             "too-large",

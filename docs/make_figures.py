@@ -1,0 +1,62 @@
+"""Draws the pictures of the documentation that come from the main job, on cells that hematokit draws itself.
+
+    python docs/make_figures.py [FOLDER]
+
+FOLDER (by default a temporary one) keeps the sample, the store and the run; a run that is there is not trained again.
+Takes some five minutes. Real cells are not shown, because their images are not ours to pass on.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+import hematokit
+from hematokit.imaging.synthetic import write_sample
+from hematokit.store import import_crops, split_store
+from hematokit.training import train
+
+STATIC = Path(__file__).resolve().parent / "_static"
+CLASSES = ("BLA", "PMO", "NGS", "EOS", "EBO", "LYT", "PLM", "MON")
+SETTINGS = {"backbone": "coatnet", "variant": "femto", "image_size": 96, "epochs": 30, "batch_size": 32, "lr": 1e-3}
+
+
+def explained_classes(folder: Path) -> None:
+    """The counterpart of the HematoNet paper's Fig. 8: columns are classes, rows the cell, SmoothGrad, Grad-CAM."""
+    run = folder / "runs" / "coatnet"
+    if not (run / "bundle").is_dir():
+        table = write_sample(folder / "sample")
+        store = folder / "sample.zarr"
+        import_crops(table, store)
+        split_store(store, fractions=(0.7, 0.15, 0.15), seed=0)
+        train(store, run, settings={**SETTINGS, "seed": 0})
+    cells = hematokit.open_store(folder / "sample.zarr").cells
+    chosen = cells[(cells["split"] == "test") & cells["label"].isin(CLASSES)].groupby("label").head(1)
+    hematokit.explain(
+        run,
+        folder / "why",
+        cells=chosen["cell_id"].tolist(),
+        methods=["smoothgrad", "grad-cam"],
+        # The layer before the last: at 96 px the last one has 3x3 places.
+        options={"grad-cam": {"layer": "6x6"}},
+    )
+    with Image.open(folder / "why" / "classes.png") as figure:
+        figure.convert("RGB").quantize(192, method=Image.Quantize.MEDIANCUT).save(
+            STATIC / "explained-classes.png", optimize=True
+        )
+
+
+def main() -> None:
+    """Draw all of them."""
+    if len(sys.argv) > 1:
+        explained_classes(Path(sys.argv[1]))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        explained_classes(Path(name))
+
+
+if __name__ == "__main__":
+    main()

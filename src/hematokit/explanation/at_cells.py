@@ -1,0 +1,285 @@
+"""Explaining single cells of an open field, as a viewer asks for them: the map in the field's own pixels.
+
+The classifier may be at work elsewhere meanwhile: explaining goes through a copy of its modules that shares the
+weights, because explainers hook into modules and a forward pass of somebody else would end up in their hooks.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hematokit.errors import ExplanationError
+from hematokit.explanation.field_saliency import blend_maps, cell_boxes
+from hematokit.explanation.placing import maps_to_patch
+from hematokit.explanation.running import NamedExplainer, explain_in_batches
+from hematokit.fields.classifying import cut_patches, patch_side
+from hematokit.imaging.geometry import Box
+from hematokit.imaging.reading import printable
+from hematokit.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from hematokit.imaging.fieldfiles import Field
+    from hematokit.models import Classifier
+
+__all__ = ["ExplainedCell", "cell_crop", "class_scores", "explain_at", "explainable", "joined_map"]
+
+_LARGEST_AREA: Final = 64_000_000
+"""Pixels of a joined map, 256 MB as float32."""
+
+_ROOM: Final = 2.0
+"""Without a model nobody knows its patches: a crop is then the cell's box and as much again."""
+
+Maps = npt.NDArray[np.float32]
+
+
+def _no_log(message: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class ExplainedCell:
+    """One cell and the reason for one class.
+
+    Attributes
+    ----------
+    cell_id : str
+    method : str
+        Name of the explainer.
+    target : str
+        Code of the class that was asked about.
+    patch : ndarray of uint8, shape (P, P, 3)
+        What the model saw.
+    box : Box
+        The pixels of the field that the patch took; it may leave the field.
+    map : ndarray of float32, shape (box.height, box.width)
+        In pixels of the field, unscaled.
+    patch_map : ndarray of float32, shape (P, P)
+        The same in pixels of the patch.
+    """
+
+    cell_id: str
+    method: str
+    target: str
+    patch: npt.NDArray[np.uint8]
+    box: Box
+    map: Maps
+    patch_map: Maps
+
+
+def explainable(classifier: Any, model: str, *, device: str = "auto") -> Classifier:
+    """Return a classifier that can be explained: the given one, or the same model computed by torch.
+
+    Parameters
+    ----------
+    classifier : Classifier or another runtime's, or None
+        As it classified; explainers need torch.
+    model : str
+        Run or bundle it came from; loaded where `classifier` is none of torch's.
+    device : str
+        For loading.
+
+    Raises
+    ------
+    ExplanationError
+        If nobody knows the model.
+    ModelError
+        If it cannot be loaded, or is an ONNX file, which computes no gradients.
+    """
+    from hematokit.models import load_model
+
+    if getattr(classifier, "runtime", None) == "torch":
+        made: Classifier = classifier
+        return made
+    if not model:
+        raise ExplanationError("these cells come without their model, so nothing can be explained; classify the field")
+    loaded: Classifier = load_model(model, device=device, runtime="torch")
+    return loaded
+
+
+def cell_crop(field: Field, cells: pd.DataFrame, patch_size: int | None = None) -> npt.NDArray[np.uint8]:
+    """Cut the picture of one cell.
+
+    Parameters
+    ----------
+    field : Field
+    cells : DataFrame
+        One row of a cells table.
+    patch_size : int, optional
+        Side in pixels of the field; without it, the cell's box with room around it.
+
+    Returns
+    -------
+    ndarray of uint8, shape (side, side, 3)
+    """
+    side = patch_size or max(8, round(_ROOM * float(cells[["height", "width"]].to_numpy(np.float64).max())))
+    pixels: npt.NDArray[np.uint8] = cut_patches(field, cells, side)[0]
+    return pixels
+
+
+def explain_at(
+    field: Field,
+    cells: pd.DataFrame,
+    classifier: Classifier,
+    explainer: NamedExplainer,
+    targets: Sequence[str],
+    *,
+    model_pixel_size_um: float | None = None,
+    batch_size: int = 4,
+    progress: Progress = no_progress,
+    log: Callable[[str], None] = _no_log,
+) -> Iterator[ExplainedCell]:
+    """Explain cells of an open field one after the other.
+
+    Parameters
+    ----------
+    field : Field
+        The opened field.
+    cells : DataFrame
+        Rows of its cells table.
+    classifier : Classifier
+        Computed by torch; it is not changed and may be used by another thread meanwhile.
+    explainer : NamedExplainer
+        From `hematokit.explanation.running.make_explainer`.
+    targets : sequence of str
+        For each cell, the code of the class that is asked about.
+    model_pixel_size_um : float, optional
+        Pixel size the model was trained at, if its bundle does not say.
+    batch_size : int
+        Cells at a time.
+    progress : Progress
+        Told before every forward pass, so that raising from it cancels soon.
+    log : callable
+        Told in a line if the accelerator's memory is too small and the CPU goes on.
+
+    Yields
+    ------
+    ExplainedCell
+
+    Raises
+    ------
+    ExplanationError
+        If a target is no class of the model.
+    FieldError, ImageError, ModelError
+        If the patches cannot be cut.
+    PluginError
+        If the explainer fails or cannot explain this network.
+    """
+    import torch
+
+    places = np.array([_place(classifier, code) for code in targets], np.int64)
+    scale = model_pixel_size_um or (classifier.config.pixel_size_um if classifier.has_config else None)
+    side = patch_side(classifier.patch_size, field.pixel_size_um, scale)
+    boxes = cell_boxes(cells[["y", "x"]].to_numpy(np.float64), side)
+    names = cells["cell_id"].astype(str).tolist()
+    done = 0
+    twin = _twin(classifier)
+
+    def read(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        return cut_patches(field, cells.iloc[positions], classifier.patch_size, side=side)
+
+    def batches(start: int) -> Iterator[ExplainedCell]:
+        handle = twin.register_forward_pre_hook(lambda module, given: progress(done, len(cells), explainer.name))
+        try:
+            for batch in explain_in_batches(
+                twin,
+                read,
+                len(cells),
+                lambda positions, logits: places[positions],
+                {explainer.name: explainer},
+                start=start,
+                batch_size=batch_size,
+            ):
+                maps, size, spec = batch.maps[explainer.name], classifier.patch_size, classifier.input_spec
+                small = maps_to_patch(maps, size, spec)
+                placed = small if side == size else maps_to_patch(maps, size, spec, side=side)
+                for row, position in enumerate(batch.positions.tolist()):
+                    target, patch = targets[position], batch.patches[row]
+                    yield ExplainedCell(
+                        names[position], explainer.name, target, patch, boxes[position], placed[row], small[row]
+                    )
+        finally:
+            handle.remove()
+
+    try:
+        for explained in batches(0):
+            done += 1
+            yield explained
+    except torch.OutOfMemoryError:
+        # Only accelerators raise this. The weights are copied: the classifier itself stays where it is.
+        log(f"{explainer.name}: not enough memory on {classifier.device}; the CPU goes on, more slowly")
+        twin = copy.deepcopy(classifier).cpu()
+        for explained in batches(done):
+            done += 1
+            yield explained
+    progress(len(cells), len(cells), "")
+
+
+def _twin(classifier: Classifier) -> Classifier:
+    """Copy the modules, share the tensors: costs milliseconds and no memory."""
+    shared = {id(tensor): tensor for tensor in (*classifier.parameters(), *classifier.buffers())}
+    return copy.deepcopy(classifier, shared)
+
+
+def _place(classifier: Classifier, code: str) -> int:
+    if code not in classifier.codes:
+        raise ExplanationError(
+            f"{printable(str(code))!r} is no class of this model; ask about one of {', '.join(classifier.codes)}"
+        )
+    return classifier.codes.index(code)
+
+
+def joined_map(explained: Sequence[ExplainedCell], height: int, width: int) -> tuple[Box, Maps]:
+    """Lay the maps of cells together, by the rule of `hematokit.explanation.field_saliency`.
+
+    Parameters
+    ----------
+    explained : sequence of ExplainedCell
+        At least one.
+    height, width : int
+        Size of the field in pixels.
+
+    Returns
+    -------
+    box : Box
+        The part of the field that they cover.
+    map : ndarray of float32, shape (box.height, box.width)
+        Relative: about 1 at the top of each cell's map; 0 where there is no cell.
+
+    Raises
+    ------
+    ExplanationError
+        If the cells lie so far apart that the map would not fit into memory.
+    """
+    parts = [found for cell in explained if (found := cell.box.clipped(height, width)) is not None]
+    if not parts:
+        raise ExplanationError("the cells to explain lie outside the field; classify the field again")
+    y0, x0 = min(part.y0 for part in parts), min(part.x0 for part in parts)
+    area = Box(y0, x0, max(part.y1 for part in parts) - y0, max(part.x1 for part in parts) - x0)
+    if area.height * area.width > _LARGEST_AREA:
+        raise ExplanationError(
+            f"the cells lie {max(area.height, area.width)} px apart, too far for one map; select cells nearer to each "
+            "other, or use hematokit explain for the whole field"
+        )
+    boxes = [cell.box for cell in explained]
+    return area, blend_maps(area, boxes, range(len(boxes)), lambda number: explained[number].map)
+
+
+def class_scores(cells: pd.DataFrame) -> list[tuple[str, float]]:
+    """Return the classes of one cell and their probabilities, the likeliest first.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        One row of a classified cells table; empty lists come of one that is not classified.
+    """
+    names = [name for name in cells.columns if name.startswith("p_")]
+    values = cells[names].iloc[0].to_numpy(np.float64, na_value=np.nan) if names else np.zeros(0)
+    known = [(name.removeprefix("p_"), float(value)) for name, value in zip(names, values, strict=True)]
+    return sorted((pair for pair in known if np.isfinite(pair[1])), key=lambda pair: -pair[1])

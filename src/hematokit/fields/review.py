@@ -1,0 +1,475 @@
+"""Going through the cells of a field: correcting, confirming, deleting, adding, undoing, without a viewer.
+
+Every change is written to the journal, a `corrections.jsonl`, before the table shows it. See
+`hematokit.store.corrections` for the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hematokit.errors import FieldError
+from hematokit.fields.cells import order_columns
+from hematokit.fields.exports import write_csv, write_geojson, write_parquet
+from hematokit.fields.review_table import (
+    QUEUE_ORDERS,
+    complete_cells,
+    count_by_class,
+    order_queue,
+    summarize,
+    whole_taxonomy,
+)
+from hematokit.fields.summary import Summary
+from hematokit.fields.tallies import UNSURE_BELOW, called_classes, unsure_cells
+from hematokit.files import one_line_write_errors
+from hematokit.imaging.reading import printable
+from hematokit.store.corrections import (
+    CONFIRMED,
+    CORRECTED,
+    Correction,
+    append_corrections,
+    join_cells,
+    lay_over,
+    new_edit,
+    read_corrections,
+    utc_now,
+)
+from hematokit.taxonomy import Taxonomy
+
+__all__ = ["QUEUE_ORDERS", "Review", "whole_taxonomy"]
+
+OnChange = Callable[[str, list[str]], object]
+
+_ENDINGS: Final = (".csv", ".geojson", ".parquet")
+_TOUCHED: Final = ("label", "label_source", "reviewed")
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """One step of `Review.undo`: rows by number in the table of all cells, and what they held before and after."""
+
+    name: str
+    kind: str
+    rows: npt.NDArray[np.int64]
+    ids: list[str]
+    before: pd.DataFrame
+    after: pd.DataFrame
+    words: str
+
+
+class Review:
+    """The cells of one field, or of several, while a person goes through them.
+
+    Not for several threads at once: a viewer calls it from its own.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        A cells table as ``docs/reference/cells-table.md`` says, classified or labelled; may be empty, even of columns.
+    taxonomy : Taxonomy
+        The classes that cells may be given; `whole_taxonomy` of the model's, usually.
+    field_id : str
+        The field, where all cells are of one; cells that others added to it are taken from the journal.
+    who : str
+        Who corrects; written into the journal.
+    journal : Path, optional
+        A ``corrections.jsonl``, made when the first correction is. What it says already is laid over the cells.
+    unsure_below : float
+        Probability below which a cell that nobody reviewed is unsure.
+    pixel_size_um : float, optional
+        Micrometres per pixel, for exports.
+
+    Attributes
+    ----------
+    cells : DataFrame
+        The table as it is now; read-only for everybody else. Index 0 to n - 1; the order of rows stays.
+    taxonomy, field_id, who, journal, unsure_below, pixel_size_um
+        As given.
+
+    Raises
+    ------
+    StoreError
+        If the journal is damaged.
+    FieldError
+        If a cell stands twice, or there is no ``cell_id``.
+    """
+
+    def __init__(
+        self,
+        cells: pd.DataFrame,
+        taxonomy: Taxonomy,
+        *,
+        field_id: str = "",
+        who: str = "",
+        journal: Path | None = None,
+        unsure_below: float = UNSURE_BELOW,
+        pixel_size_um: float | None = None,
+    ) -> None:
+        self.taxonomy = taxonomy
+        self.field_id = field_id
+        self.who = printable(who)
+        self.journal = None if journal is None else Path(journal)
+        self.unsure_below = unsure_below
+        self.pixel_size_um = pixel_size_um
+        self._changed: list[OnChange] = []
+        self._done: list[_Edit] = []
+        self._undone: list[_Edit] = []
+        # What the journal says of cells that may come yet, while a field is being classified.
+        self._earlier = read_corrections(self.journal) if self.journal is not None else []
+        table, self._present = lay_over(complete_cells(cells), self._earlier, add=self._is_ours)
+        self._all = complete_cells(table)
+        self._place = {str(cell_id): row for row, cell_id in enumerate(self._all["cell_id"])}
+        self._settle()
+        if len(self._place) < len(self._all):
+            twice = self._all["cell_id"][self._all["cell_id"].duplicated()].iloc[0]
+            raise FieldError(f"cell {printable(str(twice))} stands twice in the table; give each cell once")
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def _is_ours(self, entry: Correction) -> bool:
+        return not self.field_id or entry.field_id in ("", self.field_id)
+
+    @property
+    def deleted(self) -> pd.DataFrame:
+        """Cells that were deleted, now or in the journal, as rows of a cells table."""
+        return self._all[~self._present].reset_index(drop=True)
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    def shown_label(self) -> pd.Series[str]:
+        """Return the class that counts for each cell of `cells`: its label where reviewed, else what was predicted.
+
+        Of cells that were never classified, the label. Empty where there is neither.
+        """
+        return pd.Series(called_classes(self.cells), index=self.cells.index, name="shown", dtype="str")
+
+    def unsure(self) -> pd.Series[bool]:
+        """Return for each cell of `cells` whether it is unsure: below the threshold, and not reviewed."""
+        return pd.Series(unsure_cells(self.cells, self.unsure_below), index=self.cells.index, name="unsure")
+
+    def queue(self, order: str = "least sure", code: str | None = None) -> list[str]:
+        """Return cells in the order in which a person goes through them, those not reviewed yet first.
+
+        Parameters
+        ----------
+        order : str
+            ``"least sure"``: by rising probability; ``"class"``: by class in the taxonomy's order, in each the least
+            sure first; ``"place"``: from the top of the field to its bottom.
+        code : str, optional
+            Only cells that count as this class now; the empty string for those without a class.
+
+        Returns
+        -------
+        list of str
+            Cell ids.
+
+        Raises
+        ------
+        FieldError
+            If there is no such order.
+        TaxonomyError
+            If there is no such class.
+        """
+        return order_queue(self.cells, self.shown_label(), self.taxonomy, order, code)
+
+    def differential(self) -> pd.DataFrame:
+        """Count the cells as they are now.
+
+        Returns
+        -------
+        DataFrame
+            One row per class in the taxonomy's order: ``code``, ``name``, ``colour``, ``lineage``, ``count`` (sure
+            cells), ``percent`` (of the counted cells, 0 to 100; not a number for classes counted apart), ``low``,
+            ``high`` (its 95 % interval), ``reviewed`` (how many a person has looked at) and ``unsure``.
+        """
+        return count_by_class(self.cells, self.shown_label(), self.taxonomy, self.summary())
+
+    def summary(self) -> Summary:
+        """Return totals, blasts, and the myeloid:erythroid ratio with their intervals, as `Differential.overall`.
+
+        ``summary().counted`` is the number that per cent are of; ``.blasts.share`` and ``.ratio.value`` may be None.
+        """
+        return summarize(self.cells, self.taxonomy, self.unsure_below)
+
+    # --- changing -----------------------------------------------------------------------------------------------------
+
+    def on_change(self, callback: OnChange) -> None:
+        """Have `callback(kind, cell_ids)` called after each change.
+
+        ``kind`` is ``"label"``, ``"confirm"``, ``"delete"``, ``"add"`` or ``"append"``. Undoing tells the same kinds:
+        of a deletion ``"add"``, of an addition ``"delete"``.
+        """
+        self._changed.append(callback)
+
+    def append(self, cells: pd.DataFrame) -> None:
+        """Put cells behind the others, newly classified ones while a job runs. No correction, not undone.
+
+        What the journal said of them when the review began is laid over them.
+
+        Raises
+        ------
+        FieldError
+            If a cell is there already.
+        """
+        if not len(cells):
+            return
+        new, present = lay_over(complete_cells(cells), self._earlier)
+        # What a person added earlier, and a detector now finds at the same pixel, is one cell.
+        novel = ~new["cell_id"].isin({entry.cell_id for entry in self._earlier if entry.kind == "add"}).to_numpy(bool)
+        new, present = new[novel].reset_index(drop=True), present[novel]
+        ids = [str(cell_id) for cell_id in new["cell_id"]]
+        twice = next((cell_id for cell_id in ids if cell_id in self._place), None)
+        if twice is not None or len(set(ids)) < len(ids):
+            raise FieldError(f"cell {printable(twice or 'of the new ones')} is there already; give each cell once")
+        self._extend(new, present)
+        self._tell("append", [name for name, there in zip(ids, present, strict=True) if there])
+
+    def correct(self, cell_ids: Sequence[str], code: str) -> None:
+        """Give cells a class. Cells that have it already count as confirmed.
+
+        Parameters
+        ----------
+        cell_ids : sequence of str
+        code : str
+            Of `taxonomy`.
+
+        Raises
+        ------
+        TaxonomyError
+            If there is no such class.
+        FieldError
+            If there is no such cell.
+        StoreError
+            If the journal cannot be written; nothing has changed then.
+        """
+        name = self.taxonomy[code]
+        rows, ids = self._rows(cell_ids)
+        self._edit("label", rows, ids, [name.code] * len(ids), f"{_cells(ids)} to {name.name}")
+
+    def confirm(self, cell_ids: Sequence[str]) -> None:
+        """Note that a person has looked at cells, and their class is right. Those without a class are left out.
+
+        Raises
+        ------
+        FieldError
+            If there is no such cell, or none of them has a class.
+        StoreError
+            If the journal cannot be written; nothing has changed then.
+        """
+        rows, ids = self._rows(cell_ids)
+        shown = called_classes(self._all.iloc[rows])
+        known = np.flatnonzero(shown != "")
+        if len(ids) and not len(known):
+            raise FieldError(f"{_cells(ids)} has no class to confirm; give it one")
+        rows, ids = rows[known], [ids[number] for number in known]
+        self._edit("confirm", rows, ids, shown[known].tolist(), f"{_cells(ids)} confirmed")
+
+    def delete(self, cell_ids: Sequence[str]) -> None:
+        """Take away what is no cell.
+
+        Raises
+        ------
+        FieldError
+            If there is no such cell.
+        StoreError
+            If the journal cannot be written; nothing has changed then.
+        """
+        rows, ids = self._rows(cell_ids)
+        self._edit("delete", rows, ids, [""] * len(ids), f"{_cells(ids)} deleted")
+
+    def add(self, cells_row_frame: pd.DataFrame) -> str:
+        """Add a missed cell, as `hematokit.fields.one_cell.classify_one` makes it.
+
+        Parameters
+        ----------
+        cells_row_frame : DataFrame
+            One row of a cells table.
+
+        Returns
+        -------
+        str
+            Its id: the one that it has, with a number behind it if another cell has that.
+
+        Raises
+        ------
+        FieldError
+            If it is not one row with a place and a box.
+        StoreError
+            If the journal cannot be written; nothing has changed then.
+        """
+        new = complete_cells(cells_row_frame)
+        if len(new) != 1 or not np.isfinite(new.reindex(columns=_PLACE).to_numpy(np.float64)).all():
+            raise FieldError("one cell with y, x, y0, x0, height and width is added at a time; give such a row")
+        wanted = str(new["cell_id"].iloc[0]) or f"{self.field_id or 'cell'}-added"
+        cell_id, number = wanted, 2
+        while cell_id in self._place:
+            cell_id, number = f"{wanted}-{number}", number + 1
+        field_id = self.field_id or str(new["field_id"].iloc[0])
+        new = new.assign(cell_id=cell_id, field_id=field_id)
+        row = {str(name): value for name, value in new.iloc[0].to_dict().items()}
+        edit = new_edit()
+        entry = Correction(
+            "add",
+            edit,
+            utc_now(),
+            self.who,
+            cell_id,
+            field_id,
+            "",
+            str(called_classes(new)[0]),
+            {name: value for name, value in row.items() if name not in ("cell_id", "field_id")},
+        )
+        self._write([entry])
+        rows = self._extend(new, np.ones(1, bool))
+        nothing = self._all.loc[rows, list(_TOUCHED)]
+        self._remember(_Edit(edit, "add", rows, [cell_id], nothing, nothing, f"{_cells([cell_id])} added"))
+        self._tell("add", [cell_id])
+        return cell_id
+
+    def undo(self) -> str | None:
+        """Take the last change back. The journal gets a line that says so; nothing in it is erased.
+
+        Returns
+        -------
+        str or None
+            What was undone, in words; None if there is nothing.
+
+        Raises
+        ------
+        StoreError
+            If the journal cannot be written; nothing has changed then.
+        """
+        if not self._done:
+            return None
+        edit = self._done[-1]
+        self._write([Correction("undo", new_edit(), utc_now(), self.who, of=edit.name)])
+        self._undone.append(self._done.pop())
+        self._put(edit, edit.before, present=edit.kind != "add")
+        self._tell({"add": "delete", "delete": "add"}.get(edit.kind, edit.kind), edit.ids)
+        return edit.words
+
+    def redo(self) -> str | None:
+        """Bring back what was undone last, unless something else was changed since.
+
+        Returns
+        -------
+        str or None
+            What was done again, in words; None if there is nothing.
+
+        Raises
+        ------
+        StoreError
+            If the journal cannot be written; nothing has changed then.
+        """
+        if not self._undone:
+            return None
+        edit = self._undone[-1]
+        self._write([Correction("redo", new_edit(), utc_now(), self.who, of=edit.name)])
+        self._done.append(self._undone.pop())
+        self._put(edit, edit.after, present=edit.kind != "delete")
+        self._tell(edit.kind, edit.ids)
+        return edit.words
+
+    def export(self, path: str | Path) -> None:
+        """Write the cells as CSV, GeoJSON (QuPath) or Parquet, by the file's ending.
+
+        Raises
+        ------
+        FieldError
+            If the ending is another, or the file cannot be written; an old file then stays.
+        """
+        path = Path(path)
+        ending = path.suffix.lower()
+        if ending not in _ENDINGS:
+            raise FieldError(f"{printable(str(path))}: cells are written to {', '.join(_ENDINGS)}; end the name so")
+        table = order_columns(self.cells)
+        with one_line_write_errors(path.parent, FieldError, "choose another folder, or make room"):
+            if ending == ".csv":
+                write_csv(path, table)
+            elif ending == ".parquet":
+                write_parquet(path, table)
+            else:
+                write_geojson(path, table, self.taxonomy, pixel_size_um=self.pixel_size_um)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _rows(self, cell_ids: Iterable[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
+        """Numbers of cells in the table of all cells, each once, and their ids."""
+        ids = list(dict.fromkeys([cell_ids] if isinstance(cell_ids, str) else cell_ids))
+        missing = next((name for name in ids if name not in self._place or not self._present[self._place[name]]), None)
+        if missing is not None:
+            raise FieldError(f"there is no cell {printable(str(missing))}; it may have been deleted: undo that first")
+        return np.array([self._place[name] for name in ids], np.int64), ids
+
+    def _edit(self, kind: str, rows: npt.NDArray[np.int64], ids: list[str], codes: list[str], words: str) -> None:
+        if not ids:
+            return
+        before = self._all.loc[rows, list(_TOUCHED)]
+        old = called_classes(self._all.loc[rows]).tolist()
+        edit, when = new_edit(), utc_now()
+        # Giving a cell the class that it has is looking at it and agreeing.
+        kinds = ["confirm" if kind == "label" and was == code else kind for was, code in zip(old, codes, strict=True)]
+        fields = self._all.loc[rows, "field_id"].tolist()
+        told = zip(kinds, ids, fields, old, codes, strict=True)
+        self._write([Correction(said, edit, when, self.who, name, field, *pair) for said, name, field, *pair in told])
+        after = before
+        if kind != "delete":
+            was = before["label_source"].tolist()
+            sources = [CORRECTED if now == "label" else _kept(old) for now, old in zip(kinds, was, strict=True)]
+            after = before.assign(label=codes, label_source=sources, reviewed=True)
+        change = _Edit(edit, kind, rows, ids, before, after, words)
+        self._put(change, after, present=kind != "delete")
+        self._remember(change)
+        self._tell(kind, ids)
+
+    def _remember(self, edit: _Edit) -> None:
+        self._done.append(edit)
+        self._undone.clear()
+
+    def _write(self, entries: list[Correction]) -> None:
+        """Into the journal first: what cannot be saved must not be shown."""
+        if self.journal is not None:
+            append_corrections(self.journal, entries)
+
+    def _put(self, edit: _Edit, values: pd.DataFrame, *, present: bool) -> None:
+        for name in _TOUCHED:
+            self._all.loc[edit.rows, name] = values[name].to_numpy()
+        self._present[edit.rows] = present
+        self._settle()
+
+    def _extend(self, new: pd.DataFrame, present: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        start = len(self._all)
+        self._all = join_cells(self._all, new)
+        self._present = np.append(self._present, present)
+        self._place |= {str(cell_id): start + row for row, cell_id in enumerate(new["cell_id"])}
+        self._settle()
+        return np.arange(start, start + len(new))
+
+    def _settle(self) -> None:
+        """Make `cells` what the table of all cells and the marks of the present ones say."""
+        # Copies are lazy: what is changed later is copied then, column by column.
+        whole = self._present.all()
+        self.cells = self._all.copy(deep=False) if whole else self._all[self._present].reset_index(drop=True)
+
+    def _tell(self, kind: str, ids: list[str]) -> None:
+        for callback in list(self._changed):
+            callback(kind, list(ids))
+
+
+_PLACE: Final = ["y", "x", "y0", "x0", "height", "width"]
+
+
+def _kept(source: str) -> str:
+    return CORRECTED if source == CORRECTED else CONFIRMED
+
+
+def _cells(ids: Sequence[Any]) -> str:
+    return f"cell {printable(str(ids[0]))}" if len(ids) == 1 else f"{len(ids):,} cells"

@@ -1,0 +1,254 @@
+"""A classifier as one ONNX file that says of itself what it is, held against the classifier before it is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from hematokit import __version__
+from hematokit.errors import ModelError, describe_error
+from hematokit.files import one_line_write_errors, write_atomically
+from hematokit.models.engines import Engine, is_installed, open_engine
+from hematokit.models.exporting import EMBEDDINGS, OUTPUT_NAME, PROBABILITIES, Layout, onnx_bytes, raw_graph
+from hematokit.models.formats.packages import gate, on_cpu, without_pictures
+from hematokit.models.parity import BATCHES, EXPORT_TOLERANCE
+from hematokit.models.quantising import JudgedCrops, Precision, measure_cost, to_fp16, to_int8
+
+if TYPE_CHECKING:
+    from hematokit.models.classifier import Classifier
+
+__all__ = ["CARD_KEY", "NOTICE", "SUFFIX", "OnnxSettings", "write"]
+
+SUFFIX: Final = ".onnx"
+CARD_KEY: Final = "hematokit.card"
+"""Under this name the file's metadata hold the model card."""
+
+NOTICE: Final = "For research use only. Not a medical device; not for diagnosis or treatment."
+
+_ADVICE: Final = "have its author replace that, or use --format wsinfer or huggingface"
+_STEP: Final = 16
+
+Patches = npt.NDArray[np.uint8]
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class OnnxSettings:
+    """What an ONNX file is to be like.
+
+    Attributes
+    ----------
+    layout : str
+        What it takes, see `hematokit.models.exporting.onnx_bytes`.
+    embeddings : bool
+        Whether it gives embeddings, too.
+    precision : str
+        ``"fp32"``, ``"fp16"`` or ``"int8"``.
+    licence : str
+        Of the weights; empty: not stated.
+    calibration : ndarray, shape (n, P, P, 3), uint8, or None
+        Training crops that int8 is calibrated on.
+    judged : JudgedCrops or None
+        What the cost of smaller numbers is measured on; by default the samples.
+    """
+
+    layout: Layout = "patches"
+    embeddings: bool = False
+    precision: Precision = "fp32"
+    licence: str = ""
+    calibration: Patches | None = None
+    judged: JudgedCrops | None = None
+
+
+def write(
+    classifier: Classifier,
+    target: Path,
+    *,
+    card: str,
+    samples: Patches,
+    log: Callable[[str], None],
+    settings: OnnxSettings | None = None,
+) -> dict[str, Any]:
+    """Write an ONNX file and hold it against the classifier.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        From a bundle.
+    target : Path
+        File to make.
+    card : str
+        The model card, Markdown; goes into the metadata with what is measured here.
+    samples : ndarray, shape (n, P, P, 3), uint8
+        Crops on which the file has to repeat the classifier, at batches of 1, 2 and 7.
+    log : callable
+        Told what is being done.
+    settings : OnnxSettings, optional
+
+    Returns
+    -------
+    dict
+        ``parity`` by engine, ``cost`` of smaller numbers or None, ``input``, ``outputs``, and ``card`` as it is in the
+        file.
+
+    Raises
+    ------
+    ModelError
+        If the backbone cannot be exported, a logit differs by more than 1e-4 (or, if that is more, 1e-5 of the largest)
+        or a class changes, or the file cannot be written.
+    """
+    settings = settings or OnnxSettings()
+    if settings.precision == "int8" and (settings.calibration is None or not len(settings.calibration)):
+        raise ModelError("int8 is calibrated on training crops, and there are none; give their store with --store")
+    if not is_installed("onnxruntime"):
+        raise ModelError("exporting needs onnxruntime; run: pip install 'hematokit[onnx]'")
+    model = on_cpu(classifier)
+    log("exporting")
+    content = onnx_bytes(model, layout=settings.layout, embeddings=settings.embeddings, advice=_ADVICE)
+    _check(content)
+    log("comparing with torch")
+    engine = open_engine("onnxruntime", content)
+    exported = _computing(engine, model, settings)
+    parity = {"onnxruntime": gate(model.logits, exported, samples, "onnxruntime")}
+    _check_other_outputs(engine, model, samples, settings)
+    parity.update(_other_engine(content, model, samples, settings))
+    cost = None
+    if settings.precision != "fp32":
+        log(f"converting to {settings.precision}")
+        content = _smaller(content, model, settings)
+        log("measuring what that costs")
+        judged = settings.judged or JudgedCrops(samples, None, f"{len(samples)} sample crops")
+        smaller = _computing(open_engine("onnxruntime", content), model, settings)
+        expected, found = (_in_steps(compute, judged.patches) for compute in (exported, smaller))
+        cost = measure_cost(settings.precision, expected, found, judged, model.temperature)
+    facts: dict[str, Any] = {
+        "parity": parity,
+        "cost": None if cost is None else {**vars(cost), "sentence": cost.sentence()},
+        "precision": settings.precision,
+        "input": str(engine.inputs[0]),
+        "outputs": [port.name for port in engine.outputs],
+    }
+    card = _full_card(card, facts)
+    with one_line_write_errors(target.parent, ModelError, "give a folder with room"):
+        write_atomically(target, _with_metadata(content, model, card, facts, settings))
+    return {**facts, "card": card}
+
+
+def _check(content: bytes) -> None:
+    """What ONNX's own checker says, types and shapes included."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(content, full_check=True)
+    except Exception as error:
+        raise ModelError(f"the exported graph is no valid ONNX ({describe_error(error)}); {_ADVICE}") from error
+
+
+def _computing(engine: Engine, model: Classifier, settings: OnnxSettings) -> Callable[[Patches], Logits]:
+    return lambda patches: engine.run(_as_input(model, patches, settings), OUTPUT_NAME)
+
+
+def _as_input(model: Classifier, patches: Patches, settings: OnnxSettings) -> npt.NDArray[Any]:
+    """Patches as the graph takes them."""
+    if settings.layout == "patches":
+        return np.ascontiguousarray(patches)
+    import torch
+
+    with torch.inference_mode():
+        return model.prepare(torch.from_numpy(patches.copy())).contiguous().numpy()
+
+
+def _in_steps(compute: Callable[[Patches], Logits], patches: Patches) -> Logits:
+    return np.concatenate([compute(patches[start : start + _STEP]) for start in range(0, len(patches), _STEP)])
+
+
+def _check_other_outputs(engine: Engine, model: Classifier, samples: Patches, settings: OnnxSettings) -> None:
+    """Hold probabilities and embeddings against torch's; the gate has looked at the logits only."""
+    import torch
+
+    few = samples[: max(BATCHES)]
+    network = raw_graph(model, embeddings=settings.embeddings)
+    with torch.inference_mode():
+        expected = [tensor.numpy() for tensor in network(torch.from_numpy(few.copy()))]
+    for name, wanted in zip((OUTPUT_NAME, PROBABILITIES, EMBEDDINGS), expected, strict=False):
+        found = engine.run(_as_input(model, few, settings), name)
+        if found.shape != wanted.shape or not np.allclose(found, wanted, rtol=1e-4, atol=EXPORT_TOLERANCE):
+            raise ModelError(f"the exported {name} differ from torch's; nothing was written, please report that")
+
+
+def _other_engine(content: bytes, model: Classifier, samples: Patches, settings: OnnxSettings) -> dict[str, Any]:
+    """What OpenVINO makes of the graph, if it is installed; it does not decide about the file, but people are told."""
+    if not is_installed("openvino"):
+        return {}
+    try:
+        compute = _computing(open_engine("openvino", content), model, settings)
+        return {"openvino": gate(model.logits, compute, samples, "OpenVINO")}
+    except ModelError as error:
+        return {"openvino": {"refused": str(error)}}
+
+
+def _smaller(content: bytes, model: Classifier, settings: OnnxSettings) -> bytes:
+    if settings.precision == "fp16":
+        made = to_fp16(content)
+    else:
+        assert settings.calibration is not None  # checked before any work
+        made = to_int8(content, _as_input(model, settings.calibration, settings))
+    _check(made)
+    return made
+
+
+def _full_card(card: str, facts: dict[str, Any]) -> str:
+    """The card with a section on this file."""
+    lines = [card.rstrip(), "", "## This ONNX file", "", f"- Input: {facts['input']}"]
+    lines.append(f"- Outputs: {', '.join(facts['outputs'])} (float32; probabilities are calibrated)")
+    for name, found in facts["parity"].items():
+        if "refused" in found:
+            lines.append(f"- {name}: {found['refused']}")
+            continue
+        lines.append(
+            f"- Held against PyTorch in float32, {name}: logits of {found['patches']} crops differ by at most "
+            f"{found['max_logit_difference']:.2g}, {found['classes_changed']} classes change"
+        )
+    if facts["cost"] is not None:
+        lines.append(f"- **Smaller numbers**: {facts['cost']['sentence']}")
+    return "\n".join([*lines, ""])
+
+
+def _with_metadata(
+    content: bytes, model: Classifier, card: str, facts: dict[str, Any], settings: OnnxSettings
+) -> bytes:
+    """Write into the file what it is, for people and for programs that know nothing of bundles."""
+    import onnx
+
+    proto = onnx.load_from_string(content)
+    proto.producer_name, proto.producer_version = "hematokit", __version__
+    proto.doc_string = NOTICE
+    config = model.config
+    entries = {
+        "classes": ",".join(model.codes),
+        "class_names": json.dumps([entry.name for entry in model.taxonomy], ensure_ascii=False),
+        "colours": ",".join(entry.colour for entry in model.taxonomy),
+        "lineages": json.dumps([entry.lineage for entry in model.taxonomy], ensure_ascii=False),
+        "taxonomy": model.taxonomy.name,
+        "temperature": repr(model.temperature),
+        "patch_size": str(model.patch_size),
+        "pixel_size_um": "" if config.pixel_size_um is None else repr(config.pixel_size_um),
+        "precision": settings.precision,
+        "hematokit_version": __version__,
+        "license": settings.licence or "not stated",
+        "notice": NOTICE,
+        "hematokit.parity": json.dumps(facts["parity"]),
+        "hematokit.cost": json.dumps(facts["cost"]),
+        CARD_KEY: without_pictures(card),
+    }
+    # Converters drop or keep what was there: the configuration is written again, the same for all.
+    entries["hematokit.config"] = json.dumps(config.model_dump(mode="json"))
+    onnx.helper.set_model_props(proto, entries)
+    made: bytes = proto.SerializeToString()
+    return made

@@ -1,0 +1,169 @@
+"""What the packages for other programs share: the gate, the card as a file, what a model says of itself."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from hematokit import __version__
+from hematokit.errors import HematokitError, ModelError
+from hematokit.files import write_atomically
+from hematokit.models.parity import EXPORT_TOLERANCE, measure_parity
+
+if TYPE_CHECKING:
+    from hematokit.models.classifier import Classifier
+
+__all__ = ["CARD", "about", "drawn_crops", "gate", "on_cpu", "resized", "without_pictures", "write_card"]
+
+CARD: Final = "README.md"
+
+_DRAWN_SIDE: Final = 250
+_PICTURE: Final = re.compile(r"!\[([^\]\n]*)\]\(data:image/(png|jpeg);base64,([A-Za-z0-9+/=]+)\)")
+
+Patches = npt.NDArray[np.uint8]
+Logits = npt.NDArray[np.float32]
+
+
+def on_cpu(classifier: Classifier) -> Classifier:
+    """Return a copy of a classifier on the CPU, in evaluation mode; the original stays where it is."""
+    copied: Classifier = copy.deepcopy(classifier).cpu().eval()
+    return copied
+
+
+def gate(
+    reference: Callable[[Patches], Logits], candidate: Callable[[Patches], Logits], samples: Patches, what: str
+) -> dict[str, Any]:
+    """Refuse a package that its own consumer computes differently.
+
+    Parameters
+    ----------
+    reference, candidate : callable
+        Patches (n, P, P, 3) uint8 to logits (n, C): what is exported, and the written file as its consumer loads it.
+    samples : ndarray, shape (n, P, P, 3), uint8
+    what : str
+        The consumer, for the error.
+
+    Returns
+    -------
+    dict
+        The numbers, see `hematokit.models.parity.Parity`.
+
+    Raises
+    ------
+    ModelError
+        If a logit differs by more than 1e-4 (or, if that is more, 1e-5 of the largest) or a class changes, at batches
+        of 1, 2 or 7.
+    """
+    try:
+        found = measure_parity(reference, candidate, samples, what)
+    except HematokitError:
+        raise
+    except Exception as error:  # whatever a consumer's own code raises
+        text = " ".join(str(error).split())[:200]
+        raise ModelError(f"{what} cannot compute the exported model ({text}); nothing was written") from error
+    if not found.within(EXPORT_TOLERANCE):
+        raise ModelError(
+            f"{what} does not repeat the model's answers: logits differ by up to {found.max_logit_difference:.2g} "
+            f"(allowed {EXPORT_TOLERANCE:g}) and {found.classes_changed} of {found.patches} crops change class; "
+            "nothing was written"
+        )
+    return found.to_dict()
+
+
+def about(classifier: Classifier) -> dict[str, Any]:
+    """What a model says of itself, as plain data: goes into the configuration file of each package.
+
+    Raises
+    ------
+    ModelError
+        If the classifier does not come from a bundle.
+    """
+    config = classifier.config
+    return {
+        "hematokit_version": __version__,
+        "created": config.created,
+        "backbone": f"{config.backbone.name}:{config.backbone.variant}",
+        "taxonomy": classifier.taxonomy.to_dict(),
+        "temperature": classifier.temperature,
+        "patch_size": classifier.patch_size,
+        "input_size": classifier.input_spec.size,
+        "fit": classifier.input_spec.fit,
+        "pixel_size_um": config.pixel_size_um,
+        "research_use_only": True,
+    }
+
+
+def drawn_crops(codes: Sequence[str], side: int) -> Patches:
+    """Draw a cell of each class, for tests and pictures that leave with a model: no patient's cell does.
+
+    Parameters
+    ----------
+    codes : sequence of str
+        Classes of the built-in taxonomy.
+    side : int
+        Side of the crops in pixels.
+
+    Returns
+    -------
+    ndarray, shape (n, side, side, 3), uint8
+    """
+    from hematokit.imaging.synthetic import synthesize_crops
+
+    # Drawn at the size that a cell fits into, then shrunk.
+    drawn = synthesize_crops(dict.fromkeys(codes, 1), size=max(side, _DRAWN_SIDE))
+    crops = {crop.code: resized(crop.pixels, side) for crop in drawn}
+    return np.stack([crops[code] for code in codes])
+
+
+def resized(pixels: Patches, side: int) -> Patches:
+    """Return a crop (P, P, 3) resized to (side, side, 3)."""
+    from PIL import Image
+
+    if len(pixels) == side:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS))
+
+
+def write_card(folder: Path, card: str, head: str = "") -> list[Path]:
+    """Write a card as ``README.md``; its pictures become files beside it.
+
+    Web pages that show a README strip pictures that are written inside it.
+
+    Parameters
+    ----------
+    folder : Path
+        Where to write.
+    card : str
+        Markdown; pictures are data URLs.
+    head : str
+        Goes before it: the front matter that a hub reads.
+
+    Returns
+    -------
+    list of Path
+        The files written, the card first.
+    """
+    pictures: list[Path] = []
+
+    def put_beside(match: re.Match[str]) -> str:
+        suffix = "jpg" if match[2] == "jpeg" else match[2]
+        path = folder / f"card-{len(pictures) + 1}.{suffix}"
+        write_atomically(path, base64.b64decode(match[3]))
+        pictures.append(path)
+        return f"![{match[1]}]({path.name})"
+
+    text = _PICTURE.sub(put_beside, card)
+    write_atomically(folder / CARD, head + text)
+    return [folder / CARD, *pictures]
+
+
+def without_pictures(card: str) -> str:
+    """Return a card's text with a word in place of each picture, for places that hold text only."""
+    return _PICTURE.sub(lambda match: f"*(picture: {match[1]})*", card)

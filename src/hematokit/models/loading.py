@@ -1,0 +1,129 @@
+"""Loading a trained model, whatever it is kept in: a bundle, a run or an ONNX file; computed by torch or without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, overload
+
+from hematokit.errors import ModelError, PluginError
+from hematokit.models.bundle import CONFIG, WEIGHTS, BundleConfig, check_bundle, find_model, read_config
+from hematokit.registry import load_plugins
+from hematokit.specs import InputSpec
+from hematokit.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    # Only for annotations: a model that another runtime computes must open without torch.
+    import torch
+
+    from hematokit.models.classifier import Classifier
+    from hematokit.models.construction import BackboneChoice
+    from hematokit.models.onnx_classifier import OnnxClassifier
+
+__all__ = ["Runtime", "load_model", "load_torch"]
+
+Runtime = Literal["torch", "onnxruntime", "openvino", "auto"]
+
+
+@overload
+def load_model(path: str | Path, device: str | torch.device = "auto", *, runtime: Literal["torch"]) -> Classifier: ...
+
+
+@overload
+def load_model(
+    path: str | Path, device: str | torch.device = "auto", runtime: str | None = None
+) -> Classifier | OnnxClassifier: ...
+
+
+def load_model(
+    path: str | Path, device: str | torch.device = "auto", runtime: str | None = None
+) -> Classifier | OnnxClassifier:
+    """Load a classifier from a bundle, a run or an ONNX file. Nothing is unpickled, and no code of a model is run.
+
+    Parameters
+    ----------
+    path : path
+        Bundle folder, the run folder that holds one, or a file that ``hematokit export --format onnx`` wrote, which
+        needs no torch.
+    device : str or torch.device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+    runtime : str, optional
+        What computes it: ``"torch"``; ``"onnxruntime"`` or ``"openvino"``, on the CPU, from a file that is exported and
+        checked against torch at the first use and then kept (`hematokit.models.runtimes`); ``"auto"``, on the CPU the
+        faster of the two that are installed, else torch. By default torch, and for an ONNX file ``"auto"``.
+
+    Returns
+    -------
+    Classifier or OnnxClassifier
+        In evaluation mode, on the device; both have ``predict``, ``logits``, ``codes``, ``taxonomy``, ``patch_size``,
+        ``temperature``, ``config``, ``device`` and ``runtime``, the name of what computes.
+
+    Raises
+    ------
+    ModelError
+        If files are missing, damaged or not those that were saved, the version is newer than this program, the ONNX
+        file is none of hematokit's, or the runtime cannot be used.
+    PluginError
+        If the plugin that provides the backbone is not installed.
+    """
+    found = find_model(path)
+    if found.is_dir() and runtime in (None, "torch"):
+        return load_torch(found, device)
+    from hematokit.models.runtimes import load_with_runtime
+
+    return load_with_runtime(found, device, runtime or "auto")
+
+
+def load_torch(folder: Path, device: str | torch.device = "auto") -> Classifier:
+    """Load the classifier of a bundle folder; parameters, result and errors as of `load_model`."""
+    import torch
+
+    from hematokit.models.classifier import Classifier
+    from hematokit.models.construction import build_backbone
+    from hematokit.models.devices import resolve_device
+
+    config = read_config(folder)
+    check_bundle(folder, config)
+    choice = _rebuild_choice(folder, config)
+    taxonomy = Taxonomy.from_dict(config.taxonomy, where=str(folder / CONFIG))
+    backbone = build_backbone(choice, len(taxonomy))
+    _load_state(backbone, folder / WEIGHTS)
+    classifier = Classifier(
+        backbone, taxonomy, choice.input, config.input.patch_size, config.temperature, config=config
+    )
+    target = device if isinstance(device, torch.device) else resolve_device(device)
+    return classifier.to(target).to(memory_format=torch.channels_last).eval()
+
+
+def _rebuild_choice(folder: Path, config: BundleConfig) -> BackboneChoice:
+    from hematokit.models.construction import BackboneChoice, choose_backbone
+
+    wanted = config.backbone
+    try:
+        choice = choose_backbone(wanted.name, wanted.variant, config.input.size, wanted.options)
+    except PluginError as error:
+        if wanted.package != "hematokit" and wanted.name not in load_plugins().backbones:
+            absence = load_plugins().explain_absence(wanted.package, wanted.package_version)
+            raise PluginError(f"bundle {folder} needs backbone {wanted.name!r} of {absence}") from error
+        raise
+    given = config.input
+    # What the bundle was trained with counts, not what the plugin would choose today.
+    spec = InputSpec(given.size, given.divisor, given.mean, given.std, given.fit)
+    return BackboneChoice(choice.spec, choice.variant_name, choice.variant, spec, choice.options)
+
+
+def _load_state(backbone: torch.nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        text = " ".join(str(error).split())
+        raise ModelError(f"{path} is missing or damaged ({text}); copy the bundle again") from error
+    try:
+        backbone.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{path} does not fit the backbone its config.json names ({' '.join(str(error).split())[:160]}); "
+            "the two files are not of one bundle: copy it again"
+        ) from error

@@ -1,0 +1,176 @@
+"""A classifier that is an ONNX file, or was exported to one: predicts as `Classifier` does, and needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from hematokit.errors import ModelError
+from hematokit.imaging.reading import printable
+from hematokit.models.bundle import CONFIG, BundleConfig, parse_config
+from hematokit.models.engines import Engine, open_engine
+from hematokit.models.exporting import CONFIG_KEY, EMBEDDINGS, OUTPUT_NAME
+from hematokit.models.predictions import check_patches, prediction_frame
+from hematokit.progress import Progress, no_progress
+from hematokit.specs import InputSpec
+from hematokit.taxonomy import Taxonomy
+
+__all__ = ["OnnxClassifier", "read_onnx"]
+
+BATCH: Final = 16
+"""Patches that are computed at a time: larger batches were slower on the CPU (caches), and their memory stays."""
+
+_LARGEST: Final = 2**31
+"""Bytes; no ONNX file is larger without keeping its weights in other files."""
+
+
+class OnnxClassifier:
+    """A classifier that onnxruntime or OpenVINO computes on the CPU; it predicts as `Classifier` does.
+
+    Parameters
+    ----------
+    model : bytes or path
+        An ONNX file as ``hematokit export`` writes it, or its content.
+    config : BundleConfig, optional
+        The bundle's configuration; by default what the file's metadata say.
+    engine : str
+        ``"onnxruntime"`` or ``"openvino"``.
+
+    Raises
+    ------
+    ModelError
+        If the engine is missing or cannot read the model, or the file is none of hematokit's.
+    """
+
+    def __init__(
+        self, model: bytes | str | Path, config: BundleConfig | None = None, engine: str = "onnxruntime"
+    ) -> None:
+        what = "the exported model" if isinstance(model, bytes) else printable(str(model))
+        self._engine = open_engine(engine, model if isinstance(model, bytes) else read_onnx(Path(model)), what)
+        self.config = config if config is not None else _stated_config(self._engine, what)
+        self.taxonomy = Taxonomy.from_dict(self.config.taxonomy, where=CONFIG if config is not None else what)
+        self.patch_size = self.config.input.patch_size
+        self.temperature = self.config.temperature
+        self.runtime = engine
+        given = self.config.input
+        self.input_spec = InputSpec(given.size, given.divisor, given.mean, given.std, given.fit)
+        _check_ports(self._engine, self.patch_size, len(self.taxonomy), what)
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Class codes in the order of the logits."""
+        return self.taxonomy.codes
+
+    @property
+    def device(self) -> str:
+        """Where it computes: always ``"cpu"``."""
+        return "cpu"
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether the file gives embeddings."""
+        return any(port.name == EMBEDDINGS for port in self._engine.outputs)
+
+    def logits(self, patches: np.ndarray, batch_size: int = 64, progress: Progress = no_progress) -> np.ndarray:
+        """Return uncalibrated logits; may be called from several threads at once.
+
+        Parameters
+        ----------
+        patches : ndarray, shape (n, P, P, 3), uint8
+        batch_size : int
+            Patches at a time; no more than 16 are taken, which is faster and keeps memory flat.
+        progress : Progress
+            Told after each batch.
+
+        Returns
+        -------
+        ndarray, shape (n, C), float32
+
+        Raises
+        ------
+        ModelError
+            If the patches are of another shape or type than the model was trained on.
+        """
+        return self._compute(OUTPUT_NAME, len(self.codes), patches, batch_size, progress)
+
+    def embeddings(self, patches: np.ndarray, batch_size: int = 64, progress: Progress = no_progress) -> np.ndarray:
+        """Return what the backbone's last layer sees of patches, shape (n, F), float32; parameters as of `logits`.
+
+        Raises
+        ------
+        ModelError
+            If the file was exported without embeddings, or as of `logits`.
+        """
+        port = next((port for port in self._engine.outputs if port.name == EMBEDDINGS), None)
+        if port is None:
+            raise ModelError("this ONNX file gives no embeddings; export it with --embeddings")
+        return self._compute(EMBEDDINGS, port.shape[-1] or 0, patches, batch_size, progress)
+
+    def _compute(self, output: str, width: int, patches: np.ndarray, batch_size: int, progress: Progress) -> np.ndarray:
+        check_patches(patches, self.patch_size)
+        step = min(batch_size, BATCH)
+        parts = []
+        for start in range(0, len(patches), step):
+            batch = np.ascontiguousarray(patches[start : start + step])
+            parts.append(self._engine.run(batch, output))
+            progress(min(start + step, len(patches)), len(patches), "")
+        return np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
+
+    def predict(self, patches: np.ndarray, batch_size: int = 64, progress: Progress = no_progress) -> pd.DataFrame:
+        """Classify patches; parameters, result and errors as of `Classifier.predict`."""
+        return prediction_frame(self.logits(patches, batch_size, progress), self.codes, self.temperature)
+
+
+def read_onnx(path: Path) -> bytes:
+    """Read an ONNX file.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be read, is empty, or larger than such a file can be.
+    """
+    try:
+        size = path.stat().st_size
+        content = path.read_bytes() if 0 < size < _LARGEST else b""
+    except OSError as error:
+        raise ModelError(
+            f"{printable(str(path))} cannot be read ({error.strerror or error}); check the path and its permissions"
+        ) from error
+    if not content:
+        raise ModelError(f"{printable(str(path))} has {size:,} bytes, which is no ONNX file's size; copy it again")
+    return content
+
+
+_EXPECTED: Final = "one input 'patches', uint8 of shape (n, P, P, 3), an output 'logits', float32 of shape (n, C)"
+_EXPORT: Final = "make one with: hematokit export MODEL --format onnx"
+
+
+def _stated_config(engine: Engine, what: str) -> BundleConfig:
+    said = engine.metadata.get(CONFIG_KEY)
+    if said is None:
+        inputs = "; ".join(map(str, engine.inputs[:3])) or "nothing"
+        raise ModelError(
+            f"{what} was not exported by hematokit: it takes {inputs}; expected are {_EXPECTED} and the metadata "
+            f"{CONFIG_KEY!r}, which says what the classes are; {_EXPORT}"
+        )
+    return parse_config(said, f"{what} (metadata {CONFIG_KEY})")
+
+
+def _check_ports(engine: Engine, side: int, classes: int, what: str) -> None:
+    """Refuse a graph that takes or gives something else than its configuration says."""
+    patches, logits = ("uint8", (None, side, side, 3)), ("float32", (None, classes))
+    found = [(port.kind, port.shape) for port in engine.outputs if port.name == OUTPUT_NAME]
+    if [(port.kind, port.shape) for port in engine.inputs] == [patches] and found == [logits]:
+        return
+    if found == [logits] and len(engine.inputs) == 1 and engine.inputs[0].kind == "float32":
+        raise ModelError(
+            f"{what} takes {engine.inputs[0]}, which is for other programs; hematokit takes uint8 patches: export it "
+            "with --input patches"
+        )
+    inputs = "; ".join(map(str, engine.inputs[:3])) or "nothing"
+    outputs = "; ".join(map(str, engine.outputs[:4])) or "nothing"
+    expected = _EXPECTED.replace("P", str(side)).replace("C", str(classes))
+    raise ModelError(f"{what} takes {inputs} and gives {outputs}; expected are {expected}; {_EXPORT}")

@@ -1,0 +1,332 @@
+"""The model card that leaves with an exported model: what it is, what it learned from, how good it is, its limits.
+
+Its sections follow Mitchell et al. (2019), Model cards for model reporting, doi:10.1145/3287560.3287596.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import jinja2
+from markupsafe import Markup
+
+from hematokit.errors import EvaluationError
+from hematokit.evaluation.files import METRICS
+from hematokit.evaluation.metrics import CLASS_METRICS, LOW_SUPPORT
+from hematokit.imaging.reading import printable
+from hematokit.models.classifier import input_region
+from hematokit.reporting.card_picture import CardPicture, drawn_example, given_example
+from hematokit.reporting.pages import METRIC_NAMES, environment
+from hematokit.reporting.text import command, duration, interval
+
+if TYPE_CHECKING:
+    from hematokit.models.bundle import BundleConfig
+    from hematokit.models.classifier import Classifier
+
+__all__ = ["model_card"]
+
+_HEADLINE: Final = ("balanced_accuracy", "macro_f1", "weighted_f1", "accuracy")
+_COLUMNS: Final = tuple(name for name in CLASS_METRICS if name != "ovr_accuracy")
+_SPECIAL: Final = re.compile(r"([\\`*_\[\]|~#$])")
+
+
+def model_card(
+    classifier: Classifier,
+    run: Path | None = None,
+    *,
+    evaluation: Path | None = None,
+    explanation: Path | None = None,
+    example: bool = True,
+    notes: Sequence[str] = (),
+) -> str:
+    """Fill the model card from what the bundle and its run say.
+
+    No path of this computer and no picture of a training set get into it, unless `explanation` is one.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        From a bundle.
+    run : Path, optional
+        The run that the bundle lies in; its evaluation of the test split is taken.
+    evaluation : Path, optional
+        Folder of another evaluation to take the figures from.
+    explanation : Path, optional
+        A folder that ``hematokit explain`` wrote, or a picture, to show in the card.
+    example : bool
+        Without `explanation`: explain drawn cells and show them, which takes a second or two.
+    notes : sequence of str
+        What is to be said of this file in particular, such as what rounding its weights cost.
+
+    Returns
+    -------
+    str
+        Markdown; the picture is inside as a data URL.
+
+    Raises
+    ------
+    ModelError
+        If the classifier does not come from a bundle.
+    EvaluationError
+        If figures are damaged, or `evaluation` is one of another model.
+    ImageError
+        If the picture cannot be read.
+    """
+    config = classifier.config
+    training = config.training
+    scores, missing = _scores(config, run, evaluation)
+    splits = [name for name in ("train", "val", "test") if name in (training.get("counts") or {})]
+    side, size = config.input.patch_size, config.input.size
+    text = (
+        _templates()
+        .get_template("model_card.md.j2")
+        .render(
+            title=f"{config.backbone.name} ({config.backbone.variant}) for {len(classifier.codes)} cell classes",
+            config=config,
+            classes=list(classifier.taxonomy),
+            preparation=_preparation(classifier, side, size),
+            network=f"{config.backbone.name}:{config.backbone.variant} ({config.backbone.model})",
+            parameters=_parameters(classifier),
+            data=_data(training),
+            splits=splits,
+            counts=training.get("counts") or {},
+            scores=scores,
+            missing=missing,
+            evaluated_on=_evaluated_on(scores),
+            headline=_HEADLINE,
+            columns=_COLUMNS,
+            few=bool(scores) and any(entry["low_support"] for entry in scores["per_class"].values()),
+            low=LOW_SUPPORT,
+            neighbours=_neighbours(scores),
+            calibration=_calibration(scores, config.temperature),
+            validation=_validation(training),
+            explanation=_explanation(classifier, explanation, example),
+            limits=_limits(classifier, scores),
+            environment=_environment(training),
+            reproduce=[Markup(line.replace("`", "")) for line in _reproduce(training)],
+            reproduce_words=_reproduce_words(training),
+            notes=notes,
+        )
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _templates() -> jinja2.Environment:
+    made = environment().overlay()
+    made.filters = {**made.filters, "md": _markdown, "bracket": _bracket}
+    return made
+
+
+def _markdown(text: object) -> Markup:
+    """Other people's text as Markdown that means what it says: no markup, no line breaks."""
+    plain = _SPECIAL.sub(r"\\\1", printable(str(text)))
+    return Markup(plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+
+
+def _bracket(bounds: Sequence[float] | None) -> str:
+    return f" ({interval((bounds[0], bounds[1]))})" if bounds else ""
+
+
+def _scores(config: BundleConfig, run: Path | None, evaluation: Path | None) -> tuple[dict[str, Any], str]:
+    """The figures of an evaluation of this very model, or none and why."""
+    folder = evaluation if evaluation is not None else run / "evaluation" / "test" if run is not None else None
+    if folder is None or not (folder / METRICS).is_file():
+        if evaluation is not None:
+            raise EvaluationError(f"{evaluation} holds no {METRICS}; give a folder that hematokit evaluate wrote")
+        return {}, "Not evaluated: there are no figures on cells that took no part in training."
+    path = folder / METRICS
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+        _check(scores)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EvaluationError(f"{path} is damaged ({type(error).__name__}); run hematokit evaluate again") from error
+    if scores["evaluated"].get("model_created") != config.created:
+        if evaluation is not None:
+            raise EvaluationError(f"{path} is of another model; give a folder of an evaluation of this one")
+        return {}, "Not evaluated: the figures beside the bundle are of an earlier state of the model."
+    return scores, ""
+
+
+def _check(scores: Any) -> None:
+    """Touch everything that the card shows, so that a damaged file ends here."""
+    for name in _HEADLINE:
+        _number(scores[name])
+        _number_pair(scores["intervals"][name])
+    _number(scores["expected_calibration_error"])
+    for entry in scores["per_class"].values():
+        for name in _COLUMNS:
+            _number(entry[name])
+            _number_pair(entry["intervals"][name])
+        int(entry["support"])
+        bool(entry["low_support"])
+    matrix = scores["confusion_matrix"]
+    if any(len(row) != len(matrix["codes"]) for row in matrix["counts"]) or not isinstance(scores["n"], int):
+        raise ValueError("confusion matrix")
+    for value in (scores.get("neighbour_confusions") or {}).values():
+        _number(value)
+    for key in ("created", "split", "store_hash", "images"):
+        scores["evaluated"][key]
+
+
+def _number(value: Any) -> None:
+    if value is not None:
+        float(value)
+
+
+def _number_pair(value: Any) -> None:
+    if value is not None:
+        low, high = value
+        float(low), float(high)
+
+
+def _preparation(classifier: Classifier, side: int, size: int) -> str:
+    start, length = input_region(side, classifier.input_spec)
+    if start < 0:
+        return f"a reflected margin out to {size} px"
+    if length < side:
+        return f"the middle {size} px cut out"
+    return f"resized to {size} px (bilinear, antialiased)" if size != side else "none"
+
+
+def _parameters(classifier: Classifier) -> int:
+    return sum(parameter.numel() for parameter in classifier.backbone.parameters())
+
+
+def _data(training: Mapping[str, Any]) -> list[tuple[str, str]]:
+    split = training.get("split") or {}
+    left_out = training.get("left_out") or {}
+    store, by = training.get("store"), split.get("by")
+    facts: list[tuple[str, object]] = [
+        # Its name only: where it lies on somebody's computer is nobody's business.
+        ("Store", Path(str(store)).name if store else None),
+        ("Version of the data (content hash)", training.get("store_hash")),
+        ("Split", " / ".join(map(str, split.get("fractions", []))) or None),
+        ("Split by", {"group": "group of near-duplicate crops", "patient": "patient"}.get(str(by), by)),
+        ("Seed of the split", split.get("seed")),
+        ("Left out of training", ", ".join(f"{code} {count}" for code, count in sorted(left_out.items())) or None),
+        ("One class against the rest", training.get("one_vs_rest")),
+        ("Class balance", training.get("balance")),
+        ("Augmentation", training.get("augmenter")),
+    ]
+    return [(name, str(value)) for name, value in facts if value not in (None, "")]
+
+
+def _evaluated_on(scores: Mapping[str, Any]) -> str:
+    if not scores:
+        return ""
+    about = scores["evaluated"]
+    if about["images"]:
+        return f"a folder of images, {Path(str(about['images'])).name}"
+    return f"split {about['split']} of store version {str(about['store_hash'])[:16]}"
+
+
+def _neighbours(scores: Mapping[str, Any]) -> str:
+    found = scores.get("neighbour_confusions") or {} if scores else {}
+    if not found.get("errors"):
+        return ""
+    return (
+        f"Of {found['errors']:,} mistakes, {found['between_neighbours']:,} ({100 * found['share']:.0f} %) are between "
+        "classes one maturation step apart."
+    )
+
+
+def _calibration(scores: Mapping[str, Any], temperature: float) -> str:
+    if not scores or scores["expected_calibration_error"] is None:
+        return ""
+    error = scores["expected_calibration_error"]
+    fitted = f"divided by {temperature:.4f}, fitted on the validation split" if temperature != 1 else "as they are"
+    return (
+        f"Logits are {fitted}. On the cells above, the stated probability and the share of right answers lie "
+        f"{100 * error:.1f} percentage points apart on average (expected calibration error, 15 bins). On cells from "
+        "elsewhere, expect more."
+    )
+
+
+def _validation(training: Mapping[str, Any]) -> list[tuple[str, float]]:
+    figures = training.get("validation") or {}
+    named = [(str(name).removeprefix("val_"), value) for name, value in figures.items()]
+    return [(METRIC_NAMES.get(name, name), value) for name, value in named if isinstance(value, int | float)]
+
+
+def _explanation(classifier: Classifier, explanation: Path | None, example: bool) -> CardPicture:
+    if explanation is not None:
+        return given_example(explanation)
+    if not example:
+        return CardPicture("None here. `hematokit explain` shows which pixels the answers rest on.".replace("`", ""))
+    return drawn_example(classifier)
+
+
+def _limits(classifier: Classifier, scores: Mapping[str, Any]) -> list[str]:
+    config = classifier.config
+    training = config.training
+    limits = [
+        "It knows its own classes only. A cell of any other kind, two cells in one crop or no cell at all gets one of "
+        "them too."
+    ]
+    kept = {entry.code for entry in classifier.taxonomy if entry.reject}
+    if not kept:
+        limits.append("No class for artefacts or unidentifiable cells was learned, so they are not turned away.")
+    if (training.get("split") or {}).get("by") != "patient":
+        limits.append(
+            "The split was not made by patient: cells of one patient may stand on both sides, and on new patients the "
+            "figures may be lower."
+        )
+    if config.pixel_size_um is None:
+        limits.append("The pixel size of the training images is not recorded, so crops cannot be brought to it.")
+    if scores:
+        few = [code for code, entry in scores["per_class"].items() if entry["low_support"]]
+        if few:
+            limits.append(f"Fewer than {LOW_SUPPORT} test cells, so their figures say little: {', '.join(few)}.")
+        poor = [code for code, entry in scores["per_class"].items() if (entry["recall"] or 0) < 0.5]
+        if poor:
+            limits.append(f"Less than half of the test cells of these classes are found: {', '.join(poor)}.")
+    else:
+        limits.append("Nothing is known of how good it is.")
+    limits.append(
+        "Stains, microscopes, cameras and laboratories differ: evaluate it on your own labelled cells before you use "
+        "it (hematokit evaluate)."
+    )
+    return limits
+
+
+def _environment(training: Mapping[str, Any]) -> list[tuple[str, str]]:
+    versions = training.get("versions") or {}
+    seconds = training.get("seconds")
+    processes = training.get("processes")
+    facts: list[tuple[str, object]] = [
+        ("Training time", duration(seconds) if seconds is not None else None),
+        ("Device", training.get("device")),
+        ("Processes", processes if processes != 1 else None),
+        ("Epochs", training.get("epochs")),
+        ("Versions", ", ".join(f"{name} {value}" for name, value in versions.items())),
+    ]
+    return [(name, str(value)) for name, value in facts if value not in (None, "")]
+
+
+def _reproduce(training: Mapping[str, Any]) -> list[str]:
+    settings = training.get("settings") or {}
+    if not settings:
+        return []
+    words: list[object] = ["hematokit", "train", "STORE", "--output", "NEW_RUN", "--backbone", settings.get("backbone")]
+    for option in ("variant", "image_size", "epochs", "batch_size", "lr", "weight_decay", "warmup", "balance", "seed"):
+        if settings.get(option) is not None:
+            words += [f"--{option.replace('_', '-')}", settings[option]]
+    words += ["--augmenter", settings["augmenter"]] if settings.get("augmenter") else []
+    words += ["--exclude", ",".join(settings["exclude"]) or "none"] if settings.get("exclude") is not None else []
+    words += ["--one-vs-rest", settings["one_vs_rest"]] if settings.get("one_vs_rest") else []
+    words += ["--pretrained"] if settings.get("pretrained") else []
+    lines = textwrap.wrap(
+        printable(command(*words)), 96, break_long_words=False, break_on_hyphens=False, subsequent_indent="  "
+    )
+    return [" \\\n".join(lines), "hematokit evaluate NEW_RUN"]
+
+
+def _reproduce_words(training: Mapping[str, Any]) -> str:
+    hash_ = str(training.get("store_hash") or "")[:16]
+    said = f"STORE is the store whose version begins with {hash_} (hematokit store info says it). " if hash_ else ""
+    return said + "The same versions on the same kind of device give the same model but for rounding."

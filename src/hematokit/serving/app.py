@@ -1,0 +1,363 @@
+"""The application: its routes, and what they answer."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import FastAPI, Query
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from hematokit import __version__
+from hematokit.errors import BusyError, FieldError, HematokitError, ImageError, ServingError
+from hematokit.fields.detection import make_detector
+from hematokit.imaging.reading import decode_rgb
+from hematokit.reporting.text import RESEARCH_USE
+from hematokit.serving.batching import Batcher, QueuedModel
+from hematokit.serving.describing import BATCH_BODY, IMAGE_BODY, describe_model
+from hematokit.serving.fieldwork import FieldQuestion, FieldWorker, as_json
+from hematokit.serving.guard import Guard
+from hematokit.serving.metrics import Metrics
+from hematokit.serving.settings import ServeSettings
+from hematokit.serving.uploads import Upload, uploaded
+
+if TYPE_CHECKING:
+    from hematokit.models import Classifier
+
+__all__ = ["build_app"]
+
+_DECODERS: Final = 2
+"""Threads that decode crops: decoding is outside the interpreter's lock, and the model wants the processor, too."""
+
+_PAGE: Final = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+
+T = TypeVar("T")
+
+
+def build_app(model: Classifier, settings: ServeSettings | None = None) -> FastAPI:
+    """Make the application that serves one model.
+
+    Parameters
+    ----------
+    model : Classifier
+        From `hematokit.load_model`, of any runtime. Only one thread uses it.
+    settings : ServeSettings, optional
+
+    Returns
+    -------
+    FastAPI
+        An ASGI application; `serve` runs it with uvicorn. It computes between its startup and its shutdown.
+
+    Raises
+    ------
+    PluginError
+        If the detector does not exist or its options do not fit.
+    """
+    settings = settings or ServeSettings()
+    service = _Service(model, settings)
+    app = FastAPI(
+        title="hematokit",
+        version=__version__,
+        description=RESEARCH_USE,
+        lifespan=service.lifespan,
+        # FastAPI's pages load their scripts from elsewhere; the description itself is at /openapi.json.
+        docs_url=None,
+        redoc_url=None,
+    )
+    for path in _PAGE:
+        app.add_api_route(path, _page, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/health", service.health, methods=["GET"], summary="Whether the server works")
+    app.add_api_route("/metrics", service.metrics_text, methods=["GET"], summary="Figures for Prometheus")
+    app.add_api_route("/v1/model", service.about, methods=["GET"], summary="The model, its classes, and the limits")
+    app.add_api_route(
+        "/v1/cells",
+        service.cells,
+        methods=["POST"],
+        summary="Classify crops",
+        openapi_extra=BATCH_BODY,
+        response_model=None,
+    )
+    app.add_api_route(
+        "/v1/fields",
+        service.field,
+        methods=["POST"],
+        summary="Find, classify and count the cells of a field",
+        openapi_extra=IMAGE_BODY,
+        response_model=None,
+    )
+    app.add_exception_handler(HematokitError, service.refused)
+    app.add_exception_handler(RequestValidationError, service.misunderstood)
+    app.add_exception_handler(HTTPException, service.not_there)
+    app.add_middleware(
+        Guard,
+        settings=settings,
+        metrics=service.metrics,
+        limits={"/v1/cells": settings.crop_bytes, "/v1/fields": settings.field_bytes},
+        open_paths=frozenset({*_PAGE, "/health"}),
+        known_paths=frozenset({*_PAGE, "/health", "/metrics", "/v1/model", "/v1/cells", "/v1/fields", "/openapi.json"}),
+    )
+    return app
+
+
+async def _page(request: Request) -> Response:
+    name, kind = _PAGE[request.url.path]
+    content = files("hematokit.serving").joinpath("page", name).read_bytes()
+    return Response(content, media_type=f"{kind}; charset=utf-8", headers={"cache-control": "no-cache"})
+
+
+class _Service:
+    """One model with the threads around it, and the answers to requests."""
+
+    def __init__(self, model: Classifier, settings: ServeSettings) -> None:
+        self._model, self._settings = model, settings
+        self._about = describe_model(model, settings)
+        self._detector = make_detector(settings.detector, settings.detector_options)
+        self._fields_waiting = 0
+        self.metrics = Metrics({key: str(self._about[key]) for key in ("name", "backbone", "runtime", "device")})
+        self._batcher: Batcher | None = None
+        self.metrics.gauge(
+            "hematokit_waiting_patches",
+            "Patches that wait for the model.",
+            lambda: 0.0 if self._batcher is None else float(self._batcher.waiting),
+        )
+        self.metrics.gauge(
+            "hematokit_waiting_fields",
+            "Fields that wait or are worked on.",
+            lambda: float(self._fields_waiting),
+        )
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Start the threads, and end them with the server."""
+        settings = self._settings
+        self._batcher = Batcher(
+            lambda patches: self._model.predict(patches, batch_size=settings.batch_size),
+            largest=settings.batch_size,
+            window_s=settings.batch_window_s,
+            most_waiting=settings.most_waiting_patches,
+            on_batch=self._note_batch,
+        )
+        self._worker = FieldWorker(
+            self._detector,
+            QueuedModel(self._model.patch_size, self._model.taxonomy, self._batcher),
+            settings.model_pixel_size_um or self._model.config.pixel_size_um,
+            settings.field_pixels,
+            settings.field_cells,
+            settings.field_seconds,
+            settings.batch_size,
+        )
+        # One field at a time: detection takes a processor by itself, and hundreds of megabytes for a large one.
+        self._field_thread = ThreadPoolExecutor(1, "hematokit-fields")
+        self._decoders = ThreadPoolExecutor(_DECODERS, "hematokit-decode")
+        self._stopping = threading.Event()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            self._field_thread.shutdown(wait=False, cancel_futures=True)
+            self._decoders.shutdown(wait=False, cancel_futures=True)
+            await asyncio.to_thread(self._batcher.close)
+
+    def _note_batch(self, patches: int, requests: int, seconds: float) -> None:
+        self.metrics.count("hematokit_patches_total", patches)
+        self.metrics.observe("hematokit_batch_patches", patches)
+        self.metrics.observe("hematokit_batch_seconds", seconds)
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    async def health(self) -> dict[str, str]:
+        """Say that requests are answered; needs no key and tells nothing else."""
+        return {"status": "ok"}
+
+    async def metrics_text(self) -> Response:
+        """Figures in Prometheus' text format."""
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def about(self) -> JSONResponse:
+        """The model's classes with names and colours, what images it takes, and this server's limits."""
+        return JSONResponse(self._about)
+
+    async def cells(
+        self,
+        request: Request,
+        unsure_below: Annotated[
+            float, Query(ge=0, le=1, description="Probability below which a cell is unsure.")
+        ] = 0.5,
+    ) -> Response:
+        """Classify crops of single cells: files of a form, or one image as the body.
+
+        The answer has one entry in ``cells`` for each image, in order: ``name``, ``predicted``, ``probability``,
+        ``unsure`` and the ``probabilities`` of all classes, or ``error`` and ``reason`` where an image cannot be used.
+        Images are JPEG, PNG, TIFF or BMP in 8-bit RGB of the model's patch size.
+        """
+        async with uploaded(request, self._settings.most_crops, "image") as uploads:
+            loop = asyncio.get_running_loop()
+            read = await loop.run_in_executor(self._decoders, self._decode, uploads)
+        good = [patch for patch in read if not isinstance(patch, ImageError)]
+        if not good:
+            raise next(entry for entry in read if isinstance(entry, ImageError))
+        rows = await _unless_gone(request, self._classified(good))
+        answers = iter(rows)
+        cells = [
+            {
+                "name": upload.name,
+                **(_failed(entry) if isinstance(entry, ImageError) else _judged(next(answers), unsure_below)),
+            }
+            for upload, entry in zip(uploads, read, strict=True)
+        ]
+        return JSONResponse({"model": self._about["name"], "research_use_only": RESEARCH_USE, "cells": cells})
+
+    async def field(
+        self,
+        request: Request,
+        pixel_size_um: Annotated[
+            float | None, Query(gt=0, le=100, description="Micrometres per pixel, if the file does not say.")
+        ] = None,
+        force_pixel_size: Annotated[
+            bool, Query(description="Take pixel_size_um even where the file says otherwise.")
+        ] = False,
+        unsure_below: Annotated[
+            float, Query(ge=0, le=1, description="Probability below which a cell is unsure.")
+        ] = 0.5,
+        exclude_border: Annotated[bool, Query(description="Do not count cells that the border cuts.")] = False,
+        picture: Annotated[bool, Query(description="Answer with a JPEG of the field, too.")] = False,
+        answer: Annotated[
+            Literal["json", "geojson"], Query(description="Everything, or only the cells as GeoJSON for QuPath.")
+        ] = "json",
+    ) -> Response:
+        """Find and classify the cells of a field: TIFF, OME-TIFF, PNG, JPEG or BMP, as the body or a form's only file.
+
+        The answer has ``field`` (size, pixel size, whether it is fit for reading), ``cells`` (a GeoJSON feature
+        collection as QuPath imports it, in pixels of the field) and ``differential``.
+        """
+        if self._fields_waiting >= self._settings.most_waiting_fields:
+            raise BusyError(f"{self._fields_waiting} fields wait to be worked on; try again later")
+        # Counted from here, so that uploads cannot pile up on the disk before anybody works on them.
+        self._fields_waiting += 1
+        try:
+            async with uploaded(request, 1, "field") as uploads:
+                question = FieldQuestion(
+                    uploads[0].name, pixel_size_um, force_pixel_size, unsure_below, exclude_border, picture
+                )
+                found = await _unless_gone(request, self._examined(uploads[0], question))
+        finally:
+            self._fields_waiting -= 1
+        self.metrics.count("hematokit_fields_total")
+        self.metrics.count("hematokit_field_cells_total", found["cells"])
+        if answer == "geojson":
+            return Response(found["geojson"], media_type="application/geo+json")
+        head = {"model": self._about["name"], "research_use_only": RESEARCH_USE}
+        return StreamingResponse(as_json(found, head), media_type="application/json")
+
+    # --- refusals -----------------------------------------------------------------------------------------------------
+
+    async def refused(self, request: Request, error: Exception) -> Response:
+        """Answer with an error that a user can mend."""
+        assert isinstance(error, HematokitError)
+        if isinstance(error, ServingError):
+            said = error
+        elif isinstance(error, ImageError):
+            said = ServingError(str(error), error.reason, 413 if error.reason == "too-large" else 422)
+        elif isinstance(error, FieldError):
+            said = ServingError(str(error), "field", 422)
+        else:
+            said = ServingError(str(error), "model", 500)
+        # The guard knows how a refusal looks, and counts it.
+        raise said
+
+    async def misunderstood(self, request: Request, error: Exception) -> Response:
+        """Answer to a parameter that cannot be."""
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        where = str(first["loc"][-1])
+        raise ServingError(f"{where}: {first['msg']}; GET /openapi.json describes the parameters", "bad-parameter", 422)
+
+    async def not_there(self, request: Request, error: Exception) -> Response:
+        """Answer to a path or a method that does not exist."""
+        assert isinstance(error, HTTPException)
+        words = {404: "there is nothing here", 405: "this path takes another method"}
+        raise ServingError(
+            f"{words.get(error.status_code, error.detail)}; GET /openapi.json lists the paths",
+            "not-found",
+            error.status_code,
+        )
+
+    # --- work ---------------------------------------------------------------------------------------------------------
+
+    def _decode(self, uploads: Sequence[Upload]) -> list[npt.NDArray[np.uint8] | ImageError]:
+        side = self._model.patch_size
+        read: list[npt.NDArray[np.uint8] | ImageError] = []
+        for upload in uploads:
+            try:
+                # The size is judged by the header: a wrong one, a bomb say, is never decoded.
+                read.append(decode_rgb(upload.file.read(), name=upload.name, expect=(side, side)))
+            except ImageError as error:
+                if error.reason == "wrong-size":
+                    error = ImageError("wrong-size", f"{error}, which the model takes; crop, pad or resize it")
+                read.append(error)
+        return read
+
+    async def _classified(self, patches: list[npt.NDArray[np.uint8]]) -> list[dict[str, Any]]:
+        assert self._batcher is not None
+        step = self._batcher.largest
+        waiting = [
+            asyncio.wrap_future(self._batcher.submit(patches[start : start + step]))
+            for start in range(0, len(patches), step)
+        ]
+        return [entry for rows in await asyncio.gather(*waiting) for entry in rows.entries]
+
+    async def _examined(self, upload: Upload, question: FieldQuestion) -> dict[str, Any]:
+        stop = threading.Event()
+        work = self._field_thread.submit(self._worker.answer, upload.file, question, stop)
+        try:
+            return await asyncio.wrap_future(work)
+        except asyncio.CancelledError:
+            stop.set()
+            raise
+
+
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Wait for work, and give it up where the client does not wait any more.
+
+    Raises
+    ------
+    ServingError
+        ``"gone"``; nobody reads it, the metrics count it.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ServingError("the client has gone", "gone", 499)
+    finally:
+        for each in (task, gone):
+            each.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _judged(entry: dict[str, Any], unsure_below: float) -> dict[str, Any]:
+    return {**entry, "unsure": not entry["probability"] >= unsure_below}
+
+
+def _failed(error: ImageError) -> dict[str, Any]:
+    return {"error": str(error), "reason": error.reason}

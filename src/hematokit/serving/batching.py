@@ -1,0 +1,257 @@
+"""Patches of many requests to one model, in batches: one thread computes, everyone else waits for their rows."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hematokit.errors import BusyError, ServingError
+from hematokit.models.predictions import prediction_frame
+
+if TYPE_CHECKING:
+    from hematokit.taxonomy import Taxonomy
+
+__all__ = ["Batcher", "QueuedModel", "Rows"]
+
+_log = logging.getLogger(__name__)
+
+Patches = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a model says of some patches: a part of what it said of a whole batch.
+
+    Taken apart once a batch rather than once a request, because slicing and reading a table costs more than a small
+    request may.
+
+    Attributes
+    ----------
+    table : DataFrame
+        Of the whole batch, as `Classifier.predict` returns it.
+    entries : sequence of dict
+        Of these patches: ``predicted``, ``probability`` and ``probabilities`` by class code, as plain data.
+    start : int
+        Where they begin in `table`.
+    """
+
+    table: pd.DataFrame
+    entries: Sequence[dict[str, Any]]
+    start: int = 0
+
+    @classmethod
+    def of(cls, table: pd.DataFrame) -> Rows:
+        """Take a model's answer apart."""
+        columns = [name for name in table.columns if name.startswith("p_")]
+        codes = [name.removeprefix("p_") for name in columns]
+        probabilities = table[columns].to_numpy(np.float64).round(6).tolist()
+        best = table["probability"].to_numpy(np.float64).round(6).tolist()
+        entries = [
+            {"predicted": code, "probability": highest, "probabilities": dict(zip(codes, each, strict=True))}
+            for code, highest, each in zip(table["predicted"].tolist(), best, probabilities, strict=True)
+        ]
+        return cls(table, entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def part(self, start: int, stop: int) -> Rows:
+        """Some of these rows."""
+        return Rows(self.table, self.entries[start:stop], self.start + start)
+
+    def frame(self) -> pd.DataFrame:
+        """These rows as a table."""
+        return self.table.iloc[self.start : self.start + len(self.entries)]
+
+
+@dataclass(frozen=True)
+class _Job:
+    patches: Sequence[Patches] | Patches
+    answer: Future[Rows] = field(default_factory=Future)
+
+
+def _nothing(patches: int, requests: int, seconds: float) -> None:
+    """Note nothing."""
+
+
+def _stopping() -> ServingError:
+    return ServingError("the server is stopping; try again later", "stopping", 503)
+
+
+class Batcher:
+    """Gathers patches and hands them to a model, a batch at a time, in a thread of its own.
+
+    While a batch is being computed, requests pile up and become the next one: the more there is to do, the larger the
+    batches. Only where nothing waits, the first patch waits a little for others.
+
+    Parameters
+    ----------
+    predict : callable
+        ``(n, P, P, 3) uint8 -> DataFrame`` with a row a patch. Called from one thread only.
+    largest : int
+        Patches in a batch, and in what is submitted at once.
+    window_s : float
+        How long the first patch of a batch waits for others, in seconds.
+    most_waiting : int
+        Patches that may wait; above that, `submit` refuses.
+    on_batch : callable
+        Told ``(patches, requests, seconds)`` of each batch.
+    """
+
+    def __init__(
+        self,
+        predict: Callable[[Patches], pd.DataFrame],
+        *,
+        largest: int = 64,
+        window_s: float = 0.004,
+        most_waiting: int = 1024,
+        on_batch: Callable[[int, int, float], None] = _nothing,
+    ) -> None:
+        self.largest = largest
+        self._predict, self._window, self._most_waiting, self._on_batch = predict, window_s, most_waiting, on_batch
+        self._queue: deque[_Job] = deque()
+        self._waiting = 0
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="hematokit-batches", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Patches that wait for a batch."""
+        return self._waiting
+
+    def submit(self, patches: Sequence[Patches] | Patches, *, patient: bool = False) -> Future[Rows]:
+        """Put patches in line.
+
+        Parameters
+        ----------
+        patches : sequence of ndarray of uint8, shape (P, P, 3); or one of shape (n, P, P, 3)
+            At most `largest`, so that nobody keeps the others waiting for long.
+        patient : bool
+            Wait in line, however long it is: for work that has been let in already.
+
+        Returns
+        -------
+        Future
+            Gives their rows, in order. Cancelled before its batch begins, it costs nothing.
+
+        Raises
+        ------
+        BusyError
+            If too many patches wait.
+        ServingError
+            If the server is stopping.
+        """
+        if len(patches) > self.largest:
+            raise ValueError(f"{len(patches)} patches at once; split them into at most {self.largest}")
+        job = _Job(patches)
+        with self._changed:
+            if self._closed:
+                raise _stopping()
+            if not patient and self._waiting + len(patches) > self._most_waiting:
+                raise BusyError(f"{self._waiting:,} cells wait to be classified; try again in a moment")
+            self._queue.append(job)
+            self._waiting += len(patches)
+            self._changed.notify()
+        return job.answer
+
+    def close(self) -> None:
+        """Finish the batch that is being computed, refuse what waits, and end the thread."""
+        with self._changed:
+            self._closed = True
+            left = list(self._queue)
+            self._queue.clear()
+            self._waiting = 0
+            self._changed.notify()
+        for job in left:
+            if job.answer.set_running_or_notify_cancel():
+                job.answer.set_exception(_stopping())
+        self._thread.join(timeout=60)
+
+    def _work(self) -> None:
+        while (jobs := self._next()) is not None:
+            wanted = [job for job in jobs if job.answer.set_running_or_notify_cancel()]
+            if wanted:
+                self._compute(wanted)
+
+    def _next(self) -> list[_Job] | None:
+        """The jobs of the next batch; None when it is over."""
+        with self._changed:
+            while not self._queue and not self._closed:
+                self._changed.wait()
+            until = time.monotonic() + self._window
+            while self._waiting < self.largest and not self._closed:
+                left = until - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            if self._closed:
+                return None
+            jobs: list[_Job] = []
+            patches = 0
+            while self._queue and (not jobs or patches + len(self._queue[0].patches) <= self.largest):
+                job = self._queue.popleft()
+                jobs.append(job)
+                patches += len(job.patches)
+            self._waiting -= patches
+            return jobs
+
+    def _compute(self, jobs: list[_Job]) -> None:
+        patches = np.stack([patch for job in jobs for patch in job.patches])
+        started = time.perf_counter()
+        try:
+            rows = Rows.of(self._predict(patches))
+            if len(rows) != len(patches):
+                raise RuntimeError(f"the model gave {len(rows)} rows for {len(patches)} patches")
+        except BaseException as error:
+            if len(jobs) == 1:
+                _log.exception("a batch of %d patches failed", len(patches))
+                jobs[0].answer.set_exception(error)
+                return
+            # What one of them did to the model, or their number to the memory, is no fault of the others.
+            for job in jobs:
+                self._compute([job])
+            return
+        self._on_batch(len(patches), len(jobs), time.perf_counter() - started)
+        start = 0
+        for job in jobs:
+            job.answer.set_result(rows.part(start, start + len(job.patches)))
+            start += len(job.patches)
+
+
+@dataclass(frozen=True)
+class QueuedModel:
+    """A model as `hematokit.fields.classifying` takes it, whose patches wait in line with everyone else's.
+
+    Attributes
+    ----------
+    patch_size : int
+    taxonomy : Taxonomy
+    batcher : Batcher
+    """
+
+    patch_size: int
+    taxonomy: Taxonomy
+    batcher: Batcher
+
+    def predict(self, patches: Patches, batch_size: int = 64) -> pd.DataFrame:
+        """Classify patches (n, P, P, 3); blocks until they are done. Not for the thread that computes."""
+        step = min(batch_size, self.batcher.largest)
+        if not len(patches):
+            return prediction_frame(np.zeros((0, len(self.taxonomy)), np.float32), self.taxonomy.codes)
+        parts = [
+            self.batcher.submit(patches[start : start + step], patient=True).result().frame()
+            for start in range(0, len(patches), step)
+        ]
+        return pd.concat(parts, ignore_index=True)

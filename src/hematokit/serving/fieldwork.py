@@ -1,0 +1,231 @@
+"""One uploaded field: opened, its cells found, classified and counted, in a thread beside the event loop."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, BinaryIO, Final
+
+from hematokit.errors import FieldError, ImageError, ServingError
+from hematokit.fields.cells import name_cells
+from hematokit.fields.classifying import CellClassifier, classify_cells
+from hematokit.fields.detection import NamedDetector, examine_field
+from hematokit.fields.differential import count_differential
+from hematokit.fields.exports import write_geojson
+from hematokit.fields.naming import safe_name
+from hematokit.imaging.fieldfiles import Field, field_name, open_field
+from hematokit.imaging.reading import printable
+
+__all__ = ["FieldQuestion", "FieldWorker", "as_json", "file_name"]
+
+_PREVIEW_SIDE: Final = 2048
+_COPY_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class FieldQuestion:
+    """What a request asks about a field.
+
+    Attributes
+    ----------
+    name : str
+        The file's name, as the client gives it.
+    pixel_size_um, force_pixel_size
+        As `open_field` takes them.
+    unsure_below : float
+        Probability below which a cell counts as unsure.
+    exclude_border : bool
+        Leave cells that the border cuts out of the count.
+    picture : bool
+        Answer with a picture of the field, too.
+    """
+
+    name: str
+    pixel_size_um: float | None = None
+    force_pixel_size: bool = False
+    unsure_below: float = 0.5
+    exclude_border: bool = False
+    picture: bool = False
+
+
+def file_name(given: str | None, otherwise: str) -> str:
+    """A client's name of a file without its folders, fit for one line; nothing is ever written under it."""
+    plain = PureWindowsPath(PurePosixPath(given or "").name).name
+    return printable(plain)[:200] or otherwise
+
+
+@dataclass(frozen=True)
+class FieldWorker:
+    """Works on fields.
+
+    Attributes
+    ----------
+    detector : NamedDetector
+    model : CellClassifier
+    model_pixel_size_um : float or None
+    most_pixels, most_cells : int
+        Larger fields, and fields with more cells, are refused.
+    most_seconds : float
+        When to give up.
+    batch_size : int
+        Patches classified at a time.
+    """
+
+    detector: NamedDetector
+    model: CellClassifier
+    model_pixel_size_um: float | None
+    most_pixels: int
+    most_cells: int
+    most_seconds: float
+    batch_size: int
+
+    def answer(self, upload: BinaryIO, question: FieldQuestion, stop: threading.Event) -> dict[str, Any]:
+        """Answer one question.
+
+        Parameters
+        ----------
+        upload : file object
+            The image's bytes, from their beginning.
+        question : FieldQuestion
+        stop : threading.Event
+            Set where nobody waits for the answer any more; the work then ends at the next piece.
+
+        Returns
+        -------
+        dict
+            ``field`` (facts), ``geojson`` (the text of a feature collection), ``differential``, ``cells`` (number),
+            ``seconds``, and ``picture`` where it was asked for.
+
+        Raises
+        ------
+        ImageError, FieldError, ServingError
+            If the field cannot be worked on; messages name the file as the client did.
+        """
+        with tempfile.TemporaryDirectory(prefix="hematokit-serve-") as folder:
+            # A name of our own: the client's decides nothing, neither the place nor which reader is tried.
+            path = Path(folder) / "field"
+            with path.open("xb") as file:
+                shutil.copyfileobj(upload, file, _COPY_BYTES)
+            try:
+                return self._work(path, question, _Watch(stop, self.most_seconds))
+            except ImageError as error:
+                raise ImageError(error.reason, _renamed(str(error), path, question.name)) from error
+            except FieldError as error:
+                raise FieldError(_renamed(str(error), path, question.name)) from error
+
+    def _work(self, path: Path, question: FieldQuestion, watch: _Watch) -> dict[str, Any]:
+        field_id = safe_name(field_name(Path(question.name)))
+        with open_field(
+            path,
+            pixel_size_um=question.pixel_size_um,
+            force_pixel_size=question.force_pixel_size,
+            max_pixels=self.most_pixels,
+        ) as opened:
+            watch.lap("open")
+            examined = examine_field(opened, self.detector, progress=watch)
+            watch.lap("detect")
+            if len(examined.cells) > self.most_cells:
+                raise FieldError(
+                    f"{question.name} has {len(examined.cells):,} cells, more than the {self.most_cells:,} that this "
+                    "server takes in one field; send a part of it"
+                )
+            cells = classify_cells(
+                opened,
+                name_cells(examined.cells, field_id, question.name),
+                self.model,
+                model_pixel_size_um=self.model_pixel_size_um,
+                batch_size=self.batch_size,
+                progress=watch,
+            )
+            watch.lap("classify")
+            taxonomy = self.model.taxonomy
+            differential = count_differential(
+                cells,
+                taxonomy,
+                unsure_below=question.unsure_below,
+                exclude_border=question.exclude_border,
+                fields=[(field_id, "", "")],
+            )
+            write_geojson(path.with_name("cells.geojson"), cells, taxonomy, pixel_size_um=opened.pixel_size_um)
+            answer: dict[str, Any] = {
+                "field": {"field_id": field_id, **_facts(opened), **examined.suitability.to_dict()},
+                "cells": len(cells),
+                "geojson": path.with_name("cells.geojson").read_text(encoding="utf-8"),
+                "differential": differential.to_dict(),
+                "seconds": watch.seconds,
+            }
+            if question.picture:
+                answer["picture"] = _picture(opened)
+            watch.lap("files")
+            return answer
+
+
+class _Watch:
+    """Ends the work where nobody waits for it, or where it has taken too long; told at every piece."""
+
+    def __init__(self, stop: threading.Event, most_seconds: float) -> None:
+        self._stop, self._most = stop, most_seconds
+        self._begun = self._last = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, done: int, total: int | None, message: str) -> None:
+        if self._stop.is_set():
+            raise ServingError("the client has gone", "gone", 499)
+        if time.monotonic() - self._begun > self._most:
+            raise ServingError(
+                f"the field took longer than {self._most:g} s; send a smaller part of it", "too-slow", 503
+            )
+
+    def lap(self, stage: str) -> None:
+        """Note the time of a stage that ends, and see whether to go on."""
+        now = time.monotonic()
+        self.seconds[stage] = round(now - self._last, 4)
+        self._last = now
+        self(0, None, "")
+
+
+def _facts(opened: Field) -> dict[str, Any]:
+    return {
+        "height": opened.height,
+        "width": opened.width,
+        "pixel_size_um": opened.pixel_size_um,
+        "pixel_size_source": opened.pixel_size_source,
+        "notes": list(opened.notes),
+    }
+
+
+def _picture(opened: Field) -> dict[str, Any]:
+    """The field as a browser shows it: the pixels that were looked at, whatever the file's format or EXIF says."""
+    from PIL import Image
+
+    pixels, scale = opened.thumbnail(_PREVIEW_SIDE)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=88)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return {
+        "data": f"data:image/jpeg;base64,{data}",
+        "width": pixels.shape[1],
+        "height": pixels.shape[0],
+        "scale": scale,
+    }
+
+
+def _renamed(message: str, path: Path, name: str) -> str:
+    return message.replace(str(path), name)
+
+
+def as_json(answer: dict[str, Any], head: dict[str, Any]) -> Iterator[bytes]:
+    """Write an answer as JSON; the GeoJSON, text already, is passed through."""
+    plain = {**head, **{key: value for key, value in answer.items() if key not in ("geojson", "cells")}}
+    yield json.dumps(plain, separators=(",", ":"), ensure_ascii=False, allow_nan=False)[:-1].encode()
+    yield b',"cells":'
+    yield answer["geojson"].encode()
+    yield b"}"

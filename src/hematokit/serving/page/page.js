@@ -1,0 +1,285 @@
+"use strict";
+// Everything that is shown is set as text or as attributes of elements made here, never as HTML: file names, class
+// names and messages are other people's words.
+
+const get = (id) => document.getElementById(id);
+const form = get("form"), files = get("files"), drop = get("drop"), status = get("status");
+const run = get("run"), cancel = get("cancel"), key = get("key");
+const SVG = "http://www.w3.org/2000/svg";
+let chosen = [];        // files
+let model = null;       // what /v1/model says
+let answer = null;      // of the last field
+let request = null;     // the one under way
+let pictures = [];      // object URLs of crops, to be released
+
+function element(name, properties = {}, ...children) {
+  const made = document.createElement(name);
+  Object.assign(made, properties);
+  made.append(...children);
+  return made;
+}
+
+function say(text, error = false) {
+  status.textContent = text;
+  status.classList.toggle("error", error);
+}
+
+function percent(value) { return value === null || value === undefined ? "–" : value.toFixed(1); }
+function plural(number, word) { return `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`; }
+function kind() { return form.elements.kind.value; }
+
+function headers() {
+  return key.value.trim() ? { "X-API-Key": key.value.trim() } : {};
+}
+
+async function ask(path, options = {}) {
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers: headers() });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The server does not answer; is it still running?");
+  }
+  if (response.ok) return response.json();
+  let said;
+  try { said = (await response.json()).error; } catch { said = response.statusText || "no reason given"; }
+  if (response.status === 401) {
+    get("key-label").hidden = false;
+    key.focus();
+    throw new Error(key.value ? "The server does not take this API key." : "This server wants an API key.");
+  }
+  throw new Error(said);
+}
+
+async function introduce() {
+  try {
+    model = await ask("/v1/model");
+    const size = model.pixel_size_um ? `, ${model.pixel_size_um} µm per pixel` : "";
+    get("model").textContent =
+      `${model.name}: ${plural(model.classes.length, "class").replace("classs", "classes")}${size}, ${model.runtime} on ${model.device}`;
+    say("");
+    adapt();
+  } catch (error) {
+    get("model").textContent = "";
+    say(error.message, true);
+  }
+}
+
+function adapt() {
+  const field = kind() === "field";
+  files.multiple = !field;
+  if (field) chosen = chosen.slice(0, 1);
+  for (const part of document.querySelectorAll(".for-field")) part.hidden = !field;
+  const side = model ? `${model.patch_size} × ${model.patch_size} pixels` : "the model's patch size";
+  get("drop-hint").textContent = field
+    ? "TIFF, OME-TIFF, PNG, JPEG or BMP in colour"
+    : `TIFF, PNG, JPEG or BMP in colour, ${side} each`;
+  const names = chosen.map((file) => file.name);
+  get("drop-text").textContent =
+    names.length === 0 ? (field ? "Drop an image here, or click to choose one" : "Drop images here, or click to choose some")
+    : names.length <= 3 ? names.join(", ") : `${names[0]} and ${names.length - 1} more`;
+  run.disabled = chosen.length === 0 || request !== null;
+}
+
+function choose(list) {
+  chosen = [...list];
+  adapt();
+}
+
+async function classify() {
+  const unsure = get("unsure").value;
+  const body = new FormData();
+  const query = new URLSearchParams({ unsure_below: unsure });
+  const whole = kind() === "field";
+  const sent = [...chosen];
+  for (const file of sent) body.append("image", file, file.name);
+  if (whole) {
+    query.set("picture", "true");
+    if (get("pixel-size").value) query.set("pixel_size_um", get("pixel-size").value);
+  }
+  request = new AbortController();
+  run.disabled = true;
+  cancel.hidden = false;
+  get("field").hidden = get("crops").hidden = true;
+  say(whole ? `Looking for cells in ${sent[0].name} …` : `Classifying ${plural(sent.length, "image")} …`);
+  try {
+    const found = await ask(`${whole ? "/v1/fields" : "/v1/cells"}?${query}`, {
+      method: "POST", body, signal: request.signal,
+    });
+    say("");
+    if (whole) showField(found, sent[0].name, Number(unsure)); else showCrops(found, sent);
+  } catch (error) {
+    if (error.name === "AbortError") say("Cancelled."); else say(error.message, true);
+  } finally {
+    request = null;
+    cancel.hidden = true;
+    adapt();
+  }
+}
+
+function showField(found, name, unsureBelow) {
+  answer = { ...found, name };
+  const picture = get("picture"), overlay = get("overlay");
+  picture.width = found.picture.width;
+  picture.height = found.picture.height;
+  picture.src = found.picture.data;
+  overlay.setAttribute("viewBox", `0 0 ${found.field.width} ${found.field.height}`);
+  overlay.replaceChildren(...found.cells.features.map((cell) => outline(cell, unsureBelow)));
+  get("title").textContent = name;
+  const size = found.field.pixel_size_um ? `${found.field.pixel_size_um} µm per pixel` : null;
+  const all = found.differential.all;
+  const notes = [...found.field.notes, ...found.field.reasons.map((reason) => `Not fit for reading: ${reason}`)];
+  if (!size) notes.push("The pixel size is not known, so sizes were judged from the cells themselves.");
+  notes.push(...all.notes, ...found.differential.notes);
+  get("notes").replaceChildren(...[...new Set(notes)].map((note) => element("li", { textContent: note[0].toUpperCase() + note.slice(1) })));
+  const seconds = Object.values(found.seconds).reduce((sum, part) => sum + part, 0);
+  const range = (share) => share.interval ? ` (95 % interval ${share.interval.map(percent).join(" – ")})` : "";
+  const ratio = all.myeloid_erythroid;
+  const lines = [
+    `${found.field.width} × ${found.field.height} pixels${size ? `, ${size}` : ""}`,
+    `${plural(all.cells, "cell")} found in ${seconds.toFixed(1)} s: ${all.counted} counted, ${all.unsure} unsure, ${all.counted_apart} apart`,
+  ];
+  if (all.blasts) lines.push(`Blasts ${percent(all.blasts.percent)} %${range(all.blasts)}`);
+  lines.push(ratio.ratio === null ? `Myeloid : erythroid not defined: ${ratio.reason}` : `Myeloid : erythroid ${ratio.ratio}`);
+  get("summary").replaceChildren(...lines.map((line) => element("li", { textContent: line })));
+  table(all);
+  detail(null);
+  get("field").hidden = false;
+}
+
+function colour(code) {
+  const entry = model && model.classes.find((each) => each.code === code);
+  return entry ? entry.colour : "#7f7f7f";
+}
+
+function outline(cell, unsureBelow) {
+  const shape = document.createElementNS(SVG, "path");
+  const ring = cell.geometry.coordinates[0];
+  const code = cell.properties.classification ? cell.properties.classification.name : "";
+  const sure = cell.properties.measurements["Probability"];
+  shape.setAttribute("d", `M${ring.map((point) => point.join(" ")).join("L")}Z`);
+  shape.setAttribute("stroke", colour(code));
+  shape.setAttribute("fill", colour(code));
+  shape.setAttribute("tabindex", "0");
+  shape.setAttribute("role", "img");
+  shape.setAttribute("aria-label", `${code} ${(100 * sure).toFixed(0)} %`);
+  shape.dataset.code = code;
+  if (!(sure >= unsureBelow)) shape.classList.add("unsure");
+  for (const kind of ["mouseenter", "focus", "click"]) shape.addEventListener(kind, () => detail(cell, shape));
+  return shape;
+}
+
+function bars(probabilities, most = 4) {
+  const made = element("div", { className: "bars" });
+  for (const [code, value] of probabilities.sort((one, other) => other[1] - one[1]).slice(0, most)) {
+    made.append(
+      element("span", {}, dot(code), code),
+      element("meter", { min: 0, max: 1, value, title: `${(100 * value).toFixed(1)} %` }),
+      element("span", { textContent: `${(100 * value).toFixed(1)} %` }),
+    );
+  }
+  return made;
+}
+
+function detail(cell, shape = null) {
+  for (const each of document.querySelectorAll("#overlay .chosen")) each.classList.remove("chosen");
+  const place = get("cell");
+  if (!cell) {
+    place.replaceChildren("Point at a cell to see its probabilities.");
+    return;
+  }
+  shape.classList.add("chosen");
+  const measured = Object.entries(cell.properties.measurements);
+  const probabilities = measured.filter(([name]) => name.startsWith("p_")).map(([name, value]) => [name.slice(2), value]);
+  const unsure = shape.classList.contains("unsure") ? " (unsure)" : "";
+  place.replaceChildren(element("b", { textContent: `${cell.properties.name}${unsure}` }), bars(probabilities));
+}
+
+function dot(code) {
+  const made = element("span", { className: "dot" });
+  made.style.background = colour(code);
+  return made;
+}
+
+function table(all) {
+  const shares = new Map(all.classes.map((share) => [share.code, share]));
+  const rows = model.classes.map((entry) => ({ entry, share: shares.get(entry.code) }));
+  rows.sort((one, other) => other.share.count + other.share.unsure - one.share.count - one.share.unsure);
+  const body = get("classes").tBodies[0];
+  body.replaceChildren(...rows.map(({ entry, share }) => {
+    const label = element("td", { className: "left" }, dot(entry.code), element("b", { textContent: entry.code }),
+      element("span", { className: "name", textContent: entry.name }));
+    const cells = element("td", { textContent: share.count });
+    if (share.unsure) cells.append(element("span", { className: "name", textContent: `+ ${share.unsure} unsure` }));
+    const interval = share.interval ? share.interval.map(percent).join(" – ") : "";
+    const row = element("tr", { tabIndex: 0 }, label, cells,
+      element("td", { textContent: entry.counted ? percent(share.percent) : "apart" }), element("td", { textContent: interval }));
+    row.dataset.code = entry.code;
+    row.setAttribute("aria-pressed", "false");
+    if (share.count + share.unsure === 0) row.classList.add("none");
+    row.addEventListener("click", () => only(row));
+    row.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" || event.key === " ") { event.preventDefault(); only(row); }
+    });
+    return row;
+  }));
+}
+
+function only(row) {
+  const again = row.classList.contains("only");
+  for (const each of row.parentElement.children) {
+    each.classList.toggle("only", each === row && !again);
+    each.setAttribute("aria-pressed", String(each === row && !again));
+  }
+  for (const shape of get("overlay").children) {
+    shape.style.display = again || shape.dataset.code === row.dataset.code ? "" : "none";
+  }
+}
+
+function showCrops(found, sent) {
+  for (const address of pictures) URL.revokeObjectURL(address);
+  pictures = [];
+  get("crop-list").replaceChildren(...found.cells.map((cell, index) => {
+    const item = element("li");
+    if (!/\.tiff?$/i.test(sent[index].name)) {
+      const address = URL.createObjectURL(sent[index]);
+      pictures.push(address);
+      if (!cell.error) item.append(element("img", { src: address, alt: "" }));
+    }
+    item.append(element("div", { className: "small muted", textContent: cell.name }));
+    if (cell.error) {
+      item.append(element("div", { className: "wrong", textContent: cell.error }));
+    } else {
+      const name = model.classes.find((entry) => entry.code === cell.predicted)?.name ?? "";
+      item.append(element("b", { textContent: `${cell.predicted} ${name}${cell.unsure ? " (unsure)" : ""}` }),
+        bars(Object.entries(cell.probabilities), 3));
+    }
+    return item;
+  }));
+  get("crops").hidden = false;
+}
+
+function save(text, name) {
+  const address = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  element("a", { href: address, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 10000);
+}
+
+files.addEventListener("change", () => choose(files.files));
+for (const event of ["dragenter", "dragover"]) {
+  drop.addEventListener(event, (moved) => { moved.preventDefault(); drop.classList.add("over"); });
+}
+for (const event of ["dragleave", "drop"]) drop.addEventListener(event, () => drop.classList.remove("over"));
+drop.addEventListener("drop", (dropped) => { dropped.preventDefault(); choose(dropped.dataTransfer.files); });
+for (const choice of form.elements.kind) choice.addEventListener("change", adapt);
+form.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  if (!model) await introduce();
+  if (model && chosen.length) await classify();
+});
+key.addEventListener("change", () => { if (!model) introduce(); });
+cancel.addEventListener("click", () => request && request.abort());
+get("save-geojson").addEventListener("click", () => save(JSON.stringify(answer.cells), `${answer.field.field_id}.geojson`));
+get("save-differential").addEventListener("click",
+  () => save(JSON.stringify(answer.differential, null, 2), `${answer.field.field_id}-differential.json`));
+introduce();

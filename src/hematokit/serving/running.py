@@ -1,0 +1,141 @@
+"""Running the server: the address is taken before anything else, and Ctrl-C ends it in good order."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from hematokit.errors import ServingError
+from hematokit.imaging.reading import printable
+from hematokit.serving.settings import ServeSettings
+
+__all__ = ["serve"]
+
+_PACKAGES: Final = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
+_PATIENCE: Final = 30
+"""Seconds that requests under way have when the server is told to stop."""
+
+
+def _quiet(url: str, about: dict[str, Any]) -> None:
+    """Say nothing."""
+
+
+def serve(
+    model: str | Path,
+    settings: ServeSettings | None = None,
+    *,
+    runtime: str = "auto",
+    device: str = "auto",
+    access_log: bool = False,
+    started: Callable[[str, dict[str, Any]], None] = _quiet,
+) -> None:
+    """Load a model and serve it until the process is told to stop (Ctrl-C, SIGTERM).
+
+    Parameters
+    ----------
+    model : path
+        Run, bundle, or exported model.
+    settings : ServeSettings, optional
+    runtime, device : str
+        What computes the model.
+    access_log : bool
+        Write a line for each request to standard error.
+    started : callable
+        Told the address and what ``/v1/model`` answers, once requests are accepted.
+
+    Raises
+    ------
+    ServingError
+        If a package is missing or the address cannot be had.
+    ModelError, PluginError
+        If the model or the detector cannot be loaded.
+    """
+    settings = settings or ServeSettings()
+    missing = [name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ServingError(f"serving needs {', '.join(missing)}; run: pip install 'hematokit[serve]'")
+    listening = _listen(settings.host, settings.port)
+    try:
+        import uvicorn
+
+        from hematokit.models import load_model
+        from hematokit.serving.app import build_app
+        from hematokit.serving.describing import describe_model
+
+        loaded: Any = load_model(model, device=device, runtime=runtime)
+        config = uvicorn.Config(
+            build_app(loaded, settings),
+            log_level="info" if access_log else "warning",
+            access_log=access_log,
+            log_config=_log_config(),
+            limit_concurrency=settings.most_connections,
+            timeout_graceful_shutdown=_PATIENCE,
+            proxy_headers=False,
+            server_header=False,
+            ws="none",
+        )
+        server = uvicorn.Server(config)
+        port = listening.getsockname()[1]
+        shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+        # Requests that come from now on wait in the socket's line for the moment that is left.
+        listening.listen(config.backlog)
+        started(f"http://{shown}:{port}", describe_model(loaded, settings))
+        with _signals_end_quietly():
+            server.run(sockets=[listening])
+    finally:
+        listening.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        made = socket.socket(family, kind, protocol)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(address)
+        except BaseException:
+            made.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise ServingError(
+            f"cannot listen on {printable(host)} port {port} ({said}); give another --host or --port"
+        ) from error
+    return made
+
+
+def _log_config() -> dict[str, Any]:
+    """Everything to standard error, in lines: standard output is for what the verb itself says."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(message)s"}},
+        "handlers": {"error": {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stderr"}},
+        "loggers": {
+            "uvicorn": {"handlers": ["error"], "level": "INFO", "propagate": False},
+            "uvicorn.access": {"handlers": ["error"], "level": "INFO", "propagate": False},
+            "hematokit.serving": {"handlers": ["error"], "level": "INFO", "propagate": False},
+        },
+    }
+
+
+@contextmanager
+def _signals_end_quietly() -> Iterator[None]:
+    """Keep the signal that ended the server from ending the process as a failure: uvicorn raises it once more."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,367 @@
+"""What people corrected: an append-only file of JSON lines, beside a store's cells or a field's results.
+
+Each line is one correction of one cell: who, when, from what to what. Nothing in the file is ever changed or removed.
+Taking something back is another line, which names the edit that no longer counts. The cells table stays as it was
+written; readers lay the corrections over it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from hematokit.errors import StoreError
+from hematokit.files import sync_folder
+from hematokit.imaging.reading import printable
+from hematokit.store.correction import OF_CELLS, OF_EDITS, Correction
+
+__all__ = [
+    "CONFIRMED",
+    "CORRECTED",
+    "CORRECTIONS_FILE",
+    "Correction",
+    "append_corrections",
+    "apply_corrections",
+    "corrections_table",
+    "join_cells",
+    "lay_over",
+    "new_edit",
+    "read_corrections",
+    "standing_corrections",
+    "utc_now",
+]
+
+CORRECTIONS_FILE: Final = "corrections.jsonl"
+CORRECTED: Final = "corrected"
+"""``label_source`` of a label that a person changed."""
+CONFIRMED: Final = "confirmed"
+"""``label_source`` of a label that a person looked at and left as it was."""
+
+SOURCES: Final = {"label": CORRECTED, "confirm": CONFIRMED}
+"""``label_source`` after a correction, by its kind."""
+
+_LOCK_SECONDS: Final = 10.0
+
+
+def utc_now() -> str:
+    """Return the time as corrections state it: UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def new_edit() -> str:
+    """Return a name for an edit that no other has, on whatever machine it is made."""
+    return secrets.token_hex(8)
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def append_corrections(path: str | Path, corrections: Sequence[Correction]) -> None:
+    """Add lines to a file of corrections, which is made if need be, and flush them to the disk.
+
+    Several processes may append at the same time; each waits for the others. What a killed writer left of a line is
+    removed: it was never acknowledged.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file, called ``corrections.jsonl`` by habit.
+    corrections : sequence of Correction
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written, or another process holds it for more than ten seconds; the file is then as before.
+    """
+    path = Path(path)
+    if not corrections:
+        return
+    data = b"".join(correction.to_line() for correction in corrections)
+    shown = printable(str(path))
+    try:
+        path.parent.stat()  # the lock would make the folder
+        with FileLock(path.with_name(f".{path.name}.lock"), timeout=_LOCK_SECONDS):
+            is_new = not path.exists()
+            with path.open("r+b" if not is_new else "xb") as file:
+                _append(file.fileno(), data)
+            if is_new:
+                sync_folder(path.parent)
+    except Timeout as error:
+        raise StoreError(f"{shown} is held by another process; the correction was not saved: repeat it") from error
+    except OSError as error:
+        raise StoreError(
+            f"corrections cannot be written to {shown} ({error.strerror or error}); nothing was changed: make room or "
+            "mend the permissions, and repeat the correction"
+        ) from error
+
+
+def _append(file: int, data: bytes) -> None:
+    size = _whole_lines(file)
+    try:
+        os.lseek(file, size, os.SEEK_SET)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(file, rest) :]
+        os.ftruncate(file, size + len(data))
+        os.fsync(file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file, size)
+        raise
+
+
+def _whole_lines(file: int) -> int:
+    """Return where new lines go: behind the last whole one. Completes a last line that only lacks its end."""
+    size = os.lseek(file, 0, os.SEEK_END)
+    tail, start = b"", size
+    while start > 0 and b"\n" not in tail:
+        step = min(start, 1 << 16)
+        start -= step
+        os.lseek(file, start, os.SEEK_SET)
+        block = b""
+        while len(block) < step:
+            block += os.read(file, step - len(block))
+        tail = block + tail
+    last = tail[tail.rfind(b"\n") + 1 :]
+    if not last:
+        return size
+    try:
+        Correction.from_line(last)
+    except ValueError:
+        return size - len(last)
+    # Whole, as an editor leaves a file without an end of its last line.
+    os.lseek(file, 0, os.SEEK_END)
+    os.write(file, b"\n")
+    return size + 1
+
+
+def read_corrections(path: str | Path) -> list[Correction]:
+    """Read a file of corrections.
+
+    A last line that was not finished is left out: its writer was killed, or is at work.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file; without it, there are no corrections.
+
+    Returns
+    -------
+    list of Correction
+        In the order of the file, with what was undone and the lines that undid it; see `standing_corrections`.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be read, or a line other than an unfinished last one is damaged.
+    """
+    path = Path(path)
+    shown = printable(str(path))
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StoreError(f"{shown} cannot be read ({error.strerror or error}); mend that, or move it away") from error
+    *lines, last = data.split(b"\n")
+    read = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            read.append(Correction.from_line(line))
+        except ValueError as error:
+            detail = printable(" ".join(str(error).split()))[:200]
+            raise StoreError(
+                f"{shown}, line {number} is no correction ({detail}); correct or remove that line, or restore the file "
+                "from a copy"
+            ) from error
+    with contextlib.suppress(ValueError):
+        read.append(Correction.from_line(last))
+    return read
+
+
+# --- what they mean ---------------------------------------------------------------------------------------------------
+
+
+def standing_corrections(corrections: Iterable[Correction]) -> list[Correction]:
+    """Return the corrections of cells that count: without those that were undone and not brought back, in order."""
+    every = list(corrections)
+    undone = {entry.of: entry.kind == "undo" for entry in every if entry.kind in OF_EDITS}
+    return [entry for entry in every if entry.kind in OF_CELLS and not undone.get(entry.edit, False)]
+
+
+def corrections_table(corrections: Iterable[Correction]) -> pd.DataFrame:
+    """Return corrections of cells as a table for people, in order.
+
+    Columns: ``when``, ``who``, ``kind``, ``cell_id``, ``field_id``, ``before``, ``after``, and ``undone``.
+    """
+    every = list(corrections)
+    standing = {id(entry) for entry in standing_corrections(every)}
+    names = ["when", "who", "kind", "cell_id", "field_id", "before", "after"]
+    rows = [
+        {**{name: printable(getattr(entry, name)) for name in names}, "undone": id(entry) not in standing}
+        for entry in every
+        if entry.kind in OF_CELLS
+    ]
+    return pd.DataFrame(rows, columns=[*names, "undone"]).astype({"undone": bool})
+
+
+def apply_corrections(
+    cells: pd.DataFrame, corrections: Iterable[Correction], *, add: Callable[[Correction], bool] | None = None
+) -> pd.DataFrame:
+    """Lay corrections over a cells table.
+
+    A corrected cell has the new class in ``label``, ``"corrected"`` in ``label_source`` (``"confirmed"`` where a
+    person left the class as it was) and True in ``reviewed``, where the table has that column. Deleted cells are left
+    out. Corrections of cells that the table does not have change nothing.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        With ``cell_id``, ``label`` and ``label_source``; not changed.
+    corrections : iterable of Correction
+        As `read_corrections` gives them.
+    add : callable, optional
+        Says of a correction that adds a cell whether the table gets it; by default none, as a store has no patch of
+        such a cell.
+
+    Returns
+    -------
+    DataFrame
+        Rows in the order of `cells`, added cells behind them; index 0 to n - 1. `cells` itself if nothing applies.
+    """
+    corrected, kept = lay_over(cells, corrections, add=add)
+    return corrected if kept.all() else corrected[kept].reset_index(drop=True)
+
+
+def lay_over(
+    cells: pd.DataFrame, corrections: Iterable[Correction], *, add: Callable[[Correction], bool] | None = None
+) -> tuple[pd.DataFrame, npt.NDArray[np.bool_]]:
+    """As `apply_corrections`, but the deleted cells stay, and an array (n,) tells which cells do not count as such.
+
+    The last line on a cell decides: one that somebody labels after it was deleted is a cell again.
+    """
+    standing = standing_corrections(corrections)
+    if add is not None:
+        cells = _with_added(cells, [entry for entry in standing if entry.kind == "add" and add(entry)])
+    kept = np.ones(len(cells), bool)
+    place = {cell_id: row for row, cell_id in enumerate(cells["cell_id"].tolist())}
+    told = [entry for entry in standing if entry.kind != "add" and entry.cell_id in place]
+    if not told:
+        return cells, kept
+    label, source = cells["label"].tolist(), cells["label_source"].tolist()
+    reviewed = cells["reviewed"].tolist() if "reviewed" in cells.columns else None
+    for entry in told:
+        row = place[entry.cell_id]
+        kept[row] = entry.kind != "delete"
+        if entry.kind == "delete":
+            continue
+        label[row] = entry.after or label[row]
+        # Confirming what somebody corrected leaves it corrected.
+        source[row] = CORRECTED if CORRECTED in (source[row], SOURCES[entry.kind]) else CONFIRMED
+        if reviewed is not None:
+            reviewed[row] = True
+    columns: dict[str, Any] = {"label": label, "label_source": source}
+    if reviewed is not None:
+        columns["reviewed"] = reviewed
+    return cells.assign(**columns).reset_index(drop=True), kept
+
+
+def _with_added(cells: pd.DataFrame, added: Sequence[Correction]) -> pd.DataFrame:
+    there = set(cells["cell_id"].tolist())
+    rows = list(_rows(entry for entry in added if entry.cell_id not in there))
+    if not rows:
+        return cells
+    frame = pd.DataFrame(rows)
+    if "contour" in frame.columns:
+        frame["contour"] = pd.Series([_contour(value) for value in frame["contour"]], dtype=object)
+    return join_cells(cells, frame)
+
+
+def _rows(added: Iterable[Correction]) -> Iterator[dict[str, Any]]:
+    for entry in added:
+        row = {**(entry.cell or {}), "cell_id": entry.cell_id}
+        yield {**row, "field_id": entry.field_id} if entry.field_id else row
+
+
+def _contour(value: object) -> Any:
+    try:
+        points = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        return None
+    return points if points.ndim == 2 and points.shape[1] == 2 and np.isfinite(points).all() else None
+
+
+def join_cells(cells: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
+    """Put rows behind a cells table; texts that are missing are empty, flags false, numbers not a number.
+
+    Parameters
+    ----------
+    cells, more : DataFrame
+        Columns that only one of them has are kept.
+
+    Returns
+    -------
+    DataFrame
+        Index 0 to n - 1.
+    """
+    if not len(cells.columns):
+        return more.reset_index(drop=True)
+    names = [*cells.columns, *(name for name in more.columns if name not in cells.columns)]
+    kinds = {name: _kind(cells, more, name) for name in names}
+    parts = [_as(table, kinds) for table in (cells, more)]
+    # Without rows, a table has nothing to say of types: an empty column of objects would make all of them objects.
+    filled = [part for part in parts if len(part)] or parts[:1]
+    return pd.concat(filled, ignore_index=True)
+
+
+def _kind(cells: pd.DataFrame, more: pd.DataFrame, name: str) -> Any:
+    """The type of a column: the first table's, unless it has only objects there, as of numbers that are all missing."""
+    kinds = [table[name].dtype for table in (cells, more) if name in table.columns]
+    return next((kind for kind in kinds if not pd.api.types.is_object_dtype(kind)), kinds[0])
+
+
+def _as(table: pd.DataFrame, kinds: dict[str, Any]) -> pd.DataFrame:
+    """A table with columns of these types; itself if it has them, since taking a wide table apart takes its time."""
+    if dict(table.dtypes) == kinds and list(table.columns) == list(kinds):
+        return table
+    return pd.DataFrame({name: _fitted(table, name, kind) for name, kind in kinds.items()})
+
+
+def _fitted(table: pd.DataFrame, name: str, kind: Any) -> pd.Series[Any]:
+    """A column of a table in a type, or what stands for a missing one."""
+    if name not in table.columns:
+        missing: Any = None
+        if pd.api.types.is_bool_dtype(kind):
+            missing = False
+        elif pd.api.types.is_numeric_dtype(kind):
+            missing, kind = math.nan, np.dtype(np.float64)
+        elif pd.api.types.is_string_dtype(kind):
+            missing = ""
+        filled: pd.Series[Any] = pd.Series([missing] * len(table), index=table.index, dtype=kind)
+        return filled
+    column: pd.Series[Any] = table[name]
+    if not len(column) or column.dtype == kind:
+        return column
+    if pd.api.types.is_bool_dtype(kind):
+        return column.isin([True])
+    if pd.api.types.is_numeric_dtype(kind):
+        numbers: pd.Series[Any] = pd.to_numeric(column, errors="coerce")
+        fits = not pd.api.types.is_integer_dtype(kind) or bool((numbers % 1 == 0).all())
+        fitted: pd.Series[Any] = numbers.astype(kind if fits else np.float64)
+        return fitted
+    if isinstance(kind, pd.StringDtype):
+        column = column.where(column.map(lambda value: isinstance(value, str)), "").astype(kind)
+    return column

@@ -1,0 +1,200 @@
+"""Opening stores, results and fields in the viewer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from hematokit.errors import HematokitError, ImageError, StoreError, describe_error
+from hematokit.fields.results import FieldResult, Results, is_results_folder, open_results
+from hematokit.fields.review import Review, whole_taxonomy
+from hematokit.imaging.fieldfiles import Field, open_field
+from hematokit.imaging.reading import printable
+from hematokit.store.corrections import CORRECTIONS_FILE
+from napari_hematonet._settings import reviewer
+from napari_hematonet.cells_layer import cells_layer_data, watch_current_viewer, watch_layers
+from napari_hematonet.layer_pixels import field_placement, layer_arrays
+from napari_hematonet.state import FieldState, notify
+
+if TYPE_CHECKING:
+    import napari
+    from napari.layers import Layer
+    from napari.types import LayerData
+
+    from hematokit.store import PatchStore
+
+__all__ = ["add_to_viewer", "field_layers", "get_reader", "results_layers", "store_layers"]
+
+_MOST: Final = 12
+"""Fields opened at once: beyond that, a list of layers helps nobody."""
+
+_NOTHING: Final[list[LayerData]] = [(None,)]  # what napari takes for "read, and there is nothing to show"
+
+
+def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[LayerData]] | None:
+    """Return the function that reads a path; None if it is nothing of ours. napari calls this.
+
+    Taken are stores of hematokit, folders of results, the folder of one field in either, OME-Zarr images, OME-TIFF, and
+    vendors' files.
+    """
+    first = Path(path if isinstance(path, str) else path[0]) if path else None
+    if first is None or (first.is_dir() and _kind(first) is None):
+        return None
+    return _read
+
+
+def _kind(folder: Path) -> Callable[[Path], list[LayerData]] | None:
+    from hematokit.imaging.fieldfiles.omezarr import is_image_folder, stored_fields
+
+    if stored_fields(folder) is not None:
+        return store_layers
+    if is_results_folder(folder) or (folder.parent.name == "fields" and is_results_folder(folder.parent.parent)):
+        return results_layers
+    if folder.parent.name == "fields" and stored_fields(folder.parent.parent) is not None:
+        return store_layers
+    return field_layers if is_image_folder(folder) else None
+
+
+def _read(path: str | Sequence[str]) -> list[LayerData]:
+    """Read paths; what is wrong with one is a notification, and the others are shown."""
+    watch_current_viewer()
+    layers: list[LayerData] = []
+    for each in [path] if isinstance(path, str) else path:
+        place = Path(each)
+        try:
+            kind = (_kind(place) if place.is_dir() else None) or field_layers
+            layers += kind(place)
+        except HematokitError as error:
+            notify(error, "error")
+        except Exception as error:
+            notify(f"{printable(each)} cannot be opened ({describe_error(error)}); please report it", "error")
+    return layers or _NOTHING
+
+
+def field_layers(path: Path) -> list[LayerData]:
+    """Return the layer of a field's image, with its pixel size.
+
+    Raises
+    ------
+    ImageError
+        As `hematokit.imaging.fieldfiles.open_field`.
+    """
+    return [_image_layer(open_field(path))]
+
+
+def _image_layer(field: Field, name: str = "", *, visible: bool = True) -> LayerData:
+    for note in field.notes:
+        notify(f"{printable(field.path.name)}: {note}")
+    arrays = layer_arrays(field)
+    options: dict[str, Any] = {"name": name or field.name, "rgb": True, "visible": visible, **field_placement(field)}
+    if len(arrays) > 1:
+        options["multiscale"] = True
+    return (arrays if len(arrays) > 1 else arrays[0], options, "image")
+
+
+def results_layers(path: Path) -> list[LayerData]:
+    """Return the images and cells of a folder of results, or of one field in it.
+
+    Of more than twelve fields the first twelve are opened. A picture that has gone is left out; its cells are shown.
+
+    Raises
+    ------
+    FieldError
+        As `hematokit.fields.results.open_results`.
+    """
+    results = open_results(path)
+    _tell_of_more(results.path, [field.field_id for field in results.fields])
+    layers: list[LayerData] = []
+    for number, field in enumerate(results.fields[:_MOST]):
+        layers += _result_layers(results, field, visible=number == 0)
+    return layers
+
+
+def _result_layers(results: Results, result: FieldResult, *, visible: bool) -> list[LayerData]:
+    field = None
+    placement: dict[str, Any] = {}
+    layers: list[LayerData] = []
+    try:
+        field = open_field(result.image, pixel_size_um=result.pixel_size_um, force_pixel_size=True)
+        layers.append(_image_layer(field, result.field_id, visible=visible))
+        placement = field_placement(field)
+    except ImageError as error:
+        notify(f"only the cells of {printable(result.field_id)} are shown: {error}", "warning")
+    review = Review(
+        result.cells(),
+        whole_taxonomy(results.taxonomy),
+        field_id=result.field_id,
+        who=reviewer(),
+        journal=result.folder / CORRECTIONS_FILE,
+        unsure_below=results.unsure_below,
+        pixel_size_um=result.pixel_size_um,
+    )
+    return [*layers, _cells(review, result.field_id, field, placement, visible=visible)]
+
+
+def store_layers(path: Path) -> list[LayerData]:
+    """Return the images and cells of a store's fields, or of one of them.
+
+    Raises
+    ------
+    StoreError
+        If the store is damaged, or keeps crops and no fields.
+    ImageError
+        If a field is damaged.
+    """
+    from hematokit.store import open_store
+
+    only = None
+    if path.parent.name == "fields":
+        only, path = path.name, path.parent.parent
+    store = open_store(path)
+    names = [str(name) for name in store.fields["field_id"] if only in (None, str(name))]
+    if not names:
+        shown = printable(str(path))
+        what = f"keeps no field {printable(only)}" if only else f"keeps {len(store):,} crops and no whole fields"
+        raise StoreError(f"store {shown} {what}, so there is nothing to show; put fields in with 'hematokit tile'")
+    _tell_of_more(path, names)
+    layers: list[LayerData] = []
+    for number, name in enumerate(names[:_MOST]):
+        layers += _stored_layers(store, name, visible=number == 0)
+    return layers
+
+
+def _stored_layers(store: PatchStore, name: str, *, visible: bool) -> list[LayerData]:
+    from hematokit.store import open_stored_field
+
+    field = open_stored_field(store, name)
+    cells = store.cells
+    review = Review(
+        cells[cells["field_id"] == name],
+        store.taxonomy,
+        field_id=name,
+        who=reviewer(),
+        journal=store.path / CORRECTIONS_FILE,
+        pixel_size_um=field.pixel_size_um,
+    )
+    return [_image_layer(field, name, visible=visible), _cells(review, name, field, field_placement(field), visible)]
+
+
+def _cells(review: Review, name: str, field: Field | None, placement: dict[str, Any], visible: bool) -> LayerData:
+    state = FieldState(review, name, field, pixel_size_um=review.pixel_size_um, unsure_below=review.unsure_below)
+    data, options, kind = cells_layer_data(state, name=f"cells of {name}", placement=placement)
+    return data, {**options, "visible": visible}, kind
+
+
+def _tell_of_more(path: Path, names: Sequence[str]) -> None:
+    if len(names) > _MOST:
+        notify(
+            f"{printable(str(path))} holds {len(names)} fields; the first {_MOST} are open. Open another with "
+            f"File > Open Folder: its folder in {printable(str(path / 'fields'))}",
+            "warning",
+        )
+
+
+def add_to_viewer(viewer: napari.Viewer, layers: Sequence[LayerData]) -> list[Layer]:
+    """Add layers as a reader returns them, with what belongs to layers of cells."""
+    from napari.layers import Layer
+
+    watch_layers(viewer)
+    return [viewer.add_layer(Layer.create(*entry)) for entry in layers if entry[0] is not None]

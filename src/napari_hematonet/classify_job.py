@@ -1,0 +1,359 @@
+"""Classifying a field in the background: what is asked, what comes of it, and how it is stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from superqt.utils import create_worker
+
+from hematokit.errors import HematokitError, describe_error
+from napari_hematonet._libraries import keep_triton_out
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from hematokit.fields.detection import Examination
+    from hematokit.imaging.fieldfiles import Field
+
+__all__ = [
+    "Background",
+    "Cells",
+    "ClassifyRequest",
+    "Failed",
+    "Found",
+    "Loaded",
+    "Note",
+    "classify_steps",
+    "get_model",
+    "warm_up",
+]
+
+_log = logging.getLogger("napari_hematonet")
+
+
+@dataclass(frozen=True)
+class ClassifyRequest:
+    """What is to be classified, with what.
+
+    Attributes
+    ----------
+    field : Field
+    field_id, source : str
+    model_path : str
+    device : str
+    detector : str
+    region : tuple of ndarray (n, 2)
+        Polygons in pixels of the field; empty for the whole of it.
+    """
+
+    field: Field
+    field_id: str
+    source: str
+    model_path: str
+    device: str = "auto"
+    detector: str = "nuclei"
+    region: tuple[npt.NDArray[np.float64], ...] = ()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The model is ready."""
+
+    model: Any
+    computed_by: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """The cells have been found; they are not classified yet."""
+
+    examination: Examination
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Some more cells have their classes."""
+
+    table: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that the user should know; the work goes on."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The work has ended early, for a reason in one line."""
+
+    reason: str
+
+
+class StoppedError(KeyboardInterrupt):
+    """Raised inside the work when nobody waits for it any more; everything in hematokit ends cleanly on it."""
+
+
+@dataclass
+class Background:
+    """One piece of work in a thread.
+
+    The work is a generator; what it yields comes to `on_step` in the thread of the windows. It tells how far it is
+    through `tell`, which costs nothing: the form looks at `progress` when it likes.
+
+    Attributes
+    ----------
+    progress : tuple of (int, int or None, str)
+        Done, of how many, doing what.
+    stopped : bool
+        Whether the user has stopped it. What it yields is dropped from then on.
+    """
+
+    progress: tuple[int, int | None, str] = (0, None, "")
+    stopped: bool = False
+    _worker: Any = field(default=None, repr=False)
+
+    def tell(self, done: int, total: int | None, message: str) -> None:
+        """Keep how far the work is; the `Progress` that is given to it.
+
+        Raises
+        ------
+        StoppedError
+            If the work has been stopped.
+        """
+        self.progress = (done, total, message)
+        if self.stopped:
+            raise StoppedError
+
+    def start(
+        self,
+        work: Callable[[], Iterator[object]],
+        on_step: Callable[[object], object],
+        on_end: Callable[[], object],
+    ) -> None:
+        """Begin.
+
+        Parameters
+        ----------
+        work : callable
+            Makes the generator.
+        on_step : callable
+            Takes what it yields, and `Failed` if it raises. A method of a widget, so that it is forgotten with it.
+        on_end : callable
+            Called once, whatever happened; not after `stop`.
+        """
+
+        def guarded_work() -> Iterator[object]:
+            try:
+                with _giving_way():
+                    yield from stoppable()
+            except StoppedError:
+                return
+            except HematokitError as error:
+                yield Failed(str(error))
+            except MemoryError:
+                yield Failed("there is not enough memory for this; close other programs, or work on a smaller region")
+            except Exception as error:
+                _log.exception("work in the background failed")
+                yield Failed(f"this failed unexpectedly ({describe_error(error)}); please report it")
+
+        def stoppable() -> Iterator[object]:
+            for step in work():
+                if self.stopped:
+                    return
+                yield step
+
+        # superqt's own worker: napari's shows every warning of torch, and errors with their traceback.
+        worker = create_worker(guarded_work, _start_thread=False, _ignore_errors=True)
+        worker.yielded.connect(on_step)
+        worker.finished.connect(on_end)
+        self._worker = worker
+        worker.start()
+
+    def stop(self) -> None:
+        """Stop: nothing more is heard of the work, which ends by itself at its next chance."""
+        self.stopped = True
+        # Called when windows are going, too: signals and their receivers may be gone already.
+        with contextlib.suppress(RuntimeError, TypeError):
+            self._worker.quit()
+            self._worker.yielded.disconnect()
+            self._worker.finished.disconnect()
+
+
+_GIVE_WAY: Final = 0.0005
+_INTERVAL: Final = threading.Lock()
+_busy: Final[list[float]] = []
+
+
+@contextlib.contextmanager
+def _giving_way() -> Iterator[None]:
+    """Let the thread of the windows have the interpreter back soon while work goes on beside it.
+
+    Drawing gives the interpreter away at each of its hundreds of calls to OpenGL, and Python lets another thread keep
+    it for 5 ms by default: a second for one picture.
+    """
+    with _INTERVAL:
+        _busy.append(sys.getswitchinterval())
+        sys.setswitchinterval(min(_GIVE_WAY, _busy[-1]))
+    try:
+        yield
+    finally:
+        with _INTERVAL:
+            before = max(_busy)
+            _busy.pop()
+            if not _busy:
+                sys.setswitchinterval(before)
+
+
+def classify_steps(request: ClassifyRequest, background: Background) -> Iterator[object]:
+    """Load the model, find the cells, classify them.
+
+    Parameters
+    ----------
+    request : ClassifyRequest
+    background : Background
+        Told how far it is.
+
+    Yields
+    ------
+    Loaded, Found, Cells, Note
+        In this order; any number of the last two.
+
+    Raises
+    ------
+    HematokitError
+        Of any kind, as `hematokit.load_model` and `hematokit.fields.live.classify_live` raise them.
+    """
+    from hematokit.fields.detection import Examination, make_detector
+    from hematokit.fields.live import classify_live
+
+    notes: list[Note] = []
+    background.tell(0, None, "loading the model")
+    detector = make_detector(request.detector)
+    model = get_model(request.model_path, request.device, lambda text: notes.append(Note(text)))
+    yield from _taken(notes)
+    yield Loaded(model, computed_by(model))
+    background.tell(0, None, "looking for cells")
+    began_on = str(model.device)
+    parts = classify_live(
+        request.field,
+        detector,
+        model,
+        field_id=request.field_id,
+        source=request.source,
+        region=request.region,
+        model_pixel_size_um=model.config.pixel_size_um,
+        progress=background.tell,
+        note=lambda text: notes.append(Note(text)),
+    )
+    try:
+        for part in parts:
+            yield from _taken(notes)
+            yield Found(part) if isinstance(part, Examination) else Cells(part)
+        yield from _taken(notes)
+    finally:
+        if str(model.device) != began_on:
+            # It had to go to the CPU; the next field may have more luck.
+            _KEPT.clear()
+
+
+def _taken(notes: list[Note]) -> list[Note]:
+    taken = list(notes)
+    notes.clear()
+    return taken
+
+
+_KEPT: Final[dict[tuple[str, str], Any]] = {}
+"""The model used last: loading takes seconds, and the next field is usually classified by the same."""
+_LOADING: Final = threading.Lock()
+
+
+def get_model(path: str, device: str = "auto", note: Callable[[str], None] = lambda text: None) -> Any:
+    """Load a model, or return the one that is loaded.
+
+    Parameters
+    ----------
+    path : str
+        Run, bundle or ONNX file.
+    device : str
+        As `hematokit.load_model` takes it.
+    note : callable
+        Told if a graphics processor has too little memory for it, and the CPU computes.
+
+    Raises
+    ------
+    ModelError, PluginError
+        As `hematokit.load_model`.
+    """
+    keep_triton_out()
+    from hematokit.fields.live import is_out_of_memory
+    from hematokit.models import load_model
+    from hematokit.models.bundle import is_onnx
+
+    # Another runtime has to export a bundle first, which takes longer than a field does, and "Why" needs torch.
+    runtime = "auto" if is_onnx(path) else "torch"
+    with _LOADING:
+        key = (_stamp(path), device)
+        if key not in _KEPT:
+            try:
+                model = load_model(path, device=device, runtime=runtime)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                note("the graphics processor's memory is full: going on on the CPU, which takes longer")
+                model = load_model(path, device="cpu", runtime=runtime)
+            _KEPT.clear()
+            _KEPT[key] = model
+        return _KEPT[key]
+
+
+def _stamp(path: str) -> str:
+    """Tell a model from what it may have been trained into since."""
+    from hematokit.models.bundle import find_model
+
+    found = find_model(path)
+    config = found / "config.json" if found.is_dir() else found
+    return f"{found.resolve()} {config.stat().st_mtime_ns}"
+
+
+def computed_by(model: Any) -> str:
+    """Say which runtime and device compute a model: ``"onnxruntime on the CPU"``."""
+    device = str(model.device)
+    name = "the CPU" if device == "cpu" else device
+    if device.startswith("cuda"):
+        import torch
+
+        name = f"the GPU ({torch.cuda.get_device_name(model.device)})"
+    return f"{getattr(model, 'runtime', 'torch')} on {name}"
+
+
+def warm_up() -> Iterator[object]:
+    """Import what classifying needs, before the user wants it, and say which devices there are.
+
+    Yields
+    ------
+    list of (str, str)
+        Name of a device and what to call it; ``auto`` first.
+    """
+    keep_triton_out()
+    import timm  # noqa: F401
+    import torch
+
+    import hematokit.fields.live
+    import hematokit.models.classifier  # noqa: F401
+    from hematokit.models import resolve_device
+
+    gpus = [(f"cuda:{n}", f"GPU {n}: {torch.cuda.get_device_name(n)}") for n in range(torch.cuda.device_count())]
+    chosen = resolve_device("auto").type
+    best = {"cuda": gpus[0][1] if gpus else "GPU", "mps": "Apple GPU"}.get(chosen, "CPU")
+    others = [("mps", "Apple GPU")] if chosen == "mps" else []
+    yield [("auto", f"automatic ({best})"), *gpus, *others, ("cpu", "CPU")]

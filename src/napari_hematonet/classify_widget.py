@@ -1,0 +1,374 @@
+"""The form "Classify field": what, with which model, and the cells as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from magicgui.widgets import ComboBox, Container, FloatSpinBox
+from napari.layers import Image, Shapes
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+
+from hematokit.fields.naming import safe_name
+from hematokit.imaging.reading import printable
+from hematokit.registry import load_plugins
+from napari_hematonet._settings import setting
+from napari_hematonet.cells_coming import ComingCells
+from napari_hematonet.classify_job import (
+    Background,
+    Cells,
+    ClassifyRequest,
+    Failed,
+    Found,
+    Loaded,
+    Note,
+    classify_steps,
+    warm_up,
+)
+from napari_hematonet.demo_model import make_demo_model
+from napari_hematonet.images import field_of, is_field_image
+from napari_hematonet.model_choice import ModelChoice, remember_model
+from napari_hematonet.regions import draw_region, region_of
+from napari_hematonet.state import guarded, notify
+
+if TYPE_CHECKING:
+    import napari
+    from napari.layers import Layer
+
+    from hematokit.fields.detection import Examination
+
+__all__ = ["ClassifyWidget"]
+
+_LOOK: Final = 250
+"""Milliseconds between two looks at how far the work is: whatever changes in the window has all of it drawn anew."""
+
+_WHOLE, _DRAW = "", "\n"  # choices of the region that are no layer's name
+
+
+class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
+    """Finds and classifies the cells of an open image.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+    """
+
+    def __init__(self, napari_viewer: napari.Viewer) -> None:
+        super().__init__()
+        # napari gives widgets its viewer behind a fence that warns of what our other modules do with layers.
+        self._viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
+        self._job: Background | None = None
+        self._cells: ComingCells | None = None
+        self._found: Examination | None = None
+        self._computed_by = ""
+        self._devices = [("automatic", "auto"), ("CPU", "cpu")]
+        self._make_form()
+        self._timer = QTimer(self)
+        self._timer.setInterval(_LOOK)
+        self._timer.timeout.connect(self._look)
+        for event in (self._viewer.layers.events.inserted, self._viewer.layers.events.removed):
+            event.connect(self._layers_changed)
+        self._viewer.layers.events.removed.connect(self._layer_removed)
+        self._viewer.layers.selection.events.active.connect(self._active_changed)
+        self._active_changed()
+        self._warming = Background()
+        self._warming.start(warm_up, self._warmed, self._warm)
+
+    # --- the form -----------------------------------------------------------------------------------------------------
+
+    def _make_form(self) -> None:
+        self.model = ModelChoice()
+        self.image = ComboBox(name="image", label="Image", choices=self._image_names, tooltip="The field")
+        self.detector = ComboBox(
+            name="detector", label="Detector", choices=_detectors(), tooltip="What finds the cells"
+        )
+        self.device = ComboBox(name="device", label="Device", choices=self._device_choices)
+        self.region = ComboBox(
+            name="region", label="Region", choices=self._regions, tooltip="All of the field, or inside what you draw"
+        )
+        self.threshold = FloatSpinBox(
+            name="threshold",
+            label="Unsure below",
+            value=float(setting("unsure_below")),
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="Cells with a lower probability are drawn hollow and counted as unsure",
+        )
+        self.pixel_size = FloatSpinBox(
+            name="pixel_size",
+            label="Pixel size (µm)",
+            value=0.0,
+            min=0.0,
+            max=10.0,
+            step=0.01,
+            tooltip="Micrometres per pixel, used where the image does not say; 0: unknown",
+        )
+        self.pixel_size.native.setDecimals(4)
+        self.pixel_size.native.setSpecialValueText("as the image says")
+        wanted = str(setting("detector"))
+        if wanted in self.detector.choices:
+            self.detector.value = wanted
+        form = Container(
+            widgets=[self.image, self.detector, self.device, self.region, self.threshold, self.pixel_size], labels=True
+        )
+        form.native.layout().setContentsMargins(0, 0, 0, 0)
+        self._form = form
+        self.run_button, self.cancel_button = QPushButton("Run"), QPushButton("Cancel")
+        self.run_button.setToolTip("Find and classify the cells")
+        self.cancel_button.setEnabled(False)
+        self.legend_button = QPushButton("Legend and differential")
+        self.bar = QProgressBar()
+        self.bar.setVisible(False)
+        self.status = QLabel()
+        self.status.setWordWrap(True)
+        self.status.setObjectName("status")
+        buttons = QHBoxLayout()
+        buttons.addWidget(self.run_button)
+        buttons.addWidget(self.cancel_button)
+        box = QVBoxLayout(self)
+        box.addWidget(QLabel("Model"))
+        box.addWidget(self.model)
+        box.addWidget(form.native)
+        box.addLayout(buttons)
+        box.addWidget(self.bar)
+        box.addWidget(self.status)
+        box.addWidget(self.legend_button)
+        box.addWidget(QLabel("<small>For research use only</small>"))
+        box.addStretch()
+        self.run_button.clicked.connect(self.run)
+        self.cancel_button.clicked.connect(self.cancel)
+        self.legend_button.clicked.connect(self._open_legend)
+        self.model.demo_wanted.connect(self.make_demo)
+        self.region.changed.connect(self._region_chosen)
+        self._say(
+            "Choose a model, then Run" if self.model.path else "No model yet: 'Demo model' trains one on drawn cells"
+        )
+
+    def _image_names(self, widget: object = None) -> list[str]:
+        return [layer.name for layer in self._viewer.layers if isinstance(layer, Image) and not _is_map(layer)]
+
+    def _regions(self, widget: object = None) -> list[tuple[str, str]]:
+        drawn = [layer.name for layer in self._viewer.layers if isinstance(layer, Shapes)]
+        return [("whole image", _WHOLE), *((f"inside '{name}'", name) for name in drawn), ("draw one…", _DRAW)]
+
+    def _device_choices(self, widget: object = None) -> list[tuple[str, str]]:
+        return self._devices
+
+    @guarded
+    def _warmed(self, devices: object) -> None:
+        if isinstance(devices, list):
+            self._devices = [(words, name) for name, words in devices]
+            self.device.reset_choices()
+
+    def _warm(self) -> None:
+        """The imports are done; nothing to do."""
+
+    @guarded
+    def _layers_changed(self, event: object = None) -> None:
+        for choice in (self.image, self.region):
+            choice.reset_choices()
+
+    @guarded
+    def _active_changed(self, event: object = None) -> None:
+        """Follow the image that the user has made active; a colour image before a grey one."""
+        self._layers_changed()
+        active = self._viewer.layers.selection.active
+        if active is not None and active.name in self.image.choices:
+            self.image.value = active.name
+        elif not is_field_image(self._chosen_image()):
+            colour = [name for name in self.image.choices if is_field_image(self._viewer.layers[name])]
+            if colour:
+                self.image.value = colour[-1]
+
+    @guarded
+    def _region_chosen(self, value: str) -> None:
+        if value != _DRAW:
+            return
+        image = self._chosen_image()
+        self.region.value = _WHOLE
+        if image is None:
+            notify("no image is open to draw on; open a field first", "warning")
+            return
+        layer = draw_region(self._viewer, image)
+        self.region.reset_choices()
+        self.region.value = layer.name
+        self.image.value = image.name
+        self._say("Draw a rectangle around the cells you want, then Run")
+
+    def _chosen_image(self) -> Layer | None:
+        name = self.image.value
+        return self._viewer.layers[name] if name is not None and name in self._viewer.layers else None
+
+    @guarded
+    def _open_legend(self) -> None:
+        self._viewer.window.add_plugin_dock_widget("hematokit", "Legend and differential", tabify=False)
+
+    def _say(self, text: str) -> None:
+        said = printable(text)
+        if said != self.status.text():
+            self.status.setText(said)
+
+    # --- running ------------------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        """Whether work is going on."""
+        return self._job is not None
+
+    @guarded
+    def run(self) -> None:
+        """Find and classify the cells of the chosen image."""
+        if self._job is not None:
+            return
+        model = self.model.needed()
+        image = self._chosen_image()
+        field = field_of(image, viewer=self._viewer, pixel_size_um=float(self.pixel_size.value) or None)
+        assert image is not None  # field_of refuses that
+        region = region_of(self._viewer.layers[self.region.value], image) if self.region.value else ()
+        request = ClassifyRequest(
+            field,
+            safe_name(field.name),
+            str(field.path),
+            model,
+            str(self.device.value or "auto"),
+            str(self.detector.value),
+            region,
+        )
+        self._cells = ComingCells(self._viewer, image, request, float(self.threshold.value))
+        self._found, self._computed_by = None, ""
+        self._begin(lambda job: classify_steps(request, job))
+
+    @guarded
+    def make_demo(self) -> None:
+        """Train the demonstration's model and choose it."""
+        if self._job is None:
+            self._cells = None
+            device = str(self.device.value or "auto")
+            notify(
+                "training a small model on drawn cells; this takes some minutes, and the viewer can be used meanwhile"
+            )
+            self._begin(lambda job: make_demo_model(job, device))
+
+    def _begin(self, work: Callable[[Background], Iterator[object]]) -> None:
+        job = self._job = Background()
+        # A dock that is closed takes its work with it.
+        self.destroyed.connect(job.stop)
+        self._set_running(True)
+        job.start(lambda: work(job), self._step, self._ended)
+
+    def _set_running(self, running: bool) -> None:
+        self.run_button.setEnabled(not running)
+        self.cancel_button.setEnabled(running)
+        self.model.setEnabled(not running)
+        self._form.enabled = not running
+        self.bar.setVisible(running)
+        self.bar.reset()
+        (self._timer.start if running else self._timer.stop)()
+        if running:
+            self._look()
+
+    @guarded
+    def _look(self) -> None:
+        """Show how far the work is."""
+        if self._job is None:
+            return
+        done, total, doing = self._job.progress
+        # An empty bar, not a moving one, where nobody knows how long it takes.
+        self.bar.setRange(0, total or 1)
+        self.bar.setValue(done if total else 0)
+        count = f" ({done:,} of {total:,})" if total else ""
+        self._say(f"{doing[:1].upper()}{doing[1:]}{count}…" if doing else "Working…")
+
+    @guarded
+    def _step(self, step: object) -> None:
+        if isinstance(step, Loaded) and self._cells is not None:
+            self._computed_by = step.computed_by
+            self._cells.set_model(step.model)
+            remember_model(self.model.path)
+        elif isinstance(step, Found):
+            self._found = step.examination
+        elif isinstance(step, Cells) and self._cells is not None:
+            self._cells.add(step.table)
+        elif isinstance(step, Note):
+            notify(step.text, "warning")
+        elif isinstance(step, Failed):
+            self._stop()
+            self._say(step.reason)
+            notify(step.reason, "error")
+        elif isinstance(step, Path):
+            self.model.choose(step)
+            notify("the demo model is ready; it knows drawn cells only: File > Open Sample > HematoNet")
+
+    @guarded
+    def _ended(self) -> None:
+        job = self._job
+        if job is None:
+            return
+        cells, self._job = self._cells, None
+        self._set_running(False)
+        if cells is None:
+            self._say("Ready: Run")
+            return
+        cells.show()
+        self._say(self._summary(cells))
+        if not cells.count:
+            where = "in the region" if self.region.value else "in this image"
+            notify(
+                f"no cells were found {where}; is it a stained smear, in focus? Another detector may do better",
+                "warning",
+            )
+
+    def _summary(self, cells: ComingCells) -> str:
+        unsure = 0 if cells.layer is None else int((cells.layer.features["probability"] < self.threshold.value).sum())
+        said = f"{cells.count:,} cells, {unsure:,} of them unsure; {self._computed_by}."
+        flag = "ok" if self._found is None else self._found.suitability.flag
+        if flag != "ok" and self._found is not None and cells.count:
+            said += f" Mind: {'; '.join(self._found.suitability.reasons) or flag}."
+        return said
+
+    @guarded
+    def cancel(self) -> None:
+        """Stop at once; the cells that are classified stay."""
+        cells = self._cells
+        if self._stop():
+            self._say(
+                f"Stopped; {cells.count:,} cells are classified"
+                if cells is not None
+                else "Stopped; click again to go on"
+            )
+
+    def _stop(self) -> bool:
+        """End the work, if there is some; whether there was."""
+        job, self._job = self._job, None
+        if job is None:
+            return False
+        job.stop()
+        if self._cells is not None and self._cells.image in self._viewer.layers:
+            self._cells.show()
+        self._set_running(False)
+        return True
+
+    @guarded
+    def _layer_removed(self, event: Any) -> None:
+        """Without its image, or the layer of its cells, a classification has nowhere to go."""
+        cells = self._cells
+        if self._job is None or cells is None or event.value not in (cells.image, cells.layer):
+            return
+        self._cells = None
+        self._stop()
+        what = "image" if event.value is cells.image else "layer of cells"
+        self._say(f"Stopped: the {what} was removed")
+        notify(f"the classification has stopped, because its {what} was removed")
+
+
+def _detectors() -> list[tuple[str, str]]:
+    """Names of the registered detectors, those of plugins too."""
+    return [(spec.name, spec.name) for spec in load_plugins().detectors]
+
+
+def _is_map(layer: Layer) -> bool:
+    """Whether an image layer is one that HematoNet made to explain a cell."""
+    return "hematokit" in layer.metadata or "hematokit_why" in layer.metadata

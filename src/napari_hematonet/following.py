@@ -1,0 +1,240 @@
+"""Which cells the user means: the selection of the current layer of cells, for every dock that wants to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from qtpy.QtCore import QEvent, QObject, Signal
+from qtpy.QtWidgets import QWidget
+
+from napari_hematonet.cells_layer import rows_of
+from napari_hematonet.state import FieldState, current_layer, guarded, state_of
+
+if TYPE_CHECKING:
+    import napari
+    from napari.layers import Points
+
+__all__ = ["CLICK_KEY", "Follower", "FollowingDock", "pick_with_mouse", "select_cells", "selected_cells", "step"]
+
+CLICK_KEY: Final = "hematokit_click"
+"""In a layer's ``metadata``: what a click on the picture does instead of selecting, given a position in the world."""
+
+_CLICK: Final = 5
+"""Screen pixels that the mouse may move in a click."""
+
+_SMALL: Final = 12
+"""A cell of which more than these fit across the view is too small to judge; half as many do then."""
+
+
+def selected_cells(layer: Points | None) -> list[str]:
+    """Return the ids of the selected cells of a layer, in the order of its rows."""
+    if layer is None or "cell_id" not in layer.features:
+        return []
+    ids = layer.features["cell_id"].to_numpy(object)
+    return [str(ids[row]) for row in sorted(layer.selected_data) if row < len(ids)]
+
+
+def select_cells(viewer: napari.Viewer, layer: Points, cell_ids: Sequence[str], *, look: bool = False) -> None:
+    """Select cells of a layer, and bring the first into view where `look` says so."""
+    rows = rows_of(layer, cell_ids)
+    layer.selected_data = set(rows)
+    viewer.layers.selection.active = layer
+    if look and rows:
+        _look_at(viewer, layer, rows[0])
+
+
+def _look_at(viewer: napari.Viewer, layer: Points, row: int) -> None:
+    place = np.asarray(layer.data_to_world(layer.data[row]), np.float64)
+    shown = list(viewer.dims.displayed)
+    for axis in range(len(place)):
+        if axis not in shown:
+            viewer.dims.set_point(axis, place[axis])
+    # Points are drawn as wide as their size times the last scale.
+    width = float(layer.size[row]) * abs(float(layer.scale[-1]))
+    canvas = min(viewer._canvas_size) if hasattr(viewer, "_canvas_size") else 600
+    camera = viewer.scene.camera if hasattr(viewer, "scene") else viewer.camera  # napari 0.9 moved it
+    if width * camera.zoom < canvas / _SMALL:
+        camera.zoom = canvas / _SMALL / width * 2
+    camera.center = tuple([0.0] * (3 - len(shown)) + [place[axis] for axis in shown])
+
+
+def step(viewer: napari.Viewer, layer: Points, order: Sequence[str], forward: bool = True) -> str | None:
+    """Go to the next or the previous cell of an order, seen from the selected one; return its id.
+
+    Hidden cells are passed over. Where the selected cell is not in the order, it begins at its first or last cell.
+    """
+    ids = layer.features["cell_id"].to_numpy(object)
+    visible = set(ids[np.asarray(layer.shown, bool)].tolist())
+    there = [cell for cell in order if cell in visible]
+    if not there:
+        return None
+    chosen = [place for place, cell in enumerate(there) if cell in set(selected_cells(layer))]
+    if not chosen:
+        target = there[0 if forward else -1]
+    else:
+        place = chosen[-1] + 1 if forward else chosen[0] - 1
+        target = there[place % len(there)]
+    select_cells(viewer, layer, [target], look=True)
+    return target
+
+
+def pick_with_mouse(viewer: napari.Viewer) -> None:
+    """Let a click select the cell under the mouse while the mouse moves the camera; once a viewer.
+
+    Shift adds to the selection. In napari's own selection mode nothing changes.
+    """
+    if not any(getattr(callback, "__name__", "") == _picked.__name__ for callback in viewer.mouse_drag_callbacks):
+        viewer.mouse_drag_callbacks.append(_picked)
+
+
+def _picked(viewer: napari.Viewer, event: Any) -> Iterator[None]:
+    active = viewer.layers.selection.active
+    layer = current_layer(viewer)
+    if layer is None or not layer.visible or event.button != 1:
+        return
+    if active is not None and str(getattr(active, "mode", "pan_zoom")) != "pan_zoom":
+        return
+    start = np.asarray(event.pos)
+    yield
+    while event.type == "mouse_move":
+        yield
+    if np.abs(np.asarray(event.pos) - start).max() <= _CLICK:
+        _select_under(viewer, layer, event)
+
+
+@guarded
+def _select_under(viewer: napari.Viewer, layer: Points, event: Any) -> None:
+    instead = layer.metadata.get(CLICK_KEY)
+    if instead is not None:
+        instead(np.asarray(event.position))
+        return
+    row = layer.get_value(
+        event.position, view_direction=event.view_direction, dims_displayed=event.dims_displayed, world=True
+    )
+    # Somebody who clicks on a cell means the cells, also while the image is the active layer: keys are the cells'.
+    if row is None:
+        if "Shift" not in event.modifiers:
+            layer.selected_data = set()
+        return
+    viewer.layers.selection.active = layer
+    layer.selected_data = set(layer.selected_data) ^ {int(row)} if "Shift" in event.modifiers else {int(row)}
+
+
+class Follower(QObject):  # type: ignore[misc] # Qt has no types here
+    """Tells which layer of cells is meant, and which of its cells are selected.
+
+    Signals
+    -------
+    layer_changed ()
+        Another layer of cells is meant, or none.
+    selection_changed ()
+        Other cells are selected.
+    cells_changed (str, list)
+        The review changed: what happened, to which cells.
+    """
+
+    layer_changed = Signal()
+    selection_changed = Signal()
+    cells_changed = Signal(str, list)
+
+    def __init__(self, viewer: napari.Viewer, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self.viewer = viewer
+        self.layer: Points | None = None
+        self.state: FieldState | None = None
+        self._reviews: list[Any] = []
+        self._alive = True
+        self._last: list[str] = []
+        events = viewer.layers.events
+        for emitter in (events.inserted, events.removed, viewer.layers.selection.events.active):
+            emitter.connect(self._look)
+        pick_with_mouse(viewer)
+        self._look()
+
+    def close(self) -> None:
+        """Stop following; for when the dock goes."""
+        if not self._alive:
+            return
+        self._alive = False
+        events = self.viewer.layers.events
+        for emitter in (events.inserted, events.removed, self.viewer.layers.selection.events.active):
+            emitter.disconnect(self._look)
+        self._leave()
+
+    @property
+    def cell_ids(self) -> list[str]:
+        """Ids of the selected cells."""
+        return selected_cells(self.layer)
+
+    def _leave(self) -> None:
+        if self.layer is not None:
+            self.layer.selected_data.events.items_changed.disconnect(self._selected)
+
+    @guarded
+    def _look(self, event: Any = None) -> None:
+        if not self._alive:
+            return
+        layer = current_layer(self.viewer)
+        if layer is self.layer:
+            return
+        self._leave()
+        self.layer, self.state = layer, state_of(layer)
+        self._last = self.cell_ids
+        if layer is not None and self.state is not None:
+            layer.selected_data.events.items_changed.connect(self._selected)
+            self._listen(self.state.review)
+        self.layer_changed.emit()
+        self.selection_changed.emit()
+
+    def _listen(self, review: Any) -> None:
+        # A review keeps its listeners for good, so each is told once, and a dead dock says nothing.
+        if any(known is review for known in self._reviews):
+            return
+        self._reviews.append(review)
+        told: Callable[[str, list[str]], None] = _teller(self, review)
+        review.on_change(told)
+
+    @guarded
+    def _selected(self, *_: Any) -> None:
+        if self._alive and self.cell_ids != self._last:
+            self._last = self.cell_ids
+            self.selection_changed.emit()
+
+
+class FollowingDock(QWidget):  # type: ignore[misc] # Qt has no types here
+    """A dock that follows the cells, and lets go when it is closed.
+
+    napari takes the widget out of a dock that is closed and leaves it to whoever still knows it; without letting go it
+    would go on answering keys and clicks unseen.
+    """
+
+    _docked = False
+
+    def let_go(self) -> None:
+        """Release keys, stop work, stop following; called once the dock has been closed."""
+
+    def changeEvent(self, event: Any) -> None:
+        """Notice that the dock has gone."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.ParentChange:
+            gone = self._docked and self.parent() is None
+            self._docked = self.parent() is not None
+            if gone:
+                guarded(self.let_go)()
+
+
+def _teller(follower: Follower, review: Any) -> Callable[[str, list[str]], None]:
+    import weakref
+
+    known = weakref.ref(follower)
+
+    @guarded
+    def tell(kind: str, cell_ids: list[str]) -> None:
+        there = known()
+        if there is not None and there._alive and there.state is not None and there.state.review is review:
+            there.cells_changed.emit(kind, cell_ids)
+            there._selected()
+
+    return tell

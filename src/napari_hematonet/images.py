@@ -1,0 +1,252 @@
+"""From an image in the viewer to a field: pixels, pixel size, and where a place in one is in the other."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from hematokit.errors import HematokitError, ImageError
+from hematokit.imaging.fieldfiles import Field, field_name, open_field
+from hematokit.imaging.fieldfiles.levels import Source, drop_alpha
+from hematokit.imaging.fieldfiles.pixelsize import PixelSize, check_given, from_lengths, nothing
+from hematokit.imaging.geometry import Box, to_napari
+from hematokit.imaging.reading import printable
+
+if TYPE_CHECKING:
+    import napari
+    from napari.layers import Image, Layer
+
+__all__ = ["LayerField", "field_of", "from_field", "is_field_image", "show_in_micrometres", "to_field"]
+
+_SMALLEST: Final = 32  # pixels; a nucleus is as wide
+_MICROMETRE: Final = "micrometer"
+
+
+class LayerField(Field):
+    """A field whose pixels are an image layer's.
+
+    The pixels stay readable when the layer has been removed from the viewer.
+
+    Attributes
+    ----------
+    layer_name : str
+    plane : tuple of int
+        Which plane of a stack it is; empty for a plain image.
+    """
+
+    layer_name: str
+    plane: tuple[int, ...]
+
+
+class _LayerLevel:
+    """One resolution of an image layer: an array (..., y, x, channels) of any kind that numpy can read."""
+
+    def __init__(self, array: Any, plane: tuple[int, ...], shown: str) -> None:
+        self._array, self._plane, self._shown = array, plane, shown
+        self.height, self.width = (int(side) for side in array.shape[-3:-1])
+        kind = np.dtype(array.dtype)
+        self.dtype: np.dtype[Any] = np.dtype(np.uint16 if kind == np.uint16 else np.uint8)
+
+    def read(self, box: Box) -> npt.NDArray[Any]:
+        rows, columns = box.slices
+        pixels = np.asarray(self._array[(*self._plane, rows, columns)])
+        if pixels.shape[-1] == 4:
+            opaque = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
+            pixels = drop_alpha(pixels, opaque, self._shown)
+        if pixels.dtype.kind == "f":
+            # napari shows colours in floating point as 0 to 1.
+            pixels = np.round(np.clip(np.nan_to_num(pixels), 0, 1) * 255).astype(np.uint8)
+            return np.ascontiguousarray(pixels)
+        return np.array(pixels)
+
+
+def is_field_image(layer: Layer | None) -> bool:
+    """Tell whether a layer is worth offering as a field: an image in colour."""
+    return layer is not None and layer._type_string == "image" and bool(getattr(layer, "rgb", False))
+
+
+def field_of(
+    layer: Layer | None, *, viewer: napari.Viewer | None = None, pixel_size_um: float | None = None
+) -> LayerField:
+    """Make a field of an image layer.
+
+    Taken are colour images of 8 or 16 bits or floating point, in one resolution or several, in memory or not; of a
+    stack, the plane that the viewer shows. The pixel size is the layer's, if its units are a length; else what the
+    metadata of the layer's file say; else what is given.
+
+    Parameters
+    ----------
+    layer : Layer or None
+    viewer : napari.Viewer, optional
+        Says which plane of a stack is shown; without it, the first.
+    pixel_size_um : float, optional
+        Micrometres per pixel, used where neither the layer nor its file says.
+
+    Returns
+    -------
+    LayerField
+        Read by windows, so that a large image is never whole in memory.
+
+    Raises
+    ------
+    ImageError
+        ``"missing"``, ``"not-an-image"``, ``"not-rgb"``, ``"too-small"`` or ``"pixel-size"``: in one line, what the
+        layer is and what to do.
+    """
+    if layer is None:
+        raise ImageError("missing", "no image is open; open a field, or File > Open Sample > HematoNet")
+    shown = f"layer '{printable(layer.name)}'"
+    if layer._type_string != "image":
+        raise ImageError("not-an-image", f"{shown} is no image but {layer._type_string}; choose the layer of the field")
+    _check_pixels(layer, shown)
+    check_given(pixel_size_um)
+    plane = _shown_plane(layer, viewer)
+    arrays = list(layer.data) if layer.multiscale else [layer.data]
+    levels: list[_LayerLevel] = []
+    for array in arrays:
+        level = _LayerLevel(array, plane if array is arrays[0] else (), shown)
+        # Only the full resolution of a stack: its smaller levels may have fewer planes.
+        if not levels or (not plane and level.height < levels[-1].height and level.width < levels[-1].width):
+            levels.append(level)
+    height, width = levels[0].height, levels[0].width
+    if min(height, width) < _SMALLEST:
+        raise ImageError("too-small", f"{shown} is {width}x{height} px, no larger than a cell; open a whole field")
+    notes = (f"plane {'/'.join(str(number) for number in plane)} of a stack",) if plane else ()
+    file = _file_of(layer)
+    stated = _stated_size(layer, file, height, width)
+    source = Source(tuple(levels), PixelSize(stated.um, (*notes, *stated.notes)))
+    name = layer.name if file is None or _has_siblings(layer, file) else field_name(file)
+    field = LayerField(file or Path(name), name, source, pixel_size_um=pixel_size_um)
+    field.layer_name, field.plane = layer.name, plane
+    return field
+
+
+def _check_pixels(layer: Image, shown: str) -> None:
+    if not layer.rgb:
+        shape = layer.data[0].shape if layer.multiscale else layer.data.shape
+        advice = "open the picture in colour"
+        if 3 in shape[:-2]:
+            advice = "if its 3 planes are red, green and blue, right-click it: Split Stack, then Merge to RGB"
+        raise ImageError("not-rgb", f"{shown} is greyscale; HematoNet needs the colours of the stain: {advice}")
+    kind = np.dtype(layer.dtype)
+    if kind not in (np.uint8, np.uint16) and kind.kind != "f":
+        raise ImageError("not-rgb", f"{shown} has pixels of type {kind}; convert it to 8 bits per channel")
+
+
+def _shown_plane(layer: Image, viewer: napari.Viewer | None) -> tuple[int, ...]:
+    shape = (layer.data[0] if layer.multiscale else layer.data).shape[:-3]
+    if not shape:
+        return ()
+    if viewer is None:
+        return (0,) * len(shape)
+    at = np.round(layer.world_to_data(viewer.dims.point[-layer.ndim :])[: len(shape)]).astype(int)
+    return tuple(int(number) for number in np.clip(at, 0, np.array(shape) - 1))
+
+
+def _file_of(layer: Image) -> Path | None:
+    path = getattr(layer.source, "path", None)
+    return None if not path else Path(str(path))
+
+
+def _has_siblings(layer: Image, file: Path) -> bool:
+    """Whether a file gave several images (a store's fields): then the layer's name says which one it is."""
+    return file.is_dir() and layer.name != field_name(file)
+
+
+def _stated_size(layer: Image, file: Path | None, height: int, width: int) -> PixelSize:
+    size = _size_in_layer(layer)
+    if size is not None:
+        return size
+    if file is None or not file.exists():
+        return nothing
+    # napari's own readers do not look for a pixel size.
+    with contextlib.suppress(HematokitError), open_field(file) as opened:
+        if (opened.height, opened.width) == (height, width):
+            return PixelSize(opened.pixel_size_um)
+    return nothing
+
+
+def _size_in_layer(layer: Image) -> PixelSize | None:
+    """Pixel size by the layer's units; None if these are pixels."""
+    try:
+        units = [(1 * unit).to(_MICROMETRE).magnitude for unit in layer.units[-2:]]
+    except Exception:
+        # pixel, second, or no units at all (napari before 0.6): pint has an error of its own for each.
+        return None
+    linear = np.asarray(layer.affine.linear_matrix) @ _linear(layer)
+    sides = np.sqrt((linear[-2:, -2:] ** 2).sum(axis=0))
+    return from_lengths(float(sides[1]) * units[1], float(sides[0]) * units[0], "um", "um", "the layer's scale")
+
+
+def _linear(layer: Layer) -> npt.NDArray[np.float64]:
+    """The linear part of a layer's own transform: rotation, shear and scale."""
+    origin = np.zeros(layer.ndim)
+    matrix = np.linalg.inv(np.asarray(layer.affine.linear_matrix))
+    base = np.asarray(layer.data_to_world(origin))
+    columns = [np.asarray(layer.data_to_world(unit)) - base for unit in np.eye(layer.ndim)]
+    return np.asarray(matrix @ np.array(columns).T)
+
+
+def to_field(image: Layer, world: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Convert places in the viewer's world to pixels of a field.
+
+    Parameters
+    ----------
+    image : Layer
+        The image, or the layer of its cells, which lies as it does.
+    world : array-like, shape (n, d) or (d,)
+        As ``viewer.cursor.position`` and ``layer.data_to_world`` give them.
+
+    Returns
+    -------
+    ndarray, shape (n, 2) or (2,)
+        ``(y, x)`` with pixel corners on the integers, as cells tables have them.
+    """
+    places = np.asarray(world, np.float64)
+    flat = np.atleast_2d(places)
+    found = np.array([image.world_to_data(place[-image.ndim :])[-2:] for place in flat]).reshape(-1, 2) + 0.5
+    return found if places.ndim > 1 else found[0]
+
+
+def from_field(image: Layer, points: npt.ArrayLike, plane: tuple[int, ...] = ()) -> npt.NDArray[np.float64]:
+    """Convert pixels ``(y, x)`` of a field, shape (n, 2) or (2,), to places in the viewer's world; see `to_field`."""
+    pixels = np.asarray(points, np.float64)
+    data = [(*plane, *point) for point in to_napari(np.atleast_2d(pixels))]
+    found = np.array([image.data_to_world(point) for point in data]).reshape(-1, image.ndim)
+    return found if pixels.ndim > 1 else found[0]
+
+
+def show_in_micrometres(viewer: napari.Viewer, pixel_size_um: float) -> None:
+    """Make the world micrometres, so that the scale bar is in them.
+
+    Every layer that is measured in pixels grows by the pixel size, and the camera with them: what the user sees does
+    not move. Layers that have units of length already stay as they are.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    pixel_size_um : float
+        Micrometres per pixel.
+    """
+    layers = [layer for layer in viewer.layers if all(str(unit) == "pixel" for unit in layer.units)]
+    if not layers:
+        return
+    whole = len(layers) == len(viewer.layers)
+    centre, zoom = viewer.camera.center, viewer.camera.zoom
+    for layer in layers:
+        factors = np.ones(layer.ndim)
+        factors[-2:] = pixel_size_um
+        matrix = np.array(layer.affine.affine_matrix)
+        matrix[:-1, -1] *= factors
+        # The same factor in y and x, so that it may be taken before the layer's rotation and shear.
+        layer.affine = matrix
+        layer.translate = np.asarray(layer.translate) * factors
+        layer.scale = np.asarray(layer.scale) * factors
+        layer.units = (*layer.units[:-2], _MICROMETRE, _MICROMETRE)
+    if whole:
+        viewer.camera.center = (centre[0], *(np.asarray(centre[1:]) * pixel_size_um))
+        viewer.camera.zoom = zoom / pixel_size_um

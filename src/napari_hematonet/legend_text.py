@@ -1,0 +1,104 @@
+"""The differential in words and tables, as the legend shows, copies and exports it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from hematokit.errors import FieldError
+from hematokit.files import one_line_write_errors, write_atomically, write_json
+from hematokit.imaging.reading import printable
+
+if TYPE_CHECKING:
+    from hematokit.fields.review import Review
+    from hematokit.fields.summary import Ratio, Share
+
+__all__ = ["COLUMNS", "as_text", "headline", "row_texts", "write_differential"]
+
+COLUMNS: Final = ("Class", "Cells", "%", "95 % interval", "Unsure", "Reviewed")
+
+
+def row_texts(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cells of a row of the legend: one of `Review.differential`, as a dict."""
+    return (
+        printable(str(entry["name"])),
+        f"{entry['count']:,}",
+        _number(entry["percent"]),
+        "" if _missing(entry["low"]) else f"{entry['low']:.1f} – {entry['high']:.1f}",
+        f"{entry['unsure']:,}" if entry["unsure"] else "",
+        f"{entry['reviewed']:,}" if entry["reviewed"] else "",
+    )
+
+
+def _missing(value: float | None) -> bool:
+    return value is None or math.isnan(value)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.1f}"
+
+
+def headline(review: Review) -> str:
+    """Return the figures above the table: cells, blasts, M:E."""
+    entry = review.summary()
+    reviewed = int(review.cells["reviewed"].sum())
+    parts = [f"{entry.cells:,} cells: {entry.counted:,} counted"]
+    parts += [f"{entry.unsure:,} unsure"] if entry.unsure else []
+    parts += [f"{entry.apart:,} counted apart"] if entry.apart else []
+    parts += [f"{reviewed:,} reviewed"] if reviewed else []
+    return "\n".join([", ".join(parts), f"Blasts {_share(entry.blasts)}", f"M:E {_ratio(entry.ratio)}"])
+
+
+def _share(share: Share | None) -> str:
+    if share is None or share.share is None:
+        return "not defined"
+    low, high = share.interval or (math.nan, math.nan)
+    return f"{100 * share.share:.1f} % ({100 * low:.1f} – {100 * high:.1f})"
+
+
+def _ratio(ratio: Ratio) -> str:
+    if ratio.value is None:
+        return f"not defined: {ratio.reason}"
+    if ratio.interval is None:
+        return f"{ratio.value:.2g}"
+    low, high = ratio.interval
+    return f"{ratio.value:.2g} ({low:.2g} – {'∞' if high is None else f'{high:.2g}'})"
+
+
+def as_text(review: Review) -> str:
+    """Return the differential for a spreadsheet: tab-separated, with a headline."""
+    lines = [headline(review), "", "\t".join(("Code", *COLUMNS))]
+    rows = review.differential().to_dict("records")
+    lines += ["\t".join((str(entry["code"]), *row_texts({str(key): entry[key] for key in entry}))) for entry in rows]
+    return "\n".join([*lines, "", "For research use only"])
+
+
+def write_differential(review: Review, path: str | Path) -> None:
+    """Write the differential of the cells that are shown to a person, as CSV or JSON.
+
+    Parameters
+    ----------
+    review : Review
+    path : path
+        Ending in ``.csv`` (the table by class) or ``.json`` (also totals, blasts and M:E with their intervals).
+
+    Raises
+    ------
+    FieldError
+        If the ending is another, or the file cannot be written; an old file then stays.
+    """
+    from hematokit.fields.exports import csv_text
+
+    path = Path(path)
+    ending = path.suffix.lower()
+    if ending not in (".csv", ".json"):
+        raise FieldError(f"{printable(str(path))}: the differential is written to .csv or .json; end the name so")
+    table = review.differential()
+    with one_line_write_errors(path.parent, FieldError, "choose another folder, or make room"):
+        if ending == ".csv":
+            write_atomically(path, csv_text(table))
+        else:
+            summary = {**review.summary().to_dict(), "reviewed": int(review.cells["reviewed"].sum())}
+            write_json(path, {"kind": "hematokit differential of a review", "research_use_only": True, **summary})

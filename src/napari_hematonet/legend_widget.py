@@ -1,0 +1,313 @@
+"""The dock "Legend and differential": the classes with their colours and counts; which of them are shown."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pandas as pd
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtGui import QColor, QFont, QGuiApplication, QIcon, QPixmap
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QFileDialog,
+    QHBoxLayout,
+    QHeaderView,
+    QLabel,
+    QPushButton,
+    QTreeWidget,
+    QTreeWidgetItem,
+    QVBoxLayout,
+    QWidget,
+)
+
+from hematokit.errors import FieldError
+from hematokit.imaging.reading import printable
+from napari_hematonet.class_visibility import hidden_classes, show_classes
+from napari_hematonet.legend_text import COLUMNS, as_text, headline, row_texts, write_differential
+from napari_hematonet.state import FieldState, current_layer, guarded, notify, state_of
+
+if TYPE_CHECKING:
+    import napari
+    from napari.layers import Points
+
+__all__ = ["LegendWidget"]
+
+_WAIT: Final = 200
+"""Milliseconds after a change before the counts are made anew: changes come in flocks while a job runs."""
+
+_CODE: Final = int(Qt.ItemDataRole.UserRole)
+_ICON: Final = 14
+
+
+class LegendWidget(QWidget):  # type: ignore[misc] # Qt has no types here
+    """Counts the cells of the layer that the user means, by class.
+
+    A tick hides or shows a class or a lineage; a click on a row shows it alone, another click all of them again.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+    """
+
+    def __init__(self, napari_viewer: napari.Viewer) -> None:
+        super().__init__()
+        # napari gives widgets its viewer behind a fence that warns of what our other modules do with layers.
+        self._viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
+        self._state: FieldState | None = None
+        self._followed: list[Any] = []
+        self._alone: tuple[str, ...] = ()
+        self._filling = self._just_ticked = False
+        self._make_parts()
+        self._soon = QTimer(self)
+        self._soon.setSingleShot(True)
+        self._soon.setInterval(_WAIT)
+        self._soon.timeout.connect(self.refresh)
+        layers = self._viewer.layers
+        for event in (layers.events.inserted, layers.events.removed, layers.selection.events.active):
+            event.connect(self._later)
+        self.refresh()
+
+    def _make_parts(self) -> None:
+        self.title = QLabel()
+        self.title.setWordWrap(True)
+        self.figures = QLabel()
+        self.figures.setWordWrap(True)
+        self.figures.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.tree = QTreeWidget()
+        self.tree.setObjectName("legend")
+        self.tree.setHeaderLabels(list(COLUMNS))
+        self.tree.setSelectionMode(QAbstractItemView.SelectionMode.NoSelection)
+        self.tree.setRootIsDecorated(True)
+        self.tree.setIndentation(14)
+        self.tree.header().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        self.tree.header().setStretchLastSection(False)
+        self.tree.setToolTip("Tick to show or hide; click a row to show it alone, and again to show all")
+        self.tree.itemChanged.connect(self._ticked)
+        self.tree.itemClicked.connect(self._clicked)
+        self.all_button = QPushButton("Show all")
+        self.empty_button = QPushButton("Hide empty rows")
+        self.empty_button.setCheckable(True)
+        self.empty_button.setChecked(True)
+        self.copy_button, self.export_button = QPushButton("Copy"), QPushButton("Export…")
+        self.copy_button.setToolTip("The table to the clipboard, for a spreadsheet")
+        self.export_button.setToolTip("The differential as CSV or JSON, or the cells as CSV, GeoJSON or Parquet")
+        self.all_button.clicked.connect(self.show_all)
+        self.empty_button.toggled.connect(self.refresh)
+        self.copy_button.clicked.connect(self.copy)
+        self.export_button.clicked.connect(self._ask_export)
+        upper, lower = QHBoxLayout(), QHBoxLayout()
+        upper.addWidget(self.all_button)
+        upper.addWidget(self.empty_button)
+        lower.addWidget(self.copy_button)
+        lower.addWidget(self.export_button)
+        box = QVBoxLayout(self)
+        box.addWidget(self.title)
+        box.addWidget(self.figures)
+        box.addWidget(self.tree, 1)
+        box.addLayout(upper)
+        box.addLayout(lower)
+        note = QLabel("<small>Intervals: 95 %, cells taken as independent. For research use only</small>")
+        note.setWordWrap(True)
+        box.addWidget(note)
+        self.setMinimumWidth(340)
+
+    # --- what is shown ------------------------------------------------------------------------------------------------
+
+    @property
+    def layer(self) -> Points | None:
+        """The layer that is counted."""
+        return current_layer(self._viewer)
+
+    @guarded
+    def _later(self, event: object = None) -> None:
+        if not self._soon.isActive():
+            self._soon.start()
+
+    def _follow(self, state: FieldState | None) -> None:
+        self._state = state
+        if state is not None and not any(review is state.review for review in self._followed):
+            self._followed.append(state.review)
+            state.review.on_change(self._changed)
+
+    @guarded
+    def _changed(self, kind: str, cell_ids: list[str]) -> None:
+        self._later()
+
+    @guarded
+    def refresh(self) -> None:
+        """Count again."""
+        layer = self.layer
+        self._follow(state_of(layer))
+        for button in (self.all_button, self.copy_button, self.export_button):
+            button.setEnabled(layer is not None)
+        if layer is None or self._state is None:
+            self.title.setText("No cells yet: Plugins > HematoNet > Classify field")
+            self.figures.clear()
+            self.tree.clear()
+            return
+        # Cells that came, or changed their class, since.
+        show_classes(layer, hidden_classes(layer))
+        review = self._state.review
+        self.title.setText(f"<b>{_escaped(layer.name)}</b>")
+        self.figures.setText(headline(review))
+        self._fill(review.differential())
+
+    def _fill(self, table: pd.DataFrame) -> None:
+        """Make the rows, or bring them up to date where they are the same: what is folded stays folded."""
+        assert self.layer is not None
+        hidden = hidden_classes(self.layer)
+        if self.empty_button.isChecked():
+            seen = (table["count"] + table["unsure"] + table["reviewed"]) > 0
+            table = table[seen | table["code"].isin(hidden)]
+        self._filling = True
+        try:
+            groups = list(dict.fromkeys(table["lineage"]))
+            wanted = [(group, tuple(table.loc[table["lineage"] == group, "code"])) for group in groups]
+            if wanted != self._rows():
+                self._rebuild(table, groups)
+            for number, group in enumerate(groups):
+                top, part = self.tree.topLevelItem(number), table[table["lineage"] == group]
+                for row, entry in enumerate(part.to_dict("records")):
+                    item = top.child(row)
+                    for column, text in enumerate(row_texts(entry)):
+                        item.setText(column, text)
+                    item.setCheckState(0, _ticked(entry["code"] not in hidden))
+                shown = [code not in hidden for code in part["code"]]
+                top.setCheckState(
+                    0, Qt.CheckState.PartiallyChecked if any(shown) and not all(shown) else _ticked(all(shown))
+                )
+                total = part["percent"].sum(min_count=1)
+                entry = {"name": group or "other", "count": int(part["count"].sum()), "percent": total}
+                entry |= {"low": math.nan, "high": math.nan, "reviewed": int(part["reviewed"].sum())}
+                for column, text in enumerate(row_texts(entry | {"unsure": int(part["unsure"].sum())})):
+                    top.setText(column, text)
+        finally:
+            self._filling = False
+
+    def _rows(self) -> list[tuple[str, tuple[str, ...]]]:
+        tops = [self.tree.topLevelItem(number) for number in range(self.tree.topLevelItemCount())]
+        return [
+            (top.data(0, _CODE), tuple(top.child(row).data(0, _CODE) for row in range(top.childCount())))
+            for top in tops
+        ]
+
+    def _rebuild(self, table: pd.DataFrame, groups: list[str]) -> None:
+        tops = [self.tree.topLevelItem(number) for number in range(self.tree.topLevelItemCount())]
+        folded = {top.data(0, _CODE) for top in tops if not top.isExpanded()}
+        self.tree.clear()
+        bold = QFont(self.tree.font())
+        bold.setBold(True)
+        for group in groups:
+            top = QTreeWidgetItem(self.tree)
+            top.setData(0, _CODE, group)
+            for column in range(len(COLUMNS)):
+                top.setFont(column, bold)
+                top.setTextAlignment(column, _side(column))
+            for entry in table[table["lineage"] == group].to_dict("records"):
+                item = QTreeWidgetItem(top)
+                item.setData(0, _CODE, entry["code"])
+                item.setIcon(0, _swatch(entry["colour"]))
+                item.setToolTip(0, f"{printable(entry['name'])} ({entry['code']})")
+                for column in range(len(COLUMNS)):
+                    item.setTextAlignment(column, _side(column))
+            top.setExpanded(group not in folded)
+
+    # --- what is visible ----------------------------------------------------------------------------------------------
+
+    def _codes(self, item: QTreeWidgetItem) -> tuple[str, ...]:
+        if item.parent() is not None:
+            return (str(item.data(0, _CODE)),)
+        return tuple(str(item.child(row).data(0, _CODE)) for row in range(item.childCount()))
+
+    @guarded
+    def _ticked(self, item: QTreeWidgetItem, column: int) -> None:
+        if self._filling or self.layer is None or column != 0:
+            return
+        codes, state = set(self._codes(item)), item.checkState(0)
+        hidden = hidden_classes(self.layer)
+        hidden = hidden - codes if state != Qt.CheckState.Unchecked else hidden | codes
+        self._alone = ()
+        self._hide(hidden)
+        self._just_ticked = True
+
+    @guarded
+    def _clicked(self, item: QTreeWidgetItem, column: int) -> None:
+        # A click on the tick box is a click on the row, too.
+        if self._just_ticked:
+            self._just_ticked = False
+            return
+        codes = self._codes(item)
+        if self._alone == codes:
+            self.show_all()
+            return
+        if self._state is not None:
+            self._hide(set(self._state.review.taxonomy.codes) - set(codes))
+            self._alone = codes
+
+    @guarded
+    def show_all(self) -> None:
+        """Show the cells of every class."""
+        self._alone = ()
+        self._hide(set())
+
+    def _hide(self, hidden: set[str]) -> None:
+        if self.layer is not None:
+            show_classes(self.layer, hidden)
+            self.refresh()
+
+    # --- taking it away -----------------------------------------------------------------------------------------------
+
+    @guarded
+    def copy(self) -> None:
+        """Put the table on the clipboard, tab-separated."""
+        if self._state is not None:
+            QGuiApplication.clipboard().setText(as_text(self._state.review))
+            notify("the differential is on the clipboard")
+
+    @guarded
+    def _ask_export(self) -> None:
+        if self._state is None:
+            return
+        kinds = "Differential (*.csv *.json);;Cells (*.cells.csv *.geojson *.parquet)"
+        name, _ = QFileDialog.getSaveFileName(self, "Export", "differential.csv", kinds)
+        if name:
+            self.export(name)
+
+    @guarded
+    def export(self, path: str | Path) -> None:
+        """Write the differential, or the cells, by the file's ending.
+
+        Parameters
+        ----------
+        path : path
+            ``.csv`` or ``.json``: the differential. ``.cells.csv``, ``.geojson`` (QuPath), ``.parquet``: the cells.
+        """
+        if self._state is None:
+            raise FieldError("there are no cells to export yet; classify a field first")
+        path = Path(path)
+        if path.suffix.lower() in (".geojson", ".parquet") or path.name.lower().endswith(".cells.csv"):
+            self._state.review.export(path)
+        else:
+            write_differential(self._state.review, path)
+        notify(f"saved {path}")
+
+
+def _ticked(shown: bool) -> Qt.CheckState:
+    return Qt.CheckState.Checked if shown else Qt.CheckState.Unchecked
+
+
+def _side(column: int) -> Qt.AlignmentFlag:
+    side = Qt.AlignmentFlag.AlignLeft if column == 0 else Qt.AlignmentFlag.AlignRight
+    return side | Qt.AlignmentFlag.AlignVCenter
+
+
+def _swatch(colour: str) -> QIcon:
+    pixels = QPixmap(_ICON, _ICON)
+    pixels.fill(QColor(colour))
+    return QIcon(pixels)
+
+
+def _escaped(text: str) -> str:
+    return printable(text).replace("&", "&amp;").replace("<", "&lt;")

@@ -1,0 +1,395 @@
+"""The dock "Review": going through cells and giving them their class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout
+
+from hematokit.fields.review import QUEUE_ORDERS
+from napari_hematonet._settings import class_keys, key_of, reviewer
+from napari_hematonet.class_list import ClassList
+from napari_hematonet.classify_job import Background, Failed
+from napari_hematonet.following import CLICK_KEY, Follower, FollowingDock, select_cells
+from napari_hematonet.images import to_field
+from napari_hematonet.keys import QUEUE_KEY, Keys, go_on, queue_of, step_keys, usable_key
+from napari_hematonet.review_job import Added, Stored, classified_cell, stored_cells
+from napari_hematonet.state import guarded, notify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import napari
+    import numpy as np
+    import pandas as pd
+
+    from hematokit.progress import Progress
+
+__all__ = ["ReviewWidget"]
+
+_UNDO: Final = "Ctrl+Z"
+_REDO: Final = "Ctrl+Shift+Z"
+_ALSO_DELETE: Final = "Backspace"
+_ORDER_NAMES: Final = {"least sure": "Least sure first", "class": "Class by class", "place": "From top to bottom"}
+
+
+class ReviewWidget(FollowingDock):
+    """Corrects, confirms, deletes and adds cells, and leads through them.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+    """
+
+    def __init__(self, napari_viewer: napari.Viewer) -> None:
+        super().__init__()
+        self.viewer = napari_viewer
+        self._working: list[Background] = []
+        self.follower = Follower(napari_viewer, self)
+        self._keys = Keys("Review")
+        self._key_of: dict[str, str] = {}
+        self._build()
+        self._connect()
+        self._new_layer()
+
+    # --- how it looks -------------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        self.header = QLabel()
+        self.share = QProgressBar()
+        self.share.setTextVisible(False)
+        self.share.setFixedHeight(6)
+        self.order = ComboBox(label="Order", choices=[(_ORDER_NAMES.get(name, name), name) for name in QUEUE_ORDERS])
+        self.only = ComboBox(label="Only", choices=[("all classes", "")])
+        self.advance = CheckBox(text="Go on to the next cell after each decision", value=True)
+        queue = Container(widgets=[self.order, self.only, self.advance])
+        self.cell = QLabel()
+        self.cell.setWordWrap(True)
+        self.classes = ClassList()
+        self.confirm_button, self.delete_button = QPushButton(), QPushButton()
+        self.add_button = QPushButton("Add missed cells")
+        self.add_button.setCheckable(True)
+        self.add_button.setToolTip("Then click on the picture where a cell was missed; it is classified at once")
+        self.undo_button, self.redo_button = QPushButton(f"Undo ({_UNDO})"), QPushButton("Redo")
+        self.redo_button.setToolTip(_REDO)
+        self.previous_button, self.next_button = QPushButton("◀ Previous"), QPushButton("Next ▶")
+        self.store = FileEdit(label="Store", mode="w", filter="*.zarr")
+        self.export_button = QPushButton("Export corrected cells to store")
+        self.export_button.setToolTip("The cells that were reviewed become a training set for hematokit train")
+        self.status = QLabel()
+        self.status.setWordWrap(True)
+        export = Container(widgets=[self.store])
+        for form in (queue, export):
+            form.native.layout().setContentsMargins(0, 0, 0, 0)
+        steps, grid = QHBoxLayout(), QGridLayout()
+        steps.addWidget(self.previous_button)
+        steps.addWidget(self.next_button)
+        grid.addWidget(self.confirm_button, 0, 0)
+        grid.addWidget(self.delete_button, 0, 1)
+        grid.addWidget(self.undo_button, 1, 0)
+        grid.addWidget(self.redo_button, 1, 1)
+        grid.addWidget(self.add_button, 2, 0, 1, 2)
+        column = QVBoxLayout(self)
+        column.addWidget(self.header)
+        column.addWidget(self.share)
+        column.addWidget(queue.native)
+        column.addLayout(steps)
+        column.addWidget(self.cell)
+        column.addWidget(self.classes, stretch=1)
+        column.addLayout(grid)
+        column.addWidget(export.native)
+        column.addWidget(self.export_button)
+        column.addWidget(self.status)
+        for taking in (self.classes, *self.findChildren(QPushButton)):
+            # Keys stay with the picture: a list would search in itself, a button take the space bar.
+            taking.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        for label in (self.header, self.cell, self.status):
+            label.setTextFormat(Qt.TextFormat.PlainText)
+        self.setMinimumWidth(320)
+
+    def _connect(self) -> None:
+        self.follower.layer_changed.connect(self._new_layer)
+        self.follower.selection_changed.connect(self._show_cell)
+        self.follower.cells_changed.connect(self._changed)
+        self.order.changed.connect(self._new_queue)
+        self.only.changed.connect(self._new_queue)
+        self.classes.chosen.connect(self.correct)
+        self.confirm_button.clicked.connect(self.confirm)
+        self.delete_button.clicked.connect(self.delete)
+        self.undo_button.clicked.connect(self.undo)
+        self.redo_button.clicked.connect(self.redo)
+        self.add_button.toggled.connect(self._adding)
+        self.next_button.clicked.connect(self._go_on)
+        self.previous_button.clicked.connect(self._go_back)
+        self.export_button.clicked.connect(self.export_to_store)
+
+    def let_go(self) -> None:
+        """Release keys, stop work, stop following."""
+        if self.follower.layer is not None:
+            for key in (CLICK_KEY, QUEUE_KEY):
+                self.follower.layer.metadata.pop(key, None)
+        self._keys.release()
+        self.follower.close()
+        for background in self._working:
+            background.stop()
+
+    # --- decisions ----------------------------------------------------------------------------------------------------
+
+    @guarded
+    def correct(self, code: str) -> None:
+        """Give the selected cells a class."""
+        self._decide(lambda review, ids: review.correct(ids, code))
+
+    @guarded
+    def confirm(self) -> None:
+        """Say that the selected cells have the right class."""
+        self._decide(lambda review, ids: review.confirm(ids))
+
+    @guarded
+    def delete(self) -> None:
+        """Take the selected cells away."""
+        self._decide(lambda review, ids: review.delete(ids))
+
+    def _decide(self, action: Callable[[Any, list[str]], object]) -> None:
+        state, layer, ids = self.follower.state, self.follower.layer, self.follower.cell_ids
+        if state is None or layer is None:
+            notify("no cells yet; classify a field first", "warning")
+            return
+        if not ids:
+            notify("no cell is selected; click one first, or press Next", "warning")
+            return
+        state.review.who = reviewer()
+        after = self._following(ids[-1])
+        action(state.review, ids)
+        self.status.clear()
+        if self.advance.value and len(ids) == 1:
+            if after is not None:
+                select_cells(self.viewer, layer, [after], look=True)
+            else:
+                self.status.setText("That was the last cell that nobody had reviewed.")
+
+    def _following(self, cell_id: str) -> str | None:
+        """The next cell of the queue that nobody has reviewed."""
+        state, layer = self.follower.state, self.follower.layer
+        assert state is not None  # the caller has looked
+        assert layer is not None
+        order = queue_of(layer, state.review)
+        place = order.index(cell_id) if cell_id in order else -1
+        cells = state.review.cells
+        done = set(cells["cell_id"][cells["reviewed"].to_numpy(bool)])
+        hidden = set(layer.features["cell_id"][~layer.shown])
+        rest = order[place + 1 :] + order[: max(place, 0)]
+        return next((cell for cell in rest if cell not in done and cell not in hidden), None)
+
+    @guarded
+    def undo(self) -> None:
+        """Take the last decision back."""
+        self._turn("undo")
+
+    @guarded
+    def redo(self) -> None:
+        """Bring back what was undone last."""
+        self._turn("redo")
+
+    def _turn(self, which: str) -> None:
+        state, layer = self.follower.state, self.follower.layer
+        if state is None or layer is None:
+            return
+        touched: list[str] = []
+        self._touched = touched
+        state.review.who = reviewer()
+        words = getattr(state.review, which)()
+        self._touched = None
+        if words is None:
+            self.status.setText(f"There is nothing to {which}.")
+            return
+        there = set(state.review.cells["cell_id"])
+        select_cells(self.viewer, layer, [cell for cell in touched if cell in there], look=True)
+        self.status.setText(f"{'Undone' if which == 'undo' else 'Done again'}: {words}")
+
+    _touched: list[str] | None = None
+
+    # --- missed cells -------------------------------------------------------------------------------------------------
+
+    @guarded
+    def _adding(self, on: bool) -> None:
+        layer = self.follower.layer
+        if layer is None:
+            return
+        if on:
+            layer.metadata[CLICK_KEY] = self._missed_at
+            self.status.setText("Click on the picture where a cell was missed. Click the button again to end.")
+        else:
+            layer.metadata.pop(CLICK_KEY, None)
+            self.status.clear()
+
+    @guarded
+    def _missed_at(self, position: np.ndarray) -> None:
+        """A click at a place in the world."""
+        state, layer = self.follower.state, self.follower.layer
+        if state is None or layer is None:
+            return
+        y, x = to_field(layer, position)
+        self.status.setText("Classifying the cell …")
+        self._start(lambda tell: classified_cell(state, float(y), float(x)))
+
+    def _add(self, added: Added) -> None:
+        added.state.review.who = reviewer()
+        cell_id = added.state.review.add(added.row)
+        if added.state is self.follower.state and self.follower.layer is not None:
+            select_cells(self.viewer, self.follower.layer, [cell_id])
+        self.status.setText(f"Added {cell_id}. Give it its class if the model's is wrong.")
+
+    # --- the queue ----------------------------------------------------------------------------------------------------
+
+    @guarded
+    def _new_queue(self) -> None:
+        state, layer = self.follower.state, self.follower.layer
+        if state is None or layer is None or self.order.value is None:
+            return
+        layer.metadata[QUEUE_KEY] = state.review.queue(str(self.order.value), str(self.only.value or "") or None)
+        self._count()
+
+    @guarded
+    def _go_on(self) -> None:
+        go_on(self.viewer)
+
+    @guarded
+    def _go_back(self) -> None:
+        go_on(self.viewer, False)
+
+    # --- the training set ---------------------------------------------------------------------------------------------
+
+    @guarded
+    def export_to_store(self) -> None:
+        """Write the reviewed cells to a patch store, in the background."""
+        state = self.follower.state
+        if state is None:
+            notify("no cells yet; classify a field first", "warning")
+            return
+        path = Path(str(self.store.value))
+        if not path.name or path == Path():
+            notify("choose a store (*.zarr) to write to; a new name makes a new one", "warning")
+            return
+        self.export_button.setEnabled(False)
+        self.status.setText(f"Writing to {path} …")
+        target = path if path.suffix else path.with_suffix(".zarr")
+        self._start(lambda tell: stored_cells(state, target, tell))
+
+    # --- in the background --------------------------------------------------------------------------------------------
+
+    def _start(self, work: Callable[[Progress], Iterator[object]]) -> None:
+        background = Background()
+        self._working.append(background)
+        background.start(lambda: work(background.tell), self._step, self._end)
+
+    @guarded
+    def _step(self, step: object) -> None:
+        if isinstance(step, Added):
+            self._add(step)
+        elif isinstance(step, Stored):
+            self.status.setText(step.message)
+            notify(step.message)
+        elif isinstance(step, Failed):
+            self.status.setText(step.reason)
+            notify(step.reason, "error")
+
+    @guarded
+    def _end(self) -> None:
+        self.export_button.setEnabled(self.follower.state is not None)
+        del self._working[:1]
+
+    # --- what is shown ------------------------------------------------------------------------------------------------
+
+    @guarded
+    def _new_layer(self) -> None:
+        self.add_button.setChecked(False)
+        state, layer = self.follower.state, self.follower.layer
+        self.classes.clear()
+        self._key_of = {}
+        for part in (self.classes, self.confirm_button, self.delete_button, self.add_button, self.export_button):
+            part.setEnabled(state is not None)
+        self._bind()
+        if state is None or layer is None:
+            self.header.setText("No cells yet: classify a field first.")
+            self._show_cell()
+            return
+        self.classes.show_classes(state.review.taxonomy)
+        choices = [
+            ("all classes", ""),
+            *((f"{entry.code}  {entry.name}", entry.code) for entry in state.review.taxonomy),
+        ]
+        self.only.choices = choices
+        self._new_queue()
+        self._show_cell()
+
+    def _bind(self) -> None:
+        state, layer = self.follower.state, self.follower.layer
+        chosen = {} if state is None else class_keys(state.review.taxonomy)
+        actions: dict[str, Callable[[], object]] = {key: self._giver(code) for key, code in chosen.items()}
+        actions |= {_ALSO_DELETE: self.delete, _UNDO: self.undo, _REDO: self.redo, **step_keys(self.viewer)}
+        actions |= {key_of("delete_cell"): self.delete, key_of("confirm_cell"): self.confirm}
+        bound = self._keys.bind(layer, actions)
+        taken = {usable_key(key) for key in actions if key not in chosen}
+        self._key_of = {code: bound[key] for key, code in chosen.items() if key in bound and bound[key] not in taken}
+        self.confirm_button.setText(f"Confirm ({usable_key(key_of('confirm_cell')) or 'no key'})")
+        self.delete_button.setText(f"Delete cell ({usable_key(key_of('delete_cell')) or 'no key'})")
+
+    def _giver(self, code: str) -> Callable[[], object]:
+        return lambda: self.correct(code)
+
+    @guarded
+    def _changed(self, kind: str, cell_ids: list[str]) -> None:
+        state, layer = self.follower.state, self.follower.layer
+        if self._touched is not None:
+            self._touched += cell_ids
+        if state is None or layer is None:
+            return
+        if kind in ("append", "add"):
+            # Cells that come while a field is classified find their place among those that nobody has seen.
+            self._new_queue()
+        self._show_cell()
+
+    def _count(self) -> None:
+        state, layer = self.follower.state, self.follower.layer
+        if state is None or layer is None:
+            return
+        cells = state.review.cells
+        done, total = int(cells["reviewed"].sum()), len(cells)
+        who = reviewer()
+        self.header.setText(f"{done:,} of {total:,} cells reviewed" + (f", as {who}" if who else ""))
+        self.share.setRange(0, max(total, 1))
+        self.share.setValue(done)
+        self.classes.show_counts(state.review.shown_label().value_counts().to_dict(), self._key_of)
+
+    @guarded
+    def _show_cell(self) -> None:
+        self._count()
+        state, ids = self.follower.state, self.follower.cell_ids
+        self.classes.mark("")
+        if state is None or not ids:
+            self.cell.setText("Click a cell, or press Next." if state is not None else "")
+            return
+        cells = state.review.cells
+        rows = cells.index[cells["cell_id"].isin(ids)]
+        shown = state.review.shown_label().loc[rows]
+        codes = sorted(set(shown))
+        if len(ids) > 1:
+            self.cell.setText(f"{len(ids)} cells selected: {', '.join(code or 'no class' for code in codes[:6])}")
+        else:
+            self.cell.setText(_words(cells.loc[rows[0]], codes[0]))
+        if len(codes) == 1:
+            self.classes.mark(codes[0])
+
+
+def _words(row: pd.Series[Any], shown: str) -> str:
+    name = f"{row['cell_id']}: {shown or 'no class'}"
+    model = str(row.get("predicted") or "")
+    share = float(row["probability"]) if model else 0.0
+    said = f"{model} {100 * share:.0f} %" if model else ""
+    if bool(row["reviewed"]):
+        return f"{name}, reviewed" + (f" (model: {said})" if said else "")
+    return f"{name} (model: {said})" if said else name

@@ -1,0 +1,175 @@
+"""What belongs to a classified image in the viewer, and how the viewer talks to the user."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+
+from hematokit.errors import HematokitError, describe_error
+from hematokit.imaging.reading import printable
+
+if TYPE_CHECKING:
+    import napari
+    from napari.layers import Layer, Points
+
+    from hematokit.fields.review import Review
+    from hematokit.imaging.fieldfiles import Field
+
+__all__ = [
+    "METADATA_KEY",
+    "FieldState",
+    "cells_layers",
+    "current_layer",
+    "current_state",
+    "guarded",
+    "notify",
+    "state_of",
+]
+
+METADATA_KEY: Final = "hematokit"
+"""Where the state of a field stands in the ``metadata`` of its layer of cells."""
+
+_log = logging.getLogger("napari_hematonet")
+_MESSAGE: Final = 400  # characters of a notification; more is a document
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclasses.dataclass
+class FieldState:
+    """A classified image: its cells, its pixels, and what classified them.
+
+    Attributes
+    ----------
+    review : Review
+        The cells and what a person has done to them.
+    image_layer_name : str
+        Name of the image layer; it may have been renamed or removed since.
+    field : Field or None
+        The pixels; None where the image of a results folder has gone.
+    model_path : str
+        Model that classified the cells; empty if they were read from a file.
+    classifier : object, optional
+        The loaded model, if there is one.
+    detector : str
+        Name of the detector that found the cells.
+    pixel_size_um : float or None
+        Micrometres per pixel of the field.
+    unsure_below : float
+        Probability below which a cell is drawn hollow.
+    plane : tuple of int
+        Which plane of a stack the field is; empty for a plain image.
+    """
+
+    review: Review
+    image_layer_name: str = ""
+    field: Field | None = None
+    model_path: str = ""
+    classifier: Any | None = None
+    detector: str = ""
+    pixel_size_um: float | None = None
+    unsure_below: float = 0.5
+    plane: tuple[int, ...] = ()
+    linked: set[int] = dataclasses.field(default_factory=set, repr=False)
+    """Layers, by ``id``, that follow the review already."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FieldState:
+        """Return the state itself: a duplicated layer shows the same cells, and a model is not copied."""
+        return self
+
+
+def state_of(layer: Layer | None) -> FieldState | None:
+    """Return the state of a layer of cells; None for any other layer.
+
+    The layer follows its review from then on, if it did not before: layers that a reader made are linked here.
+    """
+    state = None if layer is None else layer.metadata.get(METADATA_KEY)
+    if not isinstance(state, FieldState):
+        return None
+    from napari_hematonet.cells_layer import follow_review
+
+    follow_review(layer, state)
+    return state
+
+
+def cells_layers(viewer: napari.Viewer) -> list[Points]:
+    """Return the viewer's layers of cells, lowest first."""
+    return [layer for layer in viewer.layers if isinstance(layer.metadata.get(METADATA_KEY), FieldState)]
+
+
+def current_layer(viewer: napari.Viewer) -> Points | None:
+    """Return the layer of cells that the user means.
+
+    The active layer, if it is one; else the one whose image is active; else the newest visible one, else the newest.
+    """
+    layers = cells_layers(viewer)
+    active = viewer.layers.selection.active
+    if active in layers:
+        return active
+    if active is not None:
+        for layer in reversed(layers):
+            if layer.metadata[METADATA_KEY].image_layer_name == active.name:
+                return layer
+    visible = [layer for layer in layers if layer.visible]
+    return (visible or layers or [None])[-1]
+
+
+def current_state(viewer: napari.Viewer) -> FieldState | None:
+    """Return the state of `current_layer`; None where no field has been classified."""
+    return state_of(current_layer(viewer))
+
+
+def notify(message: object, kind: str = "info") -> None:
+    """Tell the user something in napari's corner, in one line.
+
+    Parameters
+    ----------
+    message : str or exception
+        What to say. Characters that do not print are shown as escapes.
+    kind : str
+        ``"info"``, ``"warning"`` or ``"error"``.
+    """
+    from napari.utils import notifications
+
+    text = printable(" ".join(str(message).split()))[:_MESSAGE]
+    show = {"info": notifications.show_info, "warning": notifications.show_warning, "error": notifications.show_error}
+    show[kind](text)
+
+
+def guarded(function: Callable[P, R]) -> Callable[P, R | None]:
+    """Make a function fit for a Qt slot or an event of napari: nothing that it raises gets out.
+
+    A `HematokitError` is shown as it is; anything else is a fault of this program, which is shown in one line and
+    logged with its traceback. An exception that leaves a slot ends the whole program with PyQt6.
+
+    Arguments that a signal sends and the function does not take (``checked`` of a button) are left out.
+    """
+    takes = _positional(function)
+
+    @functools.wraps(function)
+    def slot(*args: P.args, **kwargs: P.kwargs) -> R | None:
+        try:
+            return function(*args[:takes], **kwargs)  # type: ignore[arg-type]
+        except HematokitError as error:
+            notify(error, "error")
+        except Exception as error:
+            _log.exception("%s failed", getattr(function, "__qualname__", function))
+            notify(f"HematoNet could not do this ({describe_error(error)}); please report it", "error")
+        return None
+
+    # Qt and psygnal look at the signature to decide what to send.
+    slot.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return slot
+
+
+def _positional(function: Callable[..., Any]) -> int | None:
+    """How many positional arguments a function takes; None for any number."""
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return None
+    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)

@@ -1,0 +1,255 @@
+"""Explanations in the background: one at a time, the newest request first, kept, and stopped when asked."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from qtpy.QtCore import QObject, Signal
+
+from hematokit.errors import ExplanationError
+from hematokit.imaging.geometry import Box
+from napari_hematonet._libraries import keep_triton_out
+from napari_hematonet.classify_job import Background, Failed, Note
+from napari_hematonet.state import guarded
+
+if TYPE_CHECKING:
+    from hematokit.explanation.at_cells import ExplainedCell
+    from hematokit.explanation.running import NamedExplainer
+    from hematokit.models import Classifier
+    from napari_hematonet.state import FieldState
+
+__all__ = ["Crop", "Reason", "Request", "WhyJob"]
+
+_KEPT: Final = 256
+"""Maps kept: 250 px in float32 take 250 kB each."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked: why are these cells of these classes?"""
+
+    state: FieldState
+    cell_ids: tuple[str, ...]
+    targets: tuple[str, ...]
+    method: str
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The picture of a cell, (P, P, 3) uint8; there before its map is."""
+
+    cell_id: str
+    patch: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Done:
+    """Cells done, of how many."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Reason:
+    """An answer, ready to be shown.
+
+    Attributes
+    ----------
+    request : Request
+    box : Box
+        The part of the field that the map covers.
+    map : ndarray of float32, shape (box.height, box.width)
+        Relative attributions.
+    patch, picture : ndarray of uint8, shape (P, P, 3)
+        The first cell as the model saw it, and its map as reports draw it.
+    seconds : float
+        What it took; 0 where all of it was kept from before.
+    """
+
+    request: Request
+    box: Box
+    map: npt.NDArray[np.float32]
+    patch: npt.NDArray[np.uint8]
+    picture: npt.NDArray[np.uint8]
+    seconds: float
+
+
+class WhyJob(QObject):  # type: ignore[misc] # Qt has no types here
+    """Answers requests in a thread of its own.
+
+    Signals
+    -------
+    cropped (Crop), answered (Reason), failed (str), noted (str)
+        What there is to show. Only the newest request is answered.
+    progressed (int, int)
+        Cells done, of how many.
+    busy_changed (bool)
+        Whether something is computed.
+    """
+
+    cropped = Signal(object)
+    answered = Signal(object)
+    failed = Signal(str)
+    noted = Signal(str)
+    progressed = Signal(int, int)
+    busy_changed = Signal(bool)
+
+    def __init__(self, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self._kept: OrderedDict[tuple[Any, ...], ExplainedCell] = OrderedDict()
+        self._explainers: dict[str, NamedExplainer] = {}
+        self._loaded: tuple[str, Classifier] | None = None
+        self._running: list[Background] = []
+        self._waiting: Request | None = None
+        # A viewer that closes deletes this object; the thread must not go on for nobody.
+        self.destroyed.connect(_stopper(self._running))
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is computed."""
+        return bool(self._running)
+
+    def ask(self, request: Request) -> None:
+        """Answer a request; one that is under way is given up."""
+        self._waiting = request
+        self._give_up()
+        if not self._running:
+            self._start()
+
+    def cancel(self) -> None:
+        """Give up what is under way; cells that are done stay known."""
+        self._waiting = None
+        self._give_up()
+
+    def _give_up(self) -> None:
+        # Not `Background.stop`, which forgets the end too: explainers of two threads would share one network.
+        for background in self._running:
+            background.stopped = True
+
+    def _start(self) -> None:
+        request, self._waiting = self._waiting, None
+        if request is None:
+            return
+        background = Background()
+        self._running.append(background)
+        background.start(lambda: _work(self, request, background), self._tell, self._over)
+        self.busy_changed.emit(True)
+
+    @guarded
+    def _tell(self, step: object) -> None:
+        if any(background.stopped for background in self._running):
+            return
+        if isinstance(step, Crop):
+            self.cropped.emit(step)
+        elif isinstance(step, Reason):
+            self.answered.emit(step)
+        elif isinstance(step, Failed):
+            self.failed.emit(step.reason)
+        elif isinstance(step, Note):
+            self.noted.emit(step.text)
+        elif isinstance(step, _Done):
+            self.progressed.emit(step.done, step.total)
+
+    @guarded
+    def _over(self) -> None:
+        self._running.clear()
+        if self._waiting is not None:
+            self._start()
+        else:
+            self.busy_changed.emit(False)
+
+    # What follows runs in the thread; there is one at a time.
+
+    def _classifier(self, state: FieldState) -> Classifier:
+        from hematokit.explanation.at_cells import explainable
+
+        known = self._loaded
+        if known is not None and known[0] == state.model_path and getattr(state.classifier, "runtime", "") != "torch":
+            return known[1]
+        classifier = explainable(state.classifier, state.model_path)
+        if state.classifier is not classifier:
+            self._loaded = (state.model_path, classifier)
+        return classifier
+
+    def _explainer(self, method: str) -> NamedExplainer:
+        from hematokit.explanation.running import make_explainer
+
+        if method not in self._explainers:
+            self._explainers[method] = make_explainer(method)
+        return self._explainers[method]
+
+    def _known(self, key: tuple[Any, ...]) -> ExplainedCell | None:
+        found = self._kept.get(key)
+        if found is not None:
+            self._kept.move_to_end(key)
+        return found
+
+    def _keep(self, key: tuple[Any, ...], explained: ExplainedCell) -> None:
+        self._kept[key] = explained
+        while len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+
+
+def _key(request: Request, cell_id: str, target: str) -> tuple[Any, ...]:
+    # The review itself, not its id: an object that is part of a key cannot be mistaken for a later one.
+    return request.state.review, request.state.model_path, cell_id, target, request.method
+
+
+def _stopper(running: list[Background]) -> Callable[..., None]:
+    def stop(*_: object) -> None:
+        for background in running:
+            background.stop()
+
+    return stop
+
+
+def _work(job: WhyJob, request: Request, background: Background) -> Iterator[object]:
+    keep_triton_out()
+    from hematokit.explanation.at_cells import cell_crop, explain_at, joined_map
+    from hematokit.reporting.attribution_figures import map_picture
+
+    started = time.monotonic()
+    state = request.state
+    if state.field is None:
+        raise ExplanationError("the image of these cells is not there, so nothing can be explained; open the image")
+    table = state.review.cells.set_index("cell_id", drop=False)
+    pairs = [pair for pair in zip(request.cell_ids, request.targets, strict=True) if pair[0] in table.index]
+    if not pairs:
+        return
+    keys = [_key(request, *pair) for pair in pairs]
+    found = {key: known for key in keys if (known := job._known(key)) is not None}
+    missing = [(key, pair) for key, pair in zip(keys, pairs, strict=True) if key not in found]
+    if keys[0] not in found:
+        size = getattr(state.classifier, "patch_size", None)
+        yield Crop(pairs[0][0], cell_crop(state.field, table.loc[[pairs[0][0]]], size))
+    if missing:
+        notes: list[str] = []
+        rows = table.loc[[pair[0] for _, pair in missing]]
+        targets = [pair[1] for _, pair in missing]
+        explained_cells = explain_at(
+            state.field,
+            rows,
+            job._classifier(state),
+            job._explainer(request.method),
+            targets,
+            progress=background.tell,
+            log=notes.append,
+        )
+        for (key, _), explained in zip(missing, explained_cells, strict=True):
+            job._keep(key, explained)
+            found[key] = explained
+            yield from (Note(text) for text in notes)
+            notes.clear()
+            yield _Done(len(found), len(pairs))
+    answers = [found[key] for key in keys]
+    box, joined = joined_map(answers, state.field.height, state.field.width)
+    patch = answers[0].patch
+    picture = map_picture(request.method, answers[0].patch_map, patch)
+    yield Reason(request, box, joined, patch, picture, time.monotonic() - started if missing else 0.0)

@@ -1,0 +1,364 @@
+"""The dock "Why": a cell, its probabilities, and what in it spoke for a class."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from magicgui.widgets import CheckBox, ComboBox, Container
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtGui import QImage, QPixmap
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QScrollArea, QVBoxLayout, QWidget
+
+from hematokit.explanation.at_cells import class_scores
+from napari_hematonet._settings import setting
+from napari_hematonet.bars import Bar, ProbabilityBars
+from napari_hematonet.following import Follower, FollowingDock
+from napari_hematonet.keys import Keys, go_on, step_keys
+from napari_hematonet.map_layer import MapLayer
+from napari_hematonet.state import guarded, notify
+from napari_hematonet.why_job import Crop, Reason, Request, WhyJob
+
+if TYPE_CHECKING:
+    import napari
+
+__all__ = ["WhyWidget"]
+
+_OWN: Final = "the model's class"
+_SIDE: Final = 150
+_PAUSE_MS: Final = 120
+"""Somebody who holds an arrow key down passes cells by: those are not computed."""
+_BARS: Final = 8
+
+
+class WhyWidget(FollowingDock):
+    """Explains the selected cell, and several when asked.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+    """
+
+    def __init__(self, napari_viewer: napari.Viewer) -> None:
+        super().__init__()
+        self.viewer = napari_viewer
+        self.job = WhyJob(self)
+        self.follower = Follower(napari_viewer, self)
+        self._keys = Keys("Why")
+        self.map = MapLayer(napari_viewer)
+        self._asked: tuple[str, ...] = ()
+        self._filling = False
+        self._pause = QTimer(self)
+        self._pause.setSingleShot(True)
+        self._pause.setInterval(_PAUSE_MS)
+        self._build()
+        self._connect()
+        self._new_layer()
+
+    # --- how it looks -------------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        from hematokit.registry import load_plugins
+
+        explainers = load_plugins().explainers
+        names = explainers.names()
+        wanted = str(setting("explainer"))
+        self.title = QLabel()
+        self.title.setWordWrap(True)
+        self.title.setTextFormat(Qt.TextFormat.PlainText)
+        self.crop, self.picture = QLabel(), QLabel()
+        pictures = QHBoxLayout()
+        for label in (self.crop, self.picture):
+            label.setFixedSize(_SIDE, _SIDE)
+            label.setAlignment(Qt.AlignmentFlag.AlignCenter)
+            label.setStyleSheet("background: rgba(127, 127, 127, 40)")
+            pictures.addWidget(label)
+        pictures.addStretch()
+        self.bars = ProbabilityBars()
+        self.method = ComboBox(label="Explainer", choices=names, value=wanted if wanted in names else names[0])
+        self.target = ComboBox(label="Why (not)", choices=[(_OWN, "")])
+        self.automatic = CheckBox(text="Explain a cell as soon as it is clicked", value=True)
+        form = Container(widgets=[self.method, self.target, self.automatic])
+        form.native.layout().setContentsMargins(0, 0, 0, 0)
+        for number, name in enumerate(names):
+            self.method.native.setItemData(number, explainers.get(name).description, Qt.ItemDataRole.ToolTipRole)
+        self.explain_button = QPushButton("Explain selected")
+        self.explain_button.setToolTip("Explain every selected cell. Shift-click selects several")
+        self.cancel_button = QPushButton("Cancel")
+        self.previous_button, self.next_button = QPushButton("◀ Previous"), QPushButton("Next ▶")
+        buttons, steps = QHBoxLayout(), QHBoxLayout()
+        buttons.addWidget(self.explain_button)
+        buttons.addWidget(self.cancel_button)
+        steps.addWidget(self.previous_button)
+        steps.addWidget(self.next_button)
+        for button in (self.explain_button, self.cancel_button, self.previous_button, self.next_button):
+            # Keys stay with the picture: a button that was clicked would take the space bar and the arrows.
+            button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.progress = QProgressBar()
+        self.progress.setTextVisible(False)
+        self.progress.setFixedHeight(6)
+        self.status = QLabel()
+        self.status.setWordWrap(True)
+        self.status.setTextFormat(Qt.TextFormat.PlainText)
+        self.research = QLabel("A map shows what the model used, not what is right. Research use only.")
+        self.research.setWordWrap(True)
+        self.research.setEnabled(False)
+        inner = QWidget()
+        column = QVBoxLayout(inner)
+        column.addWidget(self.title)
+        column.addLayout(pictures)
+        column.addWidget(self.bars)
+        column.addWidget(form.native)
+        column.addLayout(buttons)
+        column.addWidget(self.progress)
+        column.addWidget(self.status)
+        column.addLayout(steps)
+        column.addWidget(self.research)
+        column.addStretch()
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
+        scroll.setWidget(inner)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(scroll)
+        self.setMinimumWidth(2 * _SIDE + 40)
+        self._busy(False)
+
+    def _connect(self) -> None:
+        self.follower.layer_changed.connect(self._new_layer)
+        self.follower.selection_changed.connect(self._new_cell)
+        self.follower.cells_changed.connect(self._show_cell)
+        self._pause.timeout.connect(self.explain_first)
+        self.job.cropped.connect(self._show_crop)
+        self.job.answered.connect(self._show_reason)
+        self.job.failed.connect(self._say_failed)
+        self.job.noted.connect(self._note)
+        self.job.progressed.connect(self._advance)
+        self.job.busy_changed.connect(self._busy)
+        self.bars.chosen.connect(self._ask_about)
+        self.method.changed.connect(self._ask_again)
+        self.target.changed.connect(self._ask_again)
+        self.explain_button.clicked.connect(self.explain_selected)
+        self.cancel_button.clicked.connect(self.cancel)
+        self.next_button.clicked.connect(self._go_on)
+        self.previous_button.clicked.connect(self._go_back)
+
+    def let_go(self) -> None:
+        """Release keys, stop work, stop following."""
+        self._pause.stop()
+        self.job.cancel()
+        self._keys.release()
+        self.follower.close()
+
+    # --- what is asked ------------------------------------------------------------------------------------------------
+
+    @guarded
+    def explain_first(self) -> None:
+        """Explain the selected cell; of several, the first."""
+        self._explain(self.follower.cell_ids[:1])
+
+    @guarded
+    def explain_selected(self) -> None:
+        """Explain all selected cells, in one layer."""
+        if not self.follower.cell_ids:
+            notify("no cell is selected; click one, with Shift for several", "warning")
+            return
+        self._explain(self.follower.cell_ids)
+
+    @guarded
+    def cancel(self) -> None:
+        """Give up what is computed."""
+        self._pause.stop()
+        self.job.cancel()
+        self.status.setText("Cancelled.")
+
+    def _explain(self, cell_ids: list[str]) -> None:
+        state = self.follower.state
+        if state is None or not cell_ids:
+            return
+        cells = state.review.cells.set_index("cell_id")
+        cell_ids = [cell for cell in cell_ids if cell in cells.index]
+        if "predicted" not in cells.columns or not all(cells["predicted"].loc[cell_ids]):
+            self._say("These cells were not classified by a model, so there is nothing to explain: Classify field.")
+            return
+        asked = str(self.target.value or "")
+        targets = [asked or str(cells["predicted"].loc[cell]) for cell in cell_ids]
+        self._pause.stop()
+        self._asked = tuple(cell_ids)
+        self._say(f"Computing {self.method.value} …")
+        self.job.ask(Request(state, tuple(cell_ids), tuple(targets), str(self.method.value)))
+
+    @guarded
+    def _ask_about(self, code: str) -> None:
+        """A click on a bar: about this class, or about the model's own again."""
+        own = "" if not self.bars.bars or code == self.bars.bars[0].code or code == self.target.value else code
+        if own in [choice[1] if isinstance(choice, tuple) else choice for choice in self.target.choices]:
+            self.target.value = own
+
+    @guarded
+    def _ask_again(self) -> None:
+        if self._filling:
+            return
+        self._show_cell()
+        ids = self.follower.cell_ids
+        if not ids:
+            return
+        if ids[0] in self._asked:
+            # Another explainer, another class: of the cells whose map is there.
+            self._explain(list(self._asked))
+        elif self.automatic.value:
+            self._explain(ids[:1])
+
+    # --- what is shown ------------------------------------------------------------------------------------------------
+
+    @guarded
+    def _new_layer(self) -> None:
+        self.job.cancel()
+        self._forget_map()
+        self._keys.bind(self.follower.layer, step_keys(self.viewer))
+        state = self.follower.state
+        self._filling = True
+        try:
+            codes = [] if state is None else [name[2:] for name in state.review.cells.columns if name.startswith("p_")]
+            names = {} if state is None else {entry.code: entry.name for entry in state.review.taxonomy}
+            self.target.choices = [(_OWN, ""), *((f"{code}  {names.get(code, '')}", code) for code in codes)]
+            self.target.value = ""
+        finally:
+            self._filling = False
+        self._show_cell()
+
+    @guarded
+    def _new_cell(self) -> None:
+        """Another cell is selected."""
+        self._filling = True
+        try:
+            # A question about one class is about one cell; the next cell is asked about its own.
+            self.target.value = ""
+        finally:
+            self._filling = False
+        self._show_cell()
+        ids = self.follower.cell_ids
+        if not ids:
+            self._pause.stop()
+            return
+        if ids[0] not in self._asked:
+            self.crop.clear()
+            self.picture.clear()
+        if self.automatic.value and len(ids) == 1:
+            self._pause.start()
+
+    @guarded
+    def _show_cell(self) -> None:
+        """Say which cell it is, and show its probabilities."""
+        state, ids = self.follower.state, self.follower.cell_ids
+        self.explain_button.setText(f"Explain {len(ids)} selected" if len(ids) > 1 else "Explain selected")
+        self.explain_button.setEnabled(bool(ids))
+        if state is None or not ids:
+            self.title.setText("Click a cell." if state is not None else "No cells yet: classify a field first.")
+            self.bars.show_bars((), "")
+            self.crop.clear()
+            self.picture.clear()
+            self.status.clear()
+            return
+        review = state.review
+        place = review.cells["cell_id"].tolist().index(ids[0])
+        row = review.cells.iloc[[place]]
+        scores = class_scores(row)
+        shown = str(review.shown_label().iloc[place])
+        asked = str(self.target.value or "") or (scores[0][0] if scores else "")
+        self.title.setText(_words(row, shown, scores, len(ids), bool(review.unsure().iloc[place])))
+        known = {entry.code: entry for entry in review.taxonomy}
+        listed = scores[:_BARS]
+        listed += [pair for pair in scores[_BARS:] if pair[0] in (asked, shown)]
+        self.bars.show_bars(
+            [
+                Bar(code, known[code].name, known[code].colour, share)
+                if code in known
+                else Bar(code, code, "#7f7f7f", share)
+                for code, share in listed
+            ],
+            asked,
+        )
+
+    @guarded
+    def _show_crop(self, crop: Crop) -> None:
+        if crop.cell_id in self.follower.cell_ids[:1]:
+            self.crop.setPixmap(_pixmap(crop.patch))
+            self.picture.clear()
+
+    @guarded
+    def _show_reason(self, reason: Reason) -> None:
+        if self.follower.state is not reason.request.state or self.follower.layer is None:
+            return
+        self.crop.setPixmap(_pixmap(reason.patch))
+        self.picture.setPixmap(_pixmap(reason.picture))
+        self.map.show(reason, self.follower.layer)
+        cells, target = len(reason.request.cell_ids), reason.request.targets[0]
+        about = f"{cells} cells, each for its class" if cells > 1 else f"for {target}"
+        if cells > 1 and self.target.value:
+            about = f"{cells} cells for {target}"
+        took = f"{reason.seconds:.1f} s" if reason.seconds else "kept from before"
+        self._say(f"{reason.request.method}: {about} ({took}).")
+
+    def _forget_map(self) -> None:
+        self._asked = ()
+        self.map.remove()
+
+    def _say(self, text: str) -> None:
+        self.status.setText(text)
+
+    @guarded
+    def _say_failed(self, message: str) -> None:
+        self._say(message)
+        notify(message, "error")
+
+    @guarded
+    def _note(self, message: str) -> None:
+        notify(message, "warning")
+
+    @guarded
+    def _advance(self, done: int, total: int) -> None:
+        self.progress.setRange(0, total if total > 1 else 0)
+        self.progress.setValue(done)
+        if total > 1:
+            self._say(f"Computing {self.method.value}: {done} of {total} cells …")
+
+    @guarded
+    def _busy(self, busy: bool) -> None:
+        self.cancel_button.setEnabled(busy)
+        self.progress.setRange(0, 0 if busy else 1)
+        self.progress.setValue(0)
+        # Hidden it would make the form jump at each click.
+        self.progress.setStyleSheet("" if busy else "QProgressBar { background: transparent; border: none }")
+
+    @guarded
+    def _go_on(self) -> None:
+        go_on(self.viewer)
+
+    @guarded
+    def _go_back(self) -> None:
+        go_on(self.viewer, False)
+
+
+def _words(row: Any, shown: str, scores: list[tuple[str, float]], count: int, unsure: bool) -> str:
+    cell_id = str(row["cell_id"].iloc[0])
+    text = f"{cell_id}: {shown or 'no class'}"
+    if scores and shown == scores[0][0]:
+        text += f", {100 * scores[0][1]:.0f} %"
+    if bool(row["reviewed"].iloc[0]):
+        text += f", reviewed (model: {scores[0][0]})" if scores and shown != scores[0][0] else ", reviewed"
+    elif unsure:
+        text += ", unsure"
+    return text + (f"   (first of {count})" if count > 1 else "")
+
+
+def _pixmap(pixels: npt.NDArray[np.uint8]) -> QPixmap:
+    whole = np.ascontiguousarray(pixels)
+    height, width = whole.shape[:2]
+    image = QImage(whole.data, width, height, 3 * width, QImage.Format.Format_RGB888).copy()
+    return QPixmap.fromImage(image).scaled(
+        _SIDE, _SIDE, Qt.AspectRatioMode.KeepAspectRatio, Qt.TransformationMode.SmoothTransformation
+    )

@@ -1,0 +1,184 @@
+"""``hematokit export``: a file that is kept was compared, and whatever goes wrong is one line and leaves nothing."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hematokit
+from hematokit.cli.main import main
+from hematokit.reporting import exporting
+from hematokit.reporting.exporting import FORMATS
+from tinykit import seal_bundle
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+def change(bundle: Path, **entries: Any) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    seal_bundle(bundle, config | entries)
+
+
+@pytest.fixture
+def bundle(tiny_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_run / "bundle", tmp_path / "bundle"))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The line that a wrong call ends with."""
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    errors = [line for line in said.err.splitlines() if line.startswith("hematokit: ")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is checked before any work needs none."""
+
+    def too_late(*given: object) -> None:
+        pytest.fail("the model was loaded before the call was checked")
+
+    monkeypatch.setattr(exporting, "load_torch", too_late)
+
+
+def test_export_evaluate_classify(
+    tiny_run: Path, tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file leaves home and scores as the run does, on the crops of the store."""
+    target = tmp_path / "new" / "folder" / "tiny.onnx"
+    assert main(["export", str(tiny_run), "--output", str(target), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["path"], said["format"], said["compared_on"]) == (str(target), "onnx", f"of {tiny_store.name}")
+    assert said["parity"]["onnxruntime"]["patches"] == 21
+    assert said["parity"]["onnxruntime"]["max_logit_difference"] < 1e-4
+    assert said["bytes"] == target.stat().st_size
+    assert sorted(path.name for path in target.parent.iterdir()) == ["tiny.md", "tiny.onnx"]
+    card = target.with_suffix(".md").read_text()
+    assert "research use only" in card.lower()
+    assert "## This ONNX file" in card
+
+    words = ["--store", str(tiny_store), "--output", str(tmp_path / "scores"), "--json"]
+    assert main(["evaluate", str(target), *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    run = hematokit.evaluate(tiny_run, output=tmp_path / "run-scores", device="cpu", bootstrap=10).metrics
+    assert (found["n"], found["accuracy"], found["macro_f1"]) == (run["n"], run["accuracy"], run["macro_f1"])
+
+    # Nothing in the file says where on this computer the training was.
+    content = target.read_bytes()
+    assert str(tiny_store.parent).encode() not in content
+    assert str(tiny_run.parent).encode() not in content
+    assert "give a folder with --output" in refused(capsys, "evaluate", target)
+    assert "needs the weights themselves" in refused(capsys, "explain", target, "--output", tmp_path / "why")
+    assert f"{target} exists; give another --output, or --overwrite" in refused(
+        capsys, "export", tiny_run, "--output", target
+    )
+
+
+def test_wrong_calls_are_told_before_any_work(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_work: None
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "old.onnx").write_text("old")
+    (tmp_path / "file").write_text("")
+
+    def to(*words: object) -> str:
+        return refused(capsys, "export", tiny_run, "--output", *words)
+
+    assert "does not end in .onnx; give --output" in to(tmp_path / "model")
+    assert "exists; give an --output that does not" in to(tmp_path / "there", "--format", "wsinfer")
+    assert "old.onnx exists; give another --output, or --overwrite" in to(tmp_path / "old.onnx")
+    assert "cannot write to" in to(tmp_path / "file" / "model.onnx")
+    assert "cannot write to /proc" in to("/proc/model.onnx")
+    assert "--fp16 and --int8 were given" in to(tmp_path / "m.onnx", "--fp16", "--int8")
+    assert "go with --format onnx, not with huggingface" in to(tmp_path / "m", "--format", "huggingface", "--int8")
+    assert "neither a run nor a bundle" in refused(
+        capsys, "export", tmp_path / "there", "--output", tmp_path / "m.onnx"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "old.onnx", "there"]
+    assert (tmp_path / "old.onnx").read_text() == "old"
+
+
+@pytest.mark.parametrize("format", sorted(FORMATS))
+def test_every_format_has_a_writer(format: str) -> None:
+    writer = importlib.import_module(FORMATS[format])
+    assert callable(writer.write)
+    assert writer.SUFFIX in ("", ".onnx", ".zip")
+
+
+class Writer:
+    """Stands in for a format: writes a part, then fails."""
+
+    SUFFIX = ""
+
+    def __init__(self, fails: bool = True) -> None:
+        self.fails = fails
+        self.given: dict[str, Any] = {}
+
+    def write(self, classifier: hematokit.Classifier, target: Path, **given: Any) -> dict[str, Any]:
+        self.given = {"classifier": classifier, **given}
+        target.mkdir()
+        (target / "part").write_text("half")
+        if self.fails:
+            raise hematokit.errors.ModelError("it went wrong; try something else")
+        return {"parity": {}}
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, writer: Writer) -> None:
+    real = importlib.import_module
+    monkeypatch.setattr(
+        exporting.importlib, "import_module", lambda name: writer if name == FORMATS["wsinfer"] else real(name)
+    )
+    monkeypatch.setattr(exporting, "model_card", lambda *given: "# Card\n")
+
+
+def test_nothing_half_written_is_left(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, Writer())
+    target = tmp_path / "new" / "model"
+    assert "it went wrong" in refused(capsys, "export", tiny_run, "--format", "wsinfer", "--output", target)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_colours_and_pixel_size_can_be_added(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = Writer(fails=False)
+    stand_in(monkeypatch, writer)
+    config = json.loads((bundle / "config.json").read_text())
+    for entry in config["taxonomy"]["classes"]:
+        entry["colour"] = "#7f7f7f"
+    change(bundle, taxonomy=config["taxonomy"])
+    words = ["export", str(bundle), "--format", "wsinfer", "--output", str(tmp_path / "out")]
+    codes = [entry["code"] for entry in config["taxonomy"]["classes"]]
+    assert f"classes {', '.join(codes)} of the model's taxonomy have no colour" in refused(capsys, *words)
+    few = tmp_path / "few.yaml"
+    few.write_text("name: few\nclasses:\n  - {code: BLA, name: Blast, colour: '#112233'}\n")
+    assert f"lacks {', '.join(codes[1:])}" in refused(capsys, *words, "--taxonomy", few)
+    assert main([*words, "--taxonomy", "matek-21", "--pixel-size", "0.1"]) == 0
+    made = writer.given["classifier"]
+    assert made.codes == tuple(codes), "the order of the logits stays"
+    assert made.taxonomy["BLA"].colour == hematokit.MATEK_21["BLA"].colour
+    assert made.config.pixel_size_um == 0.1
+    assert (tmp_path / "out" / "part").is_file()
+    assert "0 um is not possible" in refused(capsys, *words[:-1], tmp_path / "o2", "--pixel-size", "0")
+
+
+def test_a_bundle_of_a_plugin_that_is_not_installed(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    change(bundle, backbone={**config["backbone"], "name": "cellnet", "package": "hematokit-cellnet"})
+    said = refused(capsys, "export", bundle, "--output", tmp_path / "m.onnx")
+    assert "pip install hematokit-cellnet" in said
+    assert not (tmp_path / "m.onnx").exists()

@@ -1,0 +1,251 @@
+"""The form "Classify field", used as a person does; the results are looked for in layers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import napari
+import numpy as np
+import pytest
+from PIL import Image
+
+from hematokit.errors import ModelError
+from hematokit.fields.detection import NamedDetector
+from hematokit.imaging.synthetic import synthesize_field
+from napari_hematonet import classify_job, demo_model
+from napari_hematonet.classify_widget import ClassifyWidget
+from napari_hematonet.state import cells_layers, state_of
+
+WAIT = 60_000
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    return synthesize_field(600, 800, cells=24, seed=5).pixels
+
+
+@pytest.fixture
+def form(viewer: napari.Viewer, qtbot: Any, tiny_run: Path) -> ClassifyWidget:
+    _, widget = viewer.window.add_plugin_dock_widget("hematokit", "Classify field")
+    widget.model.choose(tiny_run)
+    return widget
+
+
+def wait(qtbot: Any, form: ClassifyWidget) -> None:
+    qtbot.waitUntil(lambda: not form.running, timeout=WAIT)
+
+
+def click_run(qtbot: Any, form: ClassifyWidget) -> None:
+    form.run_button.click()
+    wait(qtbot, form)
+
+
+def test_a_picture_from_disk_gets_its_cells(
+    viewer: napari.Viewer, form: ClassifyWidget, pixels: np.ndarray, tmp_path: Path, qtbot: Any
+) -> None:
+    path = tmp_path / "smear 1.png"
+    Image.fromarray(pixels).save(path, dpi=(254_000, 254_000))
+    viewer.open(str(path))
+    assert form.image.value == "smear 1"
+    click_run(qtbot, form)
+    (layer,) = cells_layers(viewer)
+    state = state_of(layer)
+    assert state is not None
+    assert 10 < len(layer.data) == len(state.review.cells)
+    assert set(layer.features["label"].dropna()) <= {"BLA", "LYT", "NGS"}
+    assert state.review.cells["cell_id"].str.startswith("smear_1-").all()
+    assert state.pixel_size_um == pytest.approx(0.1)
+    assert f"{len(layer.data)} cells" in form.status.text()
+    assert "torch on the CPU" in form.status.text()
+    # Again: the old cells, which nobody worked on, make room; corrected ones are kept.
+    click_run(qtbot, form)
+    (layer,) = cells_layers(viewer)
+    state_of(layer).review.confirm([layer.features["cell_id"][0]])
+    click_run(qtbot, form)
+    assert [cells.visible for cells in cells_layers(viewer)] == [False, True]
+
+
+def test_only_the_drawn_region_of_a_scaled_and_rotated_image(
+    viewer: napari.Viewer, form: ClassifyWidget, pixels: np.ndarray, qtbot: Any
+) -> None:
+    image = viewer.add_image(pixels, scale=(0.1, 0.1), units=("um", "um"), rotate=30, translate=(5, 7), name="turned")
+    form.region.value = "\n"  # "draw one…"
+    shapes = viewer.layers["region"]
+    assert viewer.layers.selection.active is shapes
+    assert form.region.value == "region"
+    shapes.add_rectangles([[[50, 50], [50, 450], [450, 450], [450, 50]]])
+    click_run(qtbot, form)
+    (layer,) = cells_layers(viewer)
+    assert len(layer.data) > 2
+    # Inside the square, in the image's own pixels, by way of the world.
+    places = np.array([image.world_to_data(layer.data_to_world(point)) for point in layer.data])
+    assert places.min() >= 49
+    assert places.max() <= 451
+    dark = [pixels[tuple(place.astype(int))].sum() for place in places]
+    assert np.median(dark) < np.median(pixels.sum(axis=2))
+
+
+def test_what_cannot_be_classified_is_said_in_one_line(
+    viewer: napari.Viewer, form: ClassifyWidget, qtbot: Any, told: list[tuple[str, str]]
+) -> None:
+    for pixels, says in [
+        (np.zeros((300, 300), np.uint8), "greyscale"),
+        (np.zeros((5, 300, 300), np.uint16), "greyscale"),
+        (np.zeros((20, 20, 3), np.uint8), "20x20 px"),
+        (np.full((300, 300, 3), 240, np.uint8), "no cells were found in this image"),
+    ]:
+        layer = viewer.add_image(pixels, rgb=pixels.shape[-1] == 3)
+        click_run(qtbot, form)
+        assert says in told[-1][1]
+        viewer.layers.remove(layer)
+    assert len(told) == 4
+    assert all("\n" not in message and "Traceback" not in message for _, message in told)
+
+
+def test_without_an_image_or_a_model_the_user_is_told_what_to_do(
+    viewer: napari.Viewer, form: ClassifyWidget, told: list[tuple[str, str]], tiny_run: Path, tmp_path: Path, qtbot: Any
+) -> None:
+    form.run_button.click()
+    assert "no image is open" in told[-1][1]
+    viewer.add_image(np.full((300, 300, 3), 240, np.uint8))
+    form.model.refresh([])
+    form.run_button.click()
+    assert "no model is chosen yet: click 'Demo model'" in told[-1][1]
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_run / "bundle", broken)
+    (broken / "model.safetensors").write_bytes(b"nothing of use")
+    form.model.choose(broken)
+    click_run(qtbot, form)
+    assert told[-1][0] == "error"
+    assert "model.safetensors" in told[-1][1]
+    with pytest.raises(ModelError):
+        form.model.choose(tmp_path)
+
+
+class Slow:
+    """A model that takes its time, and tells when it is asked."""
+
+    def __init__(self, model: Any, asked: list[int], pause: Any) -> None:
+        self._model, self._asked, self._pause = model, asked, pause
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def predict(self, patches: np.ndarray, batch_size: int = 64) -> Any:
+        self._asked.append(len(patches))
+        self._pause.wait(0.3)
+        return self._model.predict(patches, batch_size)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    import threading
+
+    asked: list[int] = []
+    real = classify_job.get_model
+    monkeypatch.setattr(classify_job, "get_model", lambda *a: Slow(real(*a), asked, threading.Event()))
+    return asked
+
+
+def test_cancel_closing_the_image_or_the_dock_stops_the_work(
+    viewer: napari.Viewer,
+    form: ClassifyWidget,
+    pixels: np.ndarray,
+    qtbot: Any,
+    slow: list[int],
+    told: list[tuple[str, str]],
+) -> None:
+    image = viewer.add_image(pixels)
+    form.run_button.click()
+    assert not form.run_button.isEnabled()
+    qtbot.waitUntil(lambda: bool(cells_layers(viewer)), timeout=WAIT)
+    form.cancel_button.click()
+    assert not form.running
+    assert "Stopped" in form.status.text()
+    count = len(cells_layers(viewer)[0].data)
+    assert count == 8  # the first batch, shown as soon as it was there
+    qtbot.wait(900)
+    assert len(cells_layers(viewer)[0].data) == count
+    form.run_button.click()
+    asked = len(slow)
+    qtbot.waitUntil(lambda: len(slow) > asked, timeout=WAIT)
+    viewer.layers.remove(image)
+    assert not form.running
+    assert "its image was removed" in told[-1][1]
+    viewer.add_image(pixels)
+    form.run_button.click()
+    asked = len(slow)
+    qtbot.waitUntil(lambda: len(slow) > asked, timeout=WAIT)
+    viewer.window.remove_dock_widget(form)
+    qtbot.wait(900)
+    assert len(slow) <= asked + 2
+    assert not [severity for severity, _ in told if severity == "error"]
+
+
+def test_a_full_graphics_processor_and_a_failing_detector_are_told(
+    viewer: napari.Viewer,
+    form: ClassifyWidget,
+    pixels: np.ndarray,
+    qtbot: Any,
+    told: list[tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    viewer.add_image(pixels)
+    real = classify_job.get_model
+
+    class Full(Slow):
+        def predict(self, patches: np.ndarray, batch_size: int = 64) -> Any:
+            if batch_size > 2:
+                raise RuntimeError("CUDA out of memory")
+            return self._model.predict(patches, batch_size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(classify_job, "get_model", lambda *a: Full(real(*a), [], None))
+        click_run(qtbot, form)
+    assert ("warning", "the graphics processor's memory is full: going on with 2 cells at a time") in told
+    assert cells_layers(viewer)
+
+    class Broken:
+        def detect(self, field: np.ndarray, pixel_size_um: float | None) -> Any:
+            raise ZeroDivisionError("oops")
+
+    made = NamedDetector("stain", "other-package", "1", {}, Broken())
+    monkeypatch.setattr("hematokit.fields.detection.make_detector", lambda name: made)
+    click_run(qtbot, form)
+    assert told[-1] == ("error", "detector 'stain' of package other-package failed: ZeroDivisionError: oops")
+
+
+def test_the_demo_model_is_made_by_one_click_and_found_the_next_time(
+    viewer: napari.Viewer,
+    form: ClassifyWidget,
+    qtbot: Any,
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(demo_model, "demo_folder", lambda: tmp_path / "demo")
+    monkeypatch.setattr("napari_hematonet.model_choice.demo_folder", lambda: tmp_path / "demo")
+    calls: list[Path] = []
+
+    def run_demo(folder: Path, *, device: str, progress: Any, log: Any) -> Any:
+        calls.append(folder)
+        log("Training a small CoAtNet")
+        progress(1, 3, "epoch")
+        shutil.copytree(tiny_run, folder / "run")
+
+        class Result:
+            run = folder / "run"
+
+        return Result
+
+    monkeypatch.setattr("hematokit.demo.run_demo", run_demo)
+    form.model.demo_button.click()
+    wait(qtbot, form)
+    assert form.model.path == str(tmp_path / "demo" / "run")
+    assert form.model.list.currentText() == "demo model (drawn cells)"
+    form.model.choose(tiny_run)
+    form.model.demo_button.click()
+    assert form.model.path == str(tmp_path / "demo" / "run")
+    assert calls == [tmp_path / "demo"]

@@ -1,0 +1,422 @@
+"""The conformance rules: what keeps them passes, and each of them notices what it is there for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from hematokit.errors import PluginError
+from hematokit.plugin_kit import Verdict, check_plugin
+from hematokit.plugin_kit.checking import rules_of
+from hematokit.plugin_kit.verdicts import judge
+from hematokit.registry import PluginInfo, load_plugins
+from hematokit.specs import (
+    AnySpec,
+    AugmenterSpec,
+    BackboneSpec,
+    DetectorSpec,
+    ExplainerSpec,
+    InputSpec,
+    Option,
+    Variant,
+)
+
+OWNER = PluginInfo("main", "hemato-test", "1.0")
+
+
+@pytest.fixture(autouse=True)
+def fresh_registry() -> Iterator[None]:
+    yield
+    load_plugins.cache_clear()
+
+
+def verdict(spec: AnySpec, rule: str) -> Verdict:
+    """What one rule says of a spec."""
+    kind = type(spec).__name__.removesuffix("Spec").lower()
+    load_plugins().kinds[f"{kind}s"].add(spec, OWNER)
+    rules, make = rules_of(kind)
+    found = next(each for each in rules if each.name == rule)
+    return judge(found, spec.name, make(spec.name, {}))
+
+
+# --- backbones --------------------------------------------------------------------------------------------------------
+
+
+class Network(torch.nn.Module):
+    """Does everything right; the classes below each do one thing wrong."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.features = torch.nn.Conv2d(3, 8, 3, stride=4)
+        self.head = torch.nn.Linear(8, classes)
+
+    def get_classifier(self) -> torch.nn.Module:
+        return self.head
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images).relu().mean((2, 3)))
+
+
+class Probabilities(Network):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images).softmax(1)
+
+
+class OneClass(Network):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images)[:, :1]
+
+
+class Double(Network):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images).double()
+
+
+class AlwaysDropout(Network):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(super().forward(images), 0.5, training=True)
+
+
+class BatchMean(Network):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(images)
+        return logits - logits.mean(0)
+
+
+class NumpyWeights(Network):
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        self.head.weight.data = torch.from_numpy(np.random.default_rng().random((classes, 8), np.float32))
+
+
+class FixedSize(Network):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert images.shape[-1] == 64, "64 px only"
+        return super().forward(images)
+
+
+class Unused(Network):
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        self.spare = torch.nn.Linear(2, 2)
+
+
+class Frozen(Network):
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        self.requires_grad_(False)
+
+
+class Detached(Network):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images.detach())
+
+
+class Stray(Network):
+    """Holds a tensor that neither moves nor is saved."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        self.scale = torch.rand(classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images) * self.scale
+
+
+class NoHead(Network):
+    get_classifier = None  # type: ignore[assignment]
+
+
+class PythonLoop(Network):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(images)
+        return logits * 2 if float(logits.sum().item()) > 0 else logits
+
+
+def backbone(network: Callable[[int], torch.nn.Module], **changed: Any) -> BackboneSpec:
+    def build(model: str, *, num_classes: int, input_size: int, pretrained: bool) -> torch.nn.Module:
+        return network(num_classes)
+
+    given = {
+        "name": "trial",
+        "description": "A network on trial",
+        "factory": build,
+        "variants": {"one": Variant("one", InputSpec(64, 16))},
+        "default_variant": "one",
+        "attribution_layer": lambda module: module.features,
+    }
+    return BackboneSpec(**{**given, **changed})
+
+
+@pytest.mark.parametrize("rule", [rule.name for rule in rules_of("backbone")[0] if rule.name != "onnx"])
+def test_a_good_backbone_passes(rule: str) -> None:
+    found = verdict(backbone(Network), rule)
+    assert found.outcome == "passed", found
+
+
+@pytest.mark.parametrize(
+    ("network", "rule", "words"),
+    [
+        (Probabilities, "logits", "these are probabilities"),
+        (OneClass, "shape", "1 images and 5 classes gave (1, 1)"),
+        (Double, "shape", "torch.float64, not float32"),
+        (AlwaysDropout, "determinism", "dropout"),
+        (BatchMean, "determinism", "alone and in a batch"),
+        (NumpyWeights, "builds", "other weights each time"),
+        (FixedSize, "sizes", "64 px only"),
+        (Unused, "gradients", "2 of 6 trained tensors get no gradient (spare.weight"),
+        (Frozen, "gradients", "nothing can be trained"),
+        (Stray, "bundle", "after loading, logits differ"),
+        (Stray, "devices", "register tensors as buffers"),
+        (PythonLoop, "onnx", "cannot be exported"),
+    ],
+)
+def test_a_backbone_that_breaks_a_rule_fails_it(network: type[Network], rule: str, words: str) -> None:
+    if rule == "devices" and torch.cuda.is_available():
+        words = "same device"
+    found = verdict(backbone(network), rule)
+    assert found.outcome == "failed", found
+    assert words in found.detail
+    assert "\n" not in found.detail
+
+
+@pytest.mark.parametrize(
+    ("spec", "rule", "words"),
+    [
+        (backbone(Detached), "input-gradients", "no gradient reaches the image"),
+        (backbone(NoHead), "weights", "give it get_classifier()"),
+        (backbone(Network, attribution_layer=None), "attribution-layer", "names none"),
+    ],
+)
+def test_what_people_may_stumble_over_is_a_warning(spec: BackboneSpec, rule: str, words: str) -> None:
+    found = verdict(spec, rule)
+    assert found.outcome == "warned", found
+    assert words in found.detail
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (lambda module: torch.nn.ReLU(), "does not return a part of the module"),
+        (lambda module: module.head, "gives (1, 5), not (B, c, h, w)"),
+    ],
+)
+def test_attribution_layers_are_looked_at(layer: Callable[..., Any], words: str) -> None:
+    found = verdict(backbone(Network, attribution_layer=layer), "attribution-layer")
+    assert (found.outcome, words in found.detail) == ("failed", True), found
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"description": ""}, "description is empty"),
+        ({"description": "two\nlines"}, "more than one line"),
+        ({"options": {"rate": Option(float, 3.0, "a rate", 0.0, 1.0)}}, "outside 0 to 1"),
+        ({"options": {"rate": Option(float, 0.5, "")}}, "description of option rate is empty"),
+        ({"options": {"sizes": Option(list, None, "sizes")}}, "can be typed after --set"),
+        ({"variants": {"one": Variant("one", InputSpec(64, 16, std=(0.0, 1.0, 1.0)))}}, "std above 0"),
+    ],
+)
+def test_specs_are_read(changed: dict[str, Any], words: str) -> None:
+    found = verdict(backbone(Network, **changed), "spec")
+    assert words in found.detail, found
+
+
+# --- augmenters -------------------------------------------------------------------------------------------------------
+
+
+def jitter(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return (images * (0.9 + 0.2 * torch.rand(len(images), 1, 1, 1, generator=generator))).clamp(0, 1)
+
+
+def augmenter(augment: Callable[..., torch.Tensor], options: dict[str, Option] | None = None) -> AugmenterSpec:
+    return AugmenterSpec("trial", "An augmenter on trial", lambda **given: augment, options or {})
+
+
+@pytest.mark.parametrize("rule", [rule.name for rule in rules_of("augmenter")[0] if rule.name != "devices"])
+def test_a_good_augmenter_passes(rule: str) -> None:
+    found = verdict(augmenter(jitter), rule)
+    assert found.outcome == "passed", found
+
+
+@pytest.mark.parametrize(
+    ("augment", "rule", "words"),
+    [
+        (lambda images, generator: images[:, :, 1:], "shape", "came back as (5, 3, 95, 96)"),
+        (lambda images, generator: images.double(), "shape", "torch.float64"),
+        (lambda images, generator: images.numpy(), "shape", "ndarray"),
+        (lambda images, generator: images * 1.5, "range", "clamp them"),
+        (lambda images, generator: images / images.std((1, 2, 3), keepdim=True), "range", "not finite"),
+        (lambda images, generator: images * torch.rand(len(images), 1, 1, 1), "determinism", "generator=generator"),
+        (lambda images, generator: images * torch.rand(1, generator=generator), "per-image", "for each"),
+    ],
+)
+def test_an_augmenter_that_breaks_a_rule_fails_it(augment: Callable[..., Any], rule: str, words: str) -> None:
+    found = verdict(augmenter(augment), rule)
+    assert (found.outcome, words in found.detail) == ("failed", True), found
+
+
+def test_an_augmenter_is_tried_at_the_ends_of_its_options() -> None:
+    def make(strength: float) -> Callable[..., torch.Tensor]:
+        return lambda images, generator: images / (1 - strength)
+
+    spec = AugmenterSpec("trial", "On trial", make, {"strength": Option(float, 0.1, "strength", 0.0, 1.0)})
+    found = verdict(spec, "options")
+    assert (found.outcome, "strength=1.0" in found.detail) == ("failed", True), found
+
+
+# --- explainers -------------------------------------------------------------------------------------------------------
+
+
+class Gradient:
+    """Does everything right; `change` does something besides."""
+
+    def __init__(self, change: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+        self.change = change
+
+    def attribute(self, classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        images = images.detach().clone().requires_grad_()
+        logits = classifier(images).gather(1, targets[:, None])
+        return self.change(classifier, torch.autograd.grad(logits.sum(), images)[0].sum(1))
+
+
+def explainer(change: Callable[[Any, torch.Tensor], torch.Tensor]) -> ExplainerSpec:
+    return ExplainerSpec("trial", "An explainer on trial", lambda: Gradient(change))
+
+
+def leave_hook(classifier: Any, maps: torch.Tensor) -> torch.Tensor:
+    classifier.backbone.register_forward_hook(lambda *given: None)
+    return maps
+
+
+def leave_gradients(classifier: Any, maps: torch.Tensor) -> torch.Tensor:
+    classifier(torch.rand(1, 3, 64, 64)).sum().backward()
+    return maps
+
+
+def leave_training(classifier: Any, maps: torch.Tensor) -> torch.Tensor:
+    classifier.train()
+    return maps
+
+
+@pytest.mark.parametrize("rule", [rule.name for rule in rules_of("explainer")[0] if rule.name != "devices"])
+def test_a_good_explainer_passes(rule: str) -> None:
+    found = verdict(explainer(lambda classifier, maps: maps), rule)
+    assert found.outcome == "passed", found
+
+
+@pytest.mark.parametrize(
+    ("change", "rule", "outcome", "words"),
+    [
+        (lambda classifier, maps: maps[:, ::2], "shape", "failed", "not maps"),
+        (lambda classifier, maps: maps * float("nan"), "shape", "failed", "not finite"),
+        (lambda classifier, maps: maps.double(), "dtype", "failed", "float64"),
+        (lambda classifier, maps: maps + torch.rand(()), "determinism", "failed", "option seed"),
+        (lambda classifier, maps: maps / maps.abs().sum(), "determinism", "failed", "alone and in a batch"),
+        (leave_hook, "leaves-model", "failed", "left a hook"),
+        (leave_gradients, "leaves-model", "failed", "left gradients"),
+        (leave_training, "leaves-model", "failed", "training mode"),
+        (lambda classifier, maps: torch.ones_like(maps), "target", "warned", "does not depend on the class"),
+        (lambda classifier, maps: torch.ones_like(maps), "weights", "warned", "different weights"),
+    ],
+)
+def test_an_explainer_that_breaks_a_rule_is_told(
+    change: Callable[..., torch.Tensor], rule: str, outcome: str, words: str
+) -> None:
+    found = verdict(explainer(change), rule)
+    assert (found.outcome, words in found.detail) == (outcome, True), found
+
+
+def test_an_explainer_may_refuse_a_network() -> None:
+    class Attention(Gradient):
+        def attribute(self, classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            if not hasattr(classifier.backbone, "blocks"):
+                raise PluginError("this network has no attention; choose grad-cam")
+            return super().attribute(classifier, images, targets)
+
+    found = verdict(ExplainerSpec("trial", "On trial", lambda: Attention(lambda _, maps: maps)), "shape")
+    assert found.outcome == "passed"
+    assert "refuses timm:test_resnet: this network has no attention" in found.detail
+
+
+# --- detectors --------------------------------------------------------------------------------------------------------
+
+
+def detector(detect: Callable[[np.ndarray, float | None], Any]) -> DetectorSpec:
+    return DetectorSpec("trial", "A detector on trial", lambda: SimpleNamespace(detect=detect))
+
+
+def one_cell(field: np.ndarray, pixel_size_um: float | None, **changed: Any) -> pd.DataFrame:
+    row = {"y": 10.0, "x": 10.0, "y0": 0, "x0": 0, "height": 20, "width": 20, "score": 0.5} | changed
+    return pd.DataFrame([row])
+
+
+def nuclei(field: np.ndarray, pixel_size_um: float | None) -> pd.DataFrame:
+    return load_plugins().detectors.make("nuclei")[0].detect(field, pixel_size_um)
+
+
+def writing(field: np.ndarray, pixel_size_um: float | None) -> pd.DataFrame:
+    if field.flags.writeable:
+        field[:] = 0
+    return one_cell(field, pixel_size_um)
+
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("detect", "rule", "outcome", "words"),
+    [
+        (nuclei, "table", "passed", "cells without a pixel size"),
+        (nuclei, "finds", "passed", "of 10 drawn cells"),
+        (nuclei, "empty", "passed", "no cells"),
+        (lambda field, size: [], "table", "failed", "returned list, not a DataFrame"),
+        (lambda field, size: one_cell(field, size).drop(columns="score"), "table", "failed", "no column 'score'"),
+        (lambda field, size: one_cell(field, size, y0=9000), "table", "failed", "outside the image"),
+        (lambda field, size: one_cell(field, size * 2), "table", "failed", "TypeError"),
+        (lambda field, size: one_cell(field, size)[:0], "finds", "warned", "none of 10 drawn cells"),
+        (one_cell, "finds", "warned", "of 10 drawn cells"),
+        (lambda field, size: one_cell(field, size, y=RANDOM.random()), "determinism", "failed", "two calls"),
+        (writing, "input", "failed", "it changed the field's pixels"),
+        (one_cell, "empty", "warned", "1 cells were found in an empty field"),
+    ],
+)
+def test_detectors_are_judged(detect: Callable[..., Any], rule: str, outcome: str, words: str) -> None:
+    found = verdict(detector(detect), rule)
+    assert (found.outcome, words in found.detail) == (outcome, True), found
+
+
+# --- all together -----------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_made_is_not_tried() -> None:
+    def make() -> None:
+        raise PluginError("weights cells.pt do not exist; fetch them first")
+
+    load_plugins().detectors.add(DetectorSpec("weightless", "Needs weights", make), OWNER)
+    found = [each for each in check_plugin("weightless") if each.subject == "detector weightless"]
+    outcomes = {each.rule: each.outcome for each in found}
+    assert outcomes["builds"] == "failed"
+    assert {outcomes[rule] for rule in ("table", "finds", "empty")} == {"skipped"}
+    assert "weights cells.pt do not exist" in next(each.detail for each in found if each.rule == "builds")
+
+
+def test_built_in_ones_pass() -> None:
+    for name in ("flips", "none", "grad-cam"):
+        assert [str(each) for each in check_plugin(name) if each.outcome in ("failed", "warned")] == []
+
+
+def test_names_that_are_not_there() -> None:
+    with pytest.raises(PluginError, match="no installed package and no part of one is called 'nothing'"):
+        check_plugin("nothing")
+    with pytest.raises(PluginError, match=r"--set augmenter.colour: no augmenter under trial has it \(flips\)"):
+        check_plugin("flips", {"augmenter": {"colour": 1}})
+    with pytest.raises(PluginError, match="'painter' is no kind of plugin"):
+        check_plugin("flips", {"painter": {"colour": 1}})
+    assert [each.outcome for each in check_plugin("timm") if each.subject == "backbone timm"] == ["skipped"]

@@ -1,0 +1,289 @@
+"""Plugins that misbehave, as real packages that pip installed: each is named in one line, and everything else works."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hematokit import explain_cells, load_model, open_field
+from hematokit.cli.main import main
+from hematokit.errors import PluginError
+from hematokit.fields.detection import detect_cells, make_detector
+from hematokit.isolation import TookTooLongError, call_with_limit, time_limit
+from hematokit.registry import PluginRegistry, load_plugins
+from pluginkit import pip_install, plugins_in_this_process, run_hematokit, write_package
+from tinykit import TINY
+
+AUGMENTER = """
+import hematokit
+@hematokit.hookimpl
+def register_augmenters(register):
+    register(hematokit.AugmenterSpec("{name}", "Does nothing", lambda: lambda images, generator: images))
+"""
+HANGING = {
+    "hemato-hangs": "import time\ntime.sleep(600)\n",
+    "hemato-hangs-later": "import hematokit, time\n@hematokit.hookimpl\ndef register_augmenters(register):\n"
+    "    time.sleep(600)\n",
+}
+LOADING = {
+    "hemato-fine": AUGMENTER.format(name="fine"),
+    "hemato-exits": "import sys\nsys.exit(3)\n",
+    "hemato-base": "class Odd(BaseException):\n    pass\nraise Odd('not even an Exception')\n",
+    "hemato-prints": "print('welcome to my plugin')\n" + AUGMENTER.format(name="chatty"),
+    "hemato-newer": 'HEMATOKIT_HOOKS = "9.1"\n' + AUGMENTER.format(name="newer"),
+    "hemato-older": 'HEMATOKIT_HOOKS = "0.1"\n' + AUGMENTER.format(name="older"),
+    "hemato-versionless": "HEMATOKIT_HOOKS = 1\n" + AUGMENTER.format(name="versionless"),
+    "hemato-newer-import": "from hematokit import SegmenterSpec\n",
+    "hemato-newer-name": "import hematokit\nhematokit.SegmenterSpec\n",
+    "hemato-newer-hook": "import hematokit\n@hematokit.hookimpl\ndef register_segmenters(register):\n    pass\n",
+    "hemato-verb": "import hematokit\n@hematokit.hookimpl\ndef register_commands(app):\n"
+    "    @app.command('train')\n    def train():\n        print('mine now')\n"
+    "    @app.command('hello')\n    def hello():\n        print('hello')\n",
+    "hemato-odd-verb": "import hematokit\n@hematokit.hookimpl\ndef register_commands(app):\n"
+    "    @app.command('odd')\n    def odd(value: list[dict[str, int]]):\n        pass\n",
+}
+INSIDE = """
+import hematokit
+from hematokit import AugmenterSpec, BackboneSpec, DetectorSpec, ExplainerSpec, InputSpec, Variant
+
+def build(model, *, num_classes, input_size, pretrained):
+    import torch
+    if model == "building":
+        raise RuntimeError("no licence\\nfound")
+    if model == "nothing":
+        return None
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(3, num_classes)
+        def forward(self, images):
+            logits = self.head(images.mean((2, 3)))
+            if model == "forward":
+                raise IndexError("out of luck")
+            return logits[:, :1] if model == "shape" else logits
+    return Network()
+
+def failing():
+    raise ValueError("cannot be made today")
+
+def making(what):
+    def make():
+        if what == "augmenter":
+            def augment(images, generator):
+                raise ZeroDivisionError("in the middle of it")
+            return augment
+        class Broken:
+            def attribute(self, classifier, images, targets):
+                raise ZeroDivisionError("no map")
+            def detect(self, field, pixel_size_um):
+                raise ZeroDivisionError("no cells")
+        return Broken()
+    return make
+
+@hematokit.hookimpl
+def register_backbones(register):
+    names = ("fine", "building", "nothing", "forward", "shape")
+    register(BackboneSpec("inside", "Breaks inside", build, default_variant="fine",
+        variants={name: Variant(name, InputSpec(64, 16)) for name in names}))
+
+@hematokit.hookimpl
+def register_augmenters(register):
+    register(AugmenterSpec("unmade", "Cannot be made", failing))
+    register(AugmenterSpec("breaking", "Breaks", making("augmenter")))
+    register(AugmenterSpec("halving", "Loses images", lambda: lambda images, generator: images[:1]))
+
+@hematokit.hookimpl
+def register_explainers(register):
+    register(ExplainerSpec("breaking", "Breaks", making("explainer")))
+
+@hematokit.hookimpl
+def register_detectors(register):
+    register(DetectorSpec("breaking", "Breaks", making("detector")))
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sources, target = tmp_path_factory.mktemp("packages"), tmp_path_factory.mktemp("site")
+    packages = {**HANGING, **LOADING, "hemato-inside": INSIDE}
+    pip_install(target, *(write_package(sources, name, code) for name, code in packages.items()))
+    return target
+
+
+# --- while loading ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def listing(site: Path) -> dict:
+    done = run_hematokit("plugins", "--json", site=site, env={"HEMATOKIT_PLUGIN_SECONDS": "4"})
+    assert done.returncode == 0, done.stderr
+    return {"stderr": done.stderr, **json.loads(done.stdout)}
+
+
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        ("hemato-hangs", "import: took longer than 4 s and was given up; HEMATOKIT_BLOCK_PLUGINS=hemato-hangs spares"),
+        ("hemato-hangs-later", "registration: took longer than 4 s"),
+        ("hemato-exits", "import: SystemExit: 3"),
+        ("hemato-base", "import: Odd: not even an Exception"),
+        ("hemato-newer", "registration: needs hooks 9.1; hematokit 0.1.0 has hooks 1."),
+        ("hemato-older", "is written for hooks 0.1"),
+        ("hemato-versionless", "HEMATOKIT_HOOKS is 1, not a version like '1."),
+        ("hemato-newer-import", "if the plugin is newer, run: pip install --upgrade hematokit"),
+        ("hemato-newer-name", "if the plugin is newer, run: pip install --upgrade hematokit"),
+        ("hemato-newer-hook", "implements the hook register_segmenters, which is not known here; hematokit 0.1.0 has"),
+        ("hemato-verb", "register_commands: the command 'train' is already there, from package hematokit"),
+        ("hemato-odd-verb", "register_commands: AssertionError: List types"),
+    ],
+)
+def test_what_fails_is_said_in_one_line(listing: dict, package: str, words: str) -> None:
+    info = next(item for item in listing["plugins"] if item["package"] == package)
+    assert info["status"] == "failed"
+    assert words in info["reason"]
+    assert "\n" not in info["reason"]
+
+
+def test_everything_else_works(listing: dict) -> None:
+    augmenters = {item["name"]: item["package"] for item in listing["augmenters"]}
+    assert augmenters["fine"] == "hemato-fine"
+    assert augmenters["chatty"] == "hemato-prints"
+    assert {"newer", "older", "versionless"}.isdisjoint(augmenters)
+    assert {"coatnet", "timm"} <= {item["name"] for item in listing["backbones"]}
+
+
+def test_what_a_plugin_prints_does_not_spoil_json(listing: dict) -> None:
+    assert "welcome to my plugin" in listing["stderr"]
+
+
+def test_who_keeps_everybody_waiting_is_said_at_once(listing: dict) -> None:
+    lines = [line for line in listing["stderr"].splitlines() if "given up" in line]
+    assert [line.split()[1] for line in lines] == ["hemato-hangs", "hemato-hangs-later"]
+
+
+def test_a_verb_of_ours_stays_ours(site: Path) -> None:
+    env = {"HEMATOKIT_PLUGINS": "hemato-verb,hemato-odd-verb,hemato-fine"}
+    shown = run_hematokit("train", "--help", site=site, env=env)
+    assert "mine now" not in shown.stdout
+    assert "--backbone" in shown.stdout
+    # Nothing of a package whose commands are not all right.
+    assert run_hematokit("hello", site=site, env=env).returncode == 2
+
+
+def test_the_limit_is_a_number_of_seconds() -> None:
+    assert time_limit({}) == 30
+    assert time_limit({"HEMATOKIT_PLUGIN_SECONDS": "2.5"}) == 2.5
+    for wrong in ("soon", "0", "-1", "nan", "inf"):
+        with pytest.raises(PluginError, match="HEMATOKIT_PLUGIN_SECONDS="):
+            time_limit({"HEMATOKIT_PLUGIN_SECONDS": wrong})
+
+
+def test_a_call_within_its_limit_is_a_call() -> None:
+    assert call_with_limit(lambda: 7, 60) == 7
+    with pytest.raises(KeyError):
+        call_with_limit(lambda: {}["x"], 60)
+
+
+def test_a_call_beyond_its_limit_is_left() -> None:
+    import threading
+
+    never = threading.Event()
+    try:
+        with pytest.raises(TookTooLongError, match=r"longer than 0\.05 s"):
+            call_with_limit(never.wait, 0.05)
+    finally:
+        never.set()
+
+
+# --- in the middle of work --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inside(site: Path) -> Iterator[None]:
+    with plugins_in_this_process(site, "hemato-inside"):
+        assert "inside" in load_plugins().backbones
+        yield
+
+
+def train_with(store: Path, output: Path, **settings: object) -> int:
+    given = {**TINY, "epochs": 1, **settings}
+    options = [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
+    return main(["train", str(store), "--output", str(output), *options])
+
+
+@pytest.mark.usefixtures("inside")
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"backbone": "inside:building"}, "inside:building of package hemato-inside failed to build (RuntimeError: no"),
+        ({"backbone": "inside:nothing"}, "of package hemato-inside is a NoneType, not a torch.nn.Module"),
+        ({"backbone": "inside:forward"}, "inside:forward of package hemato-inside failed: IndexError: out of luck"),
+        ({"backbone": "inside:shape"}, "of package hemato-inside returned (15, 1), not logits (batch, 3)"),
+        ({"augmenter": "unmade"}, "'unmade' of package hemato-inside cannot be made: ValueError: cannot be made today"),
+        ({"augmenter": "breaking"}, "'breaking' of package hemato-inside failed: ZeroDivisionError: in the middle"),
+        ({"augmenter": "halving"}, "'halving' of package hemato-inside returned (1, 3, 64, 64), not images"),
+    ],
+)
+def test_what_breaks_in_training_names_its_package(
+    settings: dict, words: str, tiny_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert train_with(tiny_store, tmp_path / "run", **settings) == 2
+    error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("hematokit: ")]
+    assert len(error) == 1
+    assert words in error[0]
+
+
+@pytest.mark.usefixtures("inside")
+def test_what_breaks_in_use_names_its_package(tiny_run: Path, tmp_path: Path) -> None:
+    model = load_model(tiny_run, "cpu", "torch")
+    with pytest.raises(PluginError, match=r"explainer 'breaking' of package hemato-inside failed: ZeroDivisionError"):
+        explain_cells(model, np.zeros((1, 64, 64, 3), np.uint8), methods=["breaking"])
+    Image.fromarray(np.full((80, 90, 3), 235, np.uint8)).save(tmp_path / "field.png")
+    with pytest.raises(PluginError, match=r"detector 'breaking' of package hemato-inside failed: ZeroDivisionError"):
+        detect_cells(open_field(tmp_path / "field.png"), make_detector("breaking"))
+
+
+# --- bundles ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_says_where_its_plugin_is(
+    site: Path, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    with plugins_in_this_process(site, "hemato-inside"):
+        assert train_with(tiny_store, run, backbone="inside") == 0
+        # A stranger's backbone goes wherever a built-in one does.
+        assert main(["evaluate", str(run), "--device", "cpu"]) == 0
+        explained = ["--output", str(tmp_path / "why"), "--per-class", "1", "--methods", "smoothgrad"]
+        assert main(["explain", str(run), *explained, "--set", "smoothgrad.samples=2"]) == 0
+        assert main(["export", str(run), "--format", "onnx", "--output", str(tmp_path / "model.onnx")]) == 0
+    config = json.loads((run / "bundle" / "config.json").read_text())
+    assert (config["backbone"]["package"], config["backbone"]["package_version"]) == ("hemato-inside", "1.2.3")
+
+    def refused(environment: dict[str, str]) -> str:
+        for name in ("HEMATOKIT_PLUGINS", "HEMATOKIT_BLOCK_PLUGINS"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        load_plugins.cache_clear()
+        capfd.readouterr()
+        assert main(["evaluate", str(run), "--device", "cpu"]) == 2
+        load_plugins.cache_clear()
+        return capfd.readouterr().err
+
+    assert load_model(tmp_path / "model.onnx", "cpu", "onnxruntime").codes == ("BLA", "LYT", "NGS")
+    assert "hemato-inside 1.2.3, which is not installed; run: pip install hemato-inside" in refused({})
+    monkeypatch.syspath_prepend(str(site))
+    said = refused({"HEMATOKIT_PLUGINS": "hemato-fine"})
+    assert "hemato-inside 1.2.3, which may not load here (HEMATOKIT_PLUGINS does not name it)" in said
+
+
+def test_spelling_of_packages_does_not_matter(site: Path) -> None:
+    with plugins_in_this_process(site, "hemato-fine"):
+        registry = PluginRegistry({"HEMATOKIT_PLUGINS": "Hemato_Fine"})
+        assert [info.status for info in registry.of_package("hemato.fine")] == ["loaded"]
