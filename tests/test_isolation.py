@@ -276,7 +276,7 @@ def test_a_bundle_says_where_its_plugin_is(
         load_plugins.cache_clear()
         return capfd.readouterr().err
 
-    assert load_model(tmp_path / "model.onnx", "cpu", "onnxruntime").codes == ("BLA", "LYT", "NGS")
+    assert load_model(tmp_path / "model.onnx", "cpu", "onnxruntime").codes == ("BLA", "NGS", "LYT")
     assert "hemato-inside 1.2.3, which is not installed; run: pip install hemato-inside" in refused({})
     monkeypatch.syspath_prepend(str(site))
     said = refused({"HEMATOKIT_PLUGINS": "hemato-fine"})

@@ -150,9 +150,10 @@ def _fields(cls: Any) -> str:
         if field.default is not dataclasses.MISSING and field.default not in (None, ""):
             default = f"`{_yaml(field.default)}`"
         own, shared = notes.get(field.name, ("", ""))
-        rows.append((f"`{field.name}`", f"`{str(field.type).replace('torch.nn.', '')}`", default, own or shared))
+        kind = str(field.type).replace("torch.nn.", "")
+        rows.append((f"`{field.name}`", own or shared, f"`{kind}`", default))
     return f"{_markdown(inspect.getdoc(cls)).split('Attributes')[0].strip()}\n\n" + _table(
-        ("field", "type", "default", "meaning"), rows
+        ("field", "meaning", "type", "default"), rows
     )
 
 

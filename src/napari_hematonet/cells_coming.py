@@ -24,6 +24,9 @@ __all__ = ["ComingCells"]
 _SHARE: Final = 6.0
 """Times as long as showing cells took, they are gathered before the next are shown: the viewer stays with the user."""
 
+_LONGEST: Final = 1.0
+"""Seconds that cells wait at most."""
+
 
 class ComingCells:
     """The layer of cells of one classification, from the first cells to the last.
@@ -77,7 +80,7 @@ class ComingCells:
         else:
             self.layer.metadata["hematokit"].review.append(cells)
         took = time.perf_counter() - begun
-        self._next = time.perf_counter() + _SHARE * took
+        self._next = time.perf_counter() + min(_SHARE * took, _LONGEST)
 
     def _first(self, cells: pd.DataFrame) -> Points:
         field: Field = self._request.field

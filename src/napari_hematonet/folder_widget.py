@@ -65,9 +65,13 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
 
     def _make_form(self) -> None:
         self.model = ModelChoice()
-        self.folder = FileEdit(name="folder", label="Fields in", mode="d", tooltip="A folder of images")
+        self.folder = FileEdit(name="folder", label="Fields in", mode="d", nullable=True, tooltip="A folder of images")
         self.output = FileEdit(
-            name="output", label="Results in", mode="d", tooltip="A new or empty folder, or one to go on with"
+            name="output",
+            label="Results in",
+            mode="d",
+            nullable=True,
+            tooltip="A new or empty folder, or one to go on with",
         )
         names = [spec.name for spec in load_plugins().detectors]
         self.detector = ComboBox(name="detector", label="Detector", choices=names, tooltip="What finds the cells")
@@ -81,8 +85,6 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         form = Container(widgets=[self.folder, self.output, self.detector, self.threshold, self.border], labels=True)
         form.native.layout().setContentsMargins(0, 0, 0, 0)
         self._form = form
-        for edit in (self.folder, self.output):
-            edit.value = ""
         self.folder.changed.connect(self._suggest)
         self.run_button, self.cancel_button = QPushButton("Run"), QPushButton("Cancel")
         self.cancel_button.setEnabled(False)
@@ -125,9 +127,10 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         return self._job is not None
 
     @guarded
-    def _suggest(self, folder: Path) -> None:
+    def _suggest(self, folder: object) -> None:
         """A folder of results beside the fields, until the user names one."""
-        if str(folder).strip(". ") and not _given(self.output):
+        folder = _given(self.folder)
+        if folder is not None and folder.name and _given(self.output) is None:
             self.output.value = folder.with_name(f"{folder.name}-results")
 
     @guarded
@@ -284,9 +287,8 @@ def _remarks(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def _given(edit: FileEdit) -> Path | None:
-    """The path that was entered; magicgui gives ``.`` for none."""
-    text = str(edit.line_edit.value).strip()
-    return Path(text) if text and text != "." else None
+    """The path that was entered, if one was."""
+    return Path(edit.value) if edit.value is not None and str(edit.line_edit.value).strip() else None
 
 
 def _row(*buttons: QPushButton) -> QHBoxLayout:

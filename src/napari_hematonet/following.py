@@ -24,7 +24,7 @@ CLICK_KEY: Final = "hematokit_click"
 _CLICK: Final = 5
 """Screen pixels that the mouse may move in a click."""
 
-_SMALL: Final = 12
+_SMALL: Final = 7
 """A cell of which more than these fit across the view is too small to judge; half as many do then."""
 
 

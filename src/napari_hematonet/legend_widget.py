@@ -159,8 +159,7 @@ class LegendWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         assert self.layer is not None
         hidden = hidden_classes(self.layer)
         if self.empty_button.isChecked():
-            seen = (table["count"] + table["unsure"] + table["reviewed"]) > 0
-            table = table[seen | table["code"].isin(hidden)]
+            table = table[(table["count"] + table["unsure"] + table["reviewed"]) > 0]
         self._filling = True
         try:
             groups = list(dict.fromkeys(table["lineage"]))

@@ -38,7 +38,7 @@ class Written:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, crops: Callable[[int], Patches]) -> Written:
     folder = tmp_path_factory.mktemp("package")
-    model = build_model(folder / "bundle", "coatnet:femto", side=80, size=64)
+    model = build_model(folder / "bundle", side=80, size=64)
     return Written(model, folder, *write_package(model, folder, crops(80)))
 
 
