@@ -7,7 +7,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint docs clean
+# What napari needs to draw on a machine without a screen (Debian's names).
+X_PACKAGES := xvfb libegl1 libgl1 libgl1-mesa-dri libxkbcommon-x11-0 libdbus-1-3 libxcb-cursor0 libxcb-icccm4 \
+	libxcb-keysyms1 libxcb-xinerama0 libxcb-shape0
+
+.PHONY: help demo test lint docs clean x-server
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -25,8 +29,15 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/hematokit demo --output hematokit-demo
 
-test: $(READY)
+test: $(READY) x-server
 	$(BIN)/python -m pytest
+
+# The viewer's tests start an X server of their own. Without one, and without the right to install it, they skip and say so.
+x-server:
+	@command -v Xvfb >/dev/null || { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && \
+		{ apt-get install -y --no-install-recommends $(X_PACKAGES) >/dev/null 2>&1 || \
+		{ apt-get update >/dev/null 2>&1 && apt-get install -y --no-install-recommends $(X_PACKAGES) >/dev/null 2>&1; }; } || \
+		echo "no X server, and it cannot be installed here: the viewer's tests will be skipped (Debian: $(X_PACKAGES))" >&2; }
 
 lint: $(READY)
 	$(BIN)/ruff check .
