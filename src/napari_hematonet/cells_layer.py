@@ -242,6 +242,11 @@ def update_cells_layer(layer: Points, review: Review, kind: str = "", cell_ids: 
     hidden = set(before[~layer.shown].tolist())
     if selected and not (same or grown):
         layer.selected_data = set()
+    if hidden:
+        # napari 0.9 draws points of a plain, two-dimensional image whether they are shown or not.
+        unseen = np.array([cell in hidden for cell in now], bool)
+        for colour in ("face_color", "border_color"):
+            drawn[colour][unseen, 3] = 0.0
     features = _features(review)
     # One drawing at the end instead of one for each attribute: with 5,000 cells the difference is 200 ms.
     with layer.events.blocker_all():

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from napari_hematonet.cells_layer import update_cells_layer
+from napari_hematonet.state import METADATA_KEY
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -38,5 +41,6 @@ def show_classes(layer: Points, hidden: Iterable[str]) -> None:
     shown = ~layer.features["label"].isin(codes).to_numpy(bool)
     if not np.array_equal(layer.shown, shown):
         layer.shown = shown
+        update_cells_layer(layer, layer.metadata[METADATA_KEY].review)
         # What cannot be seen must not be changed by a key.
         layer.selected_data = {row for row in layer.selected_data if shown[row]}

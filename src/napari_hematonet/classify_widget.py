@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from magicgui.widgets import ComboBox, Container, FloatSpinBox
 from napari.layers import Image, Shapes
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
 from hematokit.fields.naming import safe_name
@@ -328,6 +328,12 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         if flag != "ok" and self._found is not None and cells.count:
             said += f" Mind: {'; '.join(self._found.suitability.reasons) or flag}."
         return said
+
+    def event(self, event: QEvent) -> bool:
+        """Stop when the dock is closed: napari takes the form out of it, and something may hold the form yet."""
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None and getattr(self, "_job", None):
+            self.cancel()
+        return bool(super().event(event))
 
     @guarded
     def cancel(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, FloatSpinBox
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QFileDialog,
@@ -197,6 +197,12 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
     def _ended(self) -> None:
         self._job = None
         self._set_running(False)
+
+    def event(self, event: QEvent) -> bool:
+        """Stop when the dock is closed: napari takes the form out of it, and something may hold the form yet."""
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None and getattr(self, "_job", None):
+            self.cancel()
+        return bool(super().event(event))
 
     @guarded
     def cancel(self) -> None:

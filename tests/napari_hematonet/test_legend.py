@@ -92,6 +92,7 @@ def test_ticks_hide_and_a_click_shows_one_class_alone(
     rows(legend)["Blast"].setCheckState(0, Qt.CheckState.Unchecked)
     legend._just_ticked = False  # the mouse's release over the box
     assert layer.shown.tolist() == (called != "BLA").tolist()
+    assert ((layer.border_color[:, 3] > 0) == layer.shown).all()  # on the picture, too
     assert rows(legend)["blast"].checkState(0) == Qt.CheckState.Unchecked
     review.append(table(["BLA", "NGS"], first=20))
     qtbot.waitUntil(lambda: not layer.shown[-2], timeout=5000)
@@ -110,6 +111,7 @@ def test_ticks_hide_and_a_click_shows_one_class_alone(
     assert set(layer.features["label"][layer.shown]) == {"NGS", "NGB"}
     legend.all_button.click()
     assert layer.shown.all()
+    assert (layer.border_color[:, 3] > 0).all()
     assert legend.tree.topLevelItem(0).checkState(0) == Qt.CheckState.Checked
 
 
