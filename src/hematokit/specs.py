@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from hematokit.errors import PluginError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import pandas as pd
     import torch
@@ -253,12 +255,17 @@ class BackboneSpec(_Spec):
         ``attribution_layer(module) -> torch.nn.Module`` whose output is ``(B, c, h, w)``.
     find_variant : callable or None
         ``find_variant(name) -> Variant`` for families whose variants cannot all be listed; raises `PluginError`.
+    load_weights : callable or None
+        ``load_weights(module, path)`` for backbones whose published checkpoints have a form of their own: what
+        ``--weights FILE`` does, in place of hematokit's loader. The weights are in the bundle afterwards and the file is
+        not needed again, which is why it is no option. Raises a `HematokitError` for a file that does not fit.
     """
 
     variants: Mapping[str, Variant] = field(default_factory=dict)
     default_variant: str = ""
     attribution_layer: Callable[[torch.nn.Module], torch.nn.Module] | None = None
     find_variant: Callable[[str], Variant] | None = None
+    load_weights: Callable[[torch.nn.Module, Path], object] | None = None
 
     def variant(self, name: str | None) -> tuple[str, Variant]:
         """Resolve a variant's name (``None``: the default).

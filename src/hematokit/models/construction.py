@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hematokit.errors import HematokitError, ModelError, PluginError
+from hematokit.errors import HematokitError, ModelError, PluginError, naming
 from hematokit.hookspecs import PROJECT
 from hematokit.models.classifier import ORIGIN
 from hematokit.registry import load_plugins
@@ -147,8 +147,15 @@ def build_backbone(
     if owner.package != PROJECT:
         # For messages: what goes wrong inside is the package's to mend.
         setattr(module, ORIGIN, f"backbone {name} of package {owner.package}")
-    if weights is not None:
+    if weights is None:
+        return module
+    if choice.spec.load_weights is None:
         load_weights(module, Path(weights))
+        return module
+    if not Path(weights).is_file():
+        raise _no_file(Path(weights))
+    with naming(f"backbone {name} of package {owner.package}"):
+        choice.spec.load_weights(module, Path(weights))
     return module
 
 
@@ -197,7 +204,7 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
         If the file is missing, holds more than tensors, or leaves a part of the backbone without weights.
     """
     if not path.is_file():
-        raise ModelError(f"weights file {path} does not exist; give a .safetensors file or a timm checkpoint")
+        raise _no_file(path)
     from timm.models import load_state_dict
 
     try:
@@ -231,6 +238,10 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
             f"another shape ({missing[0]}, ...); give weights of the chosen backbone, variant and image size"
         )
     module.load_state_dict(fitting, strict=False)
+
+
+def _no_file(path: Path) -> ModelError:
+    return ModelError(f"weights file {path} does not exist; give a .safetensors file or a timm checkpoint")
 
 
 def _head_keys(module: torch.nn.Module) -> set[str]:
