@@ -1,8 +1,8 @@
-"""Make the pictures of the viewer's tutorial: ``python docs/make_screenshots.py MODEL``, in docs/_static/viewer.
+"""Make the pictures of the viewer's pages: ``python docs/make_screenshots.py MODEL``, in docs/_static/viewer.
 
 MODEL is a run, bundle or ONNX file; without it, the demonstration's model is trained first, which takes some minutes.
-Needs an X server; on a machine without a screen put ``xvfb-run -s "-screen 0 1600x1000x24"`` before it.
-The user's settings of napari are neither read nor changed.
+Needs an X server; on a machine without a screen put ``xvfb-run -s "-screen 0 1600x1000x24"`` before it. The field is
+drawn, so no patient is in a picture. The user's settings of napari are neither read nor changed.
 """
 
 from __future__ import annotations
@@ -15,15 +15,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ["NAPARI_CONFIG"] = str(Path(tempfile.mkdtemp()) / "settings.yaml")
+WORK = Path(tempfile.mkdtemp())
+os.environ["NAPARI_CONFIG"] = str(WORK / "settings.yaml")
 
 import napari
 from PIL import Image
+from qtpy.QtCore import QPoint, Qt
+from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
 FOLDER = Path(__file__).parent / "_static" / "viewer"
 SIZE = (1440, 900)
+SHOWN_AS = "Dr. Ada Person"
 LONGEST = 1800  # seconds for a step; the training of the demonstration is one
+LARGEST = 250_000  # bytes of a picture
 
 
 def wait(until: Callable[[], object], longest: float = LONGEST) -> None:
@@ -43,25 +48,32 @@ def settle(seconds: float = 1.0) -> None:
 
 
 def picture(viewer: napari.Viewer, name: str) -> None:
-    """Save the window."""
+    """Save the window, as JPEG: in PNG a smear is ten times as large."""
     settle()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    pixels = viewer.screenshot(canvas_only=False, flash=False)
-    # Pictures of cells in PNG are ten times as large.
-    Image.fromarray(pixels).convert("RGB").save(FOLDER / f"{name}.jpg", quality=82, optimize=True)
-    print(f"{name}.jpg")
+    path = FOLDER / f"{name}.jpg"
+    pixels = Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)).convert("RGB")
+    for quality in (82, 74, 66, 58):
+        pixels.save(path, quality=quality, optimize=True)
+        if path.stat().st_size < LARGEST:
+            break
+    print(f"{path.name}  {path.stat().st_size:,} bytes")
 
 
-def dock(viewer: napari.Viewer, name: str, **options: Any) -> Any:
-    """Open one of our docks from the menu."""
-    return viewer.window.add_plugin_dock_widget("hematokit", name, **options)[1]
+def dock(viewer: napari.Viewer, name: str) -> Any:
+    """Open one of our docks as its menu does, or bring it to the front."""
+    from napari_hematonet.docks import show_dock
+
+    widget = viewer.window.add_plugin_dock_widget("hematokit", name)[1]
+    settle(0.3)
+    show_dock(widget)
+    return widget
 
 
-def main(model: str | None) -> None:
-    """Make the pictures."""
-    viewer = napari.Viewer(show_welcome_screen=False)
-    viewer.window._qt_window.resize(*SIZE)
-    viewer.open_sample("hematokit", "field")
+def classify(viewer: napari.Viewer, model: str | None) -> Any:
+    """From the form to the cells; return the layer of cells."""
+    from napari_hematonet.state import cells_layers
+
     form = dock(viewer, "Classify field")
     settle(3)
     if model is None:
@@ -71,16 +83,98 @@ def main(model: str | None) -> None:
         form.model.choose(model)
     picture(viewer, "1-form")
     form.run_button.click()
-    wait(lambda: len(viewer.layers) > 1 or not form.running)
+    wait(lambda: any(len(layer.data) >= 24 for layer in cells_layers(viewer)) or not form.running)
     picture(viewer, "2-running")
     wait(lambda: not form.running)
     picture(viewer, "3-classified")
+    return cells_layers(viewer)[-1]
+
+
+def count(viewer: napari.Viewer) -> None:
+    """The legend, and one lineage alone."""
     legend = dock(viewer, "Legend and differential")
-    settle()
     picture(viewer, "4-legend")
     rows = [legend.tree.topLevelItem(number) for number in range(legend.tree.topLevelItemCount())]
     legend.tree.itemClicked.emit(max(rows, key=lambda row: int(row.text(1).replace(",", ""))), 0)
     picture(viewer, "5-one-lineage")
+    legend.show_all()
+
+
+def ask_why(viewer: napari.Viewer, layer: Any) -> None:
+    """A cell's map, and the same cell asked about another class."""
+    from napari_hematonet.following import select_cells
+    from napari_hematonet.map_layer import WHY_KEY, WHY_LAYER
+
+    why = dock(viewer, "Why")
+    cells = layer.metadata["hematokit"].review.cells
+    inside = cells[~cells["touches_border"] & (cells["probability"] > 0.5)]
+    # One that the model hesitates about: there the second class is worth a question.
+    chosen = str(inside.sort_values("probability")["cell_id"].iloc[0])
+    select_cells(viewer, layer, [chosen], look=True)
+    wait(lambda: WHY_LAYER in viewer.layers and not why.job.busy)
+    picture(viewer, "6-why")
+    other = why.bars.bars[1].code
+    QTest.mouseClick(why.bars, Qt.MouseButton.LeftButton, pos=QPoint(30, why.bars.row_centre(other)))
+    wait(lambda: viewer.layers[WHY_LAYER].metadata[WHY_KEY]["targets"] == [other])
+    picture(viewer, "7-why-not")
+    viewer.layers.remove(WHY_LAYER)
+
+
+def correct(viewer: napari.Viewer, layer: Any) -> None:
+    """The review queue with its keys, and a cell that was corrected."""
+    from napari_hematonet._settings import store_setting
+    from napari_hematonet.following import select_cells, selected_cells
+
+    store_setting("reviewer", SHOWN_AS)
+    review = dock(viewer, "Review")
+    # Opened after the Why dock as a person would: nothing of it is left on the picture.
+    canvas = viewer.window._qt_viewer.canvas.native
+    review.next_button.click()
+    settle()
+    first = selected_cells(layer)
+    picture(viewer, "8-review")
+    taken = str(layer.features["label"].iloc[sorted(layer.selected_data)[0]])
+    given = next(code for code in ("MON", "LYT") if code != taken)
+    QTest.keyClick(canvas, getattr(Qt.Key, f"Key_{review._key_of[given]}"))
+    settle(0.3)
+    for _ in range(3):
+        QTest.keyClick(canvas, Qt.Key.Key_Return)
+        settle(0.3)
+    select_cells(viewer, layer, first, look=True)
+    picture(viewer, "9-corrected")
+    store_setting("reviewer", "")
+
+
+def classify_folder(viewer: napari.Viewer, model: str) -> None:
+    """Two small fields from a folder."""
+    from hematokit.imaging.synthetic import synthesize_field
+
+    fields = WORK / "fields"
+    fields.mkdir()
+    for name, seed in (("smear 1", 3), ("smear 2", 4)):
+        Image.fromarray(synthesize_field(900, 1200, cells=30, seed=seed).pixels).save(fields / f"{name}.png")
+    form = dock(viewer, "Classify folder")
+    form.model.choose(model)
+    form.folder.value = fields
+    form.run_button.click()
+    wait(lambda: not form.running)
+    viewer.layers.clear()
+    form.table.selectRow(0)
+    form.open_button.click()
+    viewer.reset_view()
+    picture(viewer, "10-folder")
+
+
+def main(model: str | None) -> None:
+    """Make the pictures, in the order of the tutorial."""
+    viewer = napari.Viewer(show_welcome_screen=False)
+    viewer.window._qt_window.resize(*SIZE)
+    viewer.open_sample("hematokit", "field")
+    cells = classify(viewer, model)
+    count(viewer)
+    ask_why(viewer, cells)
+    correct(viewer, cells)
+    classify_folder(viewer, cells.metadata["hematokit"].model_path)
     viewer.close()
 
 

@@ -257,8 +257,8 @@ class BackboneSpec(_Spec):
         ``find_variant(name) -> Variant`` for families whose variants cannot all be listed; raises `PluginError`.
     load_weights : callable or None
         ``load_weights(module, path)`` for backbones whose published checkpoints have a form of their own: what
-        ``--weights FILE`` does, in place of hematokit's loader. The weights are in the bundle afterwards and the file is
-        not needed again, which is why it is no option. Raises a `HematokitError` for a file that does not fit.
+        ``--weights FILE`` does, in place of hematokit's loader. The weights are in the bundle afterwards and the file
+        is not needed again, which is why it is no option. Raises a `HematokitError` for a file that does not fit.
     """
 
     variants: Mapping[str, Variant] = field(default_factory=dict)

@@ -41,7 +41,7 @@ class ComingCells:
     Attributes
     ----------
     layer : Points or None
-        None until there are cells.
+        None until cells have been found.
     count : int
         Cells classified so far, shown or about to be.
     """
@@ -68,6 +68,14 @@ class ComingCells:
         if time.perf_counter() >= self._next:
             self.show()
 
+    def prepare(self) -> None:
+        """Make the layer, empty: a turn of the event loop of its own, before the first cells are there.
+
+        Building the layer's controls, its OpenGL programs, and the first cells in one go would be seen as a stall.
+        """
+        if self.layer is None:
+            self.layer = self._empty()
+
     def show(self) -> None:
         """Show all cells that are here."""
         if not self._waiting:
@@ -76,16 +84,26 @@ class ComingCells:
         self._waiting.clear()
         begun = time.perf_counter()
         if self.layer is None:
-            self.layer = self._first(cells)
-        else:
-            self.layer.metadata["hematokit"].review.append(cells)
+            self.layer = self._empty()
+        if not len(self.layer.data):
+            self._put_away_earlier(self.layer)
+        self.layer.metadata["hematokit"].review.append(cells)
         took = time.perf_counter() - begun
         self._next = time.perf_counter() + min(_SHARE * took, _LONGEST)
 
-    def _first(self, cells: pd.DataFrame) -> Points:
+    def finish(self) -> None:
+        """Show what is still waiting; nothing more comes. A layer without cells is not left behind."""
+        if self.image in self._viewer.layers:
+            self.show()
+        if self.layer is not None and not self.count:
+            layer, self.layer = self.layer, None
+            if layer in self._viewer.layers:
+                self._viewer.layers.remove(layer)
+
+    def _empty(self) -> Points:
         field: Field = self._request.field
         review = Review(
-            cells,
+            pd.DataFrame(),
             whole_taxonomy(self._model.taxonomy),
             field_id=self._request.field_id,
             who=reviewer(),
@@ -103,17 +121,23 @@ class ComingCells:
             unsure_below=self._unsure_below,
             plane=getattr(field, "plane", ()),
         )
-        self._put_away_earlier(state)
-        return add_cells_layer(self._viewer, review, image=self.image, state=state, name=f"cells of {self.image.name}")
+        return add_cells_layer(self._viewer, review, image=self.image, state=state, name=self._name)
 
-    def _put_away_earlier(self, state: FieldState) -> None:
+    @property
+    def _name(self) -> str:
+        return f"cells of {self.image.name}"
+
+    def _put_away_earlier(self, new: Points) -> None:
         """Of an earlier classification of the image, hide what a person has worked on and remove the rest."""
+        state: FieldState = new.metadata["hematokit"]
         for layer in cells_layers(self._viewer):
             earlier: FieldState = layer.metadata["hematokit"]
             same = (earlier.image_layer_name, earlier.plane) == (state.image_layer_name, state.plane)
-            if not same or not earlier.model_path:
+            if layer is new or not same or not earlier.model_path:
                 continue
             if earlier.review.cells["reviewed"].any():
                 layer.visible = False
             else:
                 self._viewer.layers.remove(layer)
+        if self._name not in self._viewer.layers:
+            new.name = self._name  # while the earlier one was there, napari put a number behind it

@@ -28,6 +28,7 @@ from napari_hematonet.classify_job import (
     warm_up,
 )
 from napari_hematonet.demo_model import make_demo_model
+from napari_hematonet.docks import join_docks, show_dock
 from napari_hematonet.images import field_of, is_field_image
 from napari_hematonet.model_choice import ModelChoice, remember_model
 from napari_hematonet.regions import draw_region, region_of
@@ -65,6 +66,7 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self._computed_by = ""
         self._devices = [("automatic", "auto"), ("CPU", "cpu")]
         self._make_form()
+        join_docks(self, "Classify")
         self._timer = QTimer(self)
         self._timer.setInterval(_LOOK)
         self._timer.timeout.connect(self._look)
@@ -204,7 +206,8 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
 
     @guarded
     def _open_legend(self) -> None:
-        self._viewer.window.add_plugin_dock_widget("hematokit", "Legend and differential", tabify=False)
+        _, legend = self._viewer.window.add_plugin_dock_widget("hematokit", "Legend and differential")
+        show_dock(legend)
 
     def _say(self, text: str) -> None:
         said = printable(text)
@@ -290,6 +293,8 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             remember_model(self.model.path)
         elif isinstance(step, Found):
             self._found = step.examination
+            if self._cells is not None and len(self._found.cells):
+                self._cells.prepare()
         elif isinstance(step, Cells) and self._cells is not None:
             self._cells.add(step.table)
         elif isinstance(step, Note):
@@ -312,7 +317,7 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         if cells is None:
             self._say("Ready: Run")
             return
-        cells.show()
+        cells.finish()
         self._say(self._summary(cells))
         if not cells.count:
             where = "in the region" if self.region.value else "in this image"
@@ -352,8 +357,8 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         if job is None:
             return False
         job.stop()
-        if self._cells is not None and self._cells.image in self._viewer.layers:
-            self._cells.show()
+        if self._cells is not None:
+            self._cells.finish()
         self._set_running(False)
         return True
 
@@ -363,8 +368,8 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         cells = self._cells
         if self._job is None or cells is None or event.value not in (cells.image, cells.layer):
             return
-        self._cells = None
         self._stop()
+        self._cells = None
         what = "image" if event.value is cells.image else "layer of cells"
         self._say(f"Stopped: the {what} was removed")
         notify(f"the classification has stopped, because its {what} was removed")

@@ -29,6 +29,7 @@ from napari_hematonet._libraries import keep_triton_out
 from napari_hematonet._readers import add_to_viewer, results_layers
 from napari_hematonet._settings import setting
 from napari_hematonet.classify_job import Background, Failed
+from napari_hematonet.docks import join_docks
 from napari_hematonet.model_choice import ModelChoice, remember_model
 from napari_hematonet.state import guarded, notify
 
@@ -59,6 +60,7 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self._job: Background | None = None
         self._report: Path | None = None
         self._make_form()
+        join_docks(self, "Folder")
         self._timer = QTimer(self)
         self._timer.setInterval(_LOOK)
         self._timer.timeout.connect(self._look)

@@ -25,6 +25,7 @@ from qtpy.QtWidgets import (
 from hematokit.errors import FieldError
 from hematokit.imaging.reading import printable
 from napari_hematonet.class_visibility import hidden_classes, show_classes
+from napari_hematonet.docks import join_docks
 from napari_hematonet.legend_text import COLUMNS, as_text, headline, row_texts, write_differential
 from napari_hematonet.state import FieldState, current_layer, guarded, notify, state_of
 
@@ -39,6 +40,9 @@ _WAIT: Final = 200
 
 _CODE: Final = int(Qt.ItemDataRole.UserRole)
 _ICON: Final = 14
+_WIDTH: Final = 400
+_SHORT: Final = {"95 % interval": "95 % int.", "Unsure": "?", "Reviewed": "✓"}
+"""Heads of columns in which only two or three digits stand; the whole name is the tip."""
 
 
 class LegendWidget(QWidget):  # type: ignore[misc] # Qt has no types here
@@ -77,12 +81,19 @@ class LegendWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self.figures.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.tree = QTreeWidget()
         self.tree.setObjectName("legend")
-        self.tree.setHeaderLabels(list(COLUMNS))
+        self.tree.setHeaderLabels([_SHORT.get(name, name) for name in COLUMNS])
+        for column, name in enumerate(COLUMNS):
+            self.tree.headerItem().setToolTip(column, name)
+            self.tree.headerItem().setTextAlignment(column, _side(column))
         self.tree.setSelectionMode(QAbstractItemView.SelectionMode.NoSelection)
         self.tree.setRootIsDecorated(True)
-        self.tree.setIndentation(14)
-        self.tree.header().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        self.tree.header().setStretchLastSection(False)
+        self.tree.setIndentation(12)
+        header = self.tree.header()
+        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        # A long name is cut short; no figure is ever out of sight.
+        header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
+        header.setStretchLastSection(False)
+        header.setMinimumSectionSize(_ICON)
         self.tree.setToolTip("Tick to show or hide; click a row to show it alone, and again to show all")
         self.tree.itemChanged.connect(self._ticked)
         self.tree.itemClicked.connect(self._clicked)
@@ -108,10 +119,14 @@ class LegendWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         box.addWidget(self.tree, 1)
         box.addLayout(upper)
         box.addLayout(lower)
-        note = QLabel("<small>Intervals: 95 %, cells taken as independent. For research use only</small>")
+        note = QLabel(
+            "<small>Intervals: 95 %, cells taken as independent. ?: unsure, ✓: reviewed by a person. "
+            "For research use only</small>"
+        )
         note.setWordWrap(True)
         box.addWidget(note)
-        self.setMinimumWidth(340)
+        self.setMinimumWidth(_WIDTH)
+        join_docks(self, "Legend")
 
     # --- what is shown ------------------------------------------------------------------------------------------------
 

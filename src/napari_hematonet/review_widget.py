@@ -13,6 +13,7 @@ from hematokit.fields.review import QUEUE_ORDERS
 from napari_hematonet._settings import class_keys, key_of, reviewer
 from napari_hematonet.class_list import ClassList
 from napari_hematonet.classify_job import Background, Failed
+from napari_hematonet.docks import join_docks
 from napari_hematonet.following import CLICK_KEY, Follower, FollowingDock, select_cells
 from napari_hematonet.images import to_field
 from napari_hematonet.keys import QUEUE_KEY, Keys, go_on, queue_of, step_keys, usable_key
@@ -109,6 +110,7 @@ class ReviewWidget(FollowingDock):
         for label in (self.header, self.cell, self.status):
             label.setTextFormat(Qt.TextFormat.PlainText)
         self.setMinimumWidth(320)
+        join_docks(self, "Review")
 
     def _connect(self) -> None:
         self.follower.layer_changed.connect(self._new_layer)

@@ -14,6 +14,7 @@ from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QScro
 from hematokit.explanation.at_cells import class_scores
 from napari_hematonet._settings import setting
 from napari_hematonet.bars import Bar, ProbabilityBars
+from napari_hematonet.docks import join_docks
 from napari_hematonet.following import Follower, FollowingDock
 from napari_hematonet.keys import Keys, go_on, step_keys
 from napari_hematonet.map_layer import MapLayer
@@ -126,6 +127,7 @@ class WhyWidget(FollowingDock):
         outer.addWidget(scroll)
         self.setMinimumWidth(2 * _SIDE + 40)
         self._busy(False)
+        join_docks(self, "Why")
 
     def _connect(self) -> None:
         self.follower.layer_changed.connect(self._new_layer)

@@ -160,7 +160,7 @@ def test_cancel_closing_the_image_or_the_dock_stops_the_work(
     image = viewer.add_image(pixels)
     form.run_button.click()
     assert not form.run_button.isEnabled()
-    qtbot.waitUntil(lambda: bool(cells_layers(viewer)), timeout=WAIT)
+    qtbot.waitUntil(lambda: any(len(layer.data) for layer in cells_layers(viewer)), timeout=WAIT)
     form.cancel_button.click()
     assert not form.running
     assert "Stopped" in form.status.text()
@@ -179,8 +179,9 @@ def test_cancel_closing_the_image_or_the_dock_stops_the_work(
     asked = len(slow)
     qtbot.waitUntil(lambda: len(slow) > asked, timeout=WAIT)
     viewer.window.remove_dock_widget(form)
+    asked = len(slow)
     qtbot.wait(900)
-    assert len(slow) <= asked + 2
+    assert len(slow) <= asked + 1  # the batch under way, which cannot be stopped in the middle
     assert not [severity for severity, _ in told if severity == "error"]
 
 

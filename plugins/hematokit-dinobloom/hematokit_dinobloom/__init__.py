@@ -1,4 +1,4 @@
-"""DinoBloom for hematokit: the backbone ``dinobloom``, the explainer ``attention-rollout``, the verb ``dinobloom-probe``.
+"""DinoBloom for hematokit: backbone ``dinobloom``, explainer ``attention-rollout``, verb ``dinobloom-probe``.
 
 Every start of hematokit reads this file, so it imports nothing heavy.
 """
@@ -60,7 +60,7 @@ def load_weights(module: torch.nn.Module, path: Path) -> Accounting:
     return load_weights(module, path)
 
 
-def rollout(**options: Any) -> Any:
+def make_rollout(**options: Any) -> Any:
     """Make the explainer."""
     from hematokit_dinobloom.rollout import AttentionRollout
 
@@ -73,12 +73,12 @@ def register_backbones(register: Callable[[BackboneSpec], None]) -> None:
     register(
         BackboneSpec(
             name="dinobloom",
-            description="DINOv2 transformers with DinoBloom's weights from 13 sets of blood and marrow cells (Koch et al. 2024)",
+            description="DINOv2 transformers, trained as DinoBloom on blood and marrow cells (Koch et al. 2024)",
             factory=build,
             options=OPTIONS,
             variants=VARIANTS,
             default_variant="s",
-            attribution_layer=lambda module: module.tokens,
+            attribution_layer=lambda module: module.get_submodule("tokens"),
             load_weights=load_weights,
         )
     )
@@ -92,7 +92,7 @@ def register_explainers(register: Callable[[ExplainerSpec], None]) -> None:
             name="attention-rollout",
             description="Where a transformer's attention goes, over all layers (Abnar and Zuidema 2020); "
             "the same map for every class",
-            factory=rollout,
+            factory=make_rollout,
             options={
                 "discard": Option(float, 0.0, "share of the weakest attentions of each layer left out", 0.0, 0.99),
                 "first_layer": Option(int, 0, "layers before this one are left out", 0, 100),

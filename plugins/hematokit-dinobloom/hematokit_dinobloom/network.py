@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 import torch
-from hematokit.errors import PluginError
 from torch.nn import functional
+
+from hematokit.errors import PluginError
 
 __all__ = ["HUB", "DinoBloom", "KnnHead", "TokenMap", "build"]
 
@@ -38,7 +39,7 @@ class TokenMap(torch.nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens (B, h * w, D) to a map (B, D, h, w)."""
-        return tokens.transpose(1, 2).unflatten(2, (self.height, self.width)).contiguous()
+        return tokens.transpose(1, 2).reshape(*tokens.shape[::2], self.height, self.width).contiguous()
 
 
 class KnnHead(torch.nn.Module):
@@ -144,9 +145,10 @@ class DinoBloom(torch.nn.Module):
             tokens = block(tokens)
         # Behind the last block only the class token counts, so gradients reach the patches in front of it.
         first, patches = tokens[:, : body.num_prefix_tokens], self.tokens(tokens[:, body.num_prefix_tokens :])
-        if len(patches) != len(first):
+        # Sizes, not len(): an export would take the length of the example for the only one.
+        if patches.shape[0] != first.shape[0]:
             # Grad-CAM for several classes repeats the map of each image; what goes past the map must follow.
-            first = first.repeat_interleave(len(patches) // len(first), dim=0)
+            first = first.repeat_interleave(patches.shape[0] // first.shape[0], dim=0)
         tokens = body.norm(last(torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1)))
         embedding: torch.Tensor = tokens[:, 0]
         return embedding
@@ -192,7 +194,12 @@ def build(
     if head not in ("linear", "knn"):
         raise PluginError(f"option head: {head!r} is neither linear nor knn")
     name, changes = _MODELS[model]
-    arguments = {"num_classes": 0, "img_size": input_size, "drop_path_rate": 0.0 if freeze else drop_path_rate, **changes}
+    arguments = {
+        "num_classes": 0,
+        "img_size": input_size,
+        "drop_path_rate": 0.0 if freeze else drop_path_rate,
+        **changes,
+    }
     body: Any = timm.create_model(HUB[model] if pretrained else name, pretrained=pretrained, **arguments)
     width = body.num_features
     if head == "knn":

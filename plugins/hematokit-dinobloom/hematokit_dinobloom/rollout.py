@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hematokit.errors import PluginError
 from torch.nn import functional
+
+from hematokit.errors import PluginError
 
 __all__ = ["AttentionRollout"]
 
@@ -16,9 +17,9 @@ __all__ = ["AttentionRollout"]
 class AttentionRollout:
     r"""How much of each patch reaches the class token when attention is followed through the layers.
 
-    With :math:`A_l` the attention of layer l averaged over its heads, :math:`\prod_l \frac{1}{2}(A_l + I)`; the half and
-    the unit matrix stand for the connection past the layer. It says where the network looks, not why it says what it
-    says: the map is the same for every class.
+    With :math:`A_l` the attention of layer l averaged over its heads, :math:`\prod_l \frac{1}{2}(A_l + I)`; the half
+    and the unit matrix stand for the connection past the layer. It says where the network looks, not why it says what
+    it says: the map is the same for every class. The least attended patch of a picture counts as zero.
 
     Parameters
     ----------
@@ -66,20 +67,24 @@ class AttentionRollout:
                 hook.remove()
             for module, mode in was_training.items():
                 module.training = mode
-        coarse = followed[0][:, 0, prefix:].unflatten(1, tuple(grid))[:, None]
+        shares = followed[0][:, 0, prefix:]
+        # Every patch gets something: what the least of them gets would veil the differences.
+        coarse = (shares - shares.amin(1, keepdim=True)).reshape(-1, 1, *grid)
         return functional.interpolate(coarse, size=images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
 
     def _attention(self, attention: Any, projected: torch.Tensor) -> torch.Tensor:
         """Attention (B, N, N) of a layer with the way past it, from queries, keys and values (B, N, 3 D)."""
         heads = attention.num_heads
-        query, key, _ = projected.float().unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        split = projected.float().reshape(*projected.shape[:2], 3, heads, -1)
+        query, key, _ = split.permute(2, 0, 3, 1, 4).unbind(0)
         query, key = attention.q_norm(query), attention.k_norm(key)
         found = ((query @ key.transpose(-2, -1)) * attention.scale).softmax(-1).mean(1)
         if dropped := int(self.discard * found.shape[-1]):
             limit = found.kthvalue(dropped, dim=-1, keepdim=True).values
             found = torch.where(found > limit, found, torch.zeros_like(found))
         found = found + torch.eye(found.shape[-1], device=found.device)
-        return found / found.sum(-1, keepdim=True)
+        shares: torch.Tensor = found / found.sum(-1, keepdim=True)
+        return shares
 
 
 def _bound(note: Any, attention: Any) -> Any:

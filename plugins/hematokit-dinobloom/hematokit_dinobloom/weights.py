@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+
 from hematokit.errors import ModelError
 
 __all__ = ["Accounting", "load_weights", "read_checkpoint"]
@@ -116,7 +117,9 @@ def read_checkpoint(path: Path) -> Tensors:
             f"weights file {path} cannot be read safely ({type(error).__name__}: {reason}); give the published .pth, "
             "or a .safetensors file"
         ) from error
-    inner = next((state[key] for key in _CONTAINERS if isinstance(state, dict) and isinstance(state.get(key), dict)), state)
+    inner = next(
+        (state[key] for key in _CONTAINERS if isinstance(state, dict) and isinstance(state.get(key), dict)), state
+    )
     if not isinstance(inner, dict) or not inner:
         raise ModelError(f"weights file {path} holds no named tensors; give a DinoBloom or DINOv2 checkpoint")
     others = [str(key) for key, value in inner.items() if not isinstance(value, torch.Tensor)]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     import torch
     import typer
+
     from hematokit import Variant
 
 __all__ = ["normalise"]
@@ -57,7 +58,7 @@ def register_augmenters(register: Callable[[AugmenterSpec], None]) -> None:
             description="Strength of each stain (Tellez et al. 2018), on scikit-image's stain matrices",
             factory=_hed,
             options={
-                "stains": Option(str, "hed", "scikit-image's matrix: hed, bex (Giemsa: methylene blue, eosin), hdx, ..."),
+                "stains": Option(str, "hed", "scikit-image's matrix: hed, bex (Giemsa: methylene blue and eosin), ..."),
                 "scale": Option(float, 0.2, "largest change of a stain, as a share of it", 0.0, 1.0),
                 "bias": Option(float, 0.05, "largest amount added to a stain, in optical density", 0.0, 1.0),
                 **_COMMON,

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
 import torch
-from hematokit import HematokitError
 from skimage import color
 from skimage.color import colorconv
+
+from hematokit import HematokitError
 
 __all__ = ["FLOOR", "density", "lab_to_rgb", "mix", "rgb_to_lab", "stain_matrix", "transmission"]
 
@@ -68,11 +68,8 @@ def stain_matrix(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     HematokitError
         If there is none of that name.
     """
-    known = sorted(
-        key.removeprefix("rgb_from_")
-        for key, value in vars(color).items()
-        if key.startswith("rgb_from_") and isinstance(value, np.ndarray)
-    )
+    # The public names: the module behind them has matrices of colour spaces, too.
+    known = sorted(key.removeprefix("rgb_from_") for key in dir(color) if key.startswith("rgb_from_"))
     if name not in known:
         raise HematokitError(f"scikit-image has no stain matrix {name!r}; it has: {', '.join(known)}")
     matrices = getattr(color, f"rgb_from_{name}"), getattr(color, f"{name}_from_rgb")

@@ -123,7 +123,7 @@ def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def _first_axis(moments: torch.Tensor) -> torch.Tensor:
-    """Eigenvector (B, 3) of the largest eigenvalue of symmetric matrices without negative ones, by repeated squaring."""
+    """Eigenvector (B, 3) of the largest eigenvalue, by squaring: symmetric matrices, no eigenvalue negative."""
     # A little of the unit matrix: black and empty images have no moments at all.
     power = moments + 1e-9 * torch.eye(3, device=moments.device, dtype=moments.dtype)
     for _ in range(9):
