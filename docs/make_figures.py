@@ -44,9 +44,9 @@ def explained_classes(folder: Path) -> None:
         options={"grad-cam": {"layer": "6x6"}},
     )
     with Image.open(folder / "why" / "classes.png") as figure:
-        figure.convert("RGB").quantize(192, method=Image.Quantize.MEDIANCUT).save(
-            STATIC / "explained-classes.png", optimize=True
-        )
+        picture = figure.convert("RGB")
+        picture.thumbnail((1500, 1500))
+        picture.save(STATIC / "explained-classes.jpg", quality=85, optimize=True)
 
 
 def main() -> None:
