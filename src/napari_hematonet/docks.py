@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
-from qtpy.QtCore import QEvent, QObject, QTimer
-from qtpy.QtWidgets import QDockWidget, QMainWindow, QWidget
+from qtpy.QtCore import QEvent, QObject, QSize, QTimer
+from qtpy.QtWidgets import QApplication, QDockWidget, QMainWindow, QWidget
 
 from napari_hematonet.state import guarded
 
-__all__ = ["dock_of", "join_docks", "show_dock"]
+__all__ = ["dock_of", "in_front", "join_docks", "show_dock"]
 
 _OURS: Final = "hematokit_tab"
 """Property of our widgets: what their tab says."""
 
+_LAID_OUT: Final = 50
+"""Milliseconds after which a window has laid its docks out anew."""
 
-def join_docks(widget: QWidget, tab: str) -> None:
+
+def join_docks(widget: QWidget, tab: str, on_turn: Callable[[bool], object] | None = None) -> None:
     """Let a widget's dock join those of ours that are there, as a tab; the user may drag it out again.
 
     napari puts each new dock below the others, where a form of twenty lines gets room for five.
@@ -26,9 +30,11 @@ def join_docks(widget: QWidget, tab: str) -> None:
         What the dock holds; it need not be in one yet.
     tab : str
         Short, as five of them stand side by side.
+    on_turn : callable, optional
+        Slot that is called when the tab comes to the front (True), or goes behind another.
     """
     widget.setProperty(_OURS, tab)
-    widget.installEventFilter(_Joining(widget))
+    widget.installEventFilter(_Joining(widget, on_turn))
 
 
 def dock_of(widget: QWidget) -> QDockWidget | None:
@@ -47,12 +53,20 @@ def show_dock(widget: QWidget) -> None:
         dock.raise_()
 
 
+def in_front(widget: QWidget) -> bool:
+    """Tell whether somebody can see a widget: Qt keeps what is behind another tab visible, outside of the window."""
+    return bool(widget.isVisible() and not widget.visibleRegion().isEmpty())
+
+
 class _Joining(QObject):  # type: ignore[misc] # Qt has no types here
     """Waits for the widget to be shown in a dock of a window, once."""
 
-    def __init__(self, widget: QWidget) -> None:
+    def __init__(self, widget: QWidget, on_turn: Callable[[bool], object] | None) -> None:
         super().__init__(widget)
-        self._widget = widget
+        self._widget, self._on_turn = widget, on_turn
+        # The window is known, and has grown already, once the widget is shown.
+        self._sizes = {id(window): window.size() for window in QApplication.topLevelWidgets() if window.isVisible()}
+        self._size = QSize()
         # Not while the window is still at laying out the new dock.
         self._soon = QTimer(self)
         self._soon.setSingleShot(True)
@@ -63,6 +77,8 @@ class _Joining(QObject):  # type: ignore[misc] # Qt has no types here
         """Look for the widget's first appearance."""
         if event.type() == QEvent.Type.Show and dock_of(self._widget) is not None:
             self._widget.removeEventFilter(self)
+            window = self._widget.window()
+            self._size = self._sizes.get(id(window), window.size())
             self._soon.start()
         return False
 
@@ -72,6 +88,8 @@ class _Joining(QObject):  # type: ignore[misc] # Qt has no types here
         window = None if dock is None else dock.parent()
         if dock is None or not isinstance(window, QMainWindow):
             return
+        if self._on_turn is not None:
+            dock.visibilityChanged.connect(self._on_turn)
         dock.setWindowTitle(str(self._widget.property(_OURS)))
         area = window.dockWidgetArea(dock)
         others = [
@@ -87,3 +105,13 @@ class _Joining(QObject):  # type: ignore[misc] # Qt has no types here
             window.tabifyDockWidget(others[-1], dock)
             dock.show()
             dock.raise_()
+            if not window.isMaximized() and not window.isFullScreen():
+                # Below the others there was no room for the dock, and the window may have grown beyond the screen.
+                self._soon.timeout.disconnect(self._join)
+                self._soon.timeout.connect(self._shrink)
+                self._soon.start(_LAID_OUT)
+
+    @guarded
+    def _shrink(self) -> None:
+        window = self._widget.window()
+        window.resize(window.size().boundedTo(self._size))

@@ -40,7 +40,7 @@ _WAIT: Final = 200
 
 _CODE: Final = int(Qt.ItemDataRole.UserRole)
 _ICON: Final = 14
-_WIDTH: Final = 400
+_WIDTH: Final = 420
 _SHORT: Final = {"95 % interval": "95 % int.", "Unsure": "?", "Reviewed": "✓"}
 """Heads of columns in which only two or three digits stand; the whole name is the tip."""
 

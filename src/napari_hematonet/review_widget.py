@@ -47,9 +47,10 @@ class ReviewWidget(FollowingDock):
 
     def __init__(self, napari_viewer: napari.Viewer) -> None:
         super().__init__()
-        self.viewer = napari_viewer
+        # napari gives widgets its viewer behind a fence: what is asked for twice is two things there.
+        self.viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
         self._working: list[Background] = []
-        self.follower = Follower(napari_viewer, self)
+        self.follower = Follower(self.viewer, self)
         self._keys = Keys("Review")
         self._key_of: dict[str, str] = {}
         self._build()

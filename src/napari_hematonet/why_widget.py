@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QScro
 from hematokit.explanation.at_cells import class_scores
 from napari_hematonet._settings import setting
 from napari_hematonet.bars import Bar, ProbabilityBars
-from napari_hematonet.docks import join_docks
+from napari_hematonet.docks import in_front, join_docks
 from napari_hematonet.following import Follower, FollowingDock
 from napari_hematonet.keys import Keys, go_on, step_keys
 from napari_hematonet.map_layer import MapLayer
@@ -43,11 +43,12 @@ class WhyWidget(FollowingDock):
 
     def __init__(self, napari_viewer: napari.Viewer) -> None:
         super().__init__()
-        self.viewer = napari_viewer
+        # napari gives widgets its viewer behind a fence: what is asked for twice is two things there.
+        self.viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
         self.job = WhyJob(self)
-        self.follower = Follower(napari_viewer, self)
+        self.follower = Follower(self.viewer, self)
         self._keys = Keys("Why")
-        self.map = MapLayer(napari_viewer)
+        self.map = MapLayer(self.viewer)
         self._asked: tuple[str, ...] = ()
         self._filling = False
         self._pause = QTimer(self)
@@ -127,7 +128,7 @@ class WhyWidget(FollowingDock):
         outer.addWidget(scroll)
         self.setMinimumWidth(2 * _SIDE + 40)
         self._busy(False)
-        join_docks(self, "Why")
+        join_docks(self, "Why", self._turned)
 
     def _connect(self) -> None:
         self.follower.layer_changed.connect(self._new_layer)
@@ -249,7 +250,18 @@ class WhyWidget(FollowingDock):
         if ids[0] not in self._asked:
             self.crop.clear()
             self.picture.clear()
-        if self.automatic.value and len(ids) == 1:
+        if not in_front(self):
+            # Behind another tab: a map that nobody asked for would lie on the cell that is being reviewed.
+            if ids[0] not in self._asked:
+                self._forget_map()
+        elif self.automatic.value and len(ids) == 1:
+            self._pause.start()
+
+    @guarded
+    def _turned(self, front: bool) -> None:
+        """Explain what was selected while another tab was in front."""
+        ids = self.follower.cell_ids
+        if front and self.automatic.value and len(ids) == 1 and ids[0] not in self._asked:
             self._pause.start()
 
     @guarded

@@ -111,9 +111,7 @@ def check_command(
     }
     with progress_bar("checking", "parts") as progress:
         verdicts = check_plugin(name, options, progress=progress)
-    counts = {
-        kind: sum(each.outcome == kind for each in verdicts) for kind in _OUTCOMES
-    }
+    counts = {kind: sum(each.outcome == kind for each in verdicts) for kind in _OUTCOMES}
     if as_json:
         print_json({"name": name, "counts": counts, "verdicts": [verdict.to_dict() for verdict in verdicts]})
     else:

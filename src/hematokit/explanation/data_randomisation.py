@@ -31,8 +31,8 @@ from hematokit.explanation.sanity import (
     similarity_to_others,
 )
 from hematokit.explanation.similarity import Estimate, bootstrapped_mean, has_signs
-from hematokit.models.loading import load_model
 from hematokit.models.classifier import Classifier
+from hematokit.models.loading import load_model
 from hematokit.progress import Progress, no_progress
 from hematokit.specs import Explainer
 from hematokit.store import PatchStore, create_store, open_store
