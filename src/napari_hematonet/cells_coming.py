@@ -6,11 +6,12 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
+from qtpy.QtCore import QTimer
 
 from hematokit.fields.review import Review, whole_taxonomy
 from napari_hematonet._settings import reviewer
 from napari_hematonet.cells_layer import add_cells_layer
-from napari_hematonet.state import FieldState, cells_layers
+from napari_hematonet.state import FieldState, cells_layers, guarded
 
 if TYPE_CHECKING:
     import napari
@@ -26,6 +27,9 @@ _SHARE: Final = 6.0
 
 _LONGEST: Final = 1.0
 """Seconds that cells wait at most."""
+
+_CONTROLS_DRAWN: Final = 50
+"""Milliseconds after which the controls of a new layer are on the screen."""
 
 
 class ComingCells:
@@ -56,6 +60,7 @@ class ComingCells:
         self._model: Any = None
         self._waiting: list[pd.DataFrame] = []
         self._next = 0.0
+        self._unseen = False
 
     def set_model(self, model: Any) -> None:
         """Say which model classifies: its classes are those of the cells."""
@@ -69,12 +74,20 @@ class ComingCells:
             self.show()
 
     def prepare(self) -> None:
-        """Make the layer, empty: a turn of the event loop of its own, before the first cells are there.
+        """Make the layer, empty and unseen, before the first cells are there; show it a moment later.
 
-        Building the layer's controls, its OpenGL programs, and the first cells in one go would be seen as a stall.
+        Building the layer, its controls, its OpenGL programs, and the first cells in one go would be seen as a stall.
         """
         if self.layer is None:
             self.layer = self._empty()
+            self.layer.visible, self._unseen = False, True
+            QTimer.singleShot(_CONTROLS_DRAWN, self._reveal)
+
+    @guarded
+    def _reveal(self) -> None:
+        if self._unseen and self.layer is not None:
+            self._unseen = False
+            self.layer.visible = True
 
     def show(self) -> None:
         """Show all cells that are here."""
@@ -87,6 +100,7 @@ class ComingCells:
             self.layer = self._empty()
         if not len(self.layer.data):
             self._put_away_earlier(self.layer)
+            self._reveal()
         self.layer.metadata["hematokit"].review.append(cells)
         took = time.perf_counter() - begun
         self._next = time.perf_counter() + min(_SHARE * took, _LONGEST)
