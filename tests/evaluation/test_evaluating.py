@@ -235,5 +235,5 @@ def test_files_are_replaced_and_stale_ones_removed(pictures: Path, tmp_path: Pat
 
 def test_a_folder_that_cannot_be_written_is_one_line(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(EvaluationError, match="cannot be written"):
+    with pytest.raises(EvaluationError, match="cannot write to"):
         write_evaluation(evaluate_images(ByColour(), pictures, bootstrap=0), tmp_path / "file" / "out")

@@ -100,5 +100,5 @@ def test_mistakes_of_use_are_one_line(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="given twice"):
         compare([runs[0], runs[0] / "bundle"], output=tmp_path)
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(EvaluationError, match="cannot be written"):
+    with pytest.raises(EvaluationError, match="cannot write to"):
         compare(runs[:2], output=tmp_path / "file", device="cpu")

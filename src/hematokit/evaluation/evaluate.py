@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,44 +15,18 @@ import pandas as pd
 from hematokit import __version__
 from hematokit.errors import EvaluationError, HematokitError, ModelError
 from hematokit.evaluation.metrics import OVERALL_METRICS, Scores, score
+from hematokit.evaluation.predictor import Predictor, training_of, training_store
 from hematokit.evaluation.sources import ALL_CELLS, CellSource, ImageCells, StoreCells
 from hematokit.progress import Progress, no_progress
 from hematokit.store import PatchStore, open_store
 from hematokit.taxonomy import MATEK_21, Taxonomy
 
-__all__ = ["REST", "Evaluation", "Predictor", "evaluate_images", "evaluate_store", "training_store"]
+__all__ = ["REST", "Evaluation", "Predictor", "evaluate_images", "evaluate_store"]
 
 REST: Final = "rest"
 """Code of "any other class" in a one-vs-rest classifier."""
 
 METRICS_VERSION: Final = 1
-
-
-class Predictor(Protocol):
-    """What is needed of a classifier; `hematokit.models.Classifier` is one."""
-
-    @property
-    def codes(self) -> tuple[str, ...]:
-        """Class codes in the order of the probabilities."""
-
-    @property
-    def taxonomy(self) -> Taxonomy:
-        """The classes of `codes`."""
-
-    @property
-    def temperature(self) -> float:
-        """Calibration temperature."""
-
-    @property
-    def patch_size(self) -> int:
-        """Side of its patches in pixels."""
-
-    @property
-    def config(self) -> Any:
-        """Bundle configuration; its ``training`` says what it was trained on."""
-
-    def predict(self, patches: npt.NDArray[np.uint8], batch_size: int = ...) -> pd.DataFrame:
-        """Calibrated predictions: ``predicted``, ``probability``, ``p_<CODE>`` ..."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +92,6 @@ class Evaluation:
         }
 
 
-def training_store(model: Predictor) -> Path | None:
-    """Path of the store that a classifier was trained on, as its bundle states it; ``None`` where it does not."""
-    stated = _training(model).get("store")
-    return Path(str(stated)) if stated else None
-
-
 def evaluate_store(
     model: Predictor,
     store: PatchStore,
@@ -179,7 +147,7 @@ def evaluate_store(
             f"split {split!r} of store {store.path} has no cell of a class that the model knows "
             f"({', '.join(model.codes)}); it has: {found}"
         )
-    training = _training(model)
+    training = training_of(model)
     own = bool(training.get("store_hash")) and training.get("store_hash") == store.content_hash
     about = {"store": str(store.path), "store_hash": store.content_hash, "split": split, "images": None}
     notes = [*_split_notes(training, store, split, own), *_seen_notes(model, store, source.cells["pixel_sha256"], own)]
@@ -218,7 +186,7 @@ def evaluate_images(
     EvaluationError
         If the folder is missing or has no image that can be used.
     """
-    training = _training(model)
+    training = training_of(model)
     one = training.get("one_vs_rest")
     # Classes that were excluded in training are labels too: their images are known, and known to be left out.
     counted = training.get("counts")
@@ -287,7 +255,7 @@ def _evaluate(
         **{column: probabilities[:, index] for index, column in enumerate(columns)},
         "group": cells["group"].to_numpy(),
     }
-    if _training(model).get("one_vs_rest"):
+    if training_of(model).get("one_vs_rest"):
         table["original_label"] = cells["label"].to_numpy()
     labelled = labels != ""
     scores = None
@@ -321,21 +289,16 @@ def _evaluate(
         left_out={str(label): int(count) for label, count in sorted(outside.items())},
         rejects=source.rejects,
         distribution=distribution,
-        training=_training(model),
+        training=training_of(model),
         about=about,
         notes=tuple(notes),
         read_patches=lambda positions: source.read(places[positions]),
     )
 
 
-def _training(model: Predictor) -> dict[str, Any]:
-    training = getattr(getattr(model, "config", None), "training", None)
-    return dict(training) if isinstance(training, Mapping) else {}
-
-
 def _true_codes(labels: pd.Series, model: Predictor) -> pd.Series:
     """Label of each cell as the classifier has it; empty where it has none."""
-    training = _training(model)
+    training = training_of(model)
     one = training.get("one_vs_rest")
     given = labels.astype(object)
     if one:

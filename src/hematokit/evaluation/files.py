@@ -13,7 +13,7 @@ import pandas as pd
 from hematokit.errors import EvaluationError
 from hematokit.evaluation.evaluate import Evaluation
 from hematokit.evaluation.metrics import CLASS_METRICS, Scores
-from hematokit.files import write_atomically
+from hematokit.files import one_line_write_errors, write_atomically
 from hematokit.taxonomy import Taxonomy
 
 __all__ = [
@@ -109,7 +109,7 @@ def write_evaluation(
     if evaluation.scores is not None:
         # Last, so that metrics never stand beside the predictions of an earlier evaluation.
         contents[METRICS] = json.dumps(evaluation.metrics, indent=2, allow_nan=False).encode("utf-8")
-    try:
+    with one_line_write_errors(folder, EvaluationError, "free space or give another --output"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / METRICS).unlink(missing_ok=True)
         for name in (TABLE2, REJECTS):
@@ -117,11 +117,6 @@ def write_evaluation(
                 (folder / name).unlink(missing_ok=True)
         for name, content in contents.items():
             write_atomically(folder / name, content)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise EvaluationError(
-            f"evaluation folder {folder} cannot be written ({reason}); free space or give another --output"
-        ) from error
     return {KEYS.get(name, name): folder / name for name in contents}
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from hematokit.errors import ExplanationError
-from hematokit.evaluation.evaluate import training_store
+from hematokit.evaluation.predictor import open_training_store
 from hematokit.explanation.data_randomisation import DataRandomisation, Twins
 from hematokit.explanation.faithfulness import Faithfulness
 from hematokit.explanation.localisation import Localisation
@@ -19,7 +19,7 @@ from hematokit.explanation.sanity import ParameterRandomisation
 from hematokit.explanation.selection import ChosenCells, cells_of_store, target_chooser
 from hematokit.models import find_bundle, load_model
 from hematokit.models.classifier import Classifier
-from hematokit.store import PatchStore, open_store
+from hematokit.store import PatchStore
 from hematokit.training.data import REST
 
 __all__ = [
@@ -122,14 +122,11 @@ def load_subject(
     """Load a model and the cells it is checked on; see `hematokit.reporting.sanity_report.check_sanity`."""
     classifier = load_model(path, device=device, runtime="torch")
     assert isinstance(classifier, Classifier)
-    place = Path(store) if store is not None else training_store(classifier)
-    if place is None:
-        raise ExplanationError(f"model {path} does not say which store it was trained on; name one with --store")
-    opened = open_store(place)
+    opened = open_training_store(classifier, path, store, ExplanationError)
     if opened.patch_size != classifier.patch_size:
         raise ExplanationError(
-            f"store {place} has patches of {opened.patch_size} px, model {path} takes {classifier.patch_size} px; "
-            "import the crops at that size"
+            f"store {opened.path} has patches of {opened.patch_size} px, model {path} takes "
+            f"{classifier.patch_size} px; import the crops at that size"
         )
     chosen = cells_of_store(opened, classifier.codes, cell_ids=cell_ids, split=split, per_class=per_class, seed=seed)
     positions = np.arange(len(chosen), dtype=np.int64)

@@ -14,7 +14,7 @@ from hematokit.errors import EvaluationError, TaxonomyError
 from hematokit.evaluation.comparison import Comparison, compare_predictions
 from hematokit.evaluation.files import METRICS, PREDICTIONS, read_predictions
 from hematokit.evaluation.metrics import CLASS_METRICS, LOW_SUPPORT, OVERALL_METRICS
-from hematokit.files import write_atomically
+from hematokit.files import one_line_write_errors, write_atomically
 from hematokit.models import find_bundle
 from hematokit.progress import Progress, no_progress
 from hematokit.reporting.evaluating import evaluate, evaluation_folder
@@ -229,13 +229,8 @@ def _write(folder: Path, comparison: Comparison, table: pd.DataFrame, page: str)
         "report": ("comparison.html", page),
         "json": ("comparison.json", json.dumps(comparison.to_dict(), indent=2, allow_nan=False)),
     }
-    try:
+    with one_line_write_errors(folder, EvaluationError, "free space or give another --output"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.values():
             write_atomically(folder / name, content)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise EvaluationError(
-            f"comparison folder {folder} cannot be written ({reason}); free space or give another --output"
-        ) from error
     return {key: folder / name for key, (name, _) in contents.items()}

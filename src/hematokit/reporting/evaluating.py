@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from hematokit.errors import EvaluationError
-from hematokit.evaluation.evaluate import Evaluation, Predictor, evaluate_images, evaluate_store, training_store
+from hematokit.evaluation.evaluate import Evaluation, evaluate_images, evaluate_store
 from hematokit.evaluation.files import PICTURE, REPORT, write_evaluation
+from hematokit.evaluation.predictor import open_training_store
 from hematokit.models import find_model, load_model
 from hematokit.progress import Progress, no_progress
 from hematokit.reporting.report import render_picture, render_report
 from hematokit.reporting.text import command
-from hematokit.store import PatchStore, open_store
 
 __all__ = ["evaluate", "evaluation_folder"]
 
@@ -90,7 +90,9 @@ def evaluate(
     if images is not None:
         evaluation = evaluate_images(model, images, progress=progress, **options)
     else:
-        evaluation = evaluate_store(model, _open(model, model_path, store), split, progress=progress, **options)
+        evaluation = evaluate_store(
+            model, open_training_store(model, model_path, store, EvaluationError), split, progress=progress, **options
+        )
     progress(len(evaluation.predictions), len(evaluation.predictions), "writing the report")
     words: list[object] = ["hematokit", "evaluate", model_path]
     words += ["--images", images] if images is not None else ["--split", split]
@@ -138,16 +140,3 @@ def evaluation_folder(
     else:
         name = split
     return run / "evaluation" / (re.sub(r"[^\w.+-]", "_", name).lstrip(".") or "evaluation")
-
-
-def _open(model: Predictor, model_path: Path, store: str | Path | None) -> PatchStore:
-    if store is not None:
-        return open_store(store)
-    stated = training_store(model)
-    if stated is None:
-        raise EvaluationError(f"{model_path} does not say which store it was trained on; give one with --store")
-    if not stated.exists():
-        raise EvaluationError(
-            f"store {stated}, on which {model_path} was trained, is not there any more; give its place with --store"
-        )
-    return open_store(stated)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from hematokit.errors import ExplanationError
-from hematokit.evaluation.evaluate import training_store
+from hematokit.evaluation.predictor import open_training_store
 from hematokit.explanation.collecting import check_threshold, collect_doubt, collect_maps
 from hematokit.explanation.running import NamedExplainer, make_explainers
 from hematokit.explanation.selection import PREDICTED, ChosenCells, cells_of_images, cells_of_store, target_chooser
@@ -23,11 +23,9 @@ from hematokit.models import find_bundle, load_model
 from hematokit.models.bundle import bundle_identity
 from hematokit.progress import Progress, no_progress
 from hematokit.reporting.explained_pictures import CellDrawer, draw_classes, draw_doubt
-from hematokit.store import open_store
 
 if TYPE_CHECKING:
     from hematokit.models import Classifier
-    from hematokit.store import PatchStore
 
 __all__ = ["DEFAULT_METHODS", "ExplanationResult", "explain"]
 
@@ -304,26 +302,13 @@ def _choose(
 ) -> ChosenCells:
     if images is not None:
         return cells_of_images([Path(image) for image in images], classifier.codes, classifier.patch_size)
-    opened = _open_store(classifier, model, store)
+    opened = open_training_store(classifier, model, store, ExplanationError)
     if opened.patch_size != classifier.patch_size:
         raise ExplanationError(
             f"store {opened.path} has patches of {opened.patch_size} px and {model} takes {classifier.patch_size} px; "
             "import the images again with that patch size"
         )
     return cells_of_store(opened, classifier.codes, cell_ids=cells, split=split, per_class=per_class, seed=seed)
-
-
-def _open_store(classifier: Classifier, model: Path, store: str | Path | None) -> PatchStore:
-    if store is not None:
-        return open_store(store)
-    stated = training_store(classifier)
-    if stated is None:
-        raise ExplanationError(f"{model} does not say which store it was trained on; give --store or --images")
-    if not stated.exists():
-        raise ExplanationError(
-            f"store {stated}, on which {model} was trained, is not there any more; give its place with --store"
-        )
-    return open_store(stated)
 
 
 def notes_on(

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit.errors import HematokitError, ModelError
-from hematokit.evaluation.evaluate import REST, training_store
+from hematokit.evaluation.evaluate import REST
+from hematokit.evaluation.predictor import training_store
 from hematokit.models.parity import sample_patches
 from hematokit.models.quantising import JudgedCrops
 from hematokit.store import PatchStore, open_store
