@@ -1,4 +1,4 @@
-"""Detection of nucleated cells on real and synthetic fields: a registered detector beside a peer, in turns.
+"""Detection of nucleated cells on real and synthetic fields: registered detectors beside a peer, in turns.
 
 Sources (those that are there are used): `bccd` and `txl_pbc360`, blood fields with boxes of white cells, recall and
 precision; `segpc`, marrow fields with masks of the plasma cells, recall only; `chula`, fields of red cells, false
@@ -10,6 +10,12 @@ not given, but for a second row of the synthetic fields. The images of each sour
 SHA-256 of their file names into a *tuning* and a *report* part. The built-in detector was tuned on the first; after a
 first look at the second, two rules were added (the hue of red cells, and what a fragment at the border must show), so
 that part is no longer quite unseen.
+
+Any registered detector can be a contestant, a plugin's too, with its options and beside others:
+
+    --detector nuclei --detector cellpose:model=blood.pth,diameter=180
+
+`train_cellpose.py` trains a network for that on the tuning part of BCCD.
 
 The peer is cellpose or StarDist where one is installed and its weights are on this machine (nothing is downloaded),
 else Otsu's threshold on the saturation with a watershed, as in many tutorials.
@@ -188,17 +194,27 @@ def cases(folder: Path, source: str, part: str, limit: int | None, seed: int) ->
         yield case
 
 
-def registered(name: str) -> Detect:
-    """A detector of hematokit by name, reduced to its centres."""
-    from hematokit import load_plugins
+def registered(asked: str) -> tuple[str, Detect]:
+    """A detector of hematokit, reduced to its centres, and its name in the table.
 
-    spec = load_plugins().detectors.get(name)
-    detector = spec.factory(**spec.resolve_options(None))
+    `asked` is ``NAME``, or ``NAME:OPTION=VALUE,OPTION=VALUE``.
+    """
+    from hematokit.errors import HematokitError
+    from hematokit.fields.detection import make_detector
+
+    name, _, words = asked.partition(":")
+    options = dict(word.partition("=")[::2] for word in words.split(",") if word)
+    try:
+        detector = make_detector(name, options).detector
+    except HematokitError as error:
+        sys.exit(str(error))
 
     def detect(pixels: np.ndarray, pixel_size_um: float | None) -> np.ndarray:
         return np.asarray(detector.detect(pixels, pixel_size_um)[["y", "x"]].to_numpy(float))
 
-    return detect
+    # Where a file lies does not belong into a result.
+    shown = ",".join(f"{option}={Path(value).name}" for option, value in options.items())
+    return (f"{name}:{shown}" if shown else name), detect
 
 
 def otsu(pixels: np.ndarray, pixel_size_um: float | None) -> np.ndarray:
@@ -286,7 +302,12 @@ def main() -> None:
         "--part", choices=("tuning", "report", "all"), default="report", help="which half of the images"
     )
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES), metavar="NAME", help="which")
-    parser.add_argument("--detector", default="nuclei", help="a registered detector")
+    parser.add_argument(
+        "--detector",
+        action="append",
+        metavar="NAME[:OPTION=VALUE,...]",
+        help="a registered detector with its options; may be repeated (default: nuclei)",
+    )
     parser.add_argument("--peer", choices=("otsu", "cellpose", "stardist", "none"), default="otsu", help="beside it")
     parser.add_argument("--limit", type=int, default=None, help="images per source at most")
     parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="also write the result as JSON")
@@ -294,7 +315,7 @@ def main() -> None:
     folder = Path(os.environ.get("HEMATOKIT_TEST_DATA") or REPOSITORY.parent / "shared" / "data")
     if not folder.is_dir() and any(not name.startswith("synthetic") for name in arguments.sources):
         sys.exit(f"no real images at {folder}; set HEMATOKIT_TEST_DATA, or ask for --sources synthetic")
-    contestants = {arguments.detector: registered(arguments.detector)}
+    contestants = dict(registered(asked) for asked in arguments.detector or ["nuclei"])
     if arguments.peer != "none":
         name, detect = peer(arguments.peer)
         contestants[name] = detect

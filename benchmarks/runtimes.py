@@ -13,7 +13,9 @@ They take turns, each round starting with another one; ratios are taken within a
 and the first turn are not timed. Agreement is with eager torch on the test crops: largest difference of a logit, and
 how many crops got another class. Times of both clocks; on a machine that others use, processor time is the steadier.
 
-``--model`` takes runs or bundles, several times; crops are of the store they name, or of ``--store``.
+``--model`` takes runs or bundles, several times; crops are of the store they name, or of ``--store``. ``--image-size``
+measures the same networks with another input: the weights that fit are taken, which is enough for times and for how far
+the answers lie apart, and says nothing about how right they are.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -91,6 +94,31 @@ def contestants(path: Path, model: Any, calibration: np.ndarray | None, with_com
     return found
 
 
+def with_image_size(path: Path, size: int, folder: Path) -> Path:
+    """A bundle of the same network for another side of the input, written into a folder."""
+    from hematokit import load_model
+    from hematokit.models.bundle import save_bundle
+    from hematokit.models.classifier import Classifier
+    from hematokit.models.construction import build_backbone, choose_backbone
+
+    model = load_model(path, "cpu", runtime="torch")
+    own = model.config.backbone
+    choice = choose_backbone(own.name, own.variant, size, own.options)
+    torch.manual_seed(0)
+    backbone = build_backbone(choice, len(model.codes))
+    fresh = backbone.state_dict()
+    fitting = {
+        name: values
+        for name, values in model.backbone.state_dict().items()
+        if name in fresh and fresh[name].shape == values.shape
+    }
+    backbone.load_state_dict(fitting, strict=False)
+    say(f"{path} at {size} px: {len(fitting)} of {len(fresh)} tensors are the model's, the others drawn")
+    changed = Classifier(backbone, model.taxonomy, choice.input, model.patch_size, model.temperature)
+    save_bundle(folder, changed, choice, dict(model.config.training), pixel_size_um=model.config.pixel_size_um)
+    return folder
+
+
 def measure(path: Path, arguments: Any) -> dict[str, Any]:
     """All contestants on one model."""
     from hematokit import load_model
@@ -131,14 +159,14 @@ def measure(path: Path, arguments: Any) -> dict[str, Any]:
     return {"contestants": result, "auto": chosen, "crops": judged.what if judged is not None else "drawn patches"}
 
 
-def lines_of(path: Path, found: dict[str, Any]) -> list[str]:
+def lines_of(name: str, found: dict[str, Any]) -> list[str]:
     """The table of one model."""
     rows = [["", "images/s", "quartiles", "ratio", "ratio, cpu", "logits differ", "classes changed"]]
-    for name, one in found["contestants"].items():
+    for who, one in found["contestants"].items():
         speed = one["images_per_second_wall"]
         rows.append(
             [
-                name,
+                who,
                 f"{speed['median']:.0f}",
                 f"{speed['low']:.0f}-{speed['high']:.0f}",
                 f"{one['ratio_wall']['median']:.2f}",
@@ -150,7 +178,7 @@ def lines_of(path: Path, found: dict[str, Any]) -> list[str]:
     chosen = found["contestants"].get(found["auto"], found["contestants"]["channels_last"])
     ratio = chosen["ratio_wall"]
     return [
-        f"{path} ({found['crops']})",
+        f"{name} ({found['crops']})",
         table(rows),
         f"auto is {found['auto']}; goal, at least {GOAL:g} times eager: {verdict(ratio, GOAL)}",
         "",
@@ -161,6 +189,7 @@ def main() -> None:
     parser = base_parser(__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, action="append", required=True, help="run or bundle; several times")
     parser.add_argument("--store", type=Path, default=None, help="crops; default: the store that the model names")
+    parser.add_argument("--image-size", type=int, default=None, help="side of the input; default: the model's own")
     parser.add_argument("--images", type=int, default=64, help="patches in a turn")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=9)
@@ -170,7 +199,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     started = time.monotonic()
-    models = {str(path): measure(path, arguments) for path in arguments.model}
+    with TemporaryDirectory() as place:
+        models = {}
+        for number, path in enumerate(arguments.model):
+            if arguments.image_size is None:
+                models[str(path)] = measure(path, arguments)
+                continue
+            changed = with_image_size(path, arguments.image_size, Path(place) / str(number))
+            models[f"{path} at {arguments.image_size} px"] = measure(changed, arguments)
     result: dict[str, Any] = {
         "machine": machine(),
         "versions": versions("torch", "timm", "onnx", "onnxruntime", "openvino"),
@@ -179,7 +215,7 @@ def main() -> None:
         "goal": GOAL,
         "seconds": time.monotonic() - started,
     }
-    finish(arguments, result, [line for path, found in models.items() for line in lines_of(Path(path), found)])
+    finish(arguments, result, [line for name, found in models.items() for line in lines_of(name, found)])
 
 
 if __name__ == "__main__":

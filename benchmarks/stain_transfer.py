@@ -6,9 +6,10 @@ red cell of their source (so that both have one scale), are classified into the 
 one source and tested on the whole of the other, and, to know what the change of source costs, on the held-out fields
 of its own (fields, not crops, are divided). Everything but the augmenter is the same in all contestants of a seed.
 
-`plain` is hematokit's usual augmenter alone; the others put the plugin's in front of it. `normalised` is the usual
-augmenter with the plugin's backbone that normalises the stain. The score is balanced accuracy, over classes of which
-there are at least `--least` cells in the part that is tested. Needs the plugin: pip install plugins/hematokit-stain
+`plain` is hematokit's usual augmenter alone; the others put the plugin's in front of it. `normalised` (Reinhard's
+method) and `normalised-macenko` are the usual augmenter with the plugin's backbone that normalises the stain. The
+score is balanced accuracy, over classes of which there are at least `--least` cells in the part that is tested. With
+`--keep FILE` finished trainings are kept and not done again. Needs the plugin: pip install plugins/hematokit-stain
 
 Three classes that look as unlike as these are an easy task: what is seen here is the shift of colours, and it says
 little about classes that resemble each other.
@@ -16,6 +17,7 @@ little about classes that resemble each other.
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import sys
@@ -35,12 +37,15 @@ SOURCES = ("bccd", "txl_pbc360")
 CLASSES = {"WBC": "LYT", "RBC": "EBO", "Platelets": "ART"}
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "plain": {"augmenter": "hematonet"},
-    "hed": {"augmenter": "stain-hed"},
-    "giemsa": {"augmenter": "stain-hed", "augmenter_options": {"stains": "bex"}},
-    "reinhard": {"augmenter": "stain-reinhard"},
-    "macenko": {"augmenter": "stain-macenko"},
-    "normalised": {"augmenter": "hematonet", "wrap": True},
+    "hed": {"augmenter": "stain-hed,hematonet"},
+    "giemsa": {"augmenter": "stain-hed,hematonet", "augmenter_options": {"stains": "bex"}},
+    "reinhard": {"augmenter": "stain-reinhard,hematonet"},
+    "macenko": {"augmenter": "stain-macenko,hematonet"},
+    "normalised": {"augmenter": "hematonet", "wrap": "reinhard"},
+    "normalised-macenko": {"augmenter": "hematonet", "wrap": "macenko"},
 }
+# What does not change the result of one training.
+UNIMPORTANT = ("json", "keep", "seeds", "contestants")
 Crop = tuple[str, str, np.ndarray]
 
 
@@ -126,12 +131,53 @@ def balanced_accuracy(model: Any, crops: list[Crop], least: int) -> float:
     return statistics.mean(shares) if shares else float("nan")
 
 
+class Done:
+    """Scores so far, and the file that keeps them, a line for each training."""
+
+    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
+        self.path, self.settings = path, json.loads(json.dumps(settings))
+        self.found: dict[tuple[str, str, int], list[float]] = {}
+        for line in path.read_text().splitlines() if path and path.exists() else ():
+            kept = json.loads(line)
+            if kept["settings"] != self.settings:
+                sys.exit(f"{path} has results of other settings; give another --keep")
+            self.found[kept["direction"], kept["contestant"], kept["seed"]] = kept["scores"]
+
+    def has(self, *key: Any) -> bool:
+        """Whether a training was done before."""
+        return key in self.found
+
+    def add(self, direction: str, contestant: str, seed: int, scores: list[float]) -> None:
+        """Keep one training's scores: own source, other source."""
+        self.found[direction, contestant, seed] = scores
+        if self.path:
+            line = {"direction": direction, "contestant": contestant, "seed": seed, "scores": scores}
+            with self.path.open("a") as file:
+                file.write(json.dumps(line | {"settings": self.settings}) + "\n")
+
+    def scores(self, arguments: Any) -> dict[str, dict[str, dict[str, list[float]]]]:
+        """Of what was asked for, in its order."""
+        seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+        return {
+            direction: {
+                name: {
+                    part: [self.found[direction, name, seed][index] for seed in seeds]
+                    for index, part in enumerate(("own", "other"))
+                }
+                for name in arguments.contestants
+            }
+            for direction in (f"{a} to {b}" for a, b in (SOURCES, SOURCES[::-1]))
+        }
+
+
 def turn(store: Path, output: Path, contestant: str, arguments: Any, seed: int) -> Any:
     """Train one contestant; return its model."""
     import hematokit
 
     settings = dict(CONTESTANTS[contestant])
-    backbone = f"stain-normalised:{arguments.backbone}" if settings.pop("wrap", False) else arguments.backbone
+    backbone = arguments.backbone
+    if method := settings.pop("wrap", None):
+        backbone, settings["backbone_options"] = f"stain-normalised:{backbone}", {"method": method}
     hematokit.train(
         store, output, backbone=backbone, image_size=arguments.side, epochs=arguments.epochs, seed=seed, exclude=[],
         batch_size=arguments.batch_size, lr=arguments.lr, balance="oversample", device=arguments.device, **settings,
@@ -153,6 +199,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--keep", type=Path, help="file of finished trainings, which are not done again")
     arguments = parser.parse_args()
 
     folder = Path(os.environ.get("HEMATOKIT_TEST_DATA") or REPOSITORY.parent / "shared" / "data")
@@ -168,23 +215,27 @@ def main() -> None:
         for name in SOURCES
     }
     counts = {source: {name: sum(crop[1] == name for crop in crops[source]) for name in CLASSES} for source in SOURCES}
-    scores: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for here, there in (SOURCES, SOURCES[::-1]):
-        direction = scores.setdefault(f"{here} to {there}", {})
-        for seed in range(arguments.seed, arguments.seed + arguments.seeds):
+    done = Done(arguments.keep, {key: value for key, value in vars(arguments).items() if key not in UNIMPORTANT})
+    # Seeds outside: whatever is finished when the work is cut off compares all contestants.
+    for seed in range(arguments.seed, arguments.seed + arguments.seeds):
+        for here, there in (SOURCES, SOURCES[::-1]):
+            direction = f"{here} to {there}"
+            missing = [name for name in arguments.contestants if not done.has(direction, name, seed)]
+            if not missing:
+                continue
             known, own = halves(crops[here], seed)
             with tempfile.TemporaryDirectory() as scratch:
                 store = make_store(known, Path(scratch), arguments.side, seed)
-                for name in arguments.contestants:
+                for name in missing:
                     model = turn(store, Path(scratch) / name, name, arguments, seed)
-                    found = direction.setdefault(name, {"own": [], "other": []})
-                    found["own"].append(balanced_accuracy(model, own, arguments.least))
-                    found["other"].append(balanced_accuracy(model, crops[there], arguments.least))
-                    say(f"{here} to {there}, seed {seed}, {name}: {found['own'][-1]:.3f} {found['other'][-1]:.3f}")
+                    found = [balanced_accuracy(model, part, arguments.least) for part in (own, crops[there])]
+                    done.add(direction, name, seed, found)
+                    say(f"{direction}, seed {seed}, {name}: {found[0]:.3f} {found[1]:.3f}")
+    scores = done.scores(arguments)
     result = {
         "machine": host,
         "versions": versions("hematokit-stain", "torch", "timm", "scikit-image"),
-        "settings": {key: value for key, value in vars(arguments).items() if key != "json"},
+        "settings": {key: value for key, value in vars(arguments).items() if key not in ("json", "keep")},
         "cells": counts,
         "balanced_accuracy": scores,
     }
@@ -195,13 +246,15 @@ def lines_of(scores: dict[str, dict[str, dict[str, list[float]]]]) -> list[str]:
     """Tables for people: means over seeds, and the difference to `plain` seed by seed."""
     lines = []
     for direction, contestants in scores.items():
-        rows = [["", "own", "other", "lowest", "highest", "other - plain", "seeds better"]]
+        rows = [["", "own", "other", "lowest", "highest", "other - plain", "deviation", "seeds better"]]
         for name, found in contestants.items():
             other = found["other"]
             gains = [a - b for a, b in zip(other, contestants.get("plain", found)["other"], strict=True)]
+            deviation = statistics.stdev(gains) if len(gains) > 1 else float("nan")
             rows.append([
                 name, f"{statistics.mean(found['own']):.3f}", f"{statistics.mean(other):.3f}", f"{min(other):.3f}",
-                f"{max(other):.3f}", f"{statistics.mean(gains):+.3f}", f"{sum(g > 0 for g in gains)}/{len(gains)}",
+                f"{max(other):.3f}", f"{statistics.mean(gains):+.3f}", f"{deviation:.3f}",
+                f"{sum(g > 0 for g in gains)}/{len(gains)}",
             ])  # fmt: skip
         lines += [f"{direction}, balanced accuracy", table(rows), ""]
     return lines

@@ -23,20 +23,24 @@ name = "{package}"
 version = "{version}"
 
 [project.entry-points.hematokit]
-{entry} = "{module}"
+{entry} = "{target}"
 
 [tool.hatch.build.targets.wheel]
 packages = ["{module}"]
 """
 
 
-def write_package(folder: Path, package: str, code: str, version: str = "1.2.3", entry: str = "main") -> Path:
-    """Write a package with one module and an entry point; return its folder."""
+def write_package(
+    folder: Path, package: str, code: str, version: str = "1.2.3", entry: str = "main", target: str = ""
+) -> Path:
+    """Write a package with one module and an entry point, which names the module or `target`; return its folder."""
     module = package.replace("-", "_")
     root = folder / package
     (root / module).mkdir(parents=True)
     (root / module / "__init__.py").write_text(code)
-    (root / "pyproject.toml").write_text(PROJECT.format(package=package, version=version, module=module, entry=entry))
+    (root / "pyproject.toml").write_text(
+        PROJECT.format(package=package, version=version, module=module, entry=entry, target=target or module)
+    )
     return root
 
 

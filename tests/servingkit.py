@@ -21,7 +21,7 @@ import sys
 from hematokit.serving import ServeSettings, serve
 settings = ServeSettings(
     port=0, api_key={KEY!r}, field_bytes=400_000, crop_bytes=100_000, field_pixels=200_000, field_cells=3, most_crops=4,
-    upload_seconds=2, most_waiting_fields=1,
+    upload_seconds=2, head_seconds=1, most_waiting_fields=1,
 )
 serve(sys.argv[1], settings, runtime="torch", device="cpu", started=lambda url, about: print(url, flush=True))
 """

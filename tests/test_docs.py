@@ -33,6 +33,7 @@ from hematokit.models.construction import choose_backbone
 from hematokit.plugin_kit.checking import rules_of
 from hematokit.registry import load_plugins
 from hematokit.store import open_store
+from hematokit.training.augmenting import make_augmenters
 from hematokit.training.config import TrainConfig, make_config
 from hematokit.training.data import select_cells
 from pluginkit import pip_install, plugins_in_this_process
@@ -220,7 +221,7 @@ def check_training(
         given = {"store": "marrow.zarr", **given}
     config = make_config(given)
     choose_backbone(config.backbone, config.variant, config.image_size, config.backbone_options)
-    load_plugins().augmenters.get(config.augmenter).resolve_options(config.augmenter_options)
+    make_augmenters(config.augmenter, config.augmenter_options)
     select_cells(open_store(config.store), config.exclude, config.one_vs_rest)
     run = Path(config.output)
     return hematokit.TrainResult(run, run / "bundle", True, config.epochs, 1, 0.5, 1.0)
@@ -276,7 +277,7 @@ def test_the_plugin_guide_runs(
                 run_block(page, block, site, capfd)
     printed = capfd.readouterr().out
     assert f"Wrote {package}" in printed
-    assert "{'strength': 0.3}" in printed
+    assert "{'strength': 0.3, 'channels': 'each'}" in printed
     for line in next(block.text for block in blocks(page, "text")).splitlines():
         assert line in printed, f"{page} shows {line!r}, which the program does not print"
 

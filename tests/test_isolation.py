@@ -35,6 +35,13 @@ LOADING = {
     "hemato-exits": "import sys\nsys.exit(3)\n",
     "hemato-base": "class Odd(BaseException):\n    pass\nraise Odd('not even an Exception')\n",
     "hemato-prints": "print('welcome to my plugin')\n" + AUGMENTER.format(name="chatty"),
+    "hemato-shell": "import os, sys\nos.system('echo welcome from a program')\n"
+    "sys.__stdout__.write('welcome past the redirection\\n')\n" + AUGMENTER.format(name="shell"),
+    "hemato-syntax": "def broken(:\n",
+    "hemato-dict": "import hematokit\n@hematokit.hookimpl\ndef register_augmenters(register):\n"
+    "    register({'name': 'mine'})\n",
+    "hemato-twice": AUGMENTER.format(name="twice") + "    register(hematokit.AugmenterSpec('twice', 'Again', dict))\n",
+    "hemato-arguments": "import hematokit\n@hematokit.hookimpl\ndef register_augmenters(register, more):\n    pass\n",
     "hemato-newer": 'HEMATOKIT_HOOKS = "9.1"\n' + AUGMENTER.format(name="newer"),
     "hemato-older": 'HEMATOKIT_HOOKS = "0.1"\n' + AUGMENTER.format(name="older"),
     "hemato-versionless": "HEMATOKIT_HOOKS = 1\n" + AUGMENTER.format(name="versionless"),
@@ -47,6 +54,41 @@ LOADING = {
     "hemato-odd-verb": "import hematokit\n@hematokit.hookimpl\ndef register_commands(app):\n"
     "    @app.command('odd')\n    def odd(value: list[dict[str, int]]):\n        pass\n",
 }
+# Entry points that name what is not there.
+TARGETS = {"hemato-no-module": "hemato_nowhere", "hemato-no-object": "hemato_no_object:plugin"}
+VERBS = """
+import hematokit, typer
+from hematokit import PluginError
+
+@hematokit.hookimpl
+def register_commands(app):
+    @app.command("odd-bug")
+    def bug():
+        raise IndexError("list index\\nout of range")
+
+    @app.command("odd-file")
+    def file(path: str):
+        open(path)
+
+    @app.command("odd-user")
+    def user():
+        raise PluginError("no picture is called a.png; give one that exists")
+
+    @app.command("odd-stop")
+    def stop(code: int = typer.Option(4, min=1)):
+        raise typer.Exit(code)
+
+    group = typer.Typer()
+    app.add_typer(group, name="odd-group")
+
+    @group.command("inner")
+    def inner():
+        1 / 0
+
+    @group.command("other")
+    def other():
+        print("other")
+"""
 INSIDE = """
 import hematokit
 from hematokit import AugmenterSpec, BackboneSpec, DetectorSpec, ExplainerSpec, InputSpec, Variant
@@ -110,8 +152,9 @@ def register_detectors(register):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources, target = tmp_path_factory.mktemp("packages"), tmp_path_factory.mktemp("site")
-    packages = {**HANGING, **LOADING, "hemato-inside": INSIDE}
-    pip_install(target, *(write_package(sources, name, code) for name, code in packages.items()))
+    packages = {**HANGING, **LOADING, **dict.fromkeys(TARGETS, ""), "hemato-inside": INSIDE, "hemato-verbs": VERBS}
+    made = [write_package(sources, name, code, target=TARGETS.get(name, "")) for name, code in packages.items()]
+    pip_install(target, *made)
     return target
 
 
@@ -131,6 +174,12 @@ def listing(site: Path) -> dict:
         ("hemato-hangs", "import: took longer than 4 s and was given up; HEMATOKIT_BLOCK_PLUGINS=hemato-hangs spares"),
         ("hemato-hangs-later", "registration: took longer than 4 s"),
         ("hemato-exits", "import: SystemExit: 3"),
+        ("hemato-syntax", "import: SyntaxError: "),
+        ("hemato-no-module", "import: ModuleNotFoundError: No module named 'hemato_nowhere'"),
+        ("hemato-no-object", "import: AttributeError: module 'hemato_no_object' has no attribute 'plugin'"),
+        ("hemato-dict", "registered a dict as augmenter; it takes an AugmenterSpec"),
+        ("hemato-twice", "augmenter 'twice' is registered twice by package hemato-twice"),
+        ("hemato-arguments", "registration: PluginValidationError: "),
         ("hemato-base", "import: Odd: not even an Exception"),
         ("hemato-newer", "registration: needs hooks 9.1; hematokit 0.1.0 has hooks 1."),
         ("hemato-older", "is written for hooks 0.1"),
@@ -159,6 +208,8 @@ def test_everything_else_works(listing: dict) -> None:
 
 def test_what_a_plugin_prints_does_not_spoil_json(listing: dict) -> None:
     assert "welcome to my plugin" in listing["stderr"]
+    assert "welcome from a program" in listing["stderr"]
+    assert "welcome past the redirection" in listing["stderr"]
 
 
 def test_who_keeps_everybody_waiting_is_said_at_once(listing: dict) -> None:
@@ -173,6 +224,38 @@ def test_a_verb_of_ours_stays_ours(site: Path) -> None:
     assert "--backbone" in shown.stdout
     # Nothing of a package whose commands are not all right.
     assert run_hematokit("hello", site=site, env=env).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["odd-bug"], 2, "verb 'odd-bug' of package hemato-verbs failed: IndexError: list index out of range"),
+        (["odd-file", "no-such"], 2, "verb 'odd-file' of package hemato-verbs failed: FileNotFoundError: "),
+        (["odd-group", "inner"], 2, "verb 'inner' of package hemato-verbs failed: ZeroDivisionError: "),
+        (["odd-user"], 2, "no picture is called a.png; give one that exists"),
+        (["odd-stop"], 4, ""),
+        (["odd-group", "other"], 0, ""),
+    ],
+)
+def test_a_verb_that_breaks_names_its_package(
+    site: Path, words: list[str], code: int, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with plugins_in_this_process(site, "hemato-verbs"):
+        capfd.readouterr()
+        assert main(words) == code
+    error = capfd.readouterr().err
+    assert error.startswith(f"hematokit: {said}" if said else "")
+    assert error.count("\n") == (1 if said else 0)
+
+
+def test_the_parser_still_speaks_for_a_plugins_verb(site: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with plugins_in_this_process(site, "hemato-verbs"):
+        assert main(["odd-stop", "--code", "0"]) == 2
+        assert main(["odd-file"]) == 2
+    error = capfd.readouterr().err
+    assert "Invalid value for '--code'" in error
+    assert "Missing argument 'path'" in error
+    assert "of package" not in error
 
 
 def test_the_limit_is_a_number_of_seconds() -> None:

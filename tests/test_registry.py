@@ -9,7 +9,7 @@ import pytest
 
 from hematokit.errors import PluginError
 from hematokit.registry import PluginRegistry
-from hematokit.specs import AugmenterSpec, BackboneSpec, Option
+from hematokit.specs import AugmenterSpec, BackboneSpec, Option, PathKind
 from pluginkit import pip_install, run_hematokit, write_package
 
 GOOD = """
@@ -185,6 +185,42 @@ def test_options_are_checked() -> None:
         spec.resolve_options({"shares": 1})
 
 
+def test_an_option_with_choices_takes_only_those() -> None:
+    options = {
+        "head": Option(str, "linear", "the head", choices=("linear", "knn")),
+        "n": Option(int, 1, "n", choices=(1, 2)),
+    }
+    spec = AugmenterSpec("x", "x", lambda: None, options)
+    assert spec.resolve_options({"head": "knn", "n": "2"}) == {"head": "knn", "n": 2}
+    with pytest.raises(PluginError, match="option head: 'forest' is none of linear, knn; the head"):
+        spec.resolve_options({"head": "forest"})
+    with pytest.raises(PluginError, match="option n: 3 is none of 1, 2"):
+        spec.resolve_options({"n": 3})
+
+
+def test_a_path_is_looked_for_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "here.txt").write_text("")
+    (tmp_path / "folder").mkdir()
+
+    def convert(path: str | None, kind: PathKind) -> str:
+        return str(Option(str, "", "pictures", path=kind).convert("of", path))
+
+    assert convert("here.txt", "file") == convert("here.txt", "existing") == "here.txt"
+    assert convert("~/here.txt", "file") == str(tmp_path / "here.txt")
+    assert convert("folder", "folder") == convert("folder", "existing") == "folder"
+    assert convert("new.txt", "any") == "new.txt"
+    assert convert("", "file") == convert(None, "file") == ""
+    for path, kind, what in (
+        ("folder", "file", "file"),
+        ("here.txt", "folder", "folder"),
+        ("x", "existing", "file or"),
+    ):
+        with pytest.raises(PluginError, match=f"option of: there is no {what}.* {path}; pictures"):
+            convert(path, kind)
+
+
 def test_only_specs_register() -> None:
     registry = PluginRegistry({"HEMATOKIT_PLUGINS": ""})
     info = registry.backbones.owner("coatnet")
@@ -192,3 +228,24 @@ def test_only_specs_register() -> None:
         registry.backbones.check(AugmenterSpec("a", "b", lambda: None), info)  # type: ignore[arg-type]
     with pytest.raises(PluginError, match="not usable"):
         registry.backbones.check(BackboneSpec("Bad Name", "b", lambda: None), info)
+
+
+def test_the_listing_needs_no_extra(tmp_path: Path) -> None:
+    """As where hematokit is installed alone: what the extras bring cannot be imported, nor can torch be needed."""
+    blocked = "bioio dask distributed onnx onnxruntime onnxscript openvino bioimageio fastapi uvicorn napari magicgui"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        f"BLOCKED = set({blocked.split()!r} + ['qtpy', 'PyQt6', 'hatchling', 'httpx', 'torch', 'timm'])\n"
+        "class Blocker:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in BLOCKED:\n"
+        "            raise ModuleNotFoundError('blocked: ' + name, name=name)\n"
+        "sys.meta_path.insert(0, Blocker())\n"
+    )
+    env = {"HEMATOKIT_PLUGINS": ""}
+    done = run_hematokit("plugins", "--json", site=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert {item["status"] for item in json.loads(done.stdout)["plugins"]} <= {"loaded", "blocked"}
+    assert run_hematokit("train", "--help", site=tmp_path, env=env).returncode == 0
+    # Proof that the blocker works.
+    assert "torch" in run_hematokit("plugins", "check", "flips", site=tmp_path, env=env).stderr

@@ -174,8 +174,9 @@ def _options(kind: str, options: Any) -> str:
     rows = []
     for name, option in options.items():
         bounds = [f"{value:g}" for value in (option.minimum, option.maximum) if value is not None]
+        limits = ", ".join(map(str, option.choices)) if option.choices else option.path or " to ".join(bounds)
         default = "" if option.default is None else f"`{_yaml(option.default)}`"
-        rows.append((f"`--set {kind}.{name}=`", option.type.__name__, " to ".join(bounds), default, option.description))
+        rows.append((f"`--set {kind}.{name}=`", option.type.__name__, limits, default, option.description))
     return _table(("option", "type", "limits", "default", "meaning"), rows) if rows else ""
 
 

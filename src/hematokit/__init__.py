@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hematokit.errors import HematokitError
+    from hematokit.errors import HematokitError, PluginError
     from hematokit.explanation.running import explain_cells
     from hematokit.fields.corrected import store_corrected
     from hematokit.fields.differential import Differential, count_differential
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from hematokit.training import TrainConfig, TrainResult, train
 
 _HOMES = {
-    "hematokit.errors": ("HematokitError",),
+    "hematokit.errors": ("HematokitError", "PluginError"),
     "hematokit.explanation.running": ("explain_cells",),
     "hematokit.fields.corrected": ("store_corrected",),
     "hematokit.fields.differential": ("Differential", "count_differential"),
@@ -102,6 +102,7 @@ __all__ = [
     "InputSpec",
     "Option",
     "PatchStore",
+    "PluginError",
     "Review",
     "Taxonomy",
     "TrainConfig",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import queue
 import re
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, Final, TypeVar
 
 import pluggy
@@ -64,8 +65,8 @@ def call_with_limit(call: Callable[[], T], seconds: float) -> T:
     """Call a function and wait for it for so long, and no longer.
 
     It runs in a thread that is left to itself when time is up: an import cannot be stopped from outside without leaving
-    the libraries it was amid in pieces (an alarm signal in the middle of ``import torch`` does). What it prints goes to
-    standard error, so that ``--json`` stays readable.
+    the libraries it was amid in pieces (an alarm signal in the middle of ``import torch`` does). What it prints
+    meanwhile, itself or through programs that it starts, goes to standard error, so that ``--json`` stays readable.
 
     Parameters
     ----------
@@ -89,7 +90,7 @@ def call_with_limit(call: Callable[[], T], seconds: float) -> T:
         except BaseException as error:
             answers.put((False, error))
 
-    with redirect_stdout(sys.stderr):
+    with _output_to_errors():
         # A daemon: what hangs here must not hold the program back at its end.
         threading.Thread(target=run, daemon=True, name="loading a plugin").start()
         try:
@@ -100,6 +101,31 @@ def call_with_limit(call: Callable[[], T], seconds: float) -> T:
         raise value
     result: T = value
     return result
+
+
+@contextmanager
+def _output_to_errors() -> Iterator[None]:
+    """Send standard output to standard error: that of Python, and that of the process, which its children inherit."""
+    with redirect_stdout(sys.stderr):
+        try:
+            _flush_output()
+            kept = os.dup(1)
+            os.dup2(2, 1)
+        except OSError:
+            # A process without standard output has nothing to spoil.
+            yield
+            return
+        try:
+            yield
+        finally:
+            _flush_output()
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+def _flush_output() -> None:
+    if sys.__stdout__ is not None and not sys.__stdout__.closed:
+        sys.__stdout__.flush()
 
 
 def declared_hooks(plugin: object, module: str) -> str:

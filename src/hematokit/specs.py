@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from hematokit.errors import PluginError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     import pandas as pd
     import torch
@@ -32,10 +31,12 @@ __all__ = [
     "ExplainerSpec",
     "InputSpec",
     "Option",
+    "PathKind",
     "Variant",
 ]
 
 Fit = Literal["resize", "reflect-pad", "crop", "auto"]
+PathKind = Literal["file", "folder", "existing", "any"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,13 @@ class Option:
         One line for ``--help`` and error messages.
     minimum, maximum : float or None
         Inclusive limits of a number.
+    choices : tuple
+        The only values that are taken; empty where all are. A drop-down, where there are forms.
+    path : str or None
+        For ``str``: the text is a path, relative to the working directory. ``"file"`` and ``"folder"`` must exist,
+        ``"existing"`` is either of them, ``"any"`` need not exist. Empty text is no path and is not looked for. A
+        bundle leaves out a backbone's paths, because they mean nothing elsewhere: it is built with the default there,
+        and whatever came from the file must be in its weights.
     """
 
     type: type
@@ -59,6 +67,8 @@ class Option:
     description: str
     minimum: float | None = None
     maximum: float | None = None
+    choices: tuple[Any, ...] = ()
+    path: PathKind | None = None
 
     def convert(self, name: str, value: object) -> Any:
         """Return `value` as this option's type.
@@ -66,7 +76,7 @@ class Option:
         Raises
         ------
         PluginError
-            If the value is not of the type or lies outside the limits.
+            If the value is not of the type, lies outside the limits, is none of the choices or no such path exists.
         """
         if value is None:
             return self.default
@@ -87,7 +97,24 @@ class Option:
             # Written this way round so that not-a-number fails too.
             if not low <= converted <= high:
                 raise PluginError(f"option {name}: {value!r} is outside {low:g} to {high:g}; {self.description}")
+        if self.choices and converted not in self.choices:
+            known = ", ".join(map(str, self.choices))
+            raise PluginError(f"option {name}: {value!r} is none of {known}; {self.description}")
+        if self.path is not None and converted:
+            converted = self._find(name, converted)
         return converted
+
+    def _find(self, name: str, given: str) -> str:
+        """Return a path with the home folder written out, if it is there."""
+        try:
+            found = Path(given).expanduser()
+        except RuntimeError:
+            found = Path(given)  # a home folder that is nobody's
+        is_there = {"file": found.is_file, "folder": found.is_dir, "existing": found.exists}.get(self.path or "any")
+        if is_there is not None and not is_there():
+            what = "file or folder" if self.path == "existing" else self.path
+            raise PluginError(f"option {name}: there is no {what} {given}; {self.description}")
+        return str(found)
 
 
 def _as_bool(value: object) -> bool:
@@ -221,6 +248,17 @@ class _Spec:
             known = ", ".join(sorted(self.options)) or "none"
             raise PluginError(f"{self.name} has no option {unknown[0]!r}; its options: {known}")
         return {name: option.convert(name, given.get(name)) for name, option in self.options.items()}
+
+    def portable_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return options as they make sense on another machine: paths are back at their defaults."""
+        return {name: self.options[name].default if self._is_path(name) else value for name, value in options.items()}
+
+    def recorded_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return options as a document may show them: of a path only the last part, because folders tell of people."""
+        return {name: Path(value).name if value and self._is_path(name) else value for name, value in options.items()}
+
+    def _is_path(self, name: str) -> bool:
+        return name in self.options and self.options[name].path is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hematokit.errors import HematokitError, ImageError, StoreError, describe_error
-from hematokit.fields.results import FieldResult, Results, is_results_folder, open_results
+from hematokit.fields.results import FieldResult, Results, find_model_of, is_results_folder, open_results
 from hematokit.fields.review import Review, whole_taxonomy
 from hematokit.imaging.fieldfiles import Field, open_field
 from hematokit.imaging.reading import printable
@@ -105,13 +105,14 @@ def results_layers(path: Path) -> list[LayerData]:
     """
     results = open_results(path)
     _tell_of_more(results.path, [field.field_id for field in results.fields])
+    model = find_model_of(results)
     layers: list[LayerData] = []
     for number, field in enumerate(results.fields[:_MOST]):
-        layers += _result_layers(results, field, visible=number == 0)
+        layers += _result_layers(results, field, "" if model is None else str(model), visible=number == 0)
     return layers
 
 
-def _result_layers(results: Results, result: FieldResult, *, visible: bool) -> list[LayerData]:
+def _result_layers(results: Results, result: FieldResult, model: str, *, visible: bool) -> list[LayerData]:
     field = None
     placement: dict[str, Any] = {}
     layers: list[LayerData] = []
@@ -130,7 +131,7 @@ def _result_layers(results: Results, result: FieldResult, *, visible: bool) -> l
         unsure_below=results.unsure_below,
         pixel_size_um=result.pixel_size_um,
     )
-    return [*layers, _cells(review, result.field_id, field, placement, visible=visible)]
+    return [*layers, _cells(review, result.field_id, field, placement, visible, model)]
 
 
 def store_layers(path: Path) -> list[LayerData]:
@@ -177,8 +178,10 @@ def _stored_layers(store: PatchStore, name: str, *, visible: bool) -> list[Layer
     return [_image_layer(field, name, visible=visible), _cells(review, name, field, field_placement(field), visible)]
 
 
-def _cells(review: Review, name: str, field: Field | None, placement: dict[str, Any], visible: bool) -> LayerData:
-    state = FieldState(review, name, field, pixel_size_um=review.pixel_size_um, unsure_below=review.unsure_below)
+def _cells(
+    review: Review, name: str, field: Field | None, placement: dict[str, Any], visible: bool, model: str = ""
+) -> LayerData:
+    state = FieldState(review, name, field, model, pixel_size_um=review.pixel_size_um, unsure_below=review.unsure_below)
     data, options, kind = cells_layer_data(state, name=f"cells of {name}", placement=placement)
     return data, {**options, "visible": visible}, kind
 

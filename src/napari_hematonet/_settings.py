@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from hematokit.taxonomy import Taxonomy
@@ -30,6 +30,16 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 """The manifest's defaults again, for napari before 0.9, which has no settings of plugins; a test compares the two."""
+
+_FREE: Final = "BCDEFGHIJKLMNOQRTUWXY"
+"""Letters that do nothing on points in napari; A, P, S, V and Z do, and so do digits: 1 deletes."""
+
+_LETTERS: Final = {
+    **{"BLA": "B", "PMO": "R", "MYB": "Y", "MMZ": "T", "NGB": "N", "NGS": "G", "EOS": "E", "ABE": "J", "BAS": "U"},
+    **{"MON": "M", "LYT": "L", "LYI": "I", "HAC": "H", "PLM": "C", "PEB": "Q", "EBO": "O"},
+    **{"FGC": "F", "KSC": "K", "OTH": "X", "ART": "D", "NIF": "W"},
+}
+"""The common classes get the letters that come to mind: monocyte M, lymphocyte L, segmented neutrophil G."""
 
 
 def setting(name: str, group: str = "general") -> Any:
@@ -88,19 +98,23 @@ def class_keys(taxonomy: Taxonomy) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Key to class code. A class takes the first of its code's letters that is free, else a digit, else none; what
-        is set wins over what is chosen. Pairs that name no class are left out.
+        Key to class code. What is set wins. A class without takes the letter that is fixed for its code, else the
+        first of its letters that is free, else any free letter, else none. Letters that napari uses on points
+        (modes, "select all", "hide") are given only where the user sets them. Pairs that name no class are left out.
     """
     keys: dict[str, str] = {}
     for pair in str(setting("classes", "keys")).replace(";", ",").split(","):
         key, _, code = (part.strip() for part in pair.partition("="))
         if key and code in taxonomy:
             keys[key.upper() if len(key) == 1 else key] = code
-    for entry in taxonomy:
-        if entry.code in keys.values():
-            continue
-        free = (letter for letter in f"{entry.code.upper()}1234567890" if letter.isalnum() and letter not in keys)
-        key = next(free, "")
-        if key:
-            keys[key] = entry.code
+    rest = [entry.code for entry in taxonomy if entry.code not in keys.values()]
+    for code in rest:
+        if _LETTERS.get(code, "") not in ("", *keys):
+            keys[_LETTERS[code]] = code
+    for code in rest:
+        if code not in keys.values():
+            free = (letter for letter in code.upper() + _FREE if letter in _FREE and letter not in keys)
+            key = next(free, "")
+            if key:
+                keys[key] = code
     return keys

@@ -7,7 +7,7 @@ gets texts for the cells in view only, a moment after the camera has come to res
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import napari
     from napari.layers import Points
 
-__all__ = ["attach_text", "refresh_text"]
+__all__ = ["attach_text", "refresh_text", "text_options"]
 
 MOST_IN_VIEW: Final = 150
 """Cells in view up to which their codes are written."""
@@ -28,20 +28,22 @@ _COLOUR: Final = "white"  # it stands on the nucleus, the darkest thing in a sme
 _NONE: Final = {"constant": ""}
 
 
-def attach_text(viewer: napari.Viewer, layer: Points, *, shown: bool = False) -> None:
+def text_options(*, shown: bool = False) -> dict[str, Any]:
+    """Return the ``text`` of a new layer of cells; `shown`: whether napari's tick "display text" is set at first."""
+    return {"string": _NONE, "size": 10, "color": _COLOUR, "anchor": "center", "visible": shown}
+
+
+def attach_text(viewer: napari.Viewer, layer: Points) -> None:
     """Let napari's tick "display text" of a layer of cells show the codes of the cells in view.
 
     Parameters
     ----------
     viewer : napari.Viewer
     layer : Points
-        With a feature ``label``.
-    shown : bool
-        Whether the tick is set at first.
+        Made with `text_options`, with a feature ``label``.
     """
     from qtpy.QtCore import QTimer
 
-    layer.text = {"string": _NONE, "size": 10, "color": _COLOUR, "anchor": "center", "visible": shown}
     timer = QTimer()
     timer.setSingleShot(True)
     timer.setInterval(_REST_MS)
@@ -72,7 +74,7 @@ def attach_text(viewer: napari.Viewer, layer: Points, *, shown: bool = False) ->
     viewer.layers.events.removed.connect(stop)
     layer.text.events.visible.connect(wait)
     layer.events.features.connect(wait)
-    if shown:
+    if layer.text.visible:
         wait()
 
 

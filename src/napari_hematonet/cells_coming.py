@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
-from qtpy.QtCore import QTimer
 
 from hematokit.fields.review import Review, whole_taxonomy
 from napari_hematonet._settings import reviewer
 from napari_hematonet.cells_layer import add_cells_layer
-from napari_hematonet.state import FieldState, cells_layers, guarded
+from napari_hematonet.later import later
+from napari_hematonet.state import FieldState, cells_layers, guarded, notify
+from napari_hematonet.warm_drawing import parts_to_draw
 
 if TYPE_CHECKING:
     import napari
     from napari.layers import Image, Points
+    from qtpy.QtCore import QObject
 
     from hematokit.imaging.fieldfiles import Field
     from napari_hematonet.classify_job import ClassifyRequest
@@ -28,8 +32,8 @@ _SHARE: Final = 6.0
 _LONGEST: Final = 1.0
 """Seconds that cells wait at most."""
 
-_CONTROLS_DRAWN: Final = 50
-"""Milliseconds after which the controls of a new layer are on the screen."""
+_DRAWN: Final = 30
+"""Milliseconds after which what was just built is on the screen."""
 
 
 class ComingCells:
@@ -41,6 +45,8 @@ class ComingCells:
     image : Image layer
     request : ClassifyRequest
     unsure_below : float
+    owner : QObject
+        The form; when it goes, nothing more is shown.
 
     Attributes
     ----------
@@ -50,21 +56,37 @@ class ComingCells:
         Cells classified so far, shown or about to be.
     """
 
-    def __init__(self, viewer: napari.Viewer, image: Image, request: ClassifyRequest, unsure_below: float) -> None:
+    def __init__(
+        self, viewer: napari.Viewer, image: Image, request: ClassifyRequest, unsure_below: float, owner: QObject
+    ) -> None:
         self.image = image
         self.layer: Points | None = None
         self.count = 0
         self._viewer = viewer
+        self._owner = owner
         self._request = request
         self._unsure_below = unsure_below
         self._model: Any = None
+        self._journal: Path | None = None
+        self._earlier = 0
         self._waiting: list[pd.DataFrame] = []
         self._next = 0.0
-        self._unseen = False
+        self._unseen: list[Callable[[], object]] = []
+        self._first = True
 
-    def set_model(self, model: Any) -> None:
-        """Say which model classifies: its classes are those of the cells."""
-        self._model = model
+    def set_model(self, model: Any, journal: Path | None = None, earlier: int = 0) -> None:
+        """Say which model classifies, and where corrections go.
+
+        Parameters
+        ----------
+        model : Classifier or OnnxClassifier
+            Its classes are those of the cells.
+        journal : Path, optional
+            Corrections are written there; what it holds already is laid over the cells.
+        earlier : int
+            Cells that it speaks of already.
+        """
+        self._model, self._journal, self._earlier = model, journal, earlier
 
     def add(self, cells: pd.DataFrame) -> None:
         """Take some more cells, and show them if it is time to."""
@@ -73,21 +95,36 @@ class ComingCells:
         if time.perf_counter() >= self._next:
             self.show()
 
-    def prepare(self) -> None:
+    def prepare(self, ready: Callable[[], object]) -> None:
         """Make the layer, empty and unseen, before the first cells are there; show it a moment later.
 
         Building the layer, its controls, its OpenGL programs, and the first cells in one go would be seen as a stall.
-        """
-        if self.layer is None:
-            self.layer = self._empty()
-            self.layer.visible, self._unseen = False, True
-            QTimer.singleShot(_CONTROLS_DRAWN, self._reveal)
 
-    @guarded
+        Parameters
+        ----------
+        ready : callable
+            Called when all is drawn, or the layer has gone.
+        """
+        if self.layer is not None:
+            ready()
+            return
+        self.layer = layer = self._empty(visible=False)
+        self._unseen = [lambda: setattr(layer, "visible", True), *parts_to_draw(self._viewer, layer)]
+
+        @guarded
+        def step() -> None:
+            if self._unseen and self.layer is layer:
+                self._unseen.pop(0)()
+                later(self._owner, _DRAWN, step)
+            else:
+                ready()
+
+        later(self._owner, _DRAWN, step)
+
     def _reveal(self) -> None:
-        if self._unseen and self.layer is not None:
-            self._unseen = False
-            self.layer.visible = True
+        """Show what is still hidden of the layer."""
+        while self._unseen:
+            self._unseen.pop(0)()
 
     def show(self) -> None:
         """Show all cells that are here."""
@@ -98,7 +135,8 @@ class ComingCells:
         begun = time.perf_counter()
         if self.layer is None:
             self.layer = self._empty()
-        if not len(self.layer.data):
+        if self._first:
+            self._first = False
             self._put_away_earlier(self.layer)
             self._reveal()
         self.layer.metadata["hematokit"].review.append(cells)
@@ -109,12 +147,18 @@ class ComingCells:
         """Show what is still waiting; nothing more comes. A layer without cells is not left behind."""
         if self.image in self._viewer.layers:
             self.show()
+        self._reveal()
         if self.layer is not None and not self.count:
             layer, self.layer = self.layer, None
             if layer in self._viewer.layers:
                 self._viewer.layers.remove(layer)
+        elif self.layer is not None and self._earlier:
+            notify(
+                f"{self._earlier:,} corrections made to this image before hold again; they are kept in {self._journal}"
+            )
+            self._earlier = 0
 
-    def _empty(self) -> Points:
+    def _empty(self, *, visible: bool = True) -> Points:
         field: Field = self._request.field
         review = Review(
             pd.DataFrame(),
@@ -123,7 +167,9 @@ class ComingCells:
             who=reviewer(),
             unsure_below=self._unsure_below,
             pixel_size_um=field.pixel_size_um,
+            journal=self._journal,
         )
+        review.on_change(_Saved(self._journal))
         state = FieldState(
             review,
             image_layer_name=self.image.name,
@@ -135,7 +181,7 @@ class ComingCells:
             unsure_below=self._unsure_below,
             plane=getattr(field, "plane", ()),
         )
-        return add_cells_layer(self._viewer, review, image=self.image, state=state, name=self._name)
+        return add_cells_layer(self._viewer, review, image=self.image, state=state, name=self._name, visible=visible)
 
     @property
     def _name(self) -> str:
@@ -155,3 +201,15 @@ class ComingCells:
                 self._viewer.layers.remove(layer)
         if self._name not in self._viewer.layers:
             new.name = self._name  # while the earlier one was there, napari put a number behind it
+
+
+class _Saved:
+    """Says once, at a review's first correction, where corrections are kept."""
+
+    def __init__(self, journal: Path | None) -> None:
+        self._journal = journal
+
+    def __call__(self, kind: str, cell_ids: list[str]) -> None:
+        if kind != "append" and self._journal is not None:
+            notify(f"corrections are saved as you make them, in {self._journal}")
+            self._journal = None

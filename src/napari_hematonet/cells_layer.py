@@ -13,7 +13,7 @@ import pandas as pd
 from hematokit.fields.tallies import unsure_cells
 from hematokit.imaging.geometry import to_napari
 from napari_hematonet._settings import setting
-from napari_hematonet.cell_text import attach_text
+from napari_hematonet.cell_text import attach_text, text_options
 from napari_hematonet.images import show_in_micrometres
 from napari_hematonet.state import METADATA_KEY, FieldState, guarded, notify
 
@@ -81,6 +81,7 @@ def add_cells_layer(
     image: Layer | None = None,
     state: FieldState | None = None,
     name: str = "cells",
+    visible: bool = True,
     **placement: Any,
 ) -> Points:
     """Show the cells of a review.
@@ -97,6 +98,8 @@ def add_cells_layer(
     state : FieldState, optional
         Stored in ``layer.metadata["hematokit"]``; made of the review where it is not given.
     name : str
+    visible : bool
+        Whether it is shown at once.
     **placement
         ``scale``, ``translate``, ``rotate``, ``shear``, ``affine`` and ``units`` of the image, where there is no
         layer of it.
@@ -112,7 +115,7 @@ def add_cells_layer(
         placement = {**placement_of(image), **placement}
     data, options, _ = cells_layer_data(state, name=name, placement=placement)
     watch_layers(viewer)
-    layer = viewer.add_points(data, **options)
+    layer = viewer.add_points(data, visible=visible, **options)
     _adopt(viewer, layer)
     return layer
 
@@ -152,7 +155,7 @@ def _adopt(viewer: napari.Viewer, layer: Points) -> None:
     _adopted.add(layer)
     state = layer.metadata[METADATA_KEY]
     follow_review(layer, state)
-    attach_text(viewer, layer, shown=bool(setting("show_text")))
+    attach_text(viewer, layer)
     if state.pixel_size_um is not None:
         show_in_micrometres(viewer, state.pixel_size_um)
     viewer.scale_bar.visible = True
@@ -170,6 +173,7 @@ def cells_layer_data(
         # napari makes no layer of empty lists of colours; it invents one, which the first cells replace.
         **({name: drawn[name] for name in _DRAWN} if len(state.review) else {}),
         "antialiasing": 1.0,
+        "text": text_options(shown=bool(setting("show_text"))),
         "metadata": {METADATA_KEY: state},
         **(placement or {}),
     }

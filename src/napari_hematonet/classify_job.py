@@ -8,13 +8,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from superqt.utils import create_worker
+from superqt.utils import GeneratorWorker
 
-from hematokit.errors import HematokitError, describe_error
+from hematokit.errors import HematokitError, StoreError, describe_error
 from napari_hematonet._libraries import keep_triton_out
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = [
     "Note",
     "classify_steps",
     "get_model",
+    "runtime_choices",
     "warm_up",
 ]
 
@@ -52,6 +54,8 @@ class ClassifyRequest:
     detector : str
     region : tuple of ndarray (n, 2)
         Polygons in pixels of the field; empty for the whole of it.
+    runtime : str
+        What computes the model, as `hematokit.load_model` takes it.
     """
 
     field: Field
@@ -61,14 +65,28 @@ class ClassifyRequest:
     device: str = "auto"
     detector: str = "nuclei"
     region: tuple[npt.NDArray[np.float64], ...] = ()
+    runtime: str = "torch"
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """The model is ready."""
+    """The model is ready.
+
+    Attributes
+    ----------
+    model : Classifier or OnnxClassifier
+    computed_by : str
+        Runtime and device, for people.
+    journal : Path or None
+        Where the corrections of the image are kept; None if they cannot be.
+    earlier : int
+        Corrections that it holds already.
+    """
 
     model: Any
     computed_by: str
+    journal: Path | None = None
+    earlier: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,6 +121,26 @@ class StoppedError(KeyboardInterrupt):
     """Raised inside the work when nobody waits for it any more; everything in hematokit ends cleanly on it."""
 
 
+class _Worker(GeneratorWorker):  # type: ignore[misc] # Qt has no types here
+    """A worker that napari waits for when it closes, as for its own, and that ends silently when nobody is left.
+
+    superqt's own way to run exchanges the handling of warnings of the whole program meanwhile. Two workers that overlap
+    leave it with one that sends warnings to the first of them; when that has gone, any warning anywhere is a traceback.
+    """
+
+    def run(self) -> None:
+        """Do the work; called by Qt, in the thread."""
+        # RuntimeError: the window has closed, and has taken the signals along.
+        with contextlib.suppress(RuntimeError):
+            self.started.emit()
+            self._running = True
+            self.work()
+        self._running = False
+        with contextlib.suppress(RuntimeError):
+            self.finished.emit()
+            self._finished.emit(self)
+
+
 @dataclass
 class Background:
     """One piece of work in a thread.
@@ -121,6 +159,25 @@ class Background:
     progress: tuple[int, int | None, str] = (0, None, "")
     stopped: bool = False
     _worker: Any = field(default=None, repr=False)
+    _may_go_on: threading.Event = field(default_factory=threading.Event, repr=False)
+
+    def wait(self) -> None:
+        """Let the windows have the processor until they call `go_on`, or for `_PATIENCE`.
+
+        Called by the work, right after a step that has much built in the window: side by side, both take twice as long.
+
+        Raises
+        ------
+        StoppedError
+            If the work has been stopped.
+        """
+        self._may_go_on.wait(_PATIENCE)
+        if self.stopped:
+            raise StoppedError
+
+    def go_on(self) -> None:
+        """End a `wait`, one to come too."""
+        self._may_go_on.set()
 
     def tell(self, done: int, total: int | None, message: str) -> None:
         """Keep how far the work is; the `Progress` that is given to it.
@@ -172,8 +229,7 @@ class Background:
                     return
                 yield step
 
-        # superqt's own worker: napari's shows every warning of torch, and errors with their traceback.
-        worker = create_worker(guarded_work, _start_thread=False, _ignore_errors=True)
+        worker = _Worker(guarded_work)
         worker.yielded.connect(on_step)
         worker.finished.connect(on_end)
         self._worker = worker
@@ -182,12 +238,16 @@ class Background:
     def stop(self) -> None:
         """Stop: nothing more is heard of the work, which ends by itself at its next chance."""
         self.stopped = True
+        self._may_go_on.set()
         # Called when windows are going, too: signals and their receivers may be gone already.
         with contextlib.suppress(RuntimeError, TypeError):
             self._worker.quit()
             self._worker.yielded.disconnect()
             self._worker.finished.disconnect()
 
+
+_PATIENCE: Final = 2.0
+"""Seconds that work waits for the windows at most."""
 
 _GIVE_WAY: Final = 0.0005
 _INTERVAL: Final = threading.Lock()
@@ -237,11 +297,16 @@ def classify_steps(request: ClassifyRequest, background: Background) -> Iterator
     from hematokit.fields.live import classify_live
 
     notes: list[Note] = []
+
+    def note(text: str) -> None:
+        notes.append(Note(text))
+
     background.tell(0, None, "loading the model")
     detector = make_detector(request.detector)
-    model = get_model(request.model_path, request.device, lambda text: notes.append(Note(text)))
+    journal, earlier = _journal(request, note)
+    model = get_model(request.model_path, request.device, request.runtime, note)
     yield from _taken(notes)
-    yield Loaded(model, computed_by(model))
+    yield Loaded(model, computed_by(model), journal, earlier)
     background.tell(0, None, "looking for cells")
     began_on = str(model.device)
     parts = classify_live(
@@ -253,17 +318,40 @@ def classify_steps(request: ClassifyRequest, background: Background) -> Iterator
         region=request.region,
         model_pixel_size_um=model.config.pixel_size_um,
         progress=background.tell,
-        note=lambda text: notes.append(Note(text)),
+        note=note,
     )
     try:
         for part in parts:
             yield from _taken(notes)
-            yield Found(part) if isinstance(part, Examination) else Cells(part)
+            if isinstance(part, Examination):
+                yield Found(part)
+                background.wait()
+            else:
+                yield Cells(part)
         yield from _taken(notes)
     finally:
         if str(model.device) != began_on:
             # It had to go to the CPU; the next field may have more luck.
             _KEPT.clear()
+
+
+def _journal(request: ClassifyRequest, note: Callable[[str], None]) -> tuple[Path | None, int]:
+    """Where the corrections of the image go, and how many cells it speaks of already.
+
+    Raises
+    ------
+    StoreError
+        If the file is damaged: said before the work, not when the first correction cannot be saved.
+    """
+    from hematokit.fields.journals import journal_of
+    from hematokit.store.corrections import read_corrections, standing_corrections
+
+    try:
+        path = journal_of(request.field, request.field_id)
+    except StoreError as error:
+        note(f"corrections of this image are kept only until you close the viewer: {error}")
+        return None, 0
+    return path, len({entry.cell_id for entry in standing_corrections(read_corrections(path))})
 
 
 def _taken(notes: list[Note]) -> list[Note]:
@@ -272,20 +360,22 @@ def _taken(notes: list[Note]) -> list[Note]:
     return taken
 
 
-_KEPT: Final[dict[tuple[str, str], Any]] = {}
+_KEPT: Final[dict[tuple[str, str, str], Any]] = {}
 """The model used last: loading takes seconds, and the next field is usually classified by the same."""
 _LOADING: Final = threading.Lock()
 
 
-def get_model(path: str, device: str = "auto", note: Callable[[str], None] = lambda text: None) -> Any:
+def get_model(
+    path: str, device: str = "auto", runtime: str = "torch", note: Callable[[str], None] = lambda text: None
+) -> Any:
     """Load a model, or return the one that is loaded.
 
     Parameters
     ----------
     path : str
         Run, bundle or ONNX file.
-    device : str
-        As `hematokit.load_model` takes it.
+    device, runtime : str
+        As `hematokit.load_model` takes them; of an ONNX file, torch stands for whatever is installed.
     note : callable
         Told if a graphics processor has too little memory for it, and the CPU computes.
 
@@ -299,10 +389,10 @@ def get_model(path: str, device: str = "auto", note: Callable[[str], None] = lam
     from hematokit.models import load_model
     from hematokit.models.bundle import is_onnx
 
-    # Another runtime has to export a bundle first, which takes longer than a field does, and "Why" needs torch.
-    runtime = "auto" if is_onnx(path) else "torch"
+    if runtime == "torch" and is_onnx(path):
+        runtime = "auto"
     with _LOADING:
-        key = (_stamp(path), device)
+        key = (_stamp(path), device, runtime)
         if key not in _KEPT:
             try:
                 model = load_model(path, device=device, runtime=runtime)
@@ -323,6 +413,22 @@ def _stamp(path: str) -> str:
     found = find_model(path)
     config = found / "config.json" if found.is_dir() else found
     return f"{found.resolve()} {config.stat().st_mtime_ns}"
+
+
+def runtime_choices() -> list[tuple[str, str]]:
+    """Return what may compute a model here, as words and name for `hematokit.load_model`; torch, which all have, first.
+
+    The others compute on the CPU, from a file that is exported at the first use.
+    """
+    from hematokit.models.engines import ENGINES, is_installed
+
+    others = [engine for engine in ENGINES if is_installed(engine)]
+    words = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+    return [
+        ("PyTorch", "torch"),
+        *((f"{words.get(engine, engine)} (CPU)", engine) for engine in others),
+        *([("automatic (fastest)", "auto")] if others else []),
+    ]
 
 
 def computed_by(model: Any) -> str:

@@ -25,14 +25,17 @@ from napari_hematonet.classify_job import (
     Loaded,
     Note,
     classify_steps,
+    runtime_choices,
     warm_up,
 )
 from napari_hematonet.demo_model import make_demo_model
 from napari_hematonet.docks import join_docks, show_dock
 from napari_hematonet.images import field_of, is_field_image
+from napari_hematonet.later import later
 from napari_hematonet.model_choice import ModelChoice, remember_model
 from napari_hematonet.regions import draw_region, region_of
 from napari_hematonet.state import guarded, notify
+from napari_hematonet.warm_drawing import warm_drawing
 
 if TYPE_CHECKING:
     import napari
@@ -75,6 +78,8 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self._viewer.layers.events.removed.connect(self._layer_removed)
         self._viewer.layers.selection.events.active.connect(self._active_changed)
         self._active_changed()
+        # When the dock stands, and not in the turn in which it is built.
+        later(self, _LOOK, lambda: warm_drawing(self._viewer))
         self._warming = Background()
         self._warming.start(warm_up, self._warmed, self._warm)
 
@@ -86,7 +91,16 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self.detector = ComboBox(
             name="detector", label="Detector", choices=_detectors(), tooltip="What finds the cells"
         )
-        self.device = ComboBox(name="device", label="Device", choices=self._device_choices)
+        self.device = ComboBox(
+            name="device", label="Device", choices=self._device_choices, tooltip="Where the model is computed"
+        )
+        self.runtime = ComboBox(
+            name="runtime",
+            label="Computed by",
+            choices=runtime_choices(),
+            tooltip="ONNX Runtime and OpenVINO are faster on the CPU; the model is exported for them at the first use",
+        )
+        self.runtime.changed.connect(self._runtime_chosen)
         self.region = ComboBox(
             name="region", label="Region", choices=self._regions, tooltip="All of the field, or inside what you draw"
         )
@@ -114,7 +128,16 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         if wanted in self.detector.choices:
             self.detector.value = wanted
         form = Container(
-            widgets=[self.image, self.detector, self.device, self.region, self.threshold, self.pixel_size], labels=True
+            widgets=[
+                self.image,
+                self.detector,
+                self.device,
+                self.runtime,
+                self.region,
+                self.threshold,
+                self.pixel_size,
+            ],
+            labels=True,
         )
         form.native.layout().setContentsMargins(0, 0, 0, 0)
         self._form = form
@@ -167,6 +190,11 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
 
     def _warm(self) -> None:
         """The imports are done; nothing to do."""
+
+    @guarded
+    def _runtime_chosen(self, value: str) -> None:
+        # The others compute on the CPU, whatever else there is.
+        self.device.enabled = value in ("torch", "auto")
 
     @guarded
     def _layers_changed(self, event: object = None) -> None:
@@ -236,11 +264,14 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             safe_name(field.name),
             str(field.path),
             model,
-            str(self.device.value or "auto"),
+            str(self.device.value or "auto") if self.device.enabled else "auto",
             str(self.detector.value),
             region,
+            str(self.runtime.value),
         )
-        self._cells = ComingCells(self._viewer, image, request, float(self.threshold.value))
+        # Drawn, and its programs compiled, before there is anything else to draw.
+        self._viewer.scale_bar.visible = True
+        self._cells = ComingCells(self._viewer, image, request, float(self.threshold.value), self)
         self._found, self._computed_by = None, ""
         self._begin(lambda job: classify_steps(request, job))
 
@@ -267,6 +298,8 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self.cancel_button.setEnabled(running)
         self.model.setEnabled(not running)
         self._form.enabled = not running
+        if not running:
+            self._runtime_chosen(str(self.runtime.value))
         self.bar.setVisible(running)
         self.bar.reset()
         (self._timer.start if running else self._timer.stop)()
@@ -289,12 +322,15 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
     def _step(self, step: object) -> None:
         if isinstance(step, Loaded) and self._cells is not None:
             self._computed_by = step.computed_by
-            self._cells.set_model(step.model)
+            self._cells.set_model(step.model, step.journal, step.earlier)
             remember_model(self.model.path)
         elif isinstance(step, Found):
             self._found = step.examination
-            if self._cells is not None and len(self._found.cells):
-                self._cells.prepare()
+            job = self._job
+            if job is not None and self._cells is not None and len(self._found.cells):
+                self._cells.prepare(job.go_on)
+            elif job is not None:
+                job.go_on()
         elif isinstance(step, Cells) and self._cells is not None:
             self._cells.add(step.table)
         elif isinstance(step, Note):

@@ -28,7 +28,7 @@ from hematokit.registry import load_plugins
 from napari_hematonet._libraries import keep_triton_out
 from napari_hematonet._readers import add_to_viewer, results_layers
 from napari_hematonet._settings import setting
-from napari_hematonet.classify_job import Background, Failed
+from napari_hematonet.classify_job import Background, Failed, runtime_choices
 from napari_hematonet.docks import join_docks
 from napari_hematonet.model_choice import ModelChoice, remember_model
 from napari_hematonet.state import guarded, notify
@@ -80,11 +80,21 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         wanted = str(setting("detector"))
         if wanted in names:
             self.detector.value = wanted
+        self.runtime = ComboBox(
+            name="runtime",
+            label="Computed by",
+            choices=runtime_choices(),
+            # As the command line does it; torch where there is nothing else, last and only.
+            value=runtime_choices()[-1][1],
+            tooltip="automatic: what is fastest here; the model is exported for it at the first use",
+        )
         self.threshold = FloatSpinBox(
             name="threshold", label="Unsure below", value=float(setting("unsure_below")), min=0.0, max=1.0, step=0.05
         )
         self.border = CheckBox(name="border", text="Leave out cells cut by the border", value=False)
-        form = Container(widgets=[self.folder, self.output, self.detector, self.threshold, self.border], labels=True)
+        form = Container(
+            widgets=[self.folder, self.output, self.detector, self.runtime, self.threshold, self.border], labels=True
+        )
         form.native.layout().setContentsMargins(0, 0, 0, 0)
         self._form = form
         self.folder.changed.connect(self._suggest)
@@ -156,6 +166,7 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             "detector": str(self.detector.value),
             "unsure_below": float(self.threshold.value),
             "exclude_border": bool(self.border.value),
+            "runtime": str(self.runtime.value),
         }
         remember_model(model)
         job = self._job = Background()

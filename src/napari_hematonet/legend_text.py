@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import pandas as pd
 
 from hematokit.errors import FieldError
 from hematokit.files import one_line_write_errors, write_atomically, write_json
@@ -13,9 +16,10 @@ from hematokit.imaging.reading import printable
 
 if TYPE_CHECKING:
     from hematokit.fields.review import Review
-    from hematokit.fields.summary import Ratio, Share
+    from hematokit.fields.summary import Ratio, Share, Summary
+    from hematokit.taxonomy import Taxonomy
 
-__all__ = ["COLUMNS", "as_text", "headline", "row_texts", "write_differential"]
+__all__ = ["COLUMNS", "Counted", "as_text", "headline", "row_texts", "write_differential"]
 
 COLUMNS: Final = ("Class", "Cells", "%", "95 % interval", "Unsure", "Reviewed")
 
@@ -40,14 +44,47 @@ def _number(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.1f}"
 
 
-def headline(review: Review) -> str:
+@dataclass(frozen=True)
+class Counted:
+    """The differential of the cells as they were at one moment.
+
+    Attributes
+    ----------
+    summary : Summary
+        Totals, blasts and M:E.
+    table : DataFrame
+        As `Review.differential`.
+    reviewed : int
+        Cells that a person has looked at.
+    """
+
+    summary: Summary
+    table: pd.DataFrame
+    reviewed: int
+
+    @classmethod
+    def of(cls, cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float) -> Counted:
+        """Count cells.
+
+        A review never changes the table that it has shown once as its ``cells``, so that this may be done in another
+        thread.
+        """
+        from hematokit.fields.review_table import count_by_class, summarize
+        from hematokit.fields.tallies import called_classes
+
+        summary = summarize(cells, taxonomy, unsure_below)
+        shown = pd.Series(called_classes(cells), index=cells.index)
+        table = count_by_class(cells, shown, taxonomy, summary)
+        return cls(summary, table, int(cells["reviewed"].to_numpy(bool).sum()))
+
+
+def headline(counted: Counted) -> str:
     """Return the figures above the table: cells, blasts, M:E."""
-    entry = review.summary()
-    reviewed = int(review.cells["reviewed"].sum())
+    entry = counted.summary
     parts = [f"{entry.cells:,} cells: {entry.counted:,} counted"]
     parts += [f"{entry.unsure:,} unsure"] if entry.unsure else []
     parts += [f"{entry.apart:,} counted apart"] if entry.apart else []
-    parts += [f"{reviewed:,} reviewed"] if reviewed else []
+    parts += [f"{counted.reviewed:,} reviewed"] if counted.reviewed else []
     return "\n".join([", ".join(parts), f"Blasts {_share(entry.blasts)}", f"M:E {_ratio(entry.ratio)}"])
 
 
@@ -67,10 +104,10 @@ def _ratio(ratio: Ratio) -> str:
     return f"{ratio.value:.2g} ({low:.2g} – {'∞' if high is None else f'{high:.2g}'})"
 
 
-def as_text(review: Review) -> str:
+def as_text(counted: Counted) -> str:
     """Return the differential for a spreadsheet: tab-separated, with a headline."""
-    lines = [headline(review), "", "\t".join(("Code", *COLUMNS))]
-    rows = review.differential().to_dict("records")
+    lines = [headline(counted), "", "\t".join(("Code", *COLUMNS))]
+    rows = counted.table.to_dict("records")
     lines += ["\t".join((str(entry["code"]), *row_texts({str(key): entry[key] for key in entry}))) for entry in rows]
     return "\n".join([*lines, "", "For research use only"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,18 +26,25 @@ from qtpy.QtWidgets import (
 from hematokit.errors import FieldError
 from hematokit.imaging.reading import printable
 from napari_hematonet.class_visibility import hidden_classes, show_classes
+from napari_hematonet.classify_job import Background, Failed
 from napari_hematonet.docks import join_docks
-from napari_hematonet.legend_text import COLUMNS, as_text, headline, row_texts, write_differential
+from napari_hematonet.legend_text import COLUMNS, Counted, as_text, headline, row_texts, write_differential
 from napari_hematonet.state import FieldState, current_layer, guarded, notify, state_of
 
 if TYPE_CHECKING:
     import napari
     from napari.layers import Points
 
+    from hematokit.fields.review import Review
+    from hematokit.taxonomy import Taxonomy
+
 __all__ = ["LegendWidget"]
 
 _WAIT: Final = 200
 """Milliseconds after a change before the counts are made anew: changes come in flocks while a job runs."""
+
+_AT_ONCE: Final = 5_000
+"""Cells that are counted in a few hundredths of a second; more are counted in the background."""
 
 _CODE: Final = int(Qt.ItemDataRole.UserRole)
 _ICON: Final = 14
@@ -62,6 +70,8 @@ class LegendWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self._state: FieldState | None = None
         self._followed: list[Any] = []
         self._alone: tuple[str, ...] = ()
+        self._counted: Counted | None = None
+        self._counting: Background | None = None
         self._filling = self._just_ticked = False
         self._make_parts()
         self._soon = QTimer(self)
@@ -105,7 +115,7 @@ class LegendWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self.copy_button.setToolTip("The table to the clipboard, for a spreadsheet")
         self.export_button.setToolTip("The differential as CSV or JSON, or the cells as CSV, GeoJSON or Parquet")
         self.all_button.clicked.connect(self.show_all)
-        self.empty_button.toggled.connect(self.refresh)
+        self.empty_button.toggled.connect(self._refill)
         self.copy_button.clicked.connect(self.copy)
         self.export_button.clicked.connect(self._ask_export)
         upper, lower = QHBoxLayout(), QHBoxLayout()
@@ -161,13 +171,48 @@ class LegendWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             self.title.setText("No cells yet: Plugins > HematoNet > Classify field")
             self.figures.clear()
             self.tree.clear()
+            self._counted = None
+            self._stop_counting()
             return
         # Cells that came, or changed their class, since.
         show_classes(layer, hidden_classes(layer))
-        review = self._state.review
         self.title.setText(f"<b>{_escaped(layer.name)}</b>")
-        self.figures.setText(headline(review))
-        self._fill(review.differential())
+        review = self._state.review
+        wanted = (review.cells, review.taxonomy, review.unsure_below)
+        if len(review) <= _AT_ONCE:
+            self._stop_counting()
+            self._show(Counted.of(*wanted))
+        elif self._counting is not None:
+            # Once more when it has ended: what it counts has changed meanwhile.
+            self._later()
+        else:
+            job = self._counting = Background()
+            self.destroyed.connect(job.stop)
+            job.start(lambda: _count(review, *wanted), self._step, self._stop_counting)
+
+    @guarded
+    def _step(self, step: object) -> None:
+        if isinstance(step, Failed):
+            notify(step.reason, "error")
+        elif isinstance(step, tuple) and self._state is not None and step[0] is self._state.review:
+            self._show(step[1])
+
+    @guarded
+    def _stop_counting(self) -> None:
+        job, self._counting = self._counting, None
+        if job is not None:
+            job.stop()
+
+    def _show(self, counted: Counted) -> None:
+        self._counted = counted
+        self.figures.setText(headline(counted))
+        self._fill(counted.table)
+
+    @guarded
+    def _refill(self) -> None:
+        """Show the same counts with other rows or ticks."""
+        if self._counted is not None and self.layer is not None:
+            self._fill(self._counted.table)
 
     def _fill(self, table: pd.DataFrame) -> None:
         """Make the rows, or bring them up to date where they are the same: what is folded stays folded."""
@@ -269,7 +314,7 @@ class LegendWidget(QWidget):  # type: ignore[misc] # Qt has no types here
     def _hide(self, hidden: set[str]) -> None:
         if self.layer is not None:
             show_classes(self.layer, hidden)
-            self.refresh()
+            self._refill()
 
     # --- taking it away -----------------------------------------------------------------------------------------------
 
@@ -277,7 +322,9 @@ class LegendWidget(QWidget):  # type: ignore[misc] # Qt has no types here
     def copy(self) -> None:
         """Put the table on the clipboard, tab-separated."""
         if self._state is not None:
-            QGuiApplication.clipboard().setText(as_text(self._state.review))
+            review = self._state.review
+            counted = Counted.of(review.cells, review.taxonomy, review.unsure_below)
+            QGuiApplication.clipboard().setText(as_text(counted))
             notify("the differential is on the clipboard")
 
     @guarded
@@ -306,6 +353,12 @@ class LegendWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         else:
             write_differential(self._state.review, path)
         notify(f"saved {path}")
+
+
+def _count(
+    review: Review, cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float
+) -> Iterator[tuple[Review, Counted]]:
+    yield review, Counted.of(cells, taxonomy, unsure_below)
 
 
 def _ticked(shown: bool) -> Qt.CheckState:

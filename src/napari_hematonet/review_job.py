@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from hematokit.errors import FieldError
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from napari_hematonet.state import FieldState
 
 __all__ = ["Added", "Stored", "classified_cell", "stored_cells"]
-
-_LARGEST: Final = 200_000_000
-"""Pixels of an image without a file that are written for the store."""
 
 
 @dataclass(frozen=True)
@@ -83,35 +80,31 @@ def stored_cells(state: FieldState, store: Path, tell: Progress) -> Iterator[Sto
 
     if state.field is None:
         raise FieldError("the image of these cells is not there; open the image again")
-    with tempfile.TemporaryDirectory(prefix="hematokit-") as folder:
-        summary = store_corrected(
-            state.review,
-            _file_of(state.field, state.plane, Path(folder)),
-            store,
-            pixel_size_um=state.pixel_size_um,
-            patch_size=None if store.exists() else getattr(state.classifier, "patch_size", None),
-            progress=tell,
-        )
-    notes = "".join(f"; {note}" for note in summary.notes)
-    yield Stored(f"{summary.added} cells added to {store}{notes}. Train with: hematokit train {store}")
+    summary = store_corrected(
+        state.review,
+        _image_of(state.field, state.plane),
+        store,
+        pixel_size_um=state.pixel_size_um,
+        patch_size=None if store.exists() else getattr(state.classifier, "patch_size", None),
+        progress=tell,
+    )
+    # What the command line says of pixel sizes names an option that nobody has here.
+    said = [note for note in summary.notes if "--pixel-size" not in note]
+    if len(said) < len(summary.notes):
+        said.append("without a pixel size, as nobody knows it")
+    notes = "".join(f"; {note}" for note in said)
+    count = "1 cell" if summary.added == 1 else f"{summary.added:,} cells"
+    name = shlex.quote(str(store))
+    yield Stored(
+        f"{count} added to {store.name}{notes}. "
+        f"Next, in a terminal: hematokit split {name}, then hematokit train {name} --output runs/corrected"
+    )
 
 
-def _file_of(field: Field, plane: tuple[int, ...], folder: Path) -> Path:
-    """The file of a field; of one that has none, because it was made in the viewer or is a plane of a stack, a copy.
-
-    The copy has the same bytes each time, by which the store knows the field again.
-    """
-    from PIL import Image
-
-    from hematokit.fields.naming import safe_name
+def _image_of(field: Field, plane: tuple[int, ...]) -> Path | Field:
+    """The file of a field; the field itself if it has none, because it was made in the viewer or is one of a stack."""
     from hematokit.imaging.fieldfiles import field_name
-    from hematokit.imaging.geometry import whole_image_box
 
     path = Path(field.path)
-    if path.exists() and not plane and (path.is_file() or field_name(path) == field.name):
-        return path
-    if field.height * field.width > _LARGEST:
-        raise FieldError(f"{field.name} has no file of its own and is too large to copy; save the image, and open that")
-    copy = folder / f"{safe_name(field.name)}.png"
-    Image.fromarray(field.read(whole_image_box(field.height, field.width))).save(copy, compress_level=3)
-    return copy
+    own = path.exists() and not plane and (path.is_file() or field_name(path) == field.name)
+    return path if own else field

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit
-from qtpy.QtCore import Qt
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout
 
+from hematokit.errors import StoreError
 from hematokit.fields.review import QUEUE_ORDERS
 from napari_hematonet._settings import class_keys, key_of, reviewer
 from napari_hematonet.class_list import ClassList
@@ -34,6 +35,8 @@ __all__ = ["ReviewWidget"]
 _UNDO: Final = "Ctrl+Z"
 _REDO: Final = "Ctrl+Shift+Z"
 _ALSO_DELETE: Final = "Backspace"
+_OTHERS_MS: Final = 2000
+"""How often the journal is looked at for what others have corrected."""
 _ORDER_NAMES: Final = {"least sure": "Least sure first", "class": "Class by class", "place": "From top to bottom"}
 
 
@@ -53,6 +56,9 @@ class ReviewWidget(FollowingDock):
         self.follower = Follower(self.viewer, self)
         self._keys = Keys("Review")
         self._key_of: dict[str, str] = {}
+        self._complaint = ""
+        self._others = QTimer(self)
+        self._others.setInterval(_OTHERS_MS)
         self._build()
         self._connect()
         self._new_layer()
@@ -108,6 +114,9 @@ class ReviewWidget(FollowingDock):
         for taking in (self.classes, *self.findChildren(QPushButton)):
             # Keys stay with the picture: a list would search in itself, a button take the space bar.
             taking.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        # The commands that it names are copied from there.
+        self.status.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.status.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         for label in (self.header, self.cell, self.status):
             label.setTextFormat(Qt.TextFormat.PlainText)
         self.setMinimumWidth(320)
@@ -128,12 +137,15 @@ class ReviewWidget(FollowingDock):
         self.next_button.clicked.connect(self._go_on)
         self.previous_button.clicked.connect(self._go_back)
         self.export_button.clicked.connect(self.export_to_store)
+        self._others.timeout.connect(self.take_over)
+        self._others.start()
 
     def let_go(self) -> None:
         """Release keys, stop work, stop following."""
         if self.follower.layer is not None:
             for key in (CLICK_KEY, QUEUE_KEY):
                 self.follower.layer.metadata.pop(key, None)
+        self._others.stop()
         self._keys.release()
         self.follower.close()
         for background in self._working:
@@ -215,6 +227,26 @@ class ReviewWidget(FollowingDock):
 
     _touched: list[str] | None = None
 
+    @guarded
+    def take_over(self) -> None:
+        """Show what others have corrected in the same results or store meanwhile."""
+        state = self.follower.state
+        if state is None:
+            return
+        try:
+            news = state.review.refresh()
+        except StoreError as error:
+            # Once: it is looked at again in a moment, and again.
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                self.status.setText(self._complaint)
+                notify(error, "error")
+            return
+        self._complaint = ""
+        if news:
+            people = sorted({entry.who or "somebody" for entry in news})
+            self.status.setText(f"Taken over: what {' and '.join(people)} corrected meanwhile.")
+
     # --- missed cells -------------------------------------------------------------------------------------------------
 
     @guarded
@@ -280,14 +312,17 @@ class ReviewWidget(FollowingDock):
         self.export_button.setEnabled(False)
         self.status.setText(f"Writing to {path} …")
         target = path if path.suffix else path.with_suffix(".zarr")
-        self._start(lambda tell: stored_cells(state, target, tell))
+        self._exporting = self._start(lambda tell: stored_cells(state, target, tell))
 
     # --- in the background --------------------------------------------------------------------------------------------
 
-    def _start(self, work: Callable[[Progress], Iterator[object]]) -> None:
+    def _start(self, work: Callable[[Progress], Iterator[object]]) -> Background:
         background = Background()
         self._working.append(background)
-        background.start(lambda: work(background.tell), self._step, self._end)
+        background.start(lambda: work(background.tell), self._step, lambda: self._end(background))
+        return background
+
+    _exporting: Background | None = None
 
     @guarded
     def _step(self, step: object) -> None:
@@ -301,9 +336,11 @@ class ReviewWidget(FollowingDock):
             notify(step.reason, "error")
 
     @guarded
-    def _end(self) -> None:
-        self.export_button.setEnabled(self.follower.state is not None)
-        del self._working[:1]
+    def _end(self, background: Background) -> None:
+        self._working.remove(background)
+        if background is self._exporting:
+            self._exporting = None
+            self.export_button.setEnabled(self.follower.state is not None)
 
     # --- what is shown ------------------------------------------------------------------------------------------------
 
@@ -315,6 +352,8 @@ class ReviewWidget(FollowingDock):
         self._key_of = {}
         for part in (self.classes, self.confirm_button, self.delete_button, self.add_button, self.export_button):
             part.setEnabled(state is not None)
+        if self._exporting is not None:
+            self.export_button.setEnabled(False)
         self._bind()
         if state is None or layer is None:
             self.header.setText("No cells yet: classify a field first.")
@@ -364,6 +403,10 @@ class ReviewWidget(FollowingDock):
         done, total = int(cells["reviewed"].sum()), len(cells)
         who = reviewer()
         self.header.setText(f"{done:,} of {total:,} cells reviewed" + (f", as {who}" if who else ""))
+        journal = state.review.journal
+        self.header.setToolTip(
+            f"Saved at once, in {journal}" if journal else "Not saved by itself: export the cells, or save the layer"
+        )
         self.share.setRange(0, max(total, 1))
         self.share.setValue(done)
         self.classes.show_counts(state.review.shown_label().value_counts().to_dict(), self._key_of)

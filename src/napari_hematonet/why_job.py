@@ -57,6 +57,13 @@ class _Done:
 
 
 @dataclass(frozen=True)
+class _Doing:
+    """What takes its time, in words."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Reason:
     """An answer, ready to be shown.
 
@@ -90,6 +97,8 @@ class WhyJob(QObject):  # type: ignore[misc] # Qt has no types here
         What there is to show. Only the newest request is answered.
     progressed (int, int)
         Cells done, of how many.
+    doing (str)
+        What takes its time.
     busy_changed (bool)
         Whether something is computed.
     """
@@ -99,6 +108,7 @@ class WhyJob(QObject):  # type: ignore[misc] # Qt has no types here
     failed = Signal(str)
     noted = Signal(str)
     progressed = Signal(int, int)
+    doing = Signal(str)
     busy_changed = Signal(bool)
 
     def __init__(self, parent: QObject | None = None) -> None:
@@ -156,6 +166,8 @@ class WhyJob(QObject):  # type: ignore[misc] # Qt has no types here
             self.noted.emit(step.text)
         elif isinstance(step, _Done):
             self.progressed.emit(step.done, step.total)
+        elif isinstance(step, _Doing):
+            self.doing.emit(step.text)
 
     @guarded
     def _over(self) -> None:
@@ -233,10 +245,13 @@ def _work(job: WhyJob, request: Request, background: Background) -> Iterator[obj
         notes: list[str] = []
         rows = table.loc[[pair[0] for _, pair in missing]]
         targets = [pair[1] for _, pair in missing]
+        yield _Doing("Loading the model …")
+        classifier = job._classifier(state)
+        yield _Doing(f"Computing {request.method} …")
         explained_cells = explain_at(
             state.field,
             rows,
-            job._classifier(state),
+            classifier,
             job._explainer(request.method),
             targets,
             progress=background.tell,

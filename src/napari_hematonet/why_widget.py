@@ -140,6 +140,7 @@ class WhyWidget(FollowingDock):
         self.job.failed.connect(self._say_failed)
         self.job.noted.connect(self._note)
         self.job.progressed.connect(self._advance)
+        self.job.doing.connect(self._say)
         self.job.busy_changed.connect(self._busy)
         self.bars.chosen.connect(self._ask_about)
         self.method.changed.connect(self._ask_again)
@@ -321,6 +322,7 @@ class WhyWidget(FollowingDock):
         self._asked = ()
         self.map.remove()
 
+    @guarded
     def _say(self, text: str) -> None:
         self.status.setText(text)
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +142,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, writer: Writer) -> None:
     monkeypatch.setattr(
         exporting.importlib, "import_module", lambda name: writer if name == FORMATS["wsinfer"] else real(name)
     )
-    monkeypatch.setattr(exporting, "model_card", lambda *given: "# Card\n")
+    monkeypatch.setattr(exporting, "model_card", lambda *given, **more: "# Card\n")
 
 
 def test_nothing_half_written_is_left(
@@ -172,6 +176,84 @@ def test_colours_and_pixel_size_can_be_added(
     assert made.config.pixel_size_um == 0.1
     assert (tmp_path / "out" / "part").is_file()
     assert "0 um is not possible" in refused(capsys, *words[:-1], tmp_path / "o2", "--pixel-size", "0")
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"counts": "many"}, "training.counts"),
+        ({"counts": {"train": 3}}, "training.counts.train"),
+        ({"left_out": ["ART"]}, "training.left_out"),
+        ({"split": "by hand"}, "training.split"),
+        ({"split": {"fractions": 3}}, "training.split.fractions"),
+        ({"settings": {"exclude": 3}}, "training.settings.exclude"),
+        ({"validation": [1]}, "training.validation"),
+        ({"versions": "new"}, "training.versions"),
+        ({"seconds": "long"}, "training.seconds"),
+    ],
+)
+def test_a_training_that_is_described_wrongly(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], entries: dict[str, Any], said: str
+) -> None:
+    """It predicts all the same; only a card cannot be made of it."""
+    config = json.loads((bundle / "config.json").read_text())
+    change(bundle, training=config["training"] | entries)
+    line = refused(capsys, "export", bundle, "--output", tmp_path / "m.onnx")
+    assert f"config.json: {said}: Input should be" in line
+    assert "mend that entry" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    hematokit.load_model(bundle, "cpu", runtime="torch")
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"temperature": "hot"}, "temperature: Input should be a valid number"),
+        ({"taxonomy": [1]}, "taxonomy: Input should be a valid dictionary"),
+        ({"taxonomy": {"name": "x", "classes": [{"code": "../x", "name": "x"}]}}, "class code '../x' is not usable"),
+        ({"training": [1]}, "training: Input should be a valid dictionary"),
+        ({"bundle_version": 99}, "bundle version 99 is not known"),
+    ],
+    ids=["text", "list", "path", "training", "newer"],
+)
+def test_a_configuration_of_wrong_types(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], entries: dict[str, Any], said: str
+) -> None:
+    change(bundle, **entries)
+    assert said in refused(capsys, "export", bundle, "--output", tmp_path / "m.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/etc/passwd"])
+def test_a_backbone_whose_name_is_a_path(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    change(bundle, backbone={**config["backbone"], "name": name})
+    assert f"no backbone is called '{name}'" in refused(capsys, "export", bundle, "--output", tmp_path / "m.onnx")
+
+
+def test_killed_while_exporting(tiny_run: Path, tmp_path: Path) -> None:
+    """No file of that name is there, and the next export makes it."""
+    target = tmp_path / "tiny.onnx"
+    code = (
+        "import os, signal, sys; from hematokit.reporting import export\n"
+        "def log(text):\n"
+        "    if text.startswith('comparing'): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "export(sys.argv[1], sys.argv[2], log=log)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tiny_run), str(target)], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [path for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
+    assert main(["export", str(tiny_run), "--output", str(target)]) == 0
+    assert target.is_file()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_read_only(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "shut").mkdir(mode=0o500)
+    said = refused(capsys, "export", tiny_run, "--output", tmp_path / "shut" / "m.onnx")
+    assert f"cannot write to {tmp_path / 'shut'}" in said
 
 
 def test_a_bundle_of_a_plugin_that_is_not_installed(

@@ -121,6 +121,24 @@ def test_only_reviewed_cells_become_a_training_set(review: Review, picture: Path
     np.testing.assert_array_equal(opened.patches([row["cell_id"]])[0], expected)
     assert open_stored_field(opened, "102").height == 512
     assert verify_store(store).ok
+    # Who and when came along.
+    told = sorted(opened.corrections, key=lambda entry: ids.index(entry.cell_id))
+    assert [(entry.kind, entry.who, entry.cell_id, entry.after) for entry in told] == [
+        ("label", "Ada", ids[0], "MYB"),
+        ("label", "Ada", ids[1], "MYB"),
+        ("confirm", "Ada", ids[2], review.cells["label"][2]),
+    ]
+    assert [entry.when for entry in told] == [review.decision(name).when for name in ids[:3]]
+    review.who = "Ben"
+    review.correct(ids[3:4], "NGS")
+    review.correct(ids[:1], "EOS")
+    review.who = "Cleo"  # who exports has decided nothing
+    store_corrected(review, picture, store, near_duplicates=False)
+    later = open_store(store).corrections[len(told) :]
+    assert {(entry.who, entry.cell_id, entry.after) for entry in later} == {
+        ("Ben", ids[0], "EOS"),
+        ("Ben", ids[3], "NGS"),
+    }
 
 
 def test_exporting_again_brings_the_store_up_to_date(review: Review, picture: Path, tmp_path: Path) -> None:

@@ -341,7 +341,7 @@ def test_a_model_of_some_classes_is_corrected_with_all() -> None:
     assert whole_taxonomy(ours) is ours
 
 
-def test_exports_say_what_was_corrected(review: Review, tmp_path: Path) -> None:
+def test_exports_say_what_was_corrected_by_whom_and_when(review: Review, journal: Path, tmp_path: Path) -> None:
     review.correct(["f-0"], "LYT")
     review.delete(["f-1"])
     review.add(missed_cell())
@@ -350,7 +350,10 @@ def test_exports_say_what_was_corrected(review: Review, tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "cells.csv", keep_default_na=False)
     assert table["cell_id"].tolist() == review.cells["cell_id"].tolist()
     assert table.loc[0, ["label", "label_source", "reviewed"]].tolist() == ["LYT", "corrected", True]
-    same_cells(read_parquet(tmp_path / "cells.parquet"), review.cells)
+    assert table.loc[0, "who"] == "Ada"
+    assert table.loc[0, "when"] == read_corrections(journal)[0].when
+    assert table["who"].tolist() == ["Ada", "", "", "", "", "Ada"]
+    same_cells(read_parquet(tmp_path / "cells.parquet").drop(columns=["who", "when"]), review.cells)
     features = json.loads((tmp_path / "cells.geojson").read_text(encoding="utf-8"))["features"]
     assert features[0]["properties"]["classification"]["name"] == "LYT"
     assert len(features) == 6

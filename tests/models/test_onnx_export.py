@@ -31,7 +31,7 @@ pytest.importorskip("onnxscript")
 CARD = "# A card\n"
 
 
-def write(classifier: Classifier, target: Path, **settings: Any) -> dict[str, Any]:
+def write(classifier: Classifier, target: Path, licence: str = "", **settings: Any) -> dict[str, Any]:
     said: list[str] = []
     facts = onnx_file.write(
         classifier,
@@ -39,6 +39,7 @@ def write(classifier: Classifier, target: Path, **settings: Any) -> dict[str, An
         card=CARD,
         samples=sample_patches(classifier.patch_size),
         log=said.append,
+        licence=licence,
         settings=OnnxSettings(**settings),
     )
     assert "comparing with torch" in said

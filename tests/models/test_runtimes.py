@@ -24,6 +24,7 @@ from hematokit.models.engines import thread_count
 from hematokit.models.exporting import CONFIG_KEY, onnx_bytes
 from hematokit.models.parity import check_agreement, sample_patches
 from hematokit.models.runtimes import cache_folder
+from hematokit.models.timing import Timing
 from hematokit.specs import InputSpec
 from tinykit import seal_bundle
 
@@ -385,16 +386,74 @@ def test_auto_takes_the_faster_engine(tiny_run: Path, filled: Path, tmp_path: Pa
     shutil.copytree(filled, tmp_path / "own")
     monkeypatch.setenv("HEMATOKIT_CACHE", str(tmp_path / "own"))
     notes = next((tmp_path / "own" / "onnx").glob("*.json"))
-    measured = json.loads(notes.read_text())
-    assert set(measured) == {"onnxruntime", "openvino"}
+    known = json.loads(notes.read_text())
+    assert set(known["engines"]) == {"onnxruntime", "openvino"}
     for fast, slow in (("onnxruntime", "openvino"), ("openvino", "onnxruntime")):
-        measured[fast]["images_per_second"], measured[slow]["images_per_second"] = 200.0, 100.0
-        notes.write_text(json.dumps(measured))
+        timing = Timing({fast: 0.001, slow: 0.002}, attempts=1).to_dict()
+        notes.write_text(json.dumps(known | {"timing": {str(thread_count()): timing}}))
         assert load_model(tiny_run, "cpu", runtime="auto").runtime == fast
-    notes.write_text(json.dumps(measured | {"openvino": {"refused": "openvino does not repeat torch's answers"}}))
+    refused = {"openvino": {"refused": "openvino does not repeat torch's answers"}}
+    notes.write_text(json.dumps(known | {"engines": known["engines"] | refused}))
     assert load_model(tiny_run, "cpu", runtime="auto").runtime == "onnxruntime"
     with pytest.raises(HematokitError, match="openvino does not repeat"):
         load_model(tiny_run, "cpu", runtime="openvino")
+
+
+def test_a_choice_made_on_a_busy_machine_is_looked_at_again(
+    tiny_run: Path, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if onnxruntime had won while something else took the machine; each number of threads has its own choice."""
+    pytest.importorskip("openvino")
+    shutil.copytree(filled, tmp_path / "own")
+    monkeypatch.setenv("HEMATOKIT_CACHE", str(tmp_path / "own"))
+    notes = next((tmp_path / "own" / "onnx").glob("*.json"))
+    known, threads = json.loads(notes.read_text()), str(thread_count())
+    busy = Timing({"onnxruntime": 10.0, "openvino": 20.0}, noise=3.0, others=0.9, attempts=1)
+    notes.write_text(json.dumps(known | {"timing": {threads: busy.to_dict(), "77": {"kept": "as it is"}}}))
+    load_model(tiny_run, "cpu", runtime="auto")
+    timings = json.loads(notes.read_text())["timing"]
+    again = Timing.from_dict(timings[threads])
+    assert again.attempts == 2
+    assert max(again.best.values()) < 10, "measured anew"
+    assert timings["77"] == {"kept": "as it is"}
+
+    settled = notes.read_text().replace('"attempts": 2', '"attempts": 5')
+    notes.write_text(settled)
+    load_model(tiny_run, "cpu", runtime="auto")
+    assert notes.read_text() == settled, "an end comes to it"
+    # Who names an engine wants no race.
+    notes.write_text(json.dumps(known | {"timing": {}}))
+    load_model(tiny_run, "cpu", runtime="openvino")
+    assert json.loads(notes.read_text())["timing"] == {}
+
+
+def test_whoever_stops_early_finds_nothing_running(tiny_run: Path, filled: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HEMATOKIT_CACHE", str(filled))
+    monkeypatch.setattr("hematokit.models.engines.thread_count", lambda: 2)
+    model = load_model(tiny_run, runtime="onnxruntime")
+    patches = sample_patches(64)[np.arange(60) % 7]
+    running: list[int] = []
+    run = model._engine.run
+
+    def counted(batch: np.ndarray, output: str) -> np.ndarray:
+        running.append(1)
+        try:
+            return run(batch, output)
+        finally:
+            running.pop()
+
+    monkeypatch.setattr(model._engine, "run", counted)
+
+    def stop(done: int, total: int | None, text: str = "") -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.logits(patches, progress=stop)
+    assert running == []
+    told: list[int] = []
+    whole = model.logits(patches, progress=lambda done, total, text="": told.append(done))
+    assert told == [8, 16, 24, 32, 40, 48, 56, 60]
+    assert np.allclose(whole[:7], whole[7:14], atol=1e-5), "in the order given"
 
 
 def test_without_the_exporter(tiny_run: Path, filled: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:

@@ -74,6 +74,14 @@ def qapp(x_server: str, qapp: Any) -> Any:
     return qapp
 
 
+@pytest.fixture(autouse=True)
+def no_corrections_of_others(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of its own for the corrections of images, which would come back with the next test's image."""
+    folder = tmp_path_factory.mktemp("data")
+    monkeypatch.setenv("HEMATOKIT_DATA", str(folder))
+    return folder
+
+
 @pytest.fixture
 def make_viewer(qtbot: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., napari.Viewer]]:
     """Make viewers that are closed, with all that is theirs, when the test ends."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 from hematokit.errors import ModelError
+from hematokit.explanation.at_cells import explainable
 from hematokit.fields.detection import NamedDetector
 from hematokit.imaging.synthetic import synthesize_field
 from napari_hematonet import classify_job, demo_model
@@ -65,6 +68,111 @@ def test_a_picture_from_disk_gets_its_cells(
     state_of(layer).review.confirm([layer.features["cell_id"][0]])
     click_run(qtbot, form)
     assert [cells.visible for cells in cells_layers(viewer)] == [False, True]
+
+
+def test_corrections_of_a_plain_image_outlive_the_viewer(
+    viewer: napari.Viewer,
+    form: ClassifyWidget,
+    pixels: np.ndarray,
+    qtbot: Any,
+    told: list[tuple[str, str]],
+    no_corrections_of_others: Path,
+) -> None:
+    image = viewer.add_image(pixels, name="smear")
+    click_run(qtbot, form)
+    (layer,) = cells_layers(viewer)
+    review = state_of(layer).review
+    corrected, deleted = review.cells["cell_id"][:2]
+    other = next(code for code in ("BLA", "NGS") if code != review.cells["predicted"][0])
+    review.correct([corrected], other)
+    (journal,) = (no_corrections_of_others / "corrections").glob("*.jsonl")
+    assert told[-1] == ("info", f"corrections are saved as you make them, in {journal}")
+    review.delete([deleted])
+    assert len(told) == 1
+    # As after a crash: nothing is left but what is on the disk.
+    viewer.layers.clear()
+    del image, layer, review
+    viewer.add_image(pixels, name="smear")
+    click_run(qtbot, form)
+    (layer,) = cells_layers(viewer)
+    cells = state_of(layer).review.cells.set_index("cell_id")
+    assert cells.loc[corrected, "label"] == other
+    assert cells.loc[corrected, "reviewed"]
+    assert deleted not in cells.index
+    assert told[-1][1].startswith("2 corrections made to this image before hold again")
+    # Another image has none.
+    viewer.layers.clear()
+    viewer.add_image(pixels[::-1].copy(), name="smear")
+    click_run(qtbot, form)
+    assert not cells_layers(viewer)[0].features["reviewed"].any()
+    # A damaged file is said before the work.
+    journal.write_text("{no correction}\n")
+    viewer.layers.clear()
+    viewer.add_image(pixels, name="smear")
+    click_run(qtbot, form)
+    assert told[-1][0] == "error"
+    assert str(journal) in told[-1][1]
+    assert not cells_layers(viewer)
+
+
+def test_where_corrections_cannot_be_kept_the_user_is_told(
+    viewer: napari.Viewer,
+    form: ClassifyWidget,
+    pixels: np.ndarray,
+    qtbot: Any,
+    told: list[tuple[str, str]],
+    no_corrections_of_others: Path,
+) -> None:
+    (no_corrections_of_others / "corrections").write_text("a file where a folder should be")
+    viewer.add_image(pixels)
+    click_run(qtbot, form)
+    assert [severity for severity, _ in told] == ["warning"]
+    assert "kept only until you close the viewer" in told[0][1]
+    (layer,) = cells_layers(viewer)
+    state_of(layer).review.confirm([layer.features["cell_id"][0]])
+    assert layer.features["reviewed"].sum() == 1
+
+
+def test_another_runtime_gives_the_same_classes(
+    viewer: napari.Viewer,
+    form: ClassifyWidget,
+    pixels: np.ndarray,
+    qtbot: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    monkeypatch.setenv("HEMATOKIT_CACHE", str(tmp_path))
+    viewer.add_image(pixels)
+    click_run(qtbot, form)
+    by_torch = cells_layers(viewer)[0].features[["cell_id", "predicted"]]
+    assert form.device.enabled
+    form.runtime.value = "onnxruntime"
+    assert not form.device.enabled
+    click_run(qtbot, form)
+    (layer,) = cells_layers(viewer)
+    assert "onnxruntime on the CPU" in form.status.text()
+    assert layer.features[["cell_id", "predicted"]].equals(by_torch)
+    # "Why" needs gradients, which the same bundle has by torch.
+    state = state_of(layer)
+    assert state.classifier.runtime == "onnxruntime"
+    assert explainable(state.classifier, state.model_path).runtime == "torch"
+
+
+def test_work_side_by_side_leaves_the_warnings_of_the_program_alone(qapp: Any, qtbot: Any) -> None:
+    before = warnings.showwarning
+    ended: list[str] = []
+    gates = [threading.Event(), threading.Event()]
+    works = [classify_job.Background(), classify_job.Background()]
+    for work, gate, name in zip(works, gates, "ab", strict=True):
+        work.start(lambda gate=gate: iter([gate.wait(10)]), lambda step: None, lambda name=name: ended.append(name))
+    # The first to begin is the first to end.
+    for number, gate in enumerate(gates):
+        gate.set()
+        qtbot.waitUntil(lambda number=number: len(ended) == number + 1, timeout=10_000)
+    assert ended == ["a", "b"]
+    assert warnings.showwarning is before
 
 
 def test_only_the_drawn_region_of_a_scaled_and_rotated_image(
@@ -141,8 +249,6 @@ class Slow:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    import threading
-
     asked: list[int] = []
     real = classify_job.get_model
     monkeypatch.setattr(classify_job, "get_model", lambda *a: Slow(real(*a), asked, threading.Event()))
@@ -175,6 +281,13 @@ def test_cancel_closing_the_image_or_the_dock_stops_the_work(
     assert not form.running
     assert "its image was removed" in told[-1][1]
     viewer.add_image(pixels)
+    earlier = cells_layers(viewer)
+    form.run_button.click()
+    qtbot.waitUntil(lambda: len(cells_layers(viewer)) > len(earlier), timeout=WAIT)
+    (new,) = (layer for layer in cells_layers(viewer) if layer not in earlier)
+    viewer.layers.remove(new)
+    assert not form.running
+    assert "its layer of cells was removed" in told[-1][1]
     form.run_button.click()
     asked = len(slow)
     qtbot.waitUntil(lambda: len(slow) > asked, timeout=WAIT)

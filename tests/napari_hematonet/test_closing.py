@@ -65,3 +65,4 @@ def test_closing_the_viewer_while_it_works_ends_the_program_well(qapp: Any, tiny
         )
         assert done.returncode == 0, (when, done.returncode, done.stderr[-2000:])
         assert done.stdout.split()[-1:] == ["closed"], when
+        assert "Traceback" not in done.stdout + done.stderr, (when, done.stderr[-2000:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hematokit.fields.cells import name_cells
 from hematokit.fields.review import Review
 from hematokit.taxonomy import MATEK_21
 from napari_hematonet.cells_layer import add_cells_layer
+from napari_hematonet.legend_text import Counted
 from napari_hematonet.legend_widget import LegendWidget
 
 CALLED = ["NGS"] * 6 + ["BLA"] * 2 + ["EBO"] * 2 + ["NGB"] * 3
@@ -82,6 +84,30 @@ def test_counts_follow_corrections_and_new_cells(legend: LegendWidget, review: R
     qtbot.waitUntil(lambda: "Plasma cell" not in rows(legend), timeout=5000)
     legend.empty_button.click()
     assert len(rows(legend)) == len(MATEK_21) + len({entry.lineage for entry in MATEK_21})
+
+
+def test_many_cells_are_counted_beside_the_window(
+    legend: LegendWidget, review: Review, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting: list[int] = []
+    real = Counted.of
+
+    def of(*arguments: Any) -> Counted:
+        counting.append(threading.get_ident())
+        return real(*arguments)
+
+    monkeypatch.setattr(Counted, "of", of)
+    review.append(table(["PLM"] * 6000, first=20))
+    qtbot.waitUntil(lambda: "Plasma cell" in rows(legend), timeout=20_000)
+    assert "6,013 cells" in legend.figures.text()
+    assert counting
+    assert threading.get_ident() not in counting
+    # Ticks need no counting.
+    counting.clear()
+    legend.tree.topLevelItem(0).setCheckState(0, Qt.CheckState.Unchecked)
+    legend.show_all()
+    assert not counting
+    assert texts(rows(legend)["Plasma cell"])[1] == "6,000"
 
 
 def test_ticks_hide_and_a_click_shows_one_class_alone(

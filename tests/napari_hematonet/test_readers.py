@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image as Picture
 
 from cellkit import made_up_cells
+from hematokit.cli.main import main
 from hematokit.fields.exports import write_parquet
 from hematokit.fields.tiling import tile_fields
 from hematokit.files import write_json
@@ -208,3 +211,24 @@ def test_the_sample_field_has_its_truth(qapp: Any, make_viewer: Any) -> None:
     assert np.median(grey[at[:, 0], at[:, 1]]) < np.median(grey) - 40
     viewer.open_sample("hematokit", "field")
     assert len(viewer.layers) == 3
+
+
+def test_the_model_of_results_is_known_while_it_is_the_same(
+    qapp: Any, picture: Path, tmp_path: Path, tiny_run: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    folder = tmp_path / "results"
+    assert main(["classify", str(picture.parent), "--model", str(run), "--output", str(folder), "--device", "cpu"]) == 0
+
+    def model() -> str:
+        return str(read(folder)[1][1]["metadata"][METADATA_KEY].model_path)
+
+    assert model() == str(run)
+    config = run / "bundle" / "config.json"
+    other = json.loads(config.read_text())
+    other["temperature"] = 3.0
+    config.write_text(json.dumps(other))
+    assert model() == ""
+    shutil.rmtree(run)
+    assert model() == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
+from hematokit.fields.review import Review
 from hematokit.imaging.geometry import to_napari
 from hematokit.store import open_store
 from hematokit.store.corrections import read_corrections
@@ -237,7 +239,15 @@ def test_reviewed_cells_become_a_training_set(
     opened.click(*CENTRES[3])
     click_class(review, "NGS")
     review.export_button.click()
-    wait_for(lambda: "1 cells added" in review.status.text())
+    wait_for(lambda: "1 cell added" in review.status.text())
+    assert review.status.text().startswith("1 cell added to corrected.zarr")
+    assert "--pixel-size" not in review.status.text()
+    # What comes next is said, in the order in which it works.
+    assert review.status.text().endswith(
+        f"hematokit split {tmp_path / 'corrected.zarr'}, then hematokit train {tmp_path / 'corrected.zarr'} "
+        "--output runs/corrected"
+    )
+    assert {entry.who for entry in open_store(tmp_path / "corrected.zarr").corrections} == {getpass.getuser()}
     assert len(open_store(tmp_path / "corrected.zarr").cells) == 4
 
 
@@ -271,3 +281,33 @@ def test_the_dock_opens_without_any_cells_and_wakes_up(viewer: Any, tiny_run: Pa
     assert review.classes.count() == len(opened.review.taxonomy)
     viewer.layers.remove(opened.layer)
     assert "classify a field first" in review.header.text()
+
+
+def test_what_another_viewer_corrects_appears_and_is_said(
+    viewer: Any, tiny_run: Path, tmp_path: Path, told: list[tuple[str, str]]
+) -> None:
+    opened = open_classified(viewer, tiny_run, tmp_path)
+    review = dock(opened)
+    journal = tmp_path / "corrections.jsonl"
+    ben = Review(opened.review.cells, opened.review.taxonomy, field_id="field", who="Ben", journal=journal)
+    ben.correct([opened.id_at(2)], "MON")
+    ben.delete([opened.id_at(3)])
+    wait_for(lambda: "Ben" in review.status.text())
+    assert row_of(opened, opened.id_at(2))["label"] == "MON"
+    assert opened.layer.features.set_index("cell_id").loc[opened.id_at(2), "label"] == "MON"
+    assert len(opened.layer.data) == len(CENTRES) - 1
+    assert review.header.text().startswith("1 of 8 cells reviewed")
+    opened.click(*CENTRES[2])
+    opened.press(Qt.Key.Key_B)
+    assert [entry.before for entry in read_corrections(journal)][-1] == "MON"
+    # A damaged journal is said once, not every two seconds, and correcting says it again.
+    with journal.open("ab") as file:
+        file.write(b"{}\n")
+    review.take_over()
+    review.take_over()
+    assert [message for message in errors(told) if "no correction" in message] == errors(told)
+    assert len(errors(told)) == 1
+    opened.click(*CENTRES[0])
+    opened.press(Qt.Key.Key_B)
+    assert len(errors(told)) == 2
+    assert not row_of(opened, opened.id_at(0))["reviewed"]

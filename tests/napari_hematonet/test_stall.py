@@ -44,16 +44,12 @@ def test_the_event_loop_does_not_stall_while_500_cells_are_classified(
     """
     tile = synthesize_field(500, 700, cells=45, seed=2).pixels
     viewer.add_image(np.tile(tile, (5, 5, 1)), name="field")
-    # The first points of a session: OpenGL compiles its programs then, once.
-    viewer.add_points(np.array([[10.0, 10.0]]), name="warm")
     _, form = viewer.window.add_plugin_dock_widget("hematokit", "Classify field")
     viewer.window.add_plugin_dock_widget("hematokit", "Legend and differential")
     paced = Paced(classify_job.get_model(str(tiny_run)))
     monkeypatch.setattr(classify_job, "get_model", lambda *_: paced)
     form.model.choose(tiny_run)
     qtbot.wait(1500)
-    del viewer.layers["warm"]
-    qtbot.wait(300)
 
     # Cells seen at each turn of the loop, beside clock and work.
     turns: list[tuple[float, float]] = []
@@ -70,8 +66,8 @@ def test_the_event_loop_does_not_stall_while_500_cells_are_classified(
     assert len(layer.data) >= 500
     assert len(set(grown)) > 3, "the cells did not come piece by piece"
     clock, work = np.diff(np.array(turns), axis=0).T
-    # When cells have been found, napari builds the layer's controls and OpenGL compiles its programs: once a run, and
-    # slow where the processor draws. From then on nothing may stall.
+    # When cells have been found, napari builds the layer and its controls, and OpenGL links its programs, step by step;
+    # each is near the limit where the processor draws and others want it too. From then on nothing may stall.
     born = int(np.flatnonzero(np.array(grown) >= 0)[0])
     settled = np.array(turns)[1:, 0] > turns[born][0] + 1.0
     during = work[settled | (np.arange(len(work)) < born - 2)]
@@ -80,4 +76,4 @@ def test_the_event_loop_does_not_stall_while_500_cells_are_classified(
     record_property("longest_stall_ms", round(1000 * clock.max()))
     record_property("longest_work_ms", round(1000 * during.max()))
     assert during.max() < LONGEST
-    assert birth < 10 * LONGEST
+    assert birth < 3 * LONGEST

@@ -17,6 +17,7 @@ from qtpy.QtWidgets import QApplication
 from hematokit.explanation.at_cells import explain_at, joined_map
 from hematokit.explanation.running import make_explainer
 from hematokit.imaging.geometry import patch_box
+from hematokit.models import load_model
 from hematokit.registry import load_plugins
 from hematokit.specs import ExplainerSpec
 from napari_hematonet.following import select_cells
@@ -243,6 +244,45 @@ def test_cells_of_another_runtime_are_explained_by_the_bundle(viewer: Any, tiny_
     opened.state.classifier = SimpleNamespace(runtime="onnxruntime", patch_size=64, codes=("BLA",))
     dock(opened)
     opened.click(*CENTRES[0])
+    wait_for(lambda: answered(opened, opened.id_at(0)))
+
+
+def test_an_onnx_file_computes_no_reasons_and_says_so(
+    viewer: Any, tiny_run: Path, tmp_path: Path, told: list[tuple[str, str]]
+) -> None:
+    from hematokit.cli.main import main
+
+    file = tmp_path / "model.onnx"
+    assert main(["export", str(tiny_run), "--format", "onnx", "--output", str(file)]) == 0
+    opened = open_classified(viewer, tiny_run, tmp_path)
+    opened.state.classifier, opened.state.model_path = load_model(file, "cpu", "onnxruntime"), str(file)
+    why = dock(opened)
+    opened.click(*CENTRES[0])
+    wait_for(lambda: errors(told))
+    (said,) = errors(told)
+    assert "ONNX" in said
+    assert "Traceback" not in said
+    assert "please report" not in said
+    assert why.status.text() == said
+    # The crop and the probabilities are there all the same.
+    assert not why.crop.pixmap().isNull()
+    assert why.bars.bars
+    assert WHY_LAYER not in viewer.layers
+
+
+def test_a_network_without_feature_layers_says_which_explainers_can(
+    viewer: Any, tiny_run: Path, tmp_path: Path, told: list[tuple[str, str]]
+) -> None:
+    opened = open_classified(viewer, tiny_run, tmp_path)
+    opened.state.classifier.backbone.feature_info = []  # as of many a transformer
+    why = dock(opened)
+    opened.click(*CENTRES[0])
+    wait_for(lambda: errors(told))
+    (said,) = errors(told)
+    assert "please report" not in said
+    assert "names no feature layers" in said
+    assert "smoothgrad" in said
+    why.method.value = "smoothgrad"
     wait_for(lambda: answered(opened, opened.id_at(0)))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 import torch
 
 from hematokit.errors import PluginError
+from hematokit.models import Classifier, load_model, save_bundle
+from hematokit.models.construction import build_backbone, choose_backbone
 from hematokit.plugin_kit import Verdict, check_plugin
 from hematokit.plugin_kit.checking import rules_of
 from hematokit.plugin_kit.verdicts import judge
@@ -26,6 +30,7 @@ from hematokit.specs import (
     Option,
     Variant,
 )
+from hematokit.taxonomy import MATEK_21
 
 OWNER = PluginInfo("main", "hemato-test", "1.0")
 
@@ -212,6 +217,61 @@ def test_attribution_layers_are_looked_at(layer: Callable[..., Any], words: str)
     assert (found.outcome, words in found.detail) == ("failed", True), found
 
 
+def guides_transformer(old: str = "", new: str = "") -> BackboneSpec:
+    """The transformer that the guide shows, with a line of it changed."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "write-a-plugin.md").read_text()
+    code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Transformer" in block)
+    assert old in code
+    namespace: dict[str, Any] = {}
+    exec(code.replace(old, new) if old else code, namespace)
+    return BackboneSpec(
+        "trial",
+        "The guide's",
+        lambda model, *, num_classes, input_size, pretrained: namespace["Transformer"](num_classes, input_size // 16),
+        variants={"one": Variant("one", InputSpec(64, 16))},
+        default_variant="one",
+        attribution_layer=namespace["attribution_layer"],
+    )
+
+
+@pytest.mark.parametrize("rule", ["shape", "determinism", "sizes", "gradients", "bundle", "attribution-layer", "onnx"])
+def test_the_guides_transformer_passes(rule: str) -> None:
+    found = verdict(guides_transformer(), rule)
+    assert found.outcome == "passed", found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("first = first.repeat_interleave(times, dim=0)", "pass", "must be repeated as often"),
+        ("self.head(self.blocks[-1](tokens)[:, 0])", "self.head(tokens[:, 0])", "no gradient reaches the layer"),
+    ],
+)
+def test_a_transformer_that_loses_its_token_is_told(old: str, new: str, words: str) -> None:
+    found = verdict(guides_transformer(old, new), "attribution-layer")
+    assert (found.outcome, words in found.detail) == ("failed", True), found
+
+
+def test_a_bundle_does_not_say_where_a_file_was(tmp_path: Path) -> None:
+    seen = []
+
+    def build(model: str, *, num_classes: int, input_size: int, pretrained: bool, start: str) -> torch.nn.Module:
+        seen.append(start)
+        return Network(num_classes)
+
+    (tmp_path / "start.pt").write_text("")
+    spec = backbone(Network, factory=build, options={"start": Option(str, "", "a file", path="file")})
+    load_plugins().backbones.add(spec, OWNER)
+    choice = choose_backbone("trial", options={"start": str(tmp_path / "start.pt")})
+    taxonomy = MATEK_21.subset(MATEK_21.codes[:2])
+    classifier = Classifier(build_backbone(choice, 2), taxonomy, choice.input, 64)
+    save_bundle(tmp_path / "bundle", classifier, choice, {})
+    (tmp_path / "start.pt").unlink()
+    load_model(tmp_path / "bundle", "cpu", "torch")
+    assert seen == [str(tmp_path / "start.pt"), ""]
+    assert str(tmp_path) not in (tmp_path / "bundle" / "config.json").read_text()
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -220,6 +280,12 @@ def test_attribution_layers_are_looked_at(layer: Callable[..., Any], words: str)
         ({"options": {"rate": Option(float, 3.0, "a rate", 0.0, 1.0)}}, "outside 0 to 1"),
         ({"options": {"rate": Option(float, 0.5, "")}}, "description of option rate is empty"),
         ({"options": {"sizes": Option(list, None, "sizes")}}, "can be typed after --set"),
+        ({"options": {"head": Option(str, "c", "a head", choices=("a", "b"))}}, "'c' is none of a, b"),
+        ({"options": {"size": Option(int, 1, "a size", choices=(1, "2"))}}, "choice '2' is not of type int"),
+        ({"options": {"size": Option(int, 1, "a size", 0, 3, choices=(1, 2))}}, "has choices and limits"),
+        ({"options": {"of": Option(str, "mine.pt", "a file", path="file")}}, "a path has no default"),
+        ({"options": {"of": Option(int, None, "a file", path="file")}}, "its type is str"),
+        ({"options": {"of": Option(str, "", "a file", path="disk")}}, "path 'disk' is none of file, folder"),  # type: ignore[arg-type]
         ({"variants": {"one": Variant("one", InputSpec(64, 16, std=(0.0, 1.0, 1.0)))}}, "std above 0"),
     ],
 )
@@ -260,6 +326,16 @@ def test_a_good_augmenter_passes(rule: str) -> None:
 def test_an_augmenter_that_breaks_a_rule_fails_it(augment: Callable[..., Any], rule: str, words: str) -> None:
     found = verdict(augmenter(augment), rule)
     assert (found.outcome, words in found.detail) == ("failed", True), found
+
+
+def test_an_augmenter_is_tried_with_each_choice() -> None:
+    def make(way: str) -> Callable[..., torch.Tensor]:
+        return lambda images, generator: images[:1] if way == "lost" else images
+
+    spec = AugmenterSpec("trial", "On trial", make, {"way": Option(str, "kept", "way", choices=("kept", "lost"))})
+    found = verdict(spec, "options")
+    assert found.outcome == "failed"
+    assert "way=lost" in found.detail
 
 
 def test_an_augmenter_is_tried_at_the_ends_of_its_options() -> None:

@@ -103,6 +103,44 @@ def test_the_command_that_repeats_the_training_is_one(card: str) -> None:
     assert (given["backbone"], given["image_size"], given["epochs"]) == ("timm:test_resnet", 64, 3)
 
 
+def with_training(model: Classifier, **entries: object) -> Classifier:
+    config = model.config.model_copy(update={"training": model.config.training | entries})
+    return Classifier(
+        model.backbone, model.taxonomy, model.input_spec, model.patch_size, model.temperature, config=config
+    )
+
+
+def test_a_recorded_command_is_taken_as_it_was(model: Classifier) -> None:
+    words = ["hematokit", "stranger-probe", "marrow.zarr", "--weights", "/home/me/own.pth", "--output=../x/probe one"]
+    text = section(model_card(with_training(model, command=words, settings=None), example=False), "How to reproduce")
+    lines = re.search(r"```bash\n(.*?)```", text, re.DOTALL)[1].splitlines()
+    assert shlex.split(lines[0]) == [*words[:4], "own.pth", "--output=probe one"]
+    assert shlex.split(lines[1]) == ["hematokit", "evaluate", "probe one", "--output", "FOLDER"]
+    assert "/home" not in text
+    assert "of a plugin" in text
+
+    own = ["hematokit", "train", "marrow.zarr", "--output", "runs/a", "--set", "backbone.depth=2"]
+    text = section(model_card(with_training(model, command=own), example=False), "How to reproduce")
+    assert "--set backbone.depth=2" in text
+    assert "hematokit evaluate runs/a\n" in text
+    assert "of a plugin" not in text
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["hematokit train x", [], [1, 2], ["hematokit", "train", "--config=my.yaml"], ["hematokit", "train", "--resume"]],
+    ids=["text", "empty", "numbers", "settings in a file", "resumed"],
+)
+def test_a_command_that_does_not_say_all_is_made_from_the_settings(model: Classifier, command: object) -> None:
+    text = section(model_card(with_training(model, command=command), example=False), "How to reproduce")
+    assert "hematokit train STORE --output NEW_RUN --backbone timm:test_resnet" in text
+
+
+def test_the_licence_is_said_or_that_there_is_none(model: Classifier) -> None:
+    assert "Licence of the weights: CC-BY-4.0." in model_card(model, example=False, licence="CC-BY-4.0")
+    assert "Licence of the weights: not stated." in model_card(model, example=False)
+
+
 def test_the_example_is_drawn_and_inside(card: str) -> None:
     text = section(card, "Explanation")
     assert "Drawn cells" in text

@@ -159,6 +159,32 @@ def test_a_body_that_does_not_arrive_in_time_is_given_up(strict: Server) -> None
         assert b" 408 " in connection.recv(4096)
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\nGET /hea"])
+def test_a_connection_that_asks_nothing_is_closed(strict: Server, sent: bytes) -> None:
+    address = httpx.URL(strict.url)
+    with socket.create_connection((address.host, address.port), 20) as connection:
+        connection.sendall(sent)
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 200 " if b"health" in sent else b"")
+    assert answer.count(b"HTTP/1.1") == sent.count(b"/health")
+
+
+def test_a_connection_at_work_is_not_closed(strict: Server) -> None:
+    # The body takes longer than a head may.
+    body = synthesize_field(400, 400, cells=1, seed=3).pixels
+    buffer = io.BytesIO()
+    Image.fromarray(body).save(buffer, "JPEG", quality=60)
+    parts = [buffer.getvalue()[:500], buffer.getvalue()[500:]]
+
+    def slowly() -> Iterator[bytes]:
+        yield parts[0]
+        time.sleep(1.5)
+        yield parts[1]
+
+    with strict.client() as client:
+        assert client.post("/v1/fields", content=slowly(), params={"pixel_size_um": 0.1}).status_code == 200
+
+
 def test_the_key_opens_and_nothing_else_does(strict: Server) -> None:
     with httpx.Client(base_url=strict.url, trust_env=False) as client:
         for headers in (

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -170,6 +171,10 @@ def test_what_the_server_says_of_itself(server: Server) -> None:
     [
         ("GET", "/nothing", 404, "not-found"),
         ("GET", "/v1/cells", 405, "not-found"),
+        ("POST", "/v1/cells/", 404, "not-found"),
+        # Their pages would be loaded from elsewhere.
+        ("GET", "/docs", 404, "not-found"),
+        ("GET", "/redoc", 404, "not-found"),
         ("POST", "/health", 405, "not-found"),
         ("POST", "/v1/cells", 422, "no-image"),
         ("POST", "/v1/cells?unsure_below=2", 422, "bad-parameter"),
@@ -218,29 +223,63 @@ def test_names_of_files_are_only_shown(server: Server, crops: list[bytes]) -> No
 def test_other_names_and_other_sites_are_turned_away(server: Server, crops: list[bytes]) -> None:
     address = httpx.URL(server.url)
     with server.client() as client:
-        for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "169.254.1.1", "[::2]", ""):
+        for host in (
+            "evil.example",
+            "evil.example:80",
+            "127.0.0.1.evil.example",
+            "169.254.1.1",
+            "[::2]",
+            "[::1",
+            "evil@localhost",
+            "",
+        ):
             assert client.get("/v1/model", headers={"Host": host}).status_code in (400, 421), host
         for host in (f"localhost:{address.port}", "127.0.0.1", "[::1]:80"):
             assert client.get("/v1/model", headers={"Host": host}).status_code == 200, host
-        for origin in ("http://evil.example", "null", "http://localhost:1"):
+        for origin in ("http://evil.example", "null", "http://localhost:1", "http://[::1"):
             refused = client.post("/v1/cells", content=crops[0], headers={"Origin": origin})
             assert (refused.status_code, refused.json()["reason"]) == (403, "wrong-origin")
         assert client.post("/v1/cells", content=crops[0], headers={"Origin": server.url}).status_code == 200
 
 
-def test_a_server_that_is_told_to_stop_ends_well(tiny_run: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_that_is_told_to_stop_answers_first_and_ends_well(
+    tiny_run: Path, crops: list[bytes], number: signal.Signals
+) -> None:
     words = command("serve", tiny_run, "--port", "0", "--runtime", "torch", "--device", "cpu", "--access-log")
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(4)]
-    url = next(word for word in lines[1].split() if word.startswith("http"))
-    assert httpx.get(f"{url}/health", trust_env=False).status_code == 200
-    process.send_signal(signal.SIGINT)
+    address = httpx.URL(next(word for word in lines[1].split() if word.startswith("http")))
+    head = f"POST /v1/cells HTTP/1.1\r\nHost: {address.host}\r\nContent-Length: {len(crops[0])}\r\n\r\n"
+    with socket.create_connection((address.host, address.port), 30) as connection:
+        connection.sendall(head.encode() + crops[0][:100])
+        # Answered after the other connection's first bytes have come.
+        assert httpx.get(f"{address}/health", trust_env=False).status_code == 200
+        process.send_signal(number)
+        # Nobody new is let in, and who was there is answered.
+        until = time.monotonic() + 20
+        while _open(address) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not _open(address)
+        connection.sendall(crops[0][100:])
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert b" 200 " in answer.partition(b"\r\n")[0]
+    assert b'"predicted"' in answer
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 0
     assert "GET /health" in errors
     assert "Traceback" not in errors
+    assert "leaked" not in errors
     assert "research use only" in lines[3]
+
+
+def _open(address: httpx.URL) -> bool:
+    try:
+        socket.create_connection((address.host, address.port), 5).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_a_server_that_cannot_start_says_why_in_one_line(

@@ -24,6 +24,7 @@ from hematokit.store.corrections import (
     Correction,
     append_corrections,
     apply_corrections,
+    join_cells,
     new_edit,
     read_corrections,
     standing_corrections,
@@ -266,6 +267,24 @@ def test_added_cells_join_where_asked_for() -> None:
     assert found["reviewed"].dtype == bool
     assert found["y"].tolist() == [1.0, 4.5]
     assert found["contour"].iloc[1].shape == (3, 2)
+
+
+def test_an_empty_table_has_no_say_in_the_order_and_types_of_columns() -> None:
+    cells = table("a", "b").assign(probability=np.float32(0.5), area=7)
+    empty = pd.DataFrame({"label": [], "area": [], "cell_id": []}, dtype=object)
+    pd.testing.assert_frame_equal(join_cells(empty, cells), cells)
+    # One that has columns of its own keeps them, and so do rows.
+    assert join_cells(empty.assign(own=[]), cells).columns.tolist() == [
+        "label",
+        "area",
+        "cell_id",
+        "own",
+        "label_source",
+        "y",
+        "reviewed",
+        "probability",
+    ]
+    assert join_cells(cells, empty).columns.tolist() == cells.columns.tolist()
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["NGS", "EOS", ""]), st.booleans()), max_size=12))

@@ -39,7 +39,9 @@ VARIANTS = {
 
 OPTIONS = {
     "freeze": Option(bool, True, "train the head only; false: fine-tune everything"),
-    "head": Option(str, "linear", "linear, or knn, which hematokit dinobloom-probe fills with the training cells"),
+    "head": Option(
+        str, "linear", "knn: hematokit dinobloom-probe fills it with the training cells", choices=("linear", "knn")
+    ),
     "neighbours": Option(int, 20, "cells that a k-NN head asks", 1, 1000),
     "knn_temperature": Option(float, 0.07, "how much nearer cells count more in a k-NN head", 0.001, 10.0),
     "drop_path_rate": Option(float, 0.0, "stochastic depth while everything is fine-tuned, 0 to 1", 0.0, 0.9),

@@ -33,7 +33,7 @@ from hematokit.training.runs import environment
 if TYPE_CHECKING:
     from hematokit import PatchStore
 
-__all__ = ["PENALTIES", "ProbeResult", "embed_cells", "fit_linear", "probe"]
+__all__ = ["PENALTIES", "ProbeResult", "choose_linear", "embed_cells", "fit_linear", "probe"]
 
 PENALTIES: Final = (1e-4, 1e-3, 1e-2, 1e-1)
 """Strengths of the penalty that are tried; the best one on the validation cells is kept."""
@@ -197,7 +197,7 @@ def embed_cells(
     Parameters
     ----------
     classifier : Classifier
-        Around a `hematokit_dinobloom.network.DinoBloom`.
+        Around a `hematokit_dinobloom.network.DinoBloom`, or another backbone that has ``embed``.
     store : PatchStore
     rows : ndarray (n,), int64
         Rows of the store.
@@ -258,6 +258,43 @@ def fit_linear(
     return scaled, bias.detach() - scaled @ mean
 
 
+def choose_linear(
+    train: torch.Tensor,
+    labels: torch.Tensor,
+    val: torch.Tensor,
+    truth: Labels,
+    classes: int,
+    weights: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Fit a linear head with each of `PENALTIES`, and keep the one with the best macro F1 on the validation cells.
+
+    Parameters
+    ----------
+    train, val : Tensor (n, D), float32
+        Embeddings; without validation cells a middle penalty is taken.
+    labels : Tensor (n,), int64
+        Of the training cells.
+    truth : ndarray (m,), int64
+        Of the validation cells.
+    classes, weights
+        As in `fit_linear`.
+
+    Returns
+    -------
+    weight, bias : Tensor
+        As of `fit_linear`.
+    penalty : float
+    """
+    best, kept = -1.0, None
+    for penalty in PENALTIES if len(val) else (_WITHOUT_VALIDATION,):
+        weight, bias = fit_linear(train, labels, classes, penalty, weights)
+        score = validation_scores(truth, (val @ weight.T + bias).numpy())["macro_f1"] if len(val) else 0.0
+        if score > best:
+            best, kept = score, (weight, bias, penalty)
+    assert kept is not None
+    return kept
+
+
 def _fit_head(
     classifier: Classifier, data: TrainingData, train: torch.Tensor, val: torch.Tensor, balanced: bool
 ) -> tuple[float | None, dict[str, float]]:
@@ -272,15 +309,10 @@ def _fit_head(
         head.fill(train, targets)
     else:
         balance = torch.from_numpy(class_weights(labels, classes)) if balanced else None
-        best = -1.0
-        for tried in PENALTIES if len(val) else (_WITHOUT_VALIDATION,):
-            weight, bias = fit_linear(train, targets, classes, tried, balance)
-            score = validation_scores(truth, (val @ weight.T + bias).numpy())["macro_f1"] if len(val) else 0.0
-            if score > best:
-                best, penalty = score, tried
-                with torch.no_grad():
-                    head.weight.copy_(weight)
-                    head.bias.copy_(bias)
+        weight, bias, penalty = choose_linear(train, targets, val, truth, classes, balance)
+        with torch.no_grad():
+            head.weight.copy_(weight)
+            head.bias.copy_(bias)
     if not len(val):
         return penalty, {}
     with torch.no_grad():

@@ -139,7 +139,7 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(store: Path, checkpoint: P
         ("full", {}, "not empty"),
         ("a", {"weights": tmp_path / "none.pth"}, "does not exist"),
         ("b", {"image_size": 60}, "multiple of 14"),
-        ("c", {"head": "forest"}, "neither linear nor knn"),
+        ("c", {"head": "forest"}, "none of linear, knn"),
     ):
         with pytest.raises(HematokitError, match=said) as caught:
             probe(store, tmp_path / output, **{"weights": checkpoint, **TINY, **given})

@@ -23,11 +23,13 @@ HEMATOKIT_HOOKS = "1.0"
 
 _COMMON = {
     "share": Option(float, 1.0, "share of the images whose stain is changed", 0.0, 1.0),
-    "then": Option(str, "hematonet", "augmenter that moves the images afterwards, with its usual options"),
 }
-_REFERENCES = {
-    "references": Option(str, "", "picture, or folder of pictures, to draw towards; else at random around the image"),
+_MEASURED = {
+    "references": Option(
+        str, "", "picture, or folder of pictures, to draw towards; else at random around the image", path="existing"
+    ),
     "reach": Option(float, 1.0, "with references: largest part of the way to one", 0.0, 1.0),
+    "light": Option(float, 0.05, "largest change of each colour of the background, as a share", 0.0, 0.5),
 }
 
 
@@ -74,7 +76,7 @@ def register_augmenters(register: Callable[[AugmenterSpec], None]) -> None:
                 "lightness": Option(float, 8.0, "largest shift of the mean lightness, 0 to 100", 0.0, 100.0),
                 "colour": Option(float, 8.0, "largest shift of the means of a* and b*", 0.0, 100.0),
                 "contrast": Option(float, 0.2, "largest change of the deviations, as a share", 0.0, 0.9),
-                **_REFERENCES,
+                **_MEASURED,
                 **_COMMON,
             },
         )
@@ -87,7 +89,7 @@ def register_augmenters(register: Callable[[AugmenterSpec], None]) -> None:
             options={
                 "turn": Option(float, 0.1, "largest change of each of a stain's three absorptions", 0.0, 0.5),
                 "strength": Option(float, 0.3, "largest change of a stain's amount, in natural logarithms", 0.0, 1.0),
-                **_REFERENCES,
+                **_MEASURED,
                 **_COMMON,
             },
         )
@@ -121,7 +123,7 @@ def register_backbones(register: Callable[[BackboneSpec], None]) -> None:
             description="Another backbone, behind stain normalisation: stain-normalised:coatnet:nano",
             factory=_wrap,
             options={
-                "method": Option(str, "reinhard", "reinhard or macenko"),
+                "method": Option(str, "reinhard", "whose method", choices=("reinhard", "macenko")),
                 "reference": Option(str, "", "numbers from: hematokit stain-reference PICTURES; else built-in ones"),
             },
             # A backbone of a size that a CPU bears, so that the family can be tried without naming one.

@@ -7,11 +7,11 @@ from functools import cached_property
 
 import torch
 
-from hematokit import load_plugins
 from hematokit_stain.colours import density, mix, stain_matrix, transmission
 from hematokit_stain.macenko import exchange_stains, measure_stains
 from hematokit_stain.references import measure_pictures
 from hematokit_stain.reinhard import match_colours, measure_colours
+from hematokit_stain.white import balance_white, measure_white
 
 __all__ = ["HedJitter", "MacenkoJitter", "ReinhardJitter"]
 
@@ -20,14 +20,12 @@ _Chance = Callable[[int], torch.Tensor]
 
 
 class _StainAugmenter:
-    """What the three share: which images are changed, references, and what comes afterwards.
+    """What the three share: which images are changed, and references.
 
     Parameters
     ----------
     share : float
         Share of the images whose stain is changed.
-    then : str
-        Augmenter that moves the images afterwards.
     references : str
         Picture or folder of pictures to draw towards, empty for none.
     reach : float
@@ -36,10 +34,8 @@ class _StainAugmenter:
 
     method = ""
 
-    def __init__(self, share: float = 1.0, then: str = "hematonet", references: str = "", reach: float = 1.0) -> None:
+    def __init__(self, share: float = 1.0, references: str = "", reach: float = 1.0) -> None:
         self.share, self.reach, self.references = share, reach, references
-        # The stain first: afterwards, reflected borders would be measured twice.
-        self.then, _ = load_plugins().augmenters.make(then)
         if references:
             self.bank  # noqa: B018 - pictures that cannot be read are said before the training begins
 
@@ -59,8 +55,7 @@ class _StainAugmenter:
         chosen = chance(1)[:, 0] < self.share
         changed = self.change(images, chance)
         stained: torch.Tensor = torch.where(chosen[:, None, None, None], changed, images)
-        moved: torch.Tensor = self.then(stained, generator)
-        return moved
+        return stained
 
     def change(self, images: torch.Tensor, chance: _Chance) -> torch.Tensor:
         """Change the stain of a batch."""
@@ -72,6 +67,33 @@ class _StainAugmenter:
         bank = self.bank.to(drawn)
         index = (drawn[:, 0] * len(bank)).long().clamp(max=len(bank) - 1)
         return bank[index], drawn[:, 1:] * self.reach
+
+
+class _MeasuredJitter(_StainAugmenter):
+    """What the two that measure an image share: its white is set aside, and changed by itself.
+
+    Parameters
+    ----------
+    light : float
+        Largest change of each colour of the white, as a share of it.
+    share, references, reach
+        As in all.
+    """
+
+    def __init__(self, share: float, references: str, reach: float, light: float) -> None:
+        super().__init__(share, references, reach)
+        self.light = light
+
+    def change(self, images: torch.Tensor, chance: _Chance) -> torch.Tensor:
+        """Change the stain of a batch, and the light."""
+        white = measure_white(images)
+        factor = 1 + self.light * (2 * chance(3) - 1)
+        changed = self.change_stain(balance_white(images, white), chance)
+        return (changed * white * factor[:, :, None, None]).clamp(0, 1)
+
+    def change_stain(self, images: torch.Tensor, chance: _Chance) -> torch.Tensor:
+        """Change the stain of a batch with a white background."""
+        raise NotImplementedError
 
 
 class HedJitter(_StainAugmenter):
@@ -89,7 +111,7 @@ class HedJitter(_StainAugmenter):
         Factors are uniform in 1 - scale to 1 + scale.
     bias : float
         Summands are uniform in -bias to bias, in natural optical density.
-    share, then
+    share
         As in all.
     """
 
@@ -99,9 +121,8 @@ class HedJitter(_StainAugmenter):
         scale: float = 0.2,
         bias: float = 0.05,
         share: float = 1.0,
-        then: str = "hematonet",
     ) -> None:
-        super().__init__(share, then)
+        super().__init__(share)
         self.scale, self.bias = scale, bias
         self.rgb_from_stains, self.stains_from_rgb = stain_matrix(stains)
 
@@ -114,7 +135,7 @@ class HedJitter(_StainAugmenter):
         return transmission(mix(amounts, self.rgb_from_stains))
 
 
-class ReinhardJitter(_StainAugmenter):
+class ReinhardJitter(_MeasuredJitter):
     """Change mean and deviation of what is stained, in CIELAB.
 
     Without references the statistics are moved at random around the image's own, as the virtual templates of Shen et
@@ -126,7 +147,7 @@ class ReinhardJitter(_StainAugmenter):
         Largest shift of the means of L*, and of a* and b*.
     contrast : float
         Largest change of the deviations, as a share.
-    references, reach, share, then
+    light, references, reach, share
         As in all.
     """
 
@@ -139,14 +160,14 @@ class ReinhardJitter(_StainAugmenter):
         contrast: float = 0.2,
         references: str = "",
         reach: float = 1.0,
+        light: float = 0.05,
         share: float = 1.0,
-        then: str = "hematonet",
     ) -> None:
-        super().__init__(share, then, references, reach)
+        super().__init__(share, references, reach, light)
         self.shift, self.contrast = (lightness, colour, colour), contrast
 
-    def change(self, images: torch.Tensor, chance: _Chance) -> torch.Tensor:
-        """Change the stain of a batch."""
+    def change_stain(self, images: torch.Tensor, chance: _Chance) -> torch.Tensor:
+        """Change the stain of a batch with a white background."""
         own = measure_colours(images)
         if self.references:
             drawn, way = self.draw_reference(chance)
@@ -158,7 +179,7 @@ class ReinhardJitter(_StainAugmenter):
         return match_colours(images, mean, deviation, own)
 
 
-class MacenkoJitter(_StainAugmenter):
+class MacenkoJitter(_MeasuredJitter):
     """Change colour and amount of the two stains that are found in each image.
 
     Parameters
@@ -167,7 +188,7 @@ class MacenkoJitter(_StainAugmenter):
         Largest change of each of a stain's three absorptions, before its length is made 1 again.
     strength : float
         Largest change of the amounts, in natural logarithms.
-    references, reach, share, then
+    light, references, reach, share
         As in all.
     """
 
@@ -179,14 +200,14 @@ class MacenkoJitter(_StainAugmenter):
         strength: float = 0.3,
         references: str = "",
         reach: float = 1.0,
+        light: float = 0.05,
         share: float = 1.0,
-        then: str = "hematonet",
     ) -> None:
-        super().__init__(share, then, references, reach)
+        super().__init__(share, references, reach, light)
         self.turn, self.strength = turn, strength
 
-    def change(self, images: torch.Tensor, chance: _Chance) -> torch.Tensor:
-        """Change the stain of a batch."""
+    def change_stain(self, images: torch.Tensor, chance: _Chance) -> torch.Tensor:
+        """Change the stain of a batch with a white background."""
         own = measure_stains(images)
         flat = own.vectors.flatten(1)
         if self.references:

@@ -12,6 +12,7 @@ from hematokit import HematokitError
 from hematokit_stain.macenko import exchange_stains
 from hematokit_stain.references import measure_pictures, parse_reference, write_reference
 from hematokit_stain.reinhard import match_colours
+from hematokit_stain.white import balance_white
 
 __all__ = ["StainNormaliser", "normalise"]
 
@@ -45,9 +46,9 @@ class StainNormaliser(torch.nn.Module):
         self.register_buffer("numbers", numbers, persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalise images (B, 3, H, W) in [0, 1]; those without enough stain come back as they are."""
+        """Normalise images (B, 3, H, W) in [0, 1]: the background white, and then the stain where there is enough."""
         numbers = self.numbers.float()
-        images = images.float().clamp(0, 1)
+        images = balance_white(images.float().clamp(0, 1))
         if self.method == "macenko":
             return exchange_stains(images, numbers[:, :6].reshape(1, 2, 3), numbers[:, 6:])
         return match_colours(images, numbers[:, :3], numbers[:, 3:])
@@ -79,7 +80,7 @@ def normalise(
     Returns
     -------
     ndarray of uint8
-        Of the same shape. Pictures without enough stain come back as they are.
+        Of the same shape. Backgrounds become white; pictures without enough stain are not changed otherwise.
 
     Raises
     ------

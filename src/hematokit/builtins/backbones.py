@@ -59,9 +59,11 @@ def _last_stage(module: torch.nn.Module) -> torch.nn.Module:
     # A plain list of dictionaries on most models, an object with a list inside on some.
     entries = getattr(described, "info", described)
     if not entries:
+        from hematokit.builtins.attribution.frozen import INPUT_METHODS
+
         raise PluginError(
             f"{type(module).__name__} names no feature layers, so attributions that need one cannot be made for it; "
-            "choose a method that works on the input"
+            f"choose one of {INPUT_METHODS}"
         )
     return module.get_submodule(entries[-1]["module"])
 

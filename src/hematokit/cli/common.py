@@ -6,6 +6,8 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +15,11 @@ import typer
 if TYPE_CHECKING:
     from hematokit.progress import Progress
 
-__all__ = ["JsonOption", "echo", "print_json", "progress_bar"]
+__all__ = ["JsonOption", "echo", "print_json", "progress_bar", "recorded_command"]
+
+GIVEN: ContextVar[tuple[str, ...]] = ContextVar("GIVEN", default=())
+"""The words of the command that is running."""
+
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output, for machines.")]
 
@@ -21,6 +27,20 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def echo(line: str = "") -> None:
     """Print one line to standard output."""
     typer.echo(line)
+
+
+def recorded_command() -> list[str]:
+    """Return the running command as it is written into runs and bundles; empty where there is none.
+
+    Of absolute paths only the last part is kept: the folders of a laboratory are nobody else's business.
+    """
+    return ["hematokit", *("=".join(map(_last_part, word.split("="))) for word in GIVEN.get())] if GIVEN.get() else []
+
+
+def _last_part(text: str) -> str:
+    if PurePosixPath(text).is_absolute():
+        return PurePosixPath(text).name or text
+    return PureWindowsPath(text).name if PureWindowsPath(text).is_absolute() else text
 
 
 def print_json(data: Mapping[str, Any] | list[Any]) -> None:

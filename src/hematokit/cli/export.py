@@ -36,7 +36,10 @@ def register(app: typer.Typer) -> None:
             bool,
             typer.Option("--int8", help="ONNX: a quarter of the size; changes some answers: how many is measured."),
         ] = False,
-        licence: Annotated[str, typer.Option("--license", help="ONNX: of the weights, such as CC-BY-4.0.")] = "",
+        licence: Annotated[
+            str,
+            typer.Option("--license", help="Licence of the weights, such as CC-BY-4.0; goes along in every format."),
+        ] = "",
         store: Annotated[
             Optional[Path],  # noqa: UP045
             typer.Option(help="Training store, if it is not where the model says: crops to compare and calibrate on."),

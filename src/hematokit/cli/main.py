@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import typer
 
 from hematokit import __version__
+from hematokit.cli.common import GIVEN
 from hematokit.errors import HematokitError
 from hematokit.registry import load_plugins
 
@@ -91,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
+    GIVEN.set(tuple(given))
     try:
         command = typer.main.get_command(build_app())
         code = command.main(args=given, prog_name="hematokit", standalone_mode=False)

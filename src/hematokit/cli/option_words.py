@@ -12,11 +12,22 @@ if TYPE_CHECKING:
 __all__ = ["describe_option", "options_help"]
 
 _TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+_PATHS = {
+    "file": "a file that exists",
+    "folder": "a folder that exists",
+    "existing": "a file or folder that exists",
+    "any": "a path",
+}
 
 
 def describe_option(option: Option) -> str:
     """Type, limits and default of an option: ``number, 0 to 0.5, default 0.1``."""
-    parts = [_TYPES.get(option.type, option.type.__name__)]
+    if option.choices:
+        parts = [f"one of {' | '.join(map(str, option.choices))}"]
+    elif option.path is not None:
+        parts = [_PATHS[option.path]]
+    else:
+        parts = [_TYPES.get(option.type, option.type.__name__)]
     low, high = option.minimum, option.maximum
     if low is not None and high is not None:
         parts.append(f"{low:g} to {high:g}")

@@ -139,6 +139,8 @@ def describe(registry: PluginRegistry) -> dict[str, Any]:
                         "default": option.default,
                         "minimum": option.minimum,
                         "maximum": option.maximum,
+                        "choices": list(option.choices),
+                        "path": option.path,
                         "description": option.description,
                     }
                     for name, option in spec.options.items()

@@ -33,7 +33,10 @@ def register(app: typer.Typer) -> None:
         ] = None,
         runtime: Annotated[str, typer.Option(help="auto, torch, onnxruntime or openvino.")] = "auto",
         device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-        batch_size: Annotated[int, typer.Option(min=1, help="Cells classified at a time.")] = 64,
+        batch_size: Annotated[
+            Optional[int],  # noqa: UP045
+            typer.Option(min=1, help="Cells classified at a time; by default 16 on a CPU, 64 elsewhere."),
+        ] = None,
         max_upload: Annotated[int, typer.Option(min=1, help="Largest field that is taken, in MiB.")] = 256,
         max_pixels: Annotated[
             int, typer.Option(min=1, help="Largest field that is taken, in millions of pixels.")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
+from hematokit.cli.common import JsonOption, echo, print_json, progress_bar, recorded_command
 from hematokit.cli.option_words import options_help
 
 _Text = Optional[str]  # noqa: UP045 - read at run time by the parser
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
         output: Annotated[Optional[Path], typer.Option(help="Run folder to write.")] = None,  # noqa: UP045
         backbone: Annotated[_Text, typer.Option(help="Backbone, NAME or NAME:VARIANT; timm:MODEL for any.")] = None,
         variant: Annotated[_Text, typer.Option(help="Size or flavour; hematokit plugins lists them.")] = None,
-        augmenter: Annotated[_Text, typer.Option(help="hematonet, flips, none, or a plugin's.")] = None,
+        augmenter: Annotated[_Text, typer.Option(help="hematonet, flips, none, a plugin's; or several: a,b.")] = None,
         image_size: Annotated[_Whole, typer.Option(help="Side of the network's input in pixels.")] = None,
         epochs: Annotated[_Whole, typer.Option(help="Epochs in all. [default: 30]")] = None,
         batch_size: Annotated[_Whole, typer.Option(help="Cells per step over all processes. [default: 64]")] = None,
@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
         config: Annotated[Optional[Path], typer.Option(help="YAML file of settings.")] = None,  # noqa: UP045
         assignments: Annotated[
             Optional[list[str]],  # noqa: UP045
-            typer.Option("--set", metavar="KEY=VALUE", help="Any setting; backbone.X and augmenter.X for plugins'."),
+            typer.Option("--set", metavar="KEY=VALUE", help="Any setting; backbone.X, augmenter.X for plugins'."),
         ] = None,
         as_json: JsonOption = False,
     ) -> None:
@@ -107,7 +107,7 @@ def register(app: typer.Typer) -> None:
                     settings[key] = value
         say = _to_stderr if as_json else echo
         with progress_bar("training", "cells") as progress:
-            result = train(resume=resume, progress=progress, log=say, settings=settings)
+            result = train(resume=resume, progress=progress, log=say, settings=settings, command=recorded_command())
         # Of several processes one speaks.
         main = os.environ.get("RANK", "0") == "0"
         if as_json and main:

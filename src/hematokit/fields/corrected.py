@@ -140,6 +140,7 @@ def _store(pairs: Mapping[Path, Review], store_path: Path, others: bool, tiling:
             sources = {printable(str(path)) for path in new}
             refused = open_store(store_path).rejects
             raise FieldError(str(refused[refused["source"].isin(sources)]["message"].iloc[0]))
+        _sign(open_store(store_path), {path: pairs[path] for path in new}, new)
     else:
         assert there is not None
         summary = TileTally().summarize(there, 0, time.monotonic() - started)
@@ -211,6 +212,22 @@ def _check_inside(table: pd.DataFrame, height: int, width: int, path: Path) -> N
         )
 
 
+def _sign(store: PatchStore, reviews: Mapping[Path, Review], tables: Mapping[Path, pd.DataFrame]) -> None:
+    """Note in a store's journal who gave the cells of new fields their labels, and when."""
+    told: list[Correction] = []
+    every = store.cells
+    for path, record in _stored(store, list(reviews)).items():
+        raw = every[every["field_id"] == record["field_id"]]
+        ids = dict(zip(_places(raw), raw["cell_id"], strict=True))
+        table, edit = tables[path], new_edit()
+        for place, name in zip(_places(table), table["cell_id"], strict=True):
+            line = reviews[path].decision(str(name)) if place in ids else None
+            if line is not None:
+                told.append(replace(line, edit=edit, cell_id=ids[place], field_id=record["field_id"]))
+    append_corrections(store.path / CORRECTIONS_FILE, told)
+    store.refresh()
+
+
 # --- fields that are in the store already -----------------------------------------------------------------------------
 
 
@@ -255,6 +272,7 @@ class _Update:
         """Append what is new, then note what has changed."""
         records = _stored(store, list(reviews))
         told: list[Correction] = []
+        fresh: dict[Path, pd.DataFrame] = {}
         with store.writer() as writer:
             counted, every = store.cells, writer.cells
             taken = set(every["cell_id"])
@@ -266,12 +284,15 @@ class _Update:
                 is_there = np.array([place in ids for place in _places(table)], bool)
                 new = self._append(store, writer, record, table[~is_there], taken, _is_own(store, review))
                 self.added += new
+                if not _is_own(store, review):
+                    fresh[path] = table[~is_there]
                 told += self._changes(counted, record, review, table[is_there], ids, _is_own(store, review))
             writer.commit()
             if self.added:
                 regroup(store, writer, near=regroup_near, progress=progress)
         append_corrections(store.path / CORRECTIONS_FILE, told)
         store.refresh()
+        _sign(store, {path: reviews[path] for path in fresh}, fresh)
 
     def _append(
         self,
@@ -311,13 +332,16 @@ class _Update:
         labels = counted[counted["field_id"] == record["field_id"]].set_index("cell_id")["label"].to_dict()
         edit, when = new_edit(), utc_now()
         lines = []
-        for place, label, source in zip(_places(table), table["label"], table["label_source"], strict=True):
+        for place, name, label, source in zip(
+            _places(table), table["cell_id"], table["label"], table["label_source"], strict=True
+        ):
             cell_id = ids[place]
             before = labels.get(cell_id)
             if label and before != label:
                 kind = "confirm" if source == CONFIRMED else "label"
-                field_id = record["field_id"]
-                lines.append(Correction(kind, edit, when, review.who, cell_id, field_id, before or "", label))
+                said = review.decision(str(name))
+                who, since = (review.who, when) if said is None else (said.who, said.when)
+                lines.append(Correction(kind, edit, since, who, cell_id, record["field_id"], before or "", label))
         self.changed += len(lines)
         gone = {ids[place] for place in _places(review.deleted) if place in ids}
         if _kind(record) == CORRECTED_KIND:

@@ -102,6 +102,8 @@ class ResultsFolder:
             "hematokit_version": __version__,
             "job": identity,
             "fields": {**known, **ids},
+            # Where it lay; what it was stands in "job".
+            "model": None if job.model is None else str(Path(job.model).resolve()),
             "research_use_only": True,
         }
         with one_line_write_errors(folder, FieldError, "give another --output"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from hematokit.errors import FieldError, TaxonomyError
+from hematokit.errors import FieldError, HematokitError, TaxonomyError
 from hematokit.fields.exports import read_parquet
 from hematokit.fields.folder import RUN_FILE
 from hematokit.fields.job import CELLS, DONE, FIELDS_FOLDER
@@ -17,7 +17,7 @@ from hematokit.fields.tallies import UNSURE_BELOW
 from hematokit.imaging.reading import printable
 from hematokit.taxonomy import MATEK_21, Taxonomy
 
-__all__ = ["FieldResult", "Results", "is_results_folder", "open_results"]
+__all__ = ["FieldResult", "Results", "find_model_of", "is_results_folder", "open_results"]
 
 _KIND = "hematokit field results"
 _DIFFERENTIAL = "differential.json"
@@ -65,12 +65,15 @@ class Results:
     taxonomy : Taxonomy
         The classes that were counted; `MATEK_21` where cells were only detected.
     unsure_below : float
+    model : Path or None
+        Where the model that classified the cells lay; None where nobody knows. See `find_model_of`.
     """
 
     path: Path
     fields: list[FieldResult]
     taxonomy: Taxonomy
     unsure_below: float
+    model: Path | None = None
 
 
 def is_results_folder(path: Path) -> bool:
@@ -129,7 +132,34 @@ def open_results(folder: str | Path) -> Results:
         raise FieldError(f"no field of {shown} is done; run 'hematokit classify' to its end")
     job = run.get("job")
     unsure = job.get("unsure_below") if isinstance(job, dict) else None
-    return Results(path, fields, _taxonomy(path), float(unsure) if isinstance(unsure, int | float) else UNSURE_BELOW)
+    below = float(unsure) if isinstance(unsure, int | float) else UNSURE_BELOW
+    model = run.get("model")
+    return Results(path, fields, _taxonomy(path), below, Path(model) if isinstance(model, str) and model else None)
+
+
+def find_model_of(results: Results) -> Path | None:
+    """Return the model that classified the cells, if it still lies where it did, and is the same.
+
+    Parameters
+    ----------
+    results : Results
+
+    Returns
+    -------
+    Path or None
+        None where it is gone, was trained again, or nobody knows it.
+    """
+    if results.model is None or not results.model.exists():
+        return None
+    from hematokit.models.bundle import bundle_identity, find_model
+
+    job = _document(results.path / RUN_FILE).get("job")
+    model = job.get("model") if isinstance(job, dict) else None
+    try:
+        same = isinstance(model, dict) and model.get("sha256") == bundle_identity(find_model(results.model))
+    except (HematokitError, OSError):
+        return None
+    return results.model if same else None
 
 
 def _taxonomy(folder: Path) -> Taxonomy:

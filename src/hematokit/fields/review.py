@@ -1,7 +1,8 @@
 """Going through the cells of a field: correcting, confirming, deleting, adding, undoing, without a viewer.
 
 Every change is written to the journal, a `corrections.jsonl`, before the table shows it. See
-`hematokit.store.corrections` for the file.
+`hematokit.store.corrections` for the file. What others write there meanwhile is taken over before each change, and
+when `Review.refresh` is called.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import pandas as pd
 from hematokit.errors import FieldError
 from hematokit.fields.cells import order_columns
 from hematokit.fields.exports import write_csv, write_geojson, write_parquet
+from hematokit.fields.review_cells import ReviewCells
+from hematokit.fields.review_journal import ReviewJournal
 from hematokit.fields.review_table import (
     QUEUE_ORDERS,
     complete_cells,
@@ -30,17 +33,7 @@ from hematokit.fields.summary import Summary
 from hematokit.fields.tallies import UNSURE_BELOW, called_classes, unsure_cells
 from hematokit.files import one_line_write_errors
 from hematokit.imaging.reading import printable
-from hematokit.store.corrections import (
-    CONFIRMED,
-    CORRECTED,
-    Correction,
-    append_corrections,
-    join_cells,
-    lay_over,
-    new_edit,
-    read_corrections,
-    utc_now,
-)
+from hematokit.store.corrections import Correction, new_edit, utc_now
 from hematokit.taxonomy import Taxonomy
 
 __all__ = ["QUEUE_ORDERS", "Review", "whole_taxonomy"]
@@ -48,19 +41,15 @@ __all__ = ["QUEUE_ORDERS", "Review", "whole_taxonomy"]
 OnChange = Callable[[str, list[str]], object]
 
 _ENDINGS: Final = (".csv", ".geojson", ".parquet")
-_TOUCHED: Final = ("label", "label_source", "reviewed")
 
 
 @dataclass(frozen=True)
 class _Edit:
-    """One step of `Review.undo`: rows by number in the table of all cells, and what they held before and after."""
+    """One step of `Review.undo`."""
 
     name: str
     kind: str
-    rows: npt.NDArray[np.int64]
     ids: list[str]
-    before: pd.DataFrame
-    after: pd.DataFrame
     words: str
 
 
@@ -121,26 +110,21 @@ class Review:
         self._changed: list[OnChange] = []
         self._done: list[_Edit] = []
         self._undone: list[_Edit] = []
-        # What the journal says of cells that may come yet, while a field is being classified.
-        self._earlier = read_corrections(self.journal) if self.journal is not None else []
-        table, self._present = lay_over(complete_cells(cells), self._earlier, add=self._is_ours)
-        self._all = complete_cells(table)
-        self._place = {str(cell_id): row for row, cell_id in enumerate(self._all["cell_id"])}
-        self._settle()
-        if len(self._place) < len(self._all):
-            twice = self._all["cell_id"][self._all["cell_id"].duplicated()].iloc[0]
-            raise FieldError(f"cell {printable(str(twice))} stands twice in the table; give each cell once")
+        self._journal = ReviewJournal(self.journal)
+        self._cells = ReviewCells(complete_cells(cells), self._journal, field_id)
+        self.cells = self._cells.shown()
 
     def __len__(self) -> int:
         return len(self.cells)
 
-    def _is_ours(self, entry: Correction) -> bool:
-        return not self.field_id or entry.field_id in ("", self.field_id)
-
     @property
     def deleted(self) -> pd.DataFrame:
         """Cells that were deleted, now or in the journal, as rows of a cells table."""
-        return self._all[~self._present].reset_index(drop=True)
+        return self._cells.all[~self._cells.present].reset_index(drop=True)
+
+    def decision(self, cell_id: str) -> Correction | None:
+        """Return who gave a cell the class that counts, or confirmed it, and when; None where nobody did."""
+        return self._journal.decision(cell_id, "label", "confirm")
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
@@ -212,7 +196,7 @@ class Review:
     def append(self, cells: pd.DataFrame) -> None:
         """Put cells behind the others, newly classified ones while a job runs. No correction, not undone.
 
-        What the journal said of them when the review began is laid over them.
+        What the journal says of them is laid over them.
 
         Raises
         ------
@@ -221,16 +205,21 @@ class Review:
         """
         if not len(cells):
             return
-        new, present = lay_over(complete_cells(cells), self._earlier)
-        # What a person added earlier, and a detector now finds at the same pixel, is one cell.
-        novel = ~new["cell_id"].isin({entry.cell_id for entry in self._earlier if entry.kind == "add"}).to_numpy(bool)
-        new, present = new[novel].reset_index(drop=True), present[novel]
-        ids = [str(cell_id) for cell_id in new["cell_id"]]
-        twice = next((cell_id for cell_id in ids if cell_id in self._place), None)
-        if twice is not None or len(set(ids)) < len(ids):
-            raise FieldError(f"cell {printable(twice or 'of the new ones')} is there already; give each cell once")
-        self._extend(new, present)
-        self._tell("append", [name for name, there in zip(ids, present, strict=True) if there])
+        told = self._cells.append(complete_cells(cells))
+        self.cells = self._cells.shown()
+        self._tell("append", told)
+
+    def refresh(self) -> list[Correction]:
+        """Take over what others have written into the journal, and return their lines that are about these cells.
+
+        Every change does it first. A viewer calls it now and then, to show what others do.
+
+        Raises
+        ------
+        StoreError
+            If the journal is damaged; nothing has changed then.
+        """
+        return self._take_over(self._journal.read())
 
     def correct(self, cell_ids: Sequence[str], code: str) -> None:
         """Give cells a class. Cells that have it already count as confirmed.
@@ -265,7 +254,7 @@ class Review:
             If the journal cannot be written; nothing has changed then.
         """
         rows, ids = self._rows(cell_ids)
-        shown = called_classes(self._all.iloc[rows])
+        shown = called_classes(self._cells.all.iloc[rows])
         known = np.flatnonzero(shown != "")
         if len(ids) and not len(known):
             raise FieldError(f"{_cells(ids)} has no class to confirm; give it one")
@@ -308,9 +297,10 @@ class Review:
         new = complete_cells(cells_row_frame)
         if len(new) != 1 or not np.isfinite(new.reindex(columns=_PLACE).to_numpy(np.float64)).all():
             raise FieldError("one cell with y, x, y0, x0, height and width is added at a time; give such a row")
+        self.refresh()
         wanted = str(new["cell_id"].iloc[0]) or f"{self.field_id or 'cell'}-added"
         cell_id, number = wanted, 2
-        while cell_id in self._place:
+        while cell_id in self._cells:
             cell_id, number = f"{wanted}-{number}", number + 1
         field_id = self.field_id or str(new["field_id"].iloc[0])
         new = new.assign(cell_id=cell_id, field_id=field_id)
@@ -327,11 +317,9 @@ class Review:
             str(called_classes(new)[0]),
             {name: value for name, value in row.items() if name not in ("cell_id", "field_id")},
         )
-        self._write([entry])
-        rows = self._extend(new, np.ones(1, bool))
-        nothing = self._all.loc[rows, list(_TOUCHED)]
-        self._remember(_Edit(edit, "add", rows, [cell_id], nothing, nothing, f"{_cells([cell_id])} added"))
-        self._tell("add", [cell_id])
+        others = self._journal.append([entry])
+        self._cells.extend(new, added=True)
+        self._show(_Edit(edit, "add", [cell_id], f"{_cells([cell_id])} added"), others)
         return cell_id
 
     def undo(self) -> str | None:
@@ -350,10 +338,10 @@ class Review:
         if not self._done:
             return None
         edit = self._done[-1]
-        self._write([Correction("undo", new_edit(), utc_now(), self.who, of=edit.name)])
+        others = self._turn(edit, "undo")
         self._undone.append(self._done.pop())
-        self._put(edit, edit.before, present=edit.kind != "add")
-        self._tell({"add": "delete", "delete": "add"}.get(edit.kind, edit.kind), edit.ids)
+        self._lay_over_and_tell(edit.ids, {"add": "delete", "delete": "add"}.get(edit.kind, edit.kind))
+        self._take_over(others)
         return edit.words
 
     def redo(self) -> str | None:
@@ -372,14 +360,14 @@ class Review:
         if not self._undone:
             return None
         edit = self._undone[-1]
-        self._write([Correction("redo", new_edit(), utc_now(), self.who, of=edit.name)])
+        others = self._turn(edit, "redo")
         self._done.append(self._undone.pop())
-        self._put(edit, edit.after, present=edit.kind != "delete")
-        self._tell(edit.kind, edit.ids)
+        self._lay_over_and_tell(edit.ids, edit.kind)
+        self._take_over(others)
         return edit.words
 
     def export(self, path: str | Path) -> None:
-        """Write the cells as CSV, GeoJSON (QuPath) or Parquet, by the file's ending.
+        """Write the cells as CSV, GeoJSON (QuPath) or Parquet, by the file's ending, with who decided on them and when.
 
         Raises
         ------
@@ -390,7 +378,7 @@ class Review:
         ending = path.suffix.lower()
         if ending not in _ENDINGS:
             raise FieldError(f"{printable(str(path))}: cells are written to {', '.join(_ENDINGS)}; end the name so")
-        table = order_columns(self.cells)
+        table = order_columns(self._signed())
         with one_line_write_errors(path.parent, FieldError, "choose another folder, or make room"):
             if ending == ".csv":
                 write_csv(path, table)
@@ -401,63 +389,73 @@ class Review:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
+    def _signed(self) -> pd.DataFrame:
+        """The cells, with who decided last on each, and when."""
+        told = [self._journal.decision(str(name), "label", "confirm", "add") for name in self.cells["cell_id"]]
+        columns = {
+            name: pd.Series([getattr(entry, name, "") for entry in told], index=self.cells.index, dtype="str")
+            for name in ("who", "when")
+        }
+        return self.cells.assign(**columns)
+
     def _rows(self, cell_ids: Iterable[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
         """Numbers of cells in the table of all cells, each once, and their ids."""
+        self.refresh()
         ids = list(dict.fromkeys([cell_ids] if isinstance(cell_ids, str) else cell_ids))
-        missing = next((name for name in ids if name not in self._place or not self._present[self._place[name]]), None)
+        missing = next((name for name in ids if not self._cells.is_present(name)), None)
         if missing is not None:
-            raise FieldError(f"there is no cell {printable(str(missing))}; it may have been deleted: undo that first")
-        return np.array([self._place[name] for name in ids], np.int64), ids
+            shown = printable(str(missing))
+            gone = self._journal.decision(str(missing), "delete")
+            if gone is not None and gone.who != self.who:
+                raise FieldError(
+                    f"cell {shown} was deleted by {printable(gone.who) or 'somebody else'}; choose another"
+                )
+            raise FieldError(f"there is no cell {shown}; it may have been deleted: undo that first")
+        return self._cells.rows(ids), ids
 
     def _edit(self, kind: str, rows: npt.NDArray[np.int64], ids: list[str], codes: list[str], words: str) -> None:
         if not ids:
             return
-        before = self._all.loc[rows, list(_TOUCHED)]
-        old = called_classes(self._all.loc[rows]).tolist()
+        old = called_classes(self._cells.all.loc[rows]).tolist()
         edit, when = new_edit(), utc_now()
         # Giving a cell the class that it has is looking at it and agreeing.
         kinds = ["confirm" if kind == "label" and was == code else kind for was, code in zip(old, codes, strict=True)]
-        fields = self._all.loc[rows, "field_id"].tolist()
+        fields = self._cells.all.loc[rows, "field_id"].tolist()
         told = zip(kinds, ids, fields, old, codes, strict=True)
-        self._write([Correction(said, edit, when, self.who, name, field, *pair) for said, name, field, *pair in told])
-        after = before
-        if kind != "delete":
-            was = before["label_source"].tolist()
-            sources = [CORRECTED if now == "label" else _kept(old) for now, old in zip(kinds, was, strict=True)]
-            after = before.assign(label=codes, label_source=sources, reviewed=True)
-        change = _Edit(edit, kind, rows, ids, before, after, words)
-        self._put(change, after, present=kind != "delete")
-        self._remember(change)
-        self._tell(kind, ids)
+        # Into the journal first: what cannot be saved must not be shown.
+        others = self._journal.append(
+            [Correction(said, edit, when, self.who, name, field, *pair) for said, name, field, *pair in told]
+        )
+        self._show(_Edit(edit, kind, ids, words), others)
 
-    def _remember(self, edit: _Edit) -> None:
+    def _turn(self, edit: _Edit, kind: str) -> list[Correction]:
+        self.refresh()
+        return self._journal.append([Correction(kind, new_edit(), utc_now(), self.who, of=edit.name)])
+
+    def _show(self, edit: _Edit, others: list[Correction]) -> None:
         self._done.append(edit)
         self._undone.clear()
+        self._lay_over_and_tell(edit.ids, edit.kind)
+        self._take_over(others)
 
-    def _write(self, entries: list[Correction]) -> None:
-        """Into the journal first: what cannot be saved must not be shown."""
-        if self.journal is not None:
-            append_corrections(self.journal, entries)
+    def _lay_over_and_tell(self, ids: list[str], kind: str) -> None:
+        self._cells.lay_over(ids)
+        self.cells = self._cells.shown()
+        self._tell(kind, ids)
 
-    def _put(self, edit: _Edit, values: pd.DataFrame, *, present: bool) -> None:
-        for name in _TOUCHED:
-            self._all.loc[edit.rows, name] = values[name].to_numpy()
-        self._present[edit.rows] = present
-        self._settle()
-
-    def _extend(self, new: pd.DataFrame, present: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-        start = len(self._all)
-        self._all = join_cells(self._all, new)
-        self._present = np.append(self._present, present)
-        self._place |= {str(cell_id): start + row for row, cell_id in enumerate(new["cell_id"])}
-        self._settle()
-        return np.arange(start, start + len(new))
-
-    def _settle(self) -> None:
-        """Make `cells` what the table of all cells and the marks of the present ones say."""
-        # Copies are lazy: what is changed later is copied then, column by column.
-        whole = self._present.all()
-        self.cells = self._all.copy(deep=False) if whole else self._all[self._present].reset_index(drop=True)
+    def _take_over(self, news: list[Correction]) -> list[Correction]:
+        """Show what others did."""
+        touched = {name for entry in news for name in self._journal.cells_of(entry)}
+        if not touched:
+            return []
+        before = {name for name in touched if self._cells.is_present(name)}
+        ids = self._cells.lay_over(sorted(touched))
+        self.cells = self._cells.shown()
+        now = {name for name in ids if self._cells.is_present(name)}
+        for kind, told in (("delete", before - now), ("add", now - before), ("label", now & before)):
+            if told:
+                self._tell(kind, sorted(told))
+        return [entry for entry in news if not set(ids).isdisjoint(self._journal.cells_of(entry))]
 
     def _tell(self, kind: str, ids: list[str]) -> None:
         for callback in list(self._changed):
@@ -465,10 +463,6 @@ class Review:
 
 
 _PLACE: Final = ["y", "x", "y0", "x0", "height", "width"]
-
-
-def _kept(source: str) -> str:
-    return CORRECTED if source == CORRECTED else CONFIRMED
 
 
 def _cells(ids: Sequence[Any]) -> str:

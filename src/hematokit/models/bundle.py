@@ -153,7 +153,7 @@ def save_bundle(
             name=choice.spec.name,
             variant=choice.variant_name,
             model=choice.variant.model,
-            options=choice.options,
+            options=choice.spec.portable_options(choice.options),
             package=owner.package,
             package_version=owner.version,
         ),

@@ -1,8 +1,8 @@
 """What computes a classifier: torch; or onnxruntime or OpenVINO on the CPU, which are faster and start without torch.
 
-A bundle is exported to ONNX once, held against torch on a few patches with every engine that is installed, timed, and
-kept in the user's cache folder under a name that changes with the weights, the configuration and the versions of
-everything involved. The cache may be deleted at any time.
+A bundle is exported to ONNX once, held against torch on a few patches with every engine that is installed, and kept in
+the user's cache folder under a name that changes with the weights, the configuration and the versions of everything
+involved; which engine is faster is measured and kept beside it. The cache may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
+import numpy as np
+
 from hematokit.errors import ModelError
 from hematokit.files import TEMPORARY_PREFIX, write_atomically, write_json
 from hematokit.models.bundle import CONFIG, WEIGHTS, BundleConfig, check_bundle, read_config
-from hematokit.models.engines import ENGINES, INSTALL, is_installed
+from hematokit.models.engines import ENGINES, INSTALL, is_installed, stream_count, thread_count
 from hematokit.models.integrity import file_sha256
 from hematokit.models.loading import Runtime, load_torch
 from hematokit.models.onnx_classifier import OnnxClassifier, read_onnx
 from hematokit.models.parity import Logits, Patches, check_agreement, sample_patches
+from hematokit.models.timing import Timing, time_engines
 
 if TYPE_CHECKING:
     import torch
@@ -108,21 +111,24 @@ def _load_file(path: Path, device: str | torch.device, runtime: str) -> OnnxClas
         installed = [engine for engine in ENGINES if is_installed(engine)]
         if not installed:
             raise ModelError(f"{path} needs a package that computes ONNX files; {INSTALL['onnxruntime']}")
-        runtime = installed[0] if len(installed) == 1 else _faster(path)
+        if len(installed) > 1:
+            return _faster(path, installed)
+        runtime = installed[0]
     _check_installed(runtime)
     return OnnxClassifier(path, engine=runtime)
 
 
-def _faster(path: Path) -> str:
-    """Which engine is faster for an ONNX file, measured once a machine; onnxruntime judges the other's answers."""
+def _faster(path: Path, installed: list[str]) -> OnnxClassifier:
+    """Open an ONNX file with the faster engine, as measured on this machine; onnxruntime judges the other's answers."""
     content = read_onnx(path)
     key = hashlib.sha256(f"{hashlib.sha256(content).hexdigest()} {_versions()}".encode()).hexdigest()
-    kept = _kept(cache_folder() / "onnx" / f"{key}.json")
-    if not kept:
+    notes_path = cache_folder() / "onnx" / f"{key}.json"
+    notes = _kept(notes_path)
+    if not set(installed) <= set(notes.get("engines", {})):
         reference = OnnxClassifier(path)
-        kept = _judge(reference.logits, reference.patch_size, lambda engine: OnnxClassifier(content, engine=engine))
-        _keep(cache_folder() / "onnx" / f"{key}.json", kept)
-    return _best(kept) or ENGINES[0]
+        notes = _judge(reference.logits, reference.patch_size, lambda engine: OnnxClassifier(content, engine=engine))
+        _keep(notes_path, notes)
+    return _open_best(notes, notes_path, lambda engine: OnnxClassifier(content, engine=engine))
 
 
 def _load_exported(folder: Path, engine: str | None) -> OnnxClassifier:
@@ -155,101 +161,126 @@ def _fingerprint(folder: Path, config: BundleConfig) -> str:
     return digest.hexdigest()
 
 
-Judgement = dict[str, dict[str, Any]]
-"""Engine to ``{"images_per_second": ..., "max_logit_difference": ...}``, or to ``{"refused": why}``."""
+Notes = dict[str, dict[str, Any]]
+"""``engines``: name to ``{"max_logit_difference": ...}`` or ``{"refused": why}``; ``timing``: threads to `Timing`."""
+
+Make = Callable[[str], OnnxClassifier]
 
 
-def _judge(reference: Callable[[Patches], Logits], side: int, make: Callable[[str], OnnxClassifier]) -> Judgement:
-    """Hold every engine that is installed against the reference, and time it."""
-    found: Judgement = {}
+def _judge(reference: Callable[[Patches], Logits], side: int, make: Make) -> Notes:
+    """Hold every engine that is installed against the reference."""
+    found: dict[str, Any] = {}
     for engine in filter(is_installed, ENGINES):
         try:
-            made = make(engine)
-            found[engine] = {"max_logit_difference": check_agreement(reference, made.logits, side, engine)}
+            found[engine] = {"max_logit_difference": check_agreement(reference, make(engine).logits, side, engine)}
         except ModelError as error:
             found[engine] = {"refused": str(error)}
-            continue
-        found[engine]["images_per_second"] = _speed(made)
-    return found
+    return {"engines": found, "timing": {}}
 
 
-def _speed(model: OnnxClassifier) -> float:
-    """Patches a second; the best of a few, as whatever else runs here only takes away."""
-    patches = sample_patches(model.patch_size)[[0, 1, 2, 3, 4, 5, 6] * 2 + [0, 1]]
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        model.logits(patches)
-        seconds.append(time.perf_counter() - start)
-    return len(patches) / max(min(seconds[1:]), 1e-9)
+def _open_best(notes: Notes, path: Path, make: Make) -> OnnxClassifier:
+    """Open the model with the faster of the engines that give the right answers; measure them where that is not known.
 
+    Parameters
+    ----------
+    notes : dict
+        What is known, at least of one engine.
+    path : Path
+        File of these notes: what is measured is added there.
+    make : callable
+        Opens the model with an engine.
 
-def _best(found: Judgement) -> str | None:
-    """The fastest engine that gives the right answers."""
-    right = {engine: said["images_per_second"] for engine, said in found.items() if "refused" not in said}
-    return max(right, key=lambda engine: right[engine]) if right else None
+    Raises
+    ------
+    ModelError
+        If no engine gives the right answers.
+    """
+    _check_refused(notes, None)
+    right = [name for name, said in notes["engines"].items() if "refused" not in said and is_installed(name)]
+    if not right:
+        raise ModelError("none of the engines that this model was checked with is installed any more")
+    threads = str(thread_count())
+    timing = Timing.from_dict(notes["timing"].get(threads))
+    if timing.is_settled(right):
+        return make(timing.fastest(right) or right[0])
+    opened = {engine: make(engine) for engine in right}
+    patches = sample_patches(opened[right[0]].patch_size)
 
+    def computing(model: OnnxClassifier) -> Callable[[int], object]:
+        model.logits(patches)  # the first batch of a size takes longer than any other
+        return lambda count: model.logits(patches[np.arange(count) % len(patches)])
 
-def _chosen(found: Judgement, engine: str | None) -> str:
-    """The engine asked for, or the fastest; raises what is wrong with it."""
-    chosen = engine or _best(found) or next(iter(found), ENGINES[0])
-    refused = found.get(chosen, {}).get("refused")
-    if refused is not None:
-        raise ModelError(str(refused))
-    return chosen
+    timing = time_engines({name: computing(model) for name, model in opened.items()}, timing, 2 * stream_count())
+    _keep(path, notes | {"timing": notes["timing"] | {threads: timing.to_dict()}})
+    return opened[timing.fastest(right) or right[0]]
 
 
 def _from_cache(path: Path, config: BundleConfig, engine: str | None) -> OnnxClassifier | None:
     """The exported model, if there is one that opens; a damaged one is made again."""
-    found = _kept(path.with_suffix(".json"))
-    if not found or (engine is not None and engine not in found):
+    notes = _kept(path.with_suffix(".json"))
+    if not notes or (engine is not None and engine not in notes["engines"]):
         return None
-    chosen = _chosen(found, engine)
+    _check_refused(notes, engine)
     try:
-        made = OnnxClassifier(path.read_bytes(), config, chosen)
+        data = path.read_bytes()
+        with contextlib.suppress(OSError):
+            os.utime(path)  # when it was last of use
+            os.utime(path.with_suffix(".json"))
+        if engine is not None:
+            return OnnxClassifier(data, config, engine)
+        return _open_best(notes, path.with_suffix(".json"), lambda name: OnnxClassifier(data, config, name))
     except (OSError, ModelError):
         return None
-    with contextlib.suppress(OSError):
-        os.utime(path)  # when it was last of use
-        os.utime(path.with_suffix(".json"))
-    return made
 
 
-def _kept(path: Path) -> Judgement:
+def _check_refused(notes: Notes, engine: str | None) -> None:
+    """Raise what is wrong with the engine asked for, or with all."""
+    said = notes["engines"] if engine is None else {engine: notes["engines"][engine]}
+    reasons = [str(entry["refused"]) for entry in said.values() if "refused" in entry]
+    if reasons and len(reasons) == len(said):
+        raise ModelError(reasons[0])
+
+
+def _kept(path: Path) -> Notes:
     """What was found out before; empty if nothing was."""
     try:
-        said: Judgement = json.loads(path.read_text(encoding="utf-8"))
-        whole = all("refused" in entry or entry["images_per_second"] > 0 for entry in said.values())
+        said: Notes = json.loads(path.read_text(encoding="utf-8"))
+        whole = isinstance(said["timing"], dict) and all(
+            "refused" in entry or entry["max_logit_difference"] >= 0 for entry in said["engines"].values()
+        )
     except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return {}
-    return said if whole else {}
+    return said if whole and said["engines"] else {}
 
 
-def _keep(path: Path, found: Judgement) -> None:
+def _keep(path: Path, notes: Notes) -> None:
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, found)
+        write_json(path, notes)
 
 
 def _export(folder: Path, config: BundleConfig, path: Path, engine: str | None) -> OnnxClassifier:
-    """Export, check, time, keep."""
+    """Export, check, keep; without `engine`, time."""
     from hematokit.models.exporting import onnx_bytes
 
     reference = load_torch(folder, "cpu")
     data = onnx_bytes(reference)
-    found = _judge(reference.logits, reference.patch_size, lambda name: OnnxClassifier(data, config, name))
-    chosen = _chosen(found, engine)
-    made = OnnxClassifier(data, config, chosen)
+
+    def make(name: str) -> OnnxClassifier:
+        return OnnxClassifier(data, config, name)
+
+    notes = _judge(reference.logits, reference.patch_size, make)
+    _check_refused(notes, engine)
     try:
         _clear_unused(path.parent)
         write_atomically(path, data)
-        write_json(path.with_suffix(".json"), found)
+        write_json(path.with_suffix(".json"), notes)
     except OSError as error:
         reason = error.strerror or error
         _log.warning(
             "%s cannot be written (%s): the model is exported anew each time; set HEMATOKIT_CACHE", path, reason
         )
-    return made
+    return make(engine) if engine is not None else _open_best(notes, path.with_suffix(".json"), make)
 
 
 @contextlib.contextmanager

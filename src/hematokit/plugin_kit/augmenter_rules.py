@@ -133,10 +133,10 @@ def _per_image(subject: AugmenterSubject) -> str:
 
 @rule(RULES, "options")
 def _options(subject: AugmenterSubject) -> str:
-    """It works at both ends of each of its options."""
+    """It works at both ends of each of its options, and with each of their choices."""
     tried = 0
     for name, option in subject.spec.options.items():
-        values = [True, False] if option.type is bool else [option.minimum, option.maximum]
+        values = [True, False] if option.type is bool else [*option.choices, option.minimum, option.maximum]
         for value in values:
             if value is None:
                 continue

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from hematokit.errors import HematokitError
+from hematokit.errors import HematokitError, describe_error
 from hematokit.models.classifier import Classifier
 from hematokit.models.construction import build_backbone, choose_backbone, load_weights
 from hematokit.plugin_kit.spec_rules import check_spec
@@ -272,7 +272,7 @@ def _weights(subject: BackboneSubject) -> str:
 
 @rule(RULES, "attribution-layer")
 def _attribution_layer(subject: BackboneSubject) -> str:
-    """Its attribution layer gives (B, c, h, w), and Grad-CAM shows something there."""
+    """Its attribution layer gives (B, c, h, w), and Grad-CAM shows something there; several classes at once work."""
     if subject.spec.attribution_layer is None:
         raise Caution("the spec names none: Grad-CAM works only where a person names a layer")
     layer = subject.spec.attribution_layer(subject.module)
@@ -292,12 +292,18 @@ def _attribution_layer(subject: BackboneSubject) -> str:
         raise Broken(f"the layer ({type(layer).__name__}) gives {shape}, not (B, c, h, w) with h x w above 1")
     from hematokit.explanation.running import explain_cells
 
-    targets = np.zeros(len(subject.patches), np.int64)
-    maps = explain_cells(
-        subject.loaded, subject.patches, targets, ["grad-cam"], options={"grad-cam": {"positive": False}}
-    )["grad-cam"]
+    asked: dict[str, Any] = {"methods": ["grad-cam"], "options": {"grad-cam": {"positive": False}}}
+    targets = np.tile(np.arange(2), (len(subject.patches), 1))
+    maps = explain_cells(subject.loaded, subject.patches, targets[:, 0], **asked)["grad-cam"]
     if not (np.ptp(maps, axis=(1, 2)) > 0).any():
         raise Broken("Grad-CAM is the same everywhere: no gradient reaches the layer")
+    try:
+        explain_cells(subject.loaded, subject.patches, targets, **asked)
+    except Exception as error:
+        raise Broken(
+            "Grad-CAM for two classes at once fails: it repeats each image's map behind the layer, and what goes past "
+            f"the layer (a class token, a skip) must be repeated as often ({describe_error(error)})"
+        ) from error
     return f"{type(layer).__name__}, {shape[1]} channels of {shape[2]}x{shape[3]}"
 
 

@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 from importlib import metadata
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from hematokit.hookspecs import HOOKS, PROJECT
 from hematokit.isolation import HOOKS_ATTRIBUTE
 from hematokit.plugin_kit.verdicts import Broken, Caution, NotTried, Rule, rule
 from hematokit.registry import ONLY_VARIABLE, PluginInfo
-from hematokit.specs import AnySpec, BackboneSpec, InputSpec
+from hematokit.specs import AnySpec, BackboneSpec, InputSpec, Option, PathKind
 
 __all__ = ["HEAVY", "PACKAGE_RULES", "check_spec"]
 
@@ -130,6 +130,7 @@ def check_spec(spec: AnySpec) -> str:
         if option.type not in (int, float, bool, str):
             raise Broken(f"option {name} is a {option.type.__name__}; int, float, bool or str can be typed after --set")
         _one_line(f"description of option {name}", option.description)
+        _values(name, option)
         if option.default is not None and option.convert(name, option.default) != option.default:
             raise Broken(f"option {name}: the default {option.default!r} is not of type {option.type.__name__}")
     counted = f"options: {len(spec.options)}"
@@ -137,6 +138,23 @@ def check_spec(spec: AnySpec) -> str:
         _variants(spec)
         counted += f", variants: {len(spec.variants)}"
     return counted
+
+
+def _values(name: str, option: Option) -> None:
+    """What an option takes, where it is not any value of its type."""
+    wrong = [choice for choice in option.choices if type(choice) is not option.type]
+    if wrong:
+        raise Broken(f"option {name}: the choice {wrong[0]!r} is not of type {option.type.__name__}")
+    if option.choices and (option.minimum is not None or option.maximum is not None):
+        raise Broken(f"option {name} has choices and limits; give one of them")
+    if option.path is None:
+        return
+    if option.path not in get_args(PathKind):
+        raise Broken(f"option {name}: path {option.path!r} is none of {', '.join(get_args(PathKind))}")
+    if option.type is not str or option.choices:
+        raise Broken(f"option {name} is a path; its type is str, and it has no choices")
+    if option.default:
+        raise Broken(f"option {name}: a path has no default, because no file is everywhere; give an empty one or None")
 
 
 def _variants(spec: BackboneSpec) -> None:

@@ -37,9 +37,10 @@ FORMATS: Final = {
 }
 """Format to the module that writes it.
 
-Each has ``write(classifier, target, *, card, samples, log) -> facts``, and ``SUFFIX``, how the name of what it writes
-ends (``""``: a folder). `target` is a path that does not exist yet, beside the one asked for; it is moved into place
-when `write` returns, and removed when it raises. The facts are plain data: the numbers of the comparison with torch.
+Each has ``write(classifier, target, *, card, samples, log, licence) -> facts``, and ``SUFFIX``, how the name of what it
+writes ends (``""``: a folder). `target` is a path that does not exist yet, beside the one asked for; it is moved into
+place when `write` returns, and removed when it raises. The facts are plain data: the numbers of the comparison with
+torch.
 """
 
 _AGAIN: Final = "give an --output in a folder that can be written, with room"
@@ -139,9 +140,11 @@ def export(
         File or folder to make; its name ends as the format wants it.
     format : str
         ``"onnx"``, ``"bioimageio"``, ``"wsinfer"`` or ``"huggingface"``.
-    layout, embeddings, precision, licence
+    layout, embeddings, precision
         Of ONNX files, see `hematokit.models.formats.onnx_file.OnnxSettings`. int8 is calibrated on training crops, and
         what float16 and int8 cost is measured on test crops.
+    licence : str
+        Of the weights, best as SPDX names it (``"CC-BY-4.0"``); every format says it.
     store : path, optional
         Where these crops are, if not where the model says.
     taxonomy : path, optional
@@ -173,7 +176,7 @@ def export(
     >>> result.facts["parity"]["onnxruntime"]["max_logit_difference"]  # doctest: +SKIP
     """
     started = time.monotonic()
-    settings = _settings(format, layout, embeddings, precision, licence)
+    licence = _settings(format, layout, embeddings, precision, licence)
     writer = importlib.import_module(FORMATS[format])
     output = Path(output)
     bundle = find_bundle(model)
@@ -188,11 +191,13 @@ def export(
             smaller = precision != "fp32"
             calibration = crops.calibration() if precision == "int8" else None
             judged = crops.judged() if smaller else None
-            options["settings"] = OnnxSettings(layout, embeddings, precision, settings, calibration, judged)
+            options["settings"] = OnnxSettings(layout, embeddings, precision, calibration, judged)
         log("writing the model card")
         run = bundle.parent if (bundle.parent / "config.yaml").is_file() else None
-        card = model_card(classifier, run)
-        facts = writer.write(classifier, target, card=card, samples=crops.compared(), log=log, **options)
+        card = model_card(classifier, run, licence=licence)
+        facts = writer.write(
+            classifier, target, card=card, samples=crops.compared(), log=log, licence=licence, **options
+        )
         with one_line_write_errors(output.parent, ModelError, _AGAIN):
             if card_file is not None:
                 write_atomically(card_file, facts["card"])
@@ -210,9 +215,9 @@ def _settings(format: str, layout: str, embeddings: bool, precision: str, licenc
     for word, known in ((layout, get_args(Layout)), (precision, get_args(Precision))):
         if word not in known:
             raise ModelError(f"{printable(word)!r} does not exist; choose among {', '.join(known)}")
-    if format != "onnx" and (layout != "patches" or embeddings or precision != "fp32" or licence):
+    if format != "onnx" and (layout != "patches" or embeddings or precision != "fp32"):
         raise ModelError(
-            f"--input, --embeddings, --fp16, --int8, --license go with --format onnx, not with {format}; leave them out"
+            f"--input, --embeddings, --fp16, --int8 go with --format onnx, not with {format}; leave them out"
         )
     return printable(licence)[:200]
 

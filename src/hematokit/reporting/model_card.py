@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import json
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import jinja2
 from markupsafe import Markup
+from pydantic import BaseModel, ValidationError
 
-from hematokit.errors import EvaluationError
+from hematokit.errors import EvaluationError, ModelError
 from hematokit.evaluation.files import METRICS
 from hematokit.evaluation.metrics import CLASS_METRICS, LOW_SUPPORT
 from hematokit.imaging.reading import printable
 from hematokit.models.classifier import input_region
+from hematokit.reporting.card_command import reproducing, reproducing_words
 from hematokit.reporting.card_picture import CardPicture, drawn_example, given_example
 from hematokit.reporting.pages import METRIC_NAMES, environment
-from hematokit.reporting.text import command, duration, interval
+from hematokit.reporting.text import duration, interval
 
 if TYPE_CHECKING:
     from hematokit.models.bundle import BundleConfig
@@ -35,6 +36,27 @@ _COLUMNS: Final = tuple(name for name in CLASS_METRICS if name != "ovr_accuracy"
 _SPECIAL: Final = re.compile(r"([\\`*_\[\]|~#$])")
 
 
+class _Split(BaseModel):
+    fractions: list[float] | None = None
+    by: str | None = None
+
+
+class _Settings(BaseModel):
+    exclude: list[str] | None = None
+
+
+class _Training(BaseModel):
+    """What the card takes apart of a bundle's ``training``; all else there is shown as it is."""
+
+    counts: dict[str, dict[str, int]] | None = None
+    left_out: dict[str, int] | None = None
+    split: _Split | None = None
+    settings: _Settings | None = None
+    validation: dict[str, Any] | None = None
+    versions: dict[str, Any] | None = None
+    seconds: float | None = None
+
+
 def model_card(
     classifier: Classifier,
     run: Path | None = None,
@@ -43,6 +65,7 @@ def model_card(
     explanation: Path | None = None,
     example: bool = True,
     notes: Sequence[str] = (),
+    licence: str = "",
 ) -> str:
     """Fill the model card from what the bundle and its run say.
 
@@ -62,6 +85,8 @@ def model_card(
         Without `explanation`: explain drawn cells and show them, which takes a second or two.
     notes : sequence of str
         What is to be said of this file in particular, such as what rounding its weights cost.
+    licence : str
+        Of the weights; empty: not stated.
 
     Returns
     -------
@@ -71,7 +96,7 @@ def model_card(
     Raises
     ------
     ModelError
-        If the classifier does not come from a bundle.
+        If the classifier does not come from a bundle, or what that says of its training is not what it should be.
     EvaluationError
         If figures are damaged, or `evaluation` is one of another model.
     ImageError
@@ -79,6 +104,7 @@ def model_card(
     """
     config = classifier.config
     training = config.training
+    _check_training(training)
     scores, missing = _scores(config, run, evaluation)
     splits = [name for name in ("train", "val", "test") if name in (training.get("counts") or {})]
     side, size = config.input.patch_size, config.input.size
@@ -88,6 +114,7 @@ def model_card(
         .render(
             title=f"{config.backbone.name} ({config.backbone.variant}) for {len(classifier.codes)} cell classes",
             config=config,
+            licence=licence,
             classes=list(classifier.taxonomy),
             preparation=_preparation(classifier, side, size),
             network=f"{config.backbone.name}:{config.backbone.variant} ({config.backbone.model})",
@@ -108,12 +135,24 @@ def model_card(
             explanation=_explanation(classifier, explanation, example),
             limits=_limits(classifier, scores),
             environment=_environment(training),
-            reproduce=[Markup(line.replace("`", "")) for line in _reproduce(training)],
-            reproduce_words=_reproduce_words(training),
+            reproduce=[Markup(line.replace("`", "")) for line in reproducing(training)],
+            reproduce_words=reproducing_words(training),
             notes=notes,
         )
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _check_training(training: Mapping[str, Any]) -> None:
+    try:
+        _Training.model_validate(training)
+    except ValidationError as error:
+        first = error.errors()[0]
+        entry = printable(".".join(map(str, ("training", *first["loc"]))))
+        raise ModelError(
+            f"the model's config.json: {entry}: {first['msg']}, so there is no card; copy the model again or mend that "
+            "entry"
+        ) from error
 
 
 def _templates() -> jinja2.Environment:
@@ -306,27 +345,3 @@ def _environment(training: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Versions", ", ".join(f"{name} {value}" for name, value in versions.items())),
     ]
     return [(name, str(value)) for name, value in facts if value not in (None, "")]
-
-
-def _reproduce(training: Mapping[str, Any]) -> list[str]:
-    settings = training.get("settings") or {}
-    if not settings:
-        return []
-    words: list[object] = ["hematokit", "train", "STORE", "--output", "NEW_RUN", "--backbone", settings.get("backbone")]
-    for option in ("variant", "image_size", "epochs", "batch_size", "lr", "weight_decay", "warmup", "balance", "seed"):
-        if settings.get(option) is not None:
-            words += [f"--{option.replace('_', '-')}", settings[option]]
-    words += ["--augmenter", settings["augmenter"]] if settings.get("augmenter") else []
-    words += ["--exclude", ",".join(settings["exclude"]) or "none"] if settings.get("exclude") is not None else []
-    words += ["--one-vs-rest", settings["one_vs_rest"]] if settings.get("one_vs_rest") else []
-    words += ["--pretrained"] if settings.get("pretrained") else []
-    lines = textwrap.wrap(
-        printable(command(*words)), 96, break_long_words=False, break_on_hyphens=False, subsequent_indent="  "
-    )
-    return [" \\\n".join(lines), "hematokit evaluate NEW_RUN"]
-
-
-def _reproduce_words(training: Mapping[str, Any]) -> str:
-    hash_ = str(training.get("store_hash") or "")[:16]
-    said = f"STORE is the store whose version begins with {hash_} (hematokit store info says it). " if hash_ else ""
-    return said + "The same versions on the same kind of device give the same model but for rounding."

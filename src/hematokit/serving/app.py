@@ -39,6 +39,11 @@ __all__ = ["build_app"]
 _DECODERS: Final = 2
 """Threads that decode crops: decoding is outside the interpreter's lock, and the model wants the processor, too."""
 
+_BATCH_ON_CPU: Final = 16
+_BATCH_ELSEWHERE: Final = 64
+"""On a CPU larger batches are no faster; those who wait for one batch send their next crops while the other is worked
+on, which with one batch for everybody they cannot."""
+
 _PAGE: Final = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
@@ -77,6 +82,8 @@ def build_app(model: Classifier, settings: ServeSettings | None = None) -> FastA
         # FastAPI's pages load their scripts from elsewhere; the description itself is at /openapi.json.
         docs_url=None,
         redoc_url=None,
+        # Where to, the client's Host would say.
+        redirect_slashes=False,
     )
     for path in _PAGE:
         app.add_api_route(path, _page, methods=["GET"], include_in_schema=False)
@@ -144,9 +151,11 @@ class _Service:
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Start the threads, and end them with the server."""
         settings = self._settings
+        on_cpu = str(self._model.device) == "cpu"
+        batch_size = settings.batch_size or (_BATCH_ON_CPU if on_cpu else _BATCH_ELSEWHERE)
         self._batcher = Batcher(
-            lambda patches: self._model.predict(patches, batch_size=settings.batch_size),
-            largest=settings.batch_size,
+            lambda patches: self._model.predict(patches, batch_size=batch_size),
+            largest=batch_size,
             window_s=settings.batch_window_s,
             most_waiting=settings.most_waiting_patches,
             on_batch=self._note_batch,
@@ -158,16 +167,14 @@ class _Service:
             settings.field_pixels,
             settings.field_cells,
             settings.field_seconds,
-            settings.batch_size,
+            batch_size,
         )
         # One field at a time: detection takes a processor by itself, and hundreds of megabytes for a large one.
         self._field_thread = ThreadPoolExecutor(1, "hematokit-fields")
         self._decoders = ThreadPoolExecutor(_DECODERS, "hematokit-decode")
-        self._stopping = threading.Event()
         try:
             yield
         finally:
-            self._stopping.set()
             self._field_thread.shutdown(wait=False, cancel_futures=True)
             self._decoders.shutdown(wait=False, cancel_futures=True)
             await asyncio.to_thread(self._batcher.close)

@@ -188,14 +188,16 @@ class Batcher:
     def _next(self) -> list[_Job] | None:
         """The jobs of the next batch; None when it is over."""
         with self._changed:
-            while not self._queue and not self._closed:
-                self._changed.wait()
-            until = time.monotonic() + self._window
-            while self._waiting < self.largest and not self._closed:
-                left = until - time.monotonic()
-                if left <= 0:
-                    break
-                self._changed.wait(left)
+            if not self._queue:
+                # Nothing gathered during the last batch.
+                while not self._queue and not self._closed:
+                    self._changed.wait()
+                until = time.monotonic() + self._window
+                while self._waiting < self.largest and not self._closed:
+                    left = until - time.monotonic()
+                    if left <= 0:
+                        break
+                    self._changed.wait(left)
             if self._closed:
                 return None
             jobs: list[_Job] = []

@@ -115,14 +115,29 @@ class Guard:
         key = self._settings.api_key
         host = headers.get(b"host", b"").decode("latin-1")
         origin = headers.get(b"origin")
-        if key is None and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if key is None and not is_loopback(_host_name(host)):
             raise ServingError("this server answers to localhost only; start it with an API key", "wrong-host", 421)
-        if origin is not None and method not in ("GET", "HEAD") and urlsplit(origin.decode("latin-1")).netloc != host:
+        if origin is not None and method not in ("GET", "HEAD") and not _same_site(origin.decode("latin-1"), host):
             raise ServingError("pages of other sites may not use this server", "wrong-origin", 403)
         if key is not None and path not in self._open and not _shows(headers, key):
             raise ServingError(
                 "this needs the API key, as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'", "unauthorised", 401
             )
+
+
+def _host_name(host: str) -> str:
+    """The name without the port; empty where it is none."""
+    try:
+        return "" if "@" in host else urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _same_site(origin: str, host: str) -> bool:
+    try:
+        return urlsplit(origin).netloc == host
+    except ValueError:
+        return False
 
 
 def _shows(headers: dict[bytes, bytes], key: str) -> bool:

@@ -34,8 +34,8 @@ class ServeSettings:
         Name and options of the detector that finds the cells of fields.
     model_pixel_size_um : float or None
         Pixel size that the model was trained at, if its bundle does not say.
-    batch_size : int
-        Patches that the model gets at a time, from however many requests.
+    batch_size : int, optional
+        Patches that the model gets at a time, from however many requests. By default 16 on a CPU, 64 elsewhere.
     batch_window_s : float
         How long the first patch of a batch waits for others, in seconds.
     most_waiting_patches, most_waiting_fields : int
@@ -50,8 +50,9 @@ class ServeSettings:
         Largest height x width of a field.
     field_cells : int
         Most cells of a field that are classified.
-    field_seconds, upload_seconds : float
-        Longest time that one field is worked on, and that one body may take to arrive.
+    field_seconds, upload_seconds, head_seconds : float
+        Longest time that one field is worked on, that one body may take to arrive, and that a connection may take to
+        send the head of a request.
 
     Raises
     ------
@@ -65,7 +66,7 @@ class ServeSettings:
     detector: str = "nuclei"
     detector_options: Mapping[str, Any] = field(default_factory=dict)
     model_pixel_size_um: float | None = None
-    batch_size: int = 64
+    batch_size: int | None = None
     batch_window_s: float = 0.004
     most_waiting_patches: int = 1024
     most_waiting_fields: int = 8
@@ -77,6 +78,7 @@ class ServeSettings:
     field_cells: int = 20_000
     field_seconds: float = 600.0
     upload_seconds: float = 120.0
+    head_seconds: float = 20.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -84,9 +86,11 @@ class ServeSettings:
         for name in (
             *("batch_size", "most_waiting_patches", "most_waiting_fields", "most_connections", "most_crops"),
             *("crop_bytes", "field_bytes", "field_pixels", "field_cells", "field_seconds", "upload_seconds"),
+            "head_seconds",
         ):
-            if getattr(self, name) <= 0:
-                raise ServingError(f"{name} is {getattr(self, name)}; a limit is more than 0")
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ServingError(f"{name} is {value}; a limit is more than 0")
         if self.api_key is not None:
             _check_key(self.api_key, "the API key")
         elif not is_loopback(self.host):

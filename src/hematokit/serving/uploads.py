@@ -78,7 +78,7 @@ async def uploaded(request: Request, most: int, otherwise: str) -> AsyncIterator
     except HTTPException as error:
         if str(error.detail).startswith("Too many"):
             raise ServingError(
-                f"the request has more than {most:,} images; send fewer at once", "too-large", 413
+                f"the request has more than {most:,} image{'s' * (most > 1)}; send fewer at once", "too-large", 413
             ) from error
         raise ServingError(f"the form is damaged ({error.detail}); send it again", "bad-form", 400) from error
     try:

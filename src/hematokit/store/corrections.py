@@ -38,6 +38,7 @@ __all__ = [
     "lay_over",
     "new_edit",
     "read_corrections",
+    "read_corrections_from",
     "standing_corrections",
     "utc_now",
 ]
@@ -166,12 +167,38 @@ def read_corrections(path: str | Path) -> list[Correction]:
     StoreError
         If it cannot be read, or a line other than an unfinished last one is damaged.
     """
+    return read_corrections_from(path, 0)[0]
+
+
+def read_corrections_from(path: str | Path, position: int) -> tuple[list[Correction], int]:
+    """Read what was appended to a file of corrections since it was last read.
+
+    Parameters
+    ----------
+    path : str or Path
+    position : int
+        Where the last reading ended, in bytes; 0 reads all.
+
+    Returns
+    -------
+    list of Correction
+        As of `read_corrections`.
+    int
+        Where this reading ended: behind the last whole line.
+
+    Raises
+    ------
+    StoreError
+        As of `read_corrections`.
+    """
     path = Path(path)
     shown = printable(str(path))
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            file.seek(position)
+            data = file.read()
     except FileNotFoundError:
-        return []
+        return [], position
     except OSError as error:
         raise StoreError(f"{shown} cannot be read ({error.strerror or error}); mend that, or move it away") from error
     *lines, last = data.split(b"\n")
@@ -183,13 +210,21 @@ def read_corrections(path: str | Path) -> list[Correction]:
             read.append(Correction.from_line(line))
         except ValueError as error:
             detail = printable(" ".join(str(error).split()))[:200]
+            place = number + _lines_before(path, position)
             raise StoreError(
-                f"{shown}, line {number} is no correction ({detail}); correct or remove that line, or restore the file "
+                f"{shown}, line {place} is no correction ({detail}); correct or remove that line, or restore the file "
                 "from a copy"
             ) from error
+    end = position + len(data) - len(last)
     with contextlib.suppress(ValueError):
         read.append(Correction.from_line(last))
-    return read
+        end += len(last)
+    return read, end
+
+
+def _lines_before(path: Path, position: int) -> int:
+    with path.open("rb") as file:
+        return file.read(position).count(b"\n")
 
 
 # --- what they mean ---------------------------------------------------------------------------------------------------
@@ -281,7 +316,9 @@ def lay_over(
 
 def _with_added(cells: pd.DataFrame, added: Sequence[Correction]) -> pd.DataFrame:
     there = set(cells["cell_id"].tolist())
-    rows = list(_rows(entry for entry in added if entry.cell_id not in there))
+    # Two people who pointed at the same missed cell at the same time added one cell; the first line says which.
+    first = {entry.cell_id: entry for entry in reversed(added) if entry.cell_id not in there}
+    rows = list(_rows(entry for entry in added if entry is first.get(entry.cell_id)))
     if not rows:
         return cells
     frame = pd.DataFrame(rows)
@@ -317,7 +354,8 @@ def join_cells(cells: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         Index 0 to n - 1.
     """
-    if not len(cells.columns):
+    if not len(cells) and set(cells.columns) <= set(more.columns):
+        # The order of columns, too, is that of the first table with rows.
         return more.reset_index(drop=True)
     names = [*cells.columns, *(name for name in more.columns if name not in cells.columns)]
     kinds = {name: _kind(cells, more, name) for name in names}

@@ -27,7 +27,9 @@ class TrainConfig(BaseModel):
     backbone, variant : str
         What to train; ``variant`` may be part of ``backbone`` (``"coatnet:nano"``).
     backbone_options, augmenter_options : dict
-        Options of the plugins.
+        Options of the plugins. With several augmenters, ``NAME.OPTION`` says whose option it is.
+    augmenter : str or list of str
+        What changes the training images at random: a name, or several with commas, first things first.
     image_size : int or None
         Side of the input in pixels; the variant's own by default.
     pretrained : bool
@@ -119,6 +121,12 @@ class TrainConfig(BaseModel):
             )
         return value
 
+    @field_validator("augmenter", mode="before")
+    @classmethod
+    def _join_names(cls, value: object) -> object:
+        """Accept a list beside ``"stain-hed,hematonet"``."""
+        return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
         if self.pretrained and self.weights:
@@ -156,7 +164,8 @@ def load_settings(path: str | Path) -> dict[str, Any]:
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     """Turn ``["lr=1e-3", "backbone.drop_path_rate=0.1"]`` into settings.
 
-    ``backbone.NAME`` and ``augmenter.NAME`` are options of the plugins; values are read as YAML.
+    ``backbone.NAME`` and ``augmenter.NAME`` are options of the plugins, ``augmenter.AUGMENTER.NAME`` of one of several
+    augmenters; values are read as YAML.
 
     Raises
     ------

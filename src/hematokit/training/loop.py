@@ -18,12 +18,11 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from hematokit.errors import PluginError, TrainingError, naming
+from hematokit.errors import TrainingError
 from hematokit.evaluation.metrics import validation_scores
 from hematokit.models.classifier import Classifier
 from hematokit.progress import Progress
-from hematokit.registry import load_plugins
-from hematokit.specs import Augmenter
+from hematokit.training.augmenting import Augmenters
 from hematokit.training.balance import class_weights, epoch_batches, epoch_order, log_priors
 from hematokit.training.config import TrainConfig
 from hematokit.training.data import PatchFeed, TrainingData
@@ -73,7 +72,7 @@ class Loop:
     data : TrainingData
     feeds : dict of str to PatchFeed
         ``train`` and, where there are validation cells, ``val``.
-    augmenter : Augmenter
+    augmenter : Augmenters
     accelerator : Accelerator
     run : RunFolder
     request : StopRequest
@@ -90,7 +89,7 @@ class Loop:
         classifier: Classifier,
         data: TrainingData,
         feeds: dict[str, PatchFeed],
-        augmenter: Augmenter,
+        augmenter: Augmenters,
         accelerator: Accelerator,
         run: RunFolder,
         request: StopRequest,
@@ -274,7 +273,7 @@ class Loop:
         ):
             last = part == parts - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
-                images = self._augment(self.classifier.prepare(chunk), generator)
+                images = self.augmenter(self.classifier.prepare(chunk), generator)
                 with accelerator.autocast():
                     logits = self.model(images)
                 loss = self._loss(logits.float(), target)
@@ -287,15 +286,6 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return summed
-
-    def _augment(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        who = load_plugins().augmenters.describe(self.config.augmenter)
-        with naming(who):
-            changed = self.augmenter(images, generator)
-        if not isinstance(changed, torch.Tensor) or changed.shape != images.shape:
-            what = tuple(changed.shape) if isinstance(changed, torch.Tensor) else type(changed).__name__
-            raise PluginError(f"{who} returned {what}, not images {tuple(images.shape)}; tell its author")
-        return changed
 
     def _loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         if self.prior is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from hematokit.models.devices import describe_device, resolve_device
 from hematokit.progress import Progress, no_progress
 from hematokit.registry import load_plugins
 from hematokit.store import PatchStore, open_store
+from hematokit.training.augmenting import make_augmenters, recorded_options
 from hematokit.training.config import TrainConfig, make_config
 from hematokit.training.data import PatchFeed, TrainingData, select_cells
 from hematokit.training.loop import Loop
@@ -71,6 +72,7 @@ def train(
     progress: Progress = no_progress,
     log: Callable[[str], None] | None = None,
     settings: Mapping[str, Any] | None = None,
+    command: Sequence[str] = (),
     **more: Any,
 ) -> TrainResult:
     """Train a classifier on a store's training split.
@@ -87,6 +89,8 @@ def train(
         Told after each step, in cells.
     log : callable, optional
         Given a line for people after each epoch and where something needs saying.
+    command : sequence of str, optional
+        The command line that asked for it, recorded in the run and its bundle; a resumed run keeps its first one.
     settings, **more
         Fields of `hematokit.training.TrainConfig`.
 
@@ -120,7 +124,7 @@ def train(
         patches = open_store(config.store)
         data = select_cells(patches, config.exclude, config.one_vs_rest)
         choice = choose_backbone(config.backbone, config.variant, config.image_size, config.backbone_options)
-        augmenter, _ = load_plugins().augmenters.make(config.augmenter, config.augmenter_options)
+        augmenter = make_augmenters(config.augmenter, config.augmenter_options)
         torch.manual_seed(config.seed)
         # A run that was stopped before its first checkpoint has nothing to go on from, so it starts as it would have.
         going_on = resume and run.checkpoint("last").is_file()
@@ -133,6 +137,8 @@ def train(
         classifier = Classifier(backbone, data.taxonomy, choice.input, patches.patch_size)
         classifier.to(accelerator.device).to(memory_format=torch.channels_last)
         found = _facts(patches, data, choice, accelerator.device, accelerator.num_processes)
+        if words := facts.get("command") if resume else list(command):
+            found["command"] = words
         if resume:
             _same_data(run, facts, found)
         if main:
@@ -313,7 +319,11 @@ def _finish(
             "monitor": config.monitor,
             "validation": figures,
             "seconds": round(state.seconds, 1),
-            "settings": config.model_dump(),
+            "settings": {
+                **config.model_dump(),
+                "backbone_options": choice.spec.portable_options(config.backbone_options),
+                "augmenter_options": recorded_options(config.augmenter, config.augmenter_options),
+            },
         }
         try:
             save_bundle(run.bundle, classifier, choice, training)

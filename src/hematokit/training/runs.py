@@ -12,7 +12,6 @@ import io
 import json
 import platform
 import shutil
-import sys
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -119,7 +118,8 @@ class RunFolder:
 
     def write_config(self, config: TrainConfig, facts: dict[str, Any]) -> None:
         """Write ``config.yaml``."""
-        data = {"settings": config.model_dump(), "facts": facts, "command": " ".join(sys.argv)}
+        found = {key: value for key, value in facts.items() if key != "command"}
+        data = {"settings": config.model_dump(), "facts": found, "command": facts.get("command", [])}
         write_atomically(self.config_file, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 
     def read_config(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -136,7 +136,11 @@ class RunFolder:
             )
         try:
             data = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-            return dict(data["settings"]), dict(data["facts"])
+            settings, facts = dict(data["settings"]), dict(data["facts"])
+            # Older runs have a line of text there, with the folders of whoever wrote it.
+            if isinstance(data.get("command"), list):
+                facts["command"] = data["command"]
+            return settings, facts
         except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(f"{self.config_file} is damaged ({type(error).__name__}); start a new run") from error
 

@@ -22,9 +22,11 @@ from hematokit.models.formats.packages import drawn_crops
 core = pytest.importorskip("bioimageio.core")
 
 
-def write_package(model: Classifier, folder: Path, samples: Patches) -> tuple[Path, dict[str, Any]]:
+def write_package(
+    model: Classifier, folder: Path, samples: Patches, licence: str = "CC-BY-4.0"
+) -> tuple[Path, dict[str, Any]]:
     package = folder / "model.zip"
-    return package, write(model, package, card=CARD, samples=samples, log=ignore)
+    return package, write(model, package, card=CARD, samples=samples, log=ignore, licence=licence)
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,16 @@ def test_the_description_says_classes_scale_and_research_use(written: Written) -
     assert [str(code) for code in description.outputs[0].axes[1].channel_names] == ["BLA", "NGS", "LYT"]
     assert "research use only" in description.description
     assert description.config.hematokit["temperature"] == pytest.approx(1.7)
+    assert str(description.license) == description.config.hematokit["license"] == "CC-BY-4.0"
+    assert "research use only" in description.config.hematokit["notice"]
+
+
+def test_a_licence_of_ones_own_becomes_a_file(tmp_path: Path, crops: Callable[[int], Patches]) -> None:
+    model = build_model(tmp_path / "bundle")
+    package, facts = write_package(model, tmp_path, crops(64), licence="Ask us before you use it")
+    assert facts["spec_status"] == "passed"
+    with zipfile.ZipFile(package) as archive:
+        assert archive.read("LICENSE.txt").decode() == "Ask us before you use it\n"
 
 
 def test_no_crop_of_the_training_set_is_in_the_package(written: Written) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from PIL import Image
 
 from formatkit import CARD, FAMILIES, MakeModel, Patches, ignore
@@ -60,6 +61,25 @@ def test_the_folder_holds_no_pickle_and_says_what_the_numbers_mean(
     assert 'timm.create_model("local-dir:' in card
     assert "divide them by 1.7" in card
     assert card.index("Load it with timm") < card.index("## Validation")
+
+
+@pytest.mark.parametrize(
+    ("licence", "front"),
+    [
+        ("CC-BY-4.0", {"license": "cc-by-4.0"}),
+        ('Ours: "ask" first', {"license": "other", "license_name": 'Ours: "ask" first'}),
+        ("", {}),
+    ],
+)
+def test_the_licence_stands_where_the_hub_reads_it(
+    make_model: MakeModel, crops: Callable[[int], Patches], tmp_path: Path, licence: str, front: dict[str, str]
+) -> None:
+    write(make_model(), tmp_path / "out", card=CARD, samples=crops(64), log=ignore, licence=licence)
+    head = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
+    assert {key: value for key, value in head.items() if key.startswith("license")} == front
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["hematokit"]["license"] == (licence or "not stated")
+    assert "research use only" in config["hematokit"]["notice"]
 
 
 @pytest.mark.parametrize("side", [72, 93, 99])

@@ -69,7 +69,7 @@ def test_a_consumer_without_this_project_gets_the_same_probabilities(
 def test_the_configuration_has_what_the_zoo_asks_for(
     make_model: MakeModel, crops: Callable[[int], Patches], tmp_path: Path
 ) -> None:
-    write(make_model(), tmp_path / "out", card=CARD, samples=crops(64), log=ignore)
+    write(make_model(), tmp_path / "out", card=CARD, samples=crops(64), log=ignore, licence="CC-BY-4.0")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["spec_version"] == "1.0"
     assert isinstance(config["architecture"], str)
@@ -77,12 +77,24 @@ def test_the_configuration_has_what_the_zoo_asks_for(
     assert (config["patch_size_pixels"], config["spacing_um_px"]) == (64, 0.25)
     assert {step["name"] for step in config["transform"]} <= {"Resize", "ToTensor", "Normalize"}
     assert config["hematokit"]["research_use_only"] is True
+    assert "research use only" in config["hematokit"]["notice"]
+    assert config["hematokit"]["license"] == "CC-BY-4.0"
     assert config["hematokit"]["taxonomy"]["classes"][0]["colour"].startswith("#")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "README.md",
         "config.json",
         "torchscript_model.pt",
     ]
+
+
+def test_wsinfers_own_schema_takes_the_configuration(
+    make_model: MakeModel, crops: Callable[[int], Patches], tmp_path: Path
+) -> None:
+    client = pytest.importorskip("wsinfer_zoo.client")
+    write(make_model(), tmp_path / "out", card=CARD, samples=crops(64), log=ignore)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert client.validate_config_json(config) is True
+    assert client.ModelConfiguration.from_dict(config).get_slide_patch_size(0.125) == 128
 
 
 def test_a_model_without_a_pixel_size_is_refused_before_anything_is_written(

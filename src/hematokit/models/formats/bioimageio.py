@@ -24,7 +24,7 @@ import numpy.typing as npt
 from hematokit.errors import ModelError, describe_error
 from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, write_atomically
 from hematokit.models.exporting import onnx_bytes
-from hematokit.models.formats.packages import about, drawn_crops, gate, on_cpu, resized, write_card
+from hematokit.models.formats.packages import NOTICE, about, drawn_crops, gate, on_cpu, resized, write_card
 from hematokit.models.predictions import prediction_frame
 
 if TYPE_CHECKING:
@@ -36,14 +36,19 @@ SUFFIX: Final = ".zip"
 
 _DRAWN: Final = ("BLA", "PMO", "NGS", "EOS", "MON", "LYT", "PLM", "EBO")
 _COVER_TILE: Final = 160
-_RESEARCH: Final = "For research use only. Not a medical device; not for diagnosis or treatment."
 
 Patches = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
 
 
 def write(
-    classifier: Classifier, target: Path, *, card: str, samples: Patches, log: Callable[[str], None]
+    classifier: Classifier,
+    target: Path,
+    *,
+    card: str,
+    samples: Patches,
+    log: Callable[[str], None],
+    licence: str = "",
 ) -> dict[str, Any]:
     """Write a BioImage.IO package and have bioimageio.spec validate and bioimageio.core run it.
 
@@ -59,6 +64,8 @@ def write(
         Crops on which the package, run by bioimageio.core, has to repeat the classifier. They do not go into it.
     log : callable
         Told what is being done.
+    licence : str
+        Of the weights: an SPDX identifier, or words, which then become a file; empty: not stated.
 
     Returns
     -------
@@ -89,7 +96,7 @@ def write(
         outputs = _write_files(model, folder, card)
         log("packing")
         package = folder / f"package{SUFFIX}"
-        _pack(model, folder, outputs, package)
+        _pack(model, folder, outputs, package, licence)
         log("having bioimageio.core test the package")
         facts = _tested(package)
         log("comparing what bioimageio.core computes")
@@ -135,19 +142,19 @@ def _cover(crops: Patches) -> bytes:
     return buffer.getvalue()
 
 
-def _pack(model: Classifier, folder: Path, outputs: dict[str, Logits], package: Path) -> None:
+def _pack(model: Classifier, folder: Path, outputs: dict[str, Logits], package: Path, licence: str) -> None:
     from bioimageio.spec import save_bioimageio_package
     from pydantic import ValidationError
 
     try:
-        save_bioimageio_package(_description(model, folder, outputs), output_path=package)
+        save_bioimageio_package(_description(model, folder, outputs, licence), output_path=package)
     except (ValidationError, ValueError) as error:
         raise ModelError(
             f"bioimageio.spec refuses the description of the model ({describe_error(error)}); nothing was written"
         ) from error
 
 
-def _description(model: Classifier, folder: Path, outputs: dict[str, Logits]) -> Any:
+def _description(model: Classifier, folder: Path, outputs: dict[str, Logits], licence: str) -> Any:
     import onnx
     from bioimageio.spec.model import v0_5
 
@@ -186,16 +193,31 @@ def _description(model: Classifier, folder: Path, outputs: dict[str, Logits]) ->
     backbone = model.config.backbone
     return v0_5.ModelDescr(
         name=_name(f"{backbone.name} {backbone.variant} for {len(model.codes)} bone marrow cell classes"),
-        description=f"Classifies single cells of stained smears into {len(model.codes)} classes. {_RESEARCH}",
+        description=f"Classifies single cells of stained smears into {len(model.codes)} classes. {NOTICE}",
         inputs=[patches],
         outputs=described,
         weights=v0_5.WeightsDescr(onnx=v0_5.OnnxWeightsDescr(source=folder / "model.onnx", opset_version=opset)),
         documentation=file("README.md"),
         covers=[file("cover.jpg")],
         attachments=[file(path.name) for path in sorted(folder.glob("card-*"))],
+        license=_licence(folder, licence),
         tags=["2d", "brightfield", "classification", "cells", "bone-marrow", "haematology", "onnx", backbone.name],
-        config=v0_5.Config(bioimageio=_zoo_facts(model), **{"hematokit": about(model)}),
+        config=v0_5.Config(bioimageio=_zoo_facts(model), **{"hematokit": about(model, licence)}),
     )
+
+
+def _licence(folder: Path, licence: str) -> Any:
+    """The licence as the zoo takes it: one of SPDX's identifiers, or a file."""
+    from bioimageio.spec.model import v0_5
+    from pydantic import TypeAdapter, ValidationError
+
+    if not licence:
+        return None
+    try:
+        return TypeAdapter(v0_5.LicenseId | v0_5.DeprecatedLicenseId).validate_python(licence)
+    except ValidationError:
+        write_atomically(folder / "LICENSE.txt", f"{licence}\n")
+        return v0_5.FileDescr(source=folder / "LICENSE.txt")
 
 
 def _name(text: str) -> str:
@@ -216,7 +238,7 @@ def _zoo_facts(model: Classifier) -> Any:
         modality="bright-field microscopy of stained smears",
         target_structure=["single cells"],
         task="classification",
-        out_of_scope_use=_RESEARCH,
+        out_of_scope_use=NOTICE,
         model_parameter_count=sum(parameter.numel() for parameter in model.backbone.parameters()),
         training=v0_5.TrainingDetails(
             training_epochs=training.get("epochs"),

@@ -6,6 +6,7 @@ prepare a patch, and the temperature, are in ``config.json``, and in words in th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -29,17 +30,20 @@ SUFFIX: Final = ""
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
 
-_HEAD: Final = """---
-library_name: timm
+_HEAD: Final = """library_name: timm
 pipeline_tag: image-classification
 tags:
 - image-classification
 - timm
 - cytology
 - research-use-only
----
-
 """
+
+_HUB_LICENCES: Final = (
+    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "agpl-3.0", "lgpl-3.0", "openrail", "cc0-1.0"),
+    *("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0"),
+)
+"""The hub refuses other words in that place, and takes those as a name."""
 
 
 def write(
@@ -49,6 +53,7 @@ def write(
     card: str,
     samples: npt.NDArray[np.uint8],
     log: Callable[[str], None],
+    licence: str = "",
 ) -> dict[str, Any]:
     """Write ``model.safetensors``, ``config.json`` and ``README.md``, and hold them against the classifier.
 
@@ -64,6 +69,8 @@ def write(
         Crops on which the model that timm loads has to repeat the classifier.
     log : callable
         Told what is being done.
+    licence : str
+        Of the weights; empty: not stated.
 
     Returns
     -------
@@ -78,12 +85,12 @@ def write(
         If timm did not make the backbone, or answers differ.
     """
     model = on_cpu(classifier)
-    description = _config(model)
+    description = _config(model, licence)
     with one_line_write_errors(target.parent, ModelError, "give a folder with room"):
         target.mkdir()
         log("writing the weights")
         _save(model.backbone, target, description)
-        write_card(target, _usage(card, model), _HEAD)
+        write_card(target, _usage(card, model), _head(licence))
     log("comparing what timm loads")
     try:
         network = _load(target)
@@ -95,7 +102,17 @@ def write(
     return {"parity": parity, "timm_transform": _with_timms_input(network, model, samples)}
 
 
-def _config(model: Classifier) -> dict[str, Any]:
+def _head(licence: str) -> str:
+    """The front matter that the hub reads; JSON strings are YAML, whatever is in them."""
+    lines = _HEAD
+    if licence.lower() in _HUB_LICENCES:
+        lines += f"license: {licence.lower()}\n"
+    elif licence:
+        lines += f"license: other\nlicense_name: {json.dumps(licence)}\n"
+    return f"---\n{lines}---\n\n"
+
+
+def _config(model: Classifier, licence: str) -> dict[str, Any]:
     backbone, spec = model.backbone, model.input_spec
     if not hasattr(backbone, "pretrained_cfg"):
         raise ModelError(
@@ -114,8 +131,14 @@ def _config(model: Classifier) -> dict[str, Any]:
         "label_names": list(model.codes),
         "label_descriptions": {entry.code: entry.name for entry in model.taxonomy},
         # Where the published start of the architecture came from says nothing about these weights.
-        "pretrained_cfg": {**data, "tag": None, "license": None, "origin_url": None, "paper_ids": None},
-        "hematokit": about(model),
+        "pretrained_cfg": {
+            **data,
+            "tag": None,
+            "license": licence.lower() or None,
+            "origin_url": None,
+            "paper_ids": None,
+        },
+        "hematokit": about(model, licence),
     }
 
 

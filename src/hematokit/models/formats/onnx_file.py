@@ -16,20 +16,18 @@ from hematokit.errors import ModelError, describe_error
 from hematokit.files import one_line_write_errors, write_atomically
 from hematokit.models.engines import Engine, is_installed, open_engine
 from hematokit.models.exporting import EMBEDDINGS, OUTPUT_NAME, PROBABILITIES, Layout, onnx_bytes, raw_graph
-from hematokit.models.formats.packages import gate, on_cpu, without_pictures
+from hematokit.models.formats.packages import NOTICE, UNSTATED, gate, on_cpu, without_pictures
 from hematokit.models.parity import BATCHES, EXPORT_TOLERANCE
 from hematokit.models.quantising import JudgedCrops, Precision, measure_cost, to_fp16, to_int8
 
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier
 
-__all__ = ["CARD_KEY", "NOTICE", "SUFFIX", "OnnxSettings", "write"]
+__all__ = ["CARD_KEY", "SUFFIX", "OnnxSettings", "write"]
 
 SUFFIX: Final = ".onnx"
 CARD_KEY: Final = "hematokit.card"
 """Under this name the file's metadata hold the model card."""
-
-NOTICE: Final = "For research use only. Not a medical device; not for diagnosis or treatment."
 
 _ADVICE: Final = "have its author replace that, or use --format wsinfer or huggingface"
 _STEP: Final = 16
@@ -50,8 +48,6 @@ class OnnxSettings:
         Whether it gives embeddings, too.
     precision : str
         ``"fp32"``, ``"fp16"`` or ``"int8"``.
-    licence : str
-        Of the weights; empty: not stated.
     calibration : ndarray, shape (n, P, P, 3), uint8, or None
         Training crops that int8 is calibrated on.
     judged : JudgedCrops or None
@@ -61,7 +57,6 @@ class OnnxSettings:
     layout: Layout = "patches"
     embeddings: bool = False
     precision: Precision = "fp32"
-    licence: str = ""
     calibration: Patches | None = None
     judged: JudgedCrops | None = None
 
@@ -73,6 +68,7 @@ def write(
     card: str,
     samples: Patches,
     log: Callable[[str], None],
+    licence: str = "",
     settings: OnnxSettings | None = None,
 ) -> dict[str, Any]:
     """Write an ONNX file and hold it against the classifier.
@@ -89,6 +85,8 @@ def write(
         Crops on which the file has to repeat the classifier, at batches of 1, 2 and 7.
     log : callable
         Told what is being done.
+    licence : str
+        Of the weights; empty: not stated.
     settings : OnnxSettings, optional
 
     Returns
@@ -136,7 +134,7 @@ def write(
     }
     card = _full_card(card, facts)
     with one_line_write_errors(target.parent, ModelError, "give a folder with room"):
-        write_atomically(target, _with_metadata(content, model, card, facts, settings))
+        write_atomically(target, _with_metadata(content, model, card, facts, settings.precision, licence))
     return {**facts, "card": card}
 
 
@@ -223,7 +221,7 @@ def _full_card(card: str, facts: dict[str, Any]) -> str:
 
 
 def _with_metadata(
-    content: bytes, model: Classifier, card: str, facts: dict[str, Any], settings: OnnxSettings
+    content: bytes, model: Classifier, card: str, facts: dict[str, Any], precision: Precision, licence: str
 ) -> bytes:
     """Write into the file what it is, for people and for programs that know nothing of bundles."""
     import onnx
@@ -241,9 +239,9 @@ def _with_metadata(
         "temperature": repr(model.temperature),
         "patch_size": str(model.patch_size),
         "pixel_size_um": "" if config.pixel_size_um is None else repr(config.pixel_size_um),
-        "precision": settings.precision,
+        "precision": precision,
         "hematokit_version": __version__,
-        "license": settings.licence or "not stated",
+        "license": licence or UNSTATED,
         "notice": NOTICE,
         "hematokit.parity": json.dumps(facts["parity"]),
         "hematokit.cost": json.dumps(facts["cost"]),

@@ -20,9 +20,26 @@ from hematokit.models.parity import EXPORT_TOLERANCE, measure_parity
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier
 
-__all__ = ["CARD", "about", "drawn_crops", "gate", "on_cpu", "resized", "without_pictures", "write_card"]
+__all__ = [
+    "CARD",
+    "NOTICE",
+    "UNSTATED",
+    "about",
+    "drawn_crops",
+    "gate",
+    "on_cpu",
+    "resized",
+    "without_pictures",
+    "write_card",
+]
 
 CARD: Final = "README.md"
+
+NOTICE: Final = "For research use only. Not a medical device; not for diagnosis or treatment."
+"""Goes with a model wherever it goes."""
+
+UNSTATED: Final = "not stated"
+"""Stands where a licence would."""
 
 _DRAWN_SIDE: Final = 250
 _PICTURE: Final = re.compile(r"!\[([^\]\n]*)\]\(data:image/(png|jpeg);base64,([A-Za-z0-9+/=]+)\)")
@@ -77,8 +94,14 @@ def gate(
     return found.to_dict()
 
 
-def about(classifier: Classifier) -> dict[str, Any]:
+def about(classifier: Classifier, licence: str = "") -> dict[str, Any]:
     """What a model says of itself, as plain data: goes into the configuration file of each package.
+
+    Parameters
+    ----------
+    classifier : Classifier
+    licence : str
+        Of the weights; empty: not stated.
 
     Raises
     ------
@@ -96,7 +119,9 @@ def about(classifier: Classifier) -> dict[str, Any]:
         "input_size": classifier.input_spec.size,
         "fit": classifier.input_spec.fit,
         "pixel_size_um": config.pixel_size_um,
+        "license": licence or UNSTATED,
         "research_use_only": True,
+        "notice": NOTICE,
     }
 
 

@@ -43,6 +43,7 @@ def write(
     card: str,
     samples: npt.NDArray[np.uint8],
     log: Callable[[str], None],
+    licence: str = "",
 ) -> dict[str, Any]:
     """Write ``torchscript_model.pt``, ``config.json`` and ``README.md``, and hold them against the classifier.
 
@@ -58,6 +59,8 @@ def write(
         Crops on which the file, read again as WSInfer reads it, has to repeat the classifier.
     log : callable
         Told what is being done.
+    licence : str
+        Of the weights; empty: not stated.
 
     Returns
     -------
@@ -69,7 +72,7 @@ def write(
     ModelError
         If the pixel size is not known, the backbone cannot be traced, or answers differ.
     """
-    config = _config(classifier)
+    config = _config(classifier, licence)
     model = on_cpu(classifier)
     with one_line_write_errors(target.parent, ModelError, "give a folder with room"):
         target.mkdir()
@@ -86,7 +89,7 @@ def write(
     return {"parity": parity, "outputs": "logits divided by the temperature"}
 
 
-def _config(classifier: Classifier) -> dict[str, Any]:
+def _config(classifier: Classifier, licence: str) -> dict[str, Any]:
     own = classifier.config
     if own.pixel_size_um is None:
         raise ModelError(
@@ -107,7 +110,7 @@ def _config(classifier: Classifier) -> dict[str, Any]:
             {"name": "ToTensor"},
         ],
         "apply_softmax": True,
-        "hematokit": about(classifier),
+        "hematokit": about(classifier, licence),
     }
 
 

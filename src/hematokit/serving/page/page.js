@@ -139,7 +139,7 @@ function showField(found, name, unsureBelow) {
     `${found.field.width} × ${found.field.height} pixels${size ? `, ${size}` : ""}`,
     `${plural(all.cells, "cell")} found in ${seconds.toFixed(1)} s: ${all.counted} counted, ${all.unsure} unsure, ${all.counted_apart} apart`,
   ];
-  if (all.blasts) lines.push(`Blasts ${percent(all.blasts.percent)} %${range(all.blasts)}`);
+  if (all.blasts && all.blasts.percent !== null) lines.push(`Blasts ${percent(all.blasts.percent)} %${range(all.blasts)}`);
   lines.push(ratio.ratio === null ? `Myeloid : erythroid not defined: ${ratio.reason}` : `Myeloid : erythroid ${ratio.ratio}`);
   get("summary").replaceChildren(...lines.map((line) => element("li", { textContent: line })));
   table(all);

@@ -1,9 +1,4 @@
-"""The plugin manager and the registries of backbones, augmenters, explainers and detectors.
-
-Built-ins and strangers go through the same hooks. Whatever a stranger's package does wrong (fails to import, raises
-while it registers, takes a name that exists) is kept as a reason that ``hematokit plugins`` shows; everything else
-goes on working.
-"""
+"""Loading plugins: built-ins and strangers go through the same hooks."""
 
 from __future__ import annotations
 
@@ -12,23 +7,24 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from hematokit import hookspecs
-from hematokit.errors import HematokitError, PluginError, describe_error
+from hematokit.errors import PluginError
 from hematokit.isolation import TookTooLongError, call_with_limit, declared_hooks, describe_failure, time_limit
+from hematokit.registry.entries import PluginInfo, Registry
+from hematokit.registry.verbs import add_verbs
 from hematokit.specs import AnySpec, AugmenterSpec, BackboneSpec, DetectorSpec, ExplainerSpec, Variant
 
 if TYPE_CHECKING:
     import typer
 
-__all__ = ["PluginInfo", "PluginRegistry", "Registry", "load_plugins"]
+__all__ = ["BLOCK_VARIABLE", "ONLY_VARIABLE", "PluginRegistry", "load_plugins"]
 
 BUILTIN_MODULES = (
     "hematokit.builtins.backbones",
@@ -41,152 +37,7 @@ BUILTIN_MODULES = (
 ONLY_VARIABLE = "HEMATOKIT_PLUGINS"
 BLOCK_VARIABLE = "HEMATOKIT_BLOCK_PLUGINS"
 
-S = TypeVar("S", bound=AnySpec)
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class PluginInfo:
-    """What became of one plugin.
-
-    Attributes
-    ----------
-    name : str
-        Entry point's name, or module for a built-in.
-    package, version : str
-        The distribution that provides it.
-    status : str
-        ``"loaded"``, ``"failed"`` or ``"blocked"``.
-    reason : str
-        Why it failed or is blocked; one line.
-    provides : dict of str to list of str
-        Names it registered, by kind (``"backbones"``, ...).
-    hooks : str
-        Version of the hooks that it says it needs; empty where it does not say.
-    seconds : float
-        How long importing and registering took.
-    """
-
-    name: str
-    package: str
-    version: str
-    status: str = "loaded"
-    reason: str = ""
-    provides: dict[str, list[str]] = field(default_factory=dict)
-    hooks: str = ""
-    seconds: float = 0.0
-
-    @property
-    def line(self) -> str:
-        """What became of it, for people: ``failed: some-package 1.0 (main): import: ...``."""
-        return f"{self.status}: {self.package} {self.version} ({self.name}): {self.reason}"
-
-
-class Registry(Generic[S]):
-    """Specs of one kind, by name.
-
-    Parameters
-    ----------
-    kind : str
-        ``"backbone"``, ``"augmenter"``, ...; used in messages.
-    spec_type : type
-        What a plugin must register.
-    """
-
-    def __init__(self, kind: str, spec_type: type[S]) -> None:
-        self.kind = kind
-        self.spec_type = spec_type
-        self._specs: dict[str, S] = {}
-        self._owners: dict[str, PluginInfo] = {}
-
-    def __iter__(self) -> Iterator[S]:
-        return iter(self._specs.values())
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._specs
-
-    def names(self) -> list[str]:
-        """Registered names, in order of registration."""
-        return list(self._specs)
-
-    def get(self, name: str) -> S:
-        """Return a spec.
-
-        Raises
-        ------
-        PluginError
-            If nothing of that name is registered.
-        """
-        if name not in self._specs:
-            raise PluginError(
-                f"no {self.kind} is called {name!r}; there are: {', '.join(self._specs) or 'none'} "
-                "(hematokit plugins lists them, and plugins that failed to load)"
-            )
-        return self._specs[name]
-
-    def owner(self, name: str) -> PluginInfo:
-        """Return the plugin that registered `name`."""
-        self.get(name)
-        return self._owners[name]
-
-    def make(self, name: str, options: Mapping[str, object] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Make what a spec describes.
-
-        Parameters
-        ----------
-        name : str
-            As ``hematokit plugins`` lists it.
-        options : mapping, optional
-            Its options, checked and completed.
-
-        Returns
-        -------
-        made, options
-            What the factory returned, and the options it was given.
-
-        Raises
-        ------
-        PluginError
-            If there is none of that name, an option does not fit, or it cannot be made.
-        """
-        resolved = self.get(name).resolve_options(options)
-        try:
-            return self.get(name).factory(**resolved), resolved
-        except HematokitError:
-            raise
-        except Exception as error:
-            raise PluginError(f"{self.describe(name)} cannot be made: {describe_error(error)}") from error
-
-    def describe(self, name: str) -> str:
-        """Name a spec and its package, for messages: ``augmenter 'stain' of package hematokit-stain``."""
-        return f"{self.kind} {name!r} of package {self.owner(name).package}"
-
-    def check(self, spec: S, info: PluginInfo) -> None:
-        """Refuse what is not a spec of this kind, or a name that is taken.
-
-        Raises
-        ------
-        PluginError
-            In both cases; for a taken name it says both packages.
-        """
-        if not isinstance(spec, self.spec_type):
-            raise PluginError(
-                f"registered a {type(spec).__name__} as {self.kind}; it takes a {self.spec_type.__name__}"
-            )
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", spec.name):
-            raise PluginError(f"{self.kind} name {spec.name!r} is not usable: small letters, digits, '-', '_' and '.'")
-        if spec.name in self._specs:
-            raise PluginError(
-                f"{self.kind} {spec.name!r} of package {info.package} is already registered by package "
-                f"{self._owners[spec.name].package}; one of them must rename it"
-            )
-
-    def add(self, spec: S, info: PluginInfo) -> None:
-        """Add a checked spec."""
-        self.check(spec, info)
-        self._specs[spec.name] = spec
-        self._owners[spec.name] = info
 
 
 class PluginRegistry:
@@ -280,32 +131,7 @@ class PluginRegistry:
 
     def register_commands(self, app: typer.Typer) -> None:
         """Let plugins add commands; one that fails, or takes the name of a command, is noted and adds none."""
-        import typer
-
-        taken = {_command_name(command): hookspecs.PROJECT for command in (*app.registered_commands,)}
-        taken |= {str(group.name): hookspecs.PROJECT for group in app.registered_groups}
-        for info, plugin in self._command_plugins:
-            # A program of its own, so that nothing of it is there if anything of it is wrong.
-            own = typer.Typer()
-            try:
-                call_with_limit(lambda plugin=plugin, own=own: plugin.register_commands(app=own), self._seconds)  # type: ignore[misc]
-                names = [_command_name(command) for command in own.registered_commands]
-                names += [str(group.name) for group in own.registered_groups]
-                for name in names:
-                    if name in taken:
-                        raise PluginError(f"the command {name!r} is already there, from package {taken[name]}")
-                if names:
-                    typer.main.get_command(own)  # raises for parameters that no command line can have
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:
-                info.status, info.reason = "failed", describe_failure("register_commands", error, info.package)
-                info.provides.pop("commands", None)
-                continue
-            app.registered_commands += own.registered_commands
-            app.registered_groups += own.registered_groups
-            taken |= dict.fromkeys(names, info.package)
-            info.provides["commands"] = names
+        add_verbs(app, self._command_plugins, self._seconds)
 
     def _load_strangers(self, environment: Mapping[str, str]) -> None:
         only = _names(environment[ONLY_VARIABLE]) if ONLY_VARIABLE in environment else None
@@ -408,7 +234,3 @@ def _package(point: metadata.EntryPoint) -> str:
 
 def _call(call: Callable[[], Any], seconds: float) -> Any:
     return call()
-
-
-def _command_name(command: Any) -> str:
-    return str(command.name or getattr(command.callback, "__name__", "").replace("_", "-"))

@@ -1,0 +1,130 @@
+"""The table of a review: cells as they were found, and the same cells as the journal's lines make them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hematokit.errors import FieldError
+from hematokit.fields.review_journal import ReviewJournal
+from hematokit.fields.review_table import complete_cells
+from hematokit.imaging.reading import printable
+from hematokit.store.corrections import join_cells, lay_over
+
+__all__ = ["ReviewCells"]
+
+_TOUCHED: Final = ("label", "label_source", "reviewed")
+
+
+class ReviewCells:
+    """Rows of cells, each of them what the lines on it say; deleted cells keep their rows.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `complete_cells`; not changed.
+    journal : ReviewJournal
+    field_id : str
+        The field whose added cells are taken from the journal; empty for all.
+
+    Attributes
+    ----------
+    all : DataFrame
+        Every row as it is now.
+    present : ndarray of bool
+        Which rows count as cells.
+
+    Raises
+    ------
+    FieldError
+        If a cell stands twice.
+    """
+
+    def __init__(self, table: pd.DataFrame, journal: ReviewJournal, field_id: str) -> None:
+        _check_ids(table)
+        self._journal = journal
+        self._field_id = field_id
+        self._added: set[str] = set()
+        # What nobody has corrected. Copies are lazy: columns that are changed are copied then.
+        self._base = table
+        self.all = table.copy(deep=False)
+        self.present = np.ones(len(table), bool)
+        self._place = {str(cell_id): row for row, cell_id in enumerate(table["cell_id"])}
+        self.lay_over(journal.cell_ids())
+
+    def __contains__(self, cell_id: object) -> bool:
+        return cell_id in self._place
+
+    def shown(self) -> pd.DataFrame:
+        """Return the rows that count, index 0 to n - 1."""
+        return self.all.copy(deep=False) if self.present.all() else self.all[self.present].reset_index(drop=True)
+
+    def rows(self, cell_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return the numbers of rows."""
+        return np.array([self._place[name] for name in cell_ids], np.int64)
+
+    def is_present(self, cell_id: str) -> bool:
+        """Tell whether there is such a cell, and it counts."""
+        return cell_id in self._place and bool(self.present[self._place[cell_id]])
+
+    def extend(self, new: pd.DataFrame, *, added: bool = False) -> None:
+        """Put rows behind the others; `added` are those that are there because a line says so."""
+        start = len(self.all)
+        self._base, self.all = join_cells(self._base, new), join_cells(self.all, new)
+        self.present = np.append(self.present, np.ones(len(new), bool))
+        self._place |= {str(cell_id): start + row for row, cell_id in enumerate(new["cell_id"])}
+        if added:
+            self._added |= set(new["cell_id"])
+
+    def append(self, new: pd.DataFrame) -> list[str]:
+        """Put cells that were found behind the others, and return the ids of those that count and did not before.
+
+        Raises
+        ------
+        FieldError
+            If one is there already, and was not added by a person.
+        """
+        # What a person added, and a detector finds at the same pixel, is one cell: found, so no undo takes it away.
+        again = [name for name in new["cell_id"].tolist() if name in self._added]
+        rest = new[~new["cell_id"].isin(again)].reset_index(drop=True)
+        _check_ids(rest, self._place)
+        there = {name for name in again if self.is_present(name)}
+        self._added -= set(again)
+        self.extend(rest)
+        ids = [*again, *rest["cell_id"].tolist()]
+        self.lay_over(ids)
+        return [name for name in ids if self.is_present(name) and name not in there]
+
+    def lay_over(self, cell_ids: Iterable[str]) -> list[str]:
+        """Make rows what the journal says of them, and return which of the cells are of this table."""
+        ids = list(dict.fromkeys(cell_ids))
+        missing = [entry for name in ids if name not in self and (entry := self._journal.added(name)) is not None]
+        ours = [entry for entry in missing if not self._field_id or entry.field_id in ("", self._field_id)]
+        if ours:
+            table, _ = lay_over(self._base, ours, add=lambda entry: True)
+            self.extend(complete_cells(table.iloc[len(self._base) :]), added=True)
+        ids = [name for name in ids if name in self]
+        if not ids:
+            return []
+        rows = self.rows(ids)
+        standing = [entry for name in ids for entry in self._journal.standing(name)]
+        laid, kept = lay_over(self._base.iloc[rows].reset_index(drop=True), standing)
+        for name in _TOUCHED:
+            self.all.loc[rows, name] = laid[name].to_numpy()
+        gone = [name in self._added and self._journal.added(name) is None for name in ids]
+        self.present[rows] = kept & ~np.array(gone, bool)
+        return ids
+
+
+def _check_ids(table: pd.DataFrame, there: Iterable[str] = ()) -> None:
+    ids = table["cell_id"]
+    known = ids[ids.isin(list(there))]
+    if len(known):
+        raise FieldError(f"cell {printable(str(known.iloc[0]))} is there already; give each cell once")
+    twice = ids[ids.duplicated()]
+    if len(twice):
+        raise FieldError(f"cell {printable(str(twice.iloc[0]))} stands twice in the table; give each cell once")

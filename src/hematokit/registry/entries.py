@@ -1,0 +1,159 @@
+"""What is registered: specs of one kind by name, and what became of each plugin."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from hematokit.errors import HematokitError, PluginError, describe_error
+from hematokit.specs import AnySpec
+
+__all__ = ["PluginInfo", "Registry"]
+
+S = TypeVar("S", bound=AnySpec)
+
+
+@dataclass(slots=True)
+class PluginInfo:
+    """What became of one plugin.
+
+    Attributes
+    ----------
+    name : str
+        Entry point's name, or module for a built-in.
+    package, version : str
+        The distribution that provides it.
+    status : str
+        ``"loaded"``, ``"failed"`` or ``"blocked"``.
+    reason : str
+        Why it failed or is blocked; one line.
+    provides : dict of str to list of str
+        Names it registered, by kind (``"backbones"``, ...).
+    hooks : str
+        Version of the hooks that it says it needs; empty where it does not say.
+    seconds : float
+        How long importing and registering took.
+    """
+
+    name: str
+    package: str
+    version: str
+    status: str = "loaded"
+    reason: str = ""
+    provides: dict[str, list[str]] = field(default_factory=dict)
+    hooks: str = ""
+    seconds: float = 0.0
+
+    @property
+    def line(self) -> str:
+        """What became of it, for people: ``failed: some-package 1.0 (main): import: ...``."""
+        return f"{self.status}: {self.package} {self.version} ({self.name}): {self.reason}"
+
+
+class Registry(Generic[S]):
+    """Specs of one kind, by name.
+
+    Parameters
+    ----------
+    kind : str
+        ``"backbone"``, ``"augmenter"``, ...; used in messages.
+    spec_type : type
+        What a plugin must register.
+    """
+
+    def __init__(self, kind: str, spec_type: type[S]) -> None:
+        self.kind = kind
+        self.spec_type = spec_type
+        self._specs: dict[str, S] = {}
+        self._owners: dict[str, PluginInfo] = {}
+
+    def __iter__(self) -> Iterator[S]:
+        return iter(self._specs.values())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._specs
+
+    def names(self) -> list[str]:
+        """Registered names, in order of registration."""
+        return list(self._specs)
+
+    def get(self, name: str) -> S:
+        """Return a spec.
+
+        Raises
+        ------
+        PluginError
+            If nothing of that name is registered.
+        """
+        if name not in self._specs:
+            raise PluginError(
+                f"no {self.kind} is called {name!r}; there are: {', '.join(self._specs) or 'none'} "
+                "(hematokit plugins lists them, and plugins that failed to load)"
+            )
+        return self._specs[name]
+
+    def owner(self, name: str) -> PluginInfo:
+        """Return the plugin that registered `name`."""
+        self.get(name)
+        return self._owners[name]
+
+    def make(self, name: str, options: Mapping[str, object] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Make what a spec describes.
+
+        Parameters
+        ----------
+        name : str
+            As ``hematokit plugins`` lists it.
+        options : mapping, optional
+            Its options, checked and completed.
+
+        Returns
+        -------
+        made, options
+            What the factory returned, and the options it was given.
+
+        Raises
+        ------
+        PluginError
+            If there is none of that name, an option does not fit, or it cannot be made.
+        """
+        resolved = self.get(name).resolve_options(options)
+        try:
+            return self.get(name).factory(**resolved), resolved
+        except HematokitError:
+            raise
+        except Exception as error:
+            raise PluginError(f"{self.describe(name)} cannot be made: {describe_error(error)}") from error
+
+    def describe(self, name: str) -> str:
+        """Name a spec and its package, for messages: ``augmenter 'stain' of package hematokit-stain``."""
+        return f"{self.kind} {name!r} of package {self.owner(name).package}"
+
+    def check(self, spec: S, info: PluginInfo) -> None:
+        """Refuse what is not a spec of this kind, or a name that is taken.
+
+        Raises
+        ------
+        PluginError
+            In both cases; for a taken name it says both packages.
+        """
+        if not isinstance(spec, self.spec_type):
+            article = "an" if self.kind[0] in "aeiou" else "a"
+            raise PluginError(
+                f"registered a {type(spec).__name__} as {self.kind}; it takes {article} {self.spec_type.__name__}"
+            )
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", spec.name):
+            raise PluginError(f"{self.kind} name {spec.name!r} is not usable: small letters, digits, '-', '_' and '.'")
+        if spec.name in self._specs:
+            raise PluginError(
+                f"{self.kind} {spec.name!r} of package {info.package} is already registered by package "
+                f"{self._owners[spec.name].package}; one of them must rename it"
+            )
+
+    def add(self, spec: S, info: PluginInfo) -> None:
+        """Add a checked spec."""
+        self.check(spec, info)
+        self._specs[spec.name] = spec
+        self._owners[spec.name] = info
