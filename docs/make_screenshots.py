@@ -17,6 +17,8 @@ from typing import Any
 
 WORK = Path(tempfile.mkdtemp())
 os.environ["NAPARI_CONFIG"] = str(WORK / "settings.yaml")
+# Corrections of an earlier run would come back.
+os.environ["HEMATOKIT_DATA"] = str(WORK / "data")
 
 import napari
 from PIL import Image

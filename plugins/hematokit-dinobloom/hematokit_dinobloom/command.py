@@ -43,7 +43,7 @@ def dinobloom_probe(
     """
     from dataclasses import asdict
 
-    from hematokit.cli.common import echo, print_json, progress_bar
+    from hematokit.cli.common import echo, print_json, progress_bar, recorded_command
     from hematokit_dinobloom.probing import probe
 
     codes = None
@@ -68,6 +68,7 @@ def dinobloom_probe(
             seed=seed,
             progress=progress,
             log=lambda line: typer.echo(line, err=True),
+            command=recorded_command(),
         )
     if json:
         print_json(asdict(result))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -89,6 +89,7 @@ def probe(
     seed: int = 0,
     progress: Progress = no_progress,
     log: Callable[[str], None] | None = None,
+    command: Sequence[str] = (),
 ) -> ProbeResult:
     """Fit a head on frozen embeddings of a store's training cells, and write a bundle.
 
@@ -127,6 +128,8 @@ def probe(
         Told in cells.
     log : callable, optional
         Given lines for people.
+    command : sequence of str
+        Words of the command that this is done for, for the model card; see `hematokit.cli.common.recorded_command`.
 
     Returns
     -------
@@ -176,6 +179,7 @@ def probe(
         "probe": {"head": head, "penalty": penalty, "neighbours": neighbours if head == "knn" else None},
         "weights": _provenance(weights, pretrained),
         "seconds": round(time.monotonic() - started, 1),
+        "command": list(command),
     }
     try:
         save_bundle(output, classifier.cpu(), choice, facts)
