@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ClassifyWidget"]
 
+_READY: Final = "Press Run to classify the image's cells"
+_NO_MODEL: Final = "No model yet: 'Demo model' trains one on drawn cells"
 _LOOK: Final = 250
 """Milliseconds between two looks at how far the work is: whatever changes in the window has all of it drawn anew."""
 
@@ -168,9 +170,8 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self.legend_button.clicked.connect(self._open_legend)
         self.model.demo_wanted.connect(self.make_demo)
         self.region.changed.connect(self._region_chosen)
-        self._say(
-            "Choose a model, then Run" if self.model.path else "No model yet: 'Demo model' trains one on drawn cells"
-        )
+        self.model.changed.connect(self._model_chosen)
+        self._say(self._first_step())
 
     def _image_names(self, widget: object = None) -> list[str]:
         return [layer.name for layer in self._viewer.layers if isinstance(layer, Image) and not _is_map(layer)]
@@ -236,6 +237,15 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
     def _open_legend(self) -> None:
         _, legend = self._viewer.window.add_plugin_dock_widget("hematokit", "Legend and differential")
         show_dock(legend)
+
+    def _first_step(self) -> str:
+        return _READY if self.model.path else _NO_MODEL
+
+    @guarded
+    def _model_chosen(self, _path: str = "") -> None:
+        # What the last run came to stays; only advice grows old.
+        if self.status.text() in (_READY, _NO_MODEL):
+            self._say(self._first_step())
 
     def _say(self, text: str) -> None:
         said = printable(text)

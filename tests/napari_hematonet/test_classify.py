@@ -363,3 +363,11 @@ def test_the_demo_model_is_made_by_one_click_and_found_the_next_time(
     form.model.demo_button.click()
     assert form.model.path == str(tmp_path / "demo" / "run")
     assert calls == [tmp_path / "demo"]
+
+
+def test_the_advice_follows_the_model_chosen(viewer: napari.Viewer, form: ClassifyWidget, tiny_run: Path) -> None:
+    form.model.refresh([])
+    assert "No model yet" in form.status.text()
+    form.model.choose(tiny_run)
+    assert "Run" in form.status.text()
+    assert "No model" not in form.status.text()

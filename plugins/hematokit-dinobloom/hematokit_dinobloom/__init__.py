@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ProbeResult", "probe"]
 
-HEMATOKIT_HOOKS = "1.0"
+HEMATOKIT_HOOKS = "1.1"
 
 # DinoBloom was trained on 224 px, normalised as ImageNet is.
 _INPUT = InputSpec(224, divisor=14, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["normalise"]
 
-HEMATOKIT_HOOKS = "1.0"
+HEMATOKIT_HOOKS = "1.1"
 
 _COMMON = {
     "share": Option(float, 1.0, "share of the images whose stain is changed", 0.0, 1.0),
