@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PENALTIES", "ProbeResult", "choose_linear", "embed_cells", "fit_linear", "probe"]
 
+_FLAT: Final = 1e-2
+"""Least deviation of a feature that is made 1, as a share of all features' root mean square."""
+
 PENALTIES: Final = (1e-4, 1e-3, 1e-2, 1e-1)
 """Strengths of the penalty that are tried; the best one on the validation cells is kept."""
 
@@ -244,7 +247,9 @@ def fit_linear(
     weight (classes, D), bias (classes,) : Tensor
         For embeddings as they are: the standardisation is folded in.
     """
-    mean, spread = embeddings.mean(0), embeddings.std(0, correction=0).clamp_min(1e-6)
+    # A feature that hardly varies is not blown up: its differences are rounding, which another engine rounds otherwise.
+    least = max(1e-6, _FLAT * float(embeddings.square().mean().sqrt()))
+    mean, spread = embeddings.mean(0), embeddings.std(0, correction=0).clamp_min(least)
     features = (embeddings - mean) / spread
     weight = torch.zeros(classes, features.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)

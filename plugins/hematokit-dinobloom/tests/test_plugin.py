@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hematokit_dinobloom import probe
+from hematokit_dinobloom.probing import fit_linear
 
 from hematokit import explain_cells, load_model, load_plugins, open_store, train
 from hematokit.cli.main import main
@@ -155,3 +156,22 @@ def test_the_command_writes_a_bundle(
     said = json.loads(capsys.readouterr().out)
     assert said["cells"] == 36
     assert (Path(said["bundle"]) / "config.json").is_file()
+
+
+def test_a_head_does_not_blow_up_features_that_hardly_vary() -> None:
+    """Rounding differs between engines: a bundle whose logits hang on it could not be exported."""
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 3
+    telling = torch.randn(60, 4) + 3 * torch.nn.functional.one_hot(labels, 4)
+    for embeddings in (5 + 1e-6 * torch.randn(60, 4), torch.cat([telling, 5 + 1e-6 * torch.randn(60, 4)], 1)):
+        weight, bias = fit_linear(embeddings, labels, 3, 1e-4)
+        rounded = embeddings * (1 + 1e-7)
+        torch.testing.assert_close(rounded @ weight.T + bias, embeddings @ weight.T + bias, atol=1e-3, rtol=0)
+    assert (
+        float(
+            ((telling @ weight[:, :4].T + embeddings[:, 4:] @ weight[:, 4:].T + bias).argmax(1) == labels)
+            .float()
+            .mean()
+        )
+        > 0.9
+    )
