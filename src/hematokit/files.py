@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +18,7 @@ __all__ = [
     "one_line_write_errors",
     "replace_file",
     "sync_folder",
+    "user_folder",
     "write_atomically",
     "write_json",
 ]
@@ -92,3 +94,38 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def user_folder(variable: str, shared_variable: str, unix: str, mac: str, windows: str = "") -> Path:
+    """Where something of this user is kept.
+
+    Parameters
+    ----------
+    variable : str
+        Environment variable that names the folder itself.
+    shared_variable : str
+        That of the XDG base directory specification, whose folder all programs share.
+    unix, mac, windows : str
+        The folder that all programs share, below the home folder; on Windows as elsewhere where none is given, else
+        below it only where ``LOCALAPPDATA`` is not set.
+
+    Returns
+    -------
+    Path
+        Need not exist.
+    """
+    own = os.environ.get(variable)
+    if own:
+        return Path(own).expanduser()
+    # A relative XDG path is invalid and to be ignored (XDG base directory specification).
+    shared = os.environ.get(shared_variable, "")
+    if Path(shared).is_absolute():
+        return Path(shared) / "hematokit"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        # Nobody's home, as in some containers: a place that cannot be written, so that nothing is kept.
+        return Path(os.devnull) / "hematokit"
+    if windows and sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or home / windows) / "hematokit"
+    return home / (mac if sys.platform == "darwin" else unix) / "hematokit"

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import find_contours
 
-from hematokit.errors import PluginError
+from hematokit.errors import ModelError, PluginError
+from hematokit.models import resolve_device
 from hematokit_cellpose.flows import label_cells, network_input, run_tiles
 from hematokit_cellpose.weights import Network, find_weights, load_network
 
@@ -45,16 +46,10 @@ def make(*, model: str, download: bool, device: str, **options: Any) -> Cellpose
 
 
 def _device(name: str) -> torch.device:
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        return resolve_device(name)
+    except (ModelError, NotImplementedError) as error:
         raise PluginError(f"detector cellpose: device {name} cannot be used here; set detector.device=cpu") from error
-    return device
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any, Final
 import torch
 
 from hematokit.errors import ModelError, PluginError
+from hematokit.models.tensors import read_tensor_file
 
 __all__ = ["Network", "find_weights", "library", "load_network", "read_checkpoint", "usual_model"]
 
@@ -152,20 +153,7 @@ def read_checkpoint(path: Path) -> Tensors:
     ModelError
         If that is not possible, or something in it is no tensor.
     """
-    try:
-        if path.suffix.lower() == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch's own message goes on to recommend the unsafe way.
-        reason = " ".join(str(error).split())[:100]
-        raise ModelError(
-            f"weights file {path} cannot be read safely ({type(error).__name__}: {reason}); "
-            "give a checkpoint of cellpose 3 or 4, or a .safetensors file"
-        ) from error
+    state = read_tensor_file(path, "a checkpoint of cellpose 3 or 4, or a .safetensors file")
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ModelError(f"weights file {path} is no table of tensors; give a checkpoint of cellpose 3 or 4")
     return {str(name).removeprefix("module."): value for name, value in state.items()}

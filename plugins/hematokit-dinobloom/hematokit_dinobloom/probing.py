@@ -23,12 +23,10 @@ from hematokit.evaluation.calibration import fit_temperature
 from hematokit.evaluation.metrics import validation_scores
 from hematokit.files import write_atomically
 from hematokit.models import Classifier, build_backbone, choose_backbone, resolve_device, save_bundle
-from hematokit.models.devices import describe_device
 from hematokit.progress import Progress, no_progress
-from hematokit.registry import load_plugins
 from hematokit.training.balance import class_weights
 from hematokit.training.data import TrainingData, select_cells
-from hematokit.training.runs import environment
+from hematokit.training.facts import facts_at_start
 
 if TYPE_CHECKING:
     from hematokit import PatchStore
@@ -172,7 +170,7 @@ def probe(
     count = len(data.splits["train"])
     train, val = all_embeddings[:count], all_embeddings[count:]
     penalty, scores = _fit_head(classifier, data, train, val, balanced)
-    facts = _facts(patches, data, choice, place) | {
+    facts = facts_at_start(patches, data, choice, place) | {
         "augmenter": "none",
         "balance": "weighted-loss" if balanced and head == "linear" else "none",
         "exclude": sorted(data.left_out),
@@ -328,24 +326,6 @@ def _fit_head(
         logits = head(val.to(classifier.device)).float().cpu().numpy()
     classifier.temperature = fit_temperature(logits, truth)
     return penalty, validation_scores(truth, logits)
-
-
-def _facts(store: PatchStore, data: TrainingData, choice: Any, device: torch.device) -> dict[str, Any]:
-    """What a bundle's ``training`` says wherever it comes from, by the names that reports look for."""
-    owner = load_plugins().backbones.owner(choice.spec.name)
-    return {
-        "store": str(store.path.resolve()),
-        "store_hash": store.content_hash,
-        "split": dict(store.split_info or {}),
-        "backbone": f"{choice.spec.name}:{choice.variant_name}",
-        "backbone_package": f"{owner.package} {owner.version}",
-        "image_size": choice.input.size,
-        "classes": list(data.taxonomy.codes),
-        "counts": data.counts(),
-        "left_out": data.left_out,
-        "device": describe_device(device),
-        "versions": environment(),
-    }
 
 
 def _provenance(weights: str | Path | None, pretrained: bool) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 
 from hematokit.errors import ModelError
+from hematokit.models.tensors import read_tensor_file
 
 __all__ = ["Accounting", "load_weights", "read_checkpoint"]
 
@@ -103,20 +104,7 @@ def read_checkpoint(path: Path) -> Tensors:
     ModelError
         If that is not possible, or something in it is no tensor.
     """
-    try:
-        if path.suffix.lower() == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch's own message goes on to recommend the unsafe way.
-        reason = " ".join(str(error).split())[:100]
-        raise ModelError(
-            f"weights file {path} cannot be read safely ({type(error).__name__}: {reason}); give the published .pth, "
-            "or a .safetensors file"
-        ) from error
+    state = read_tensor_file(path, "the published .pth, or a .safetensors file")
     inner = next(
         (state[key] for key in _CONTAINERS if isinstance(state, dict) and isinstance(state.get(key), dict)), state
     )

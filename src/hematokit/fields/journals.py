@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hematokit.errors import StoreError
-from hematokit.files import one_line_write_errors
+from hematokit.files import one_line_write_errors, user_folder
 from hematokit.imaging.geometry import Box
 
 if TYPE_CHECKING:
@@ -30,21 +29,9 @@ def data_folder() -> Path:
     Path
         Need not exist.
     """
-    own = os.environ.get("HEMATOKIT_DATA")
-    if own:
-        return Path(own).expanduser()
-    # A relative XDG path is invalid and to be ignored (XDG base directory specification).
-    shared = os.environ.get("XDG_DATA_HOME", "")
-    if Path(shared).is_absolute():
-        return Path(shared) / "hematokit"
-    try:
-        home = Path.home()
-    except RuntimeError:
-        # Nobody's home, as in some containers: a place that cannot be written.
-        return Path(os.devnull) / "hematokit"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "hematokit"
-    return home / ("Library/Application Support" if sys.platform == "darwin" else ".local/share") / "hematokit"
+    return user_folder(
+        "HEMATOKIT_DATA", "XDG_DATA_HOME", ".local/share", "Library/Application Support", "AppData/Local"
+    )
 
 
 def journal_of(field: Field, field_id: str) -> Path:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import numpy as np
 
 from hematokit.errors import ModelError
-from hematokit.files import TEMPORARY_PREFIX, write_atomically, write_json
+from hematokit.files import TEMPORARY_PREFIX, user_folder, write_atomically, write_json
 from hematokit.models.bundle import CONFIG, WEIGHTS, BundleConfig, check_bundle, read_config
 from hematokit.models.engines import ENGINES, INSTALL, is_installed, stream_count, thread_count
 from hematokit.models.integrity import file_sha256
@@ -317,16 +316,4 @@ def cache_folder() -> Path:
     Path
         Need not exist.
     """
-    own = os.environ.get("HEMATOKIT_CACHE")
-    if own:
-        return Path(own).expanduser()
-    # A relative XDG path is invalid and to be ignored (XDG base directory specification).
-    shared = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(shared).is_absolute():
-        return Path(shared) / "hematokit"
-    try:
-        home = Path.home()
-    except RuntimeError:
-        # Nobody's home, as in some containers: a place that cannot be written, so that nothing is kept.
-        return Path(os.devnull) / "hematokit"
-    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "hematokit"
+    return user_folder("HEMATOKIT_CACHE", "XDG_CACHE_HOME", ".cache", "Library/Caches")

@@ -16,15 +16,15 @@ from hematokit.files import write_json
 from hematokit.models.bundle import save_bundle
 from hematokit.models.classifier import Classifier
 from hematokit.models.construction import BackboneChoice, build_backbone, choose_backbone
-from hematokit.models.devices import describe_device, resolve_device
+from hematokit.models.devices import resolve_device
 from hematokit.progress import Progress, no_progress
-from hematokit.registry import load_plugins
-from hematokit.store import PatchStore, open_store
+from hematokit.store import open_store
 from hematokit.training.augmenting import make_augmenters, recorded_options
 from hematokit.training.config import TrainConfig, make_config
 from hematokit.training.data import PatchFeed, TrainingData, select_cells
+from hematokit.training.facts import facts_at_start
 from hematokit.training.loop import Loop
-from hematokit.training.runs import RunFolder, environment
+from hematokit.training.runs import RunFolder
 from hematokit.training.stopping import stop_on_signals
 
 __all__ = ["TrainResult", "train"]
@@ -136,7 +136,8 @@ def train(
         )
         classifier = Classifier(backbone, data.taxonomy, choice.input, patches.patch_size)
         classifier.to(accelerator.device).to(memory_format=torch.channels_last)
-        found = _facts(patches, data, choice, accelerator.device, accelerator.num_processes)
+        found = facts_at_start(patches, data, choice, accelerator.device)
+        found["processes"] = accelerator.num_processes
         if words := facts.get("command") if resume else list(command):
             found["command"] = words
         if resume:
@@ -250,27 +251,6 @@ class _accelerator:
             os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
         else:
             os.environ["ACCELERATE_TORCH_DEVICE"] = self.restore
-
-
-def _facts(
-    store: PatchStore, data: TrainingData, choice: BackboneChoice, device: torch.device, processes: int
-) -> dict[str, Any]:
-    """What is found out at the start: goes into ``config.yaml`` and the bundle."""
-    owner = load_plugins().backbones.owner(choice.spec.name)
-    return {
-        "store": str(store.path.resolve()),
-        "store_hash": store.content_hash,
-        "split": dict(store.split_info or {}),
-        "backbone": f"{choice.spec.name}:{choice.variant_name}",
-        "backbone_package": f"{owner.package} {owner.version}",
-        "image_size": choice.input.size,
-        "classes": list(data.taxonomy.codes),
-        "counts": data.counts(),
-        "left_out": data.left_out,
-        "device": describe_device(device),
-        "processes": processes,
-        "versions": environment(),
-    }
 
 
 def _same_data(run: RunFolder, before: dict[str, Any], now: dict[str, Any]) -> None:
