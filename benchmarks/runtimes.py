@@ -21,6 +21,7 @@ the answers lie apart, and says nothing about how right they are.
 from __future__ import annotations
 
 import copy
+import faulthandler
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,8 @@ import torch
 from common import base_parser, finish, interleave, machine, say, spread, table, verdict, versions
 
 GOAL = 2.0
+SILENCE = 300
+"""Seconds after which, again and again, every thread says where it is: a run that stands still is to show why."""
 EAGER = "eager"
 Compute = Callable[[np.ndarray], np.ndarray]
 
@@ -63,13 +66,12 @@ def compiled(model: Any) -> Compute:
 
 
 def int8(model: Any, calibration: np.ndarray) -> Compute:
-    """A quantised file, as the export makes it."""
-    from hematokit.models.engines import open_engine
+    """A quantised file, as the export makes it, its batches side by side as those of the other engines."""
     from hematokit.models.exporting import onnx_bytes
+    from hematokit.models.onnx_classifier import OnnxClassifier
     from hematokit.models.quantising import to_int8
 
-    engine = open_engine("onnxruntime", to_int8(onnx_bytes(model), calibration))
-    return lambda patches: engine.run(patches, "logits")
+    return OnnxClassifier(to_int8(onnx_bytes(model), calibration), model.config).logits
 
 
 def contestants(path: Path, model: Any, calibration: np.ndarray | None, with_compile: bool) -> dict[str, Compute]:
@@ -197,6 +199,7 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--no-int8", action="store_true")
     arguments = parser.parse_args()
+    faulthandler.dump_traceback_later(SILENCE, repeat=True)
     torch.set_num_threads(arguments.threads)
     started = time.monotonic()
     with TemporaryDirectory() as place:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,3 +74,19 @@ def running(words: list[str], temporary: Path, key: str = "") -> Iterator[Server
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def settled(server: Server, line: str, value: float) -> bool:
+    """Wait until a figure of the metrics has a value; False where it does not come to it."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        if server.figure(line) == value:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def abort(connection: socket.socket) -> None:
+    """Reset a connection, as the death of a client does."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()

@@ -19,8 +19,11 @@ from hematokit.reporting import FieldsResult, classify, evaluate
 from hematokit.store import import_crops, open_store, split_store
 from hematokit.training import RunFolder, train
 
-__all__ = ["DemoResult", "FieldDemo", "run_demo"]
+__all__ = ["DemoResult", "FieldDemo", "run_demo", "train_demo"]
 
+_SAMPLE: Final = "sample"
+_STORE: Final = "sample.zarr"
+_EPOCHS: Final = 14
 _NEW_SMEAR: Final = 10_000
 
 
@@ -68,7 +71,7 @@ def run_demo(
     output: str | Path,
     *,
     seed: int = 0,
-    epochs: int = 14,
+    epochs: int = _EPOCHS,
     device: str = "auto",
     progress: Progress = no_progress,
     log: Callable[[str], None] = lambda line: None,
@@ -105,19 +108,72 @@ def run_demo(
     """
     begun = time.monotonic()
     folder = Path(output)
-    sample, store, run = folder / "sample", folder / "sample.zarr", folder / "run"
-    mark = folder / "sample" / "sample.csv"
+    run = train_demo(folder, seed=seed, epochs=epochs, device=device, progress=progress, step=log, log=log)
+    log("Evaluating on cells it has not seen")
+    evaluation = evaluate(run, split="test", device=device, progress=progress)
+    log("Classifying a drawn field of 2452x2056 px")
+    field = _classify_field(folder, run, seed, device, progress)
+    return DemoResult(
+        folder / _SAMPLE,
+        folder / _STORE,
+        run,
+        Path(evaluation.paths["report"]),
+        Path(evaluation.paths["picture"]),
+        evaluation.metrics,
+        time.monotonic() - begun,
+        field,
+    )
+
+
+def train_demo(
+    output: str | Path,
+    *,
+    seed: int = 0,
+    epochs: int = _EPOCHS,
+    device: str = "auto",
+    progress: Progress = no_progress,
+    step: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Draw the sample, import, split, and train a small CoAtNet: what `run_demo` begins with, and the viewer needs.
+
+    Called again, it goes on where it stopped.
+
+    Parameters
+    ----------
+    output, seed, epochs, device, progress
+        As `run_demo`.
+    step : callable
+        Given a line as each step begins.
+    log : callable
+        Given what the training says meanwhile.
+
+    Returns
+    -------
+    Path
+        The run.
+
+    Raises
+    ------
+    TrainingError
+        If `output` holds something else.
+    KeyboardInterrupt
+        If the training was stopped; what is done is kept.
+    """
+    folder = Path(output)
+    sample, store, run = folder / _SAMPLE, folder / _STORE, folder / "run"
+    mark = sample / "sample.csv"
     if folder.exists() and any(folder.iterdir()) and not sample.is_dir():
         raise TrainingError(f"folder {folder} exists and is no demonstration of ours; give another --output")
     if not mark.is_file():
-        log("Drawing synthetic bone-marrow cells of 21 classes")
+        step("Drawing synthetic bone-marrow cells of 21 classes")
         write_sample(sample, seed=seed, progress=progress)
-    log("Importing them into a patch store")
+    step("Importing them into a patch store")
     import_crops(mark, store, progress=progress)
     opened = open_store(store)
     if opened.split_info is None:
         split_store(store, seed=seed)
-    log("Training a small CoAtNet")
+    step("Training a small CoAtNet")
     settings = {
         "backbone": "coatnet",
         "variant": "femto",
@@ -137,20 +193,7 @@ def run_demo(
         trained = train(store, run, progress=progress, log=log, settings=settings)
     if not trained.finished:
         raise KeyboardInterrupt
-    log("Evaluating on cells it has not seen")
-    evaluation = evaluate(run, split="test", device=device, progress=progress)
-    log("Classifying a drawn field of 2452x2056 px")
-    field = _classify_field(folder, run, seed, device, progress)
-    return DemoResult(
-        sample,
-        store,
-        run,
-        Path(evaluation.paths["report"]),
-        Path(evaluation.paths["picture"]),
-        evaluation.metrics,
-        time.monotonic() - begun,
-        field,
-    )
+    return run
 
 
 def _classify_field(folder: Path, run: Path, seed: int, device: str, progress: Progress) -> FieldDemo:

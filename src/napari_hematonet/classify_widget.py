@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from magicgui.widgets import ComboBox, Container, FloatSpinBox
-from napari.layers import Image, Shapes
 from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
+from hematokit.errors import HematokitError
 from hematokit.fields.naming import safe_name
 from hematokit.imaging.reading import printable
 from hematokit.registry import load_plugins
@@ -30,16 +30,16 @@ from napari_hematonet.classify_job import (
 )
 from napari_hematonet.demo_model import make_demo_model
 from napari_hematonet.docks import join_docks, show_dock
-from napari_hematonet.images import field_of, is_field_image
+from napari_hematonet.field_choice import FieldChoice
+from napari_hematonet.images import field_of
 from napari_hematonet.later import later
 from napari_hematonet.model_choice import ModelChoice, remember_model
-from napari_hematonet.regions import draw_region, region_of
+from napari_hematonet.outcome_text import cells_words, nothing_words
 from napari_hematonet.state import guarded, notify
 from napari_hematonet.warm_drawing import warm_drawing
 
 if TYPE_CHECKING:
     import napari
-    from napari.layers import Layer
 
     from hematokit.fields.detection import Examination
 
@@ -49,8 +49,6 @@ _READY: Final = "Press Run to classify the image's cells"
 _NO_MODEL: Final = "No model yet: 'Demo model' trains one on drawn cells"
 _LOOK: Final = 250
 """Milliseconds between two looks at how far the work is: whatever changes in the window has all of it drawn anew."""
-
-_WHOLE, _DRAW = "", "\n"  # choices of the region that are no layer's name
 
 
 class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
@@ -68,18 +66,15 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self._job: Background | None = None
         self._cells: ComingCells | None = None
         self._found: Examination | None = None
-        self._computed_by = ""
+        self._asked: ClassifyRequest | None = None
+        self._passing = True
         self._devices = [("automatic", "auto"), ("CPU", "cpu")]
         self._make_form()
         join_docks(self, "Classify")
         self._timer = QTimer(self)
         self._timer.setInterval(_LOOK)
         self._timer.timeout.connect(self._look)
-        for event in (self._viewer.layers.events.inserted, self._viewer.layers.events.removed):
-            event.connect(self._layers_changed)
         self._viewer.layers.events.removed.connect(self._layer_removed)
-        self._viewer.layers.selection.events.active.connect(self._active_changed)
-        self._active_changed()
         # When the dock stands, and not in the turn in which it is built.
         later(self, _LOOK, lambda: warm_drawing(self._viewer))
         self._warming = Background()
@@ -89,7 +84,8 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
 
     def _make_form(self) -> None:
         self.model = ModelChoice()
-        self.image = ComboBox(name="image", label="Image", choices=self._image_names, tooltip="The field")
+        self._field = FieldChoice(self._viewer, self)
+        self.image, self.region = self._field.image, self._field.region
         self.detector = ComboBox(
             name="detector", label="Detector", choices=_detectors(), tooltip="What finds the cells"
         )
@@ -103,9 +99,6 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             tooltip="ONNX Runtime and OpenVINO are faster on the CPU; the model is exported for them at the first use",
         )
         self.runtime.changed.connect(self._runtime_chosen)
-        self.region = ComboBox(
-            name="region", label="Region", choices=self._regions, tooltip="All of the field, or inside what you draw"
-        )
         self.threshold = FloatSpinBox(
             name="threshold",
             label="Unsure below",
@@ -169,16 +162,9 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self.cancel_button.clicked.connect(self.cancel)
         self.legend_button.clicked.connect(self._open_legend)
         self.model.demo_wanted.connect(self.make_demo)
-        self.region.changed.connect(self._region_chosen)
+        self._field.drawing.connect(self._drawing)
         self.model.changed.connect(self._model_chosen)
-        self._say(self._first_step())
-
-    def _image_names(self, widget: object = None) -> list[str]:
-        return [layer.name for layer in self._viewer.layers if isinstance(layer, Image) and not _is_map(layer)]
-
-    def _regions(self, widget: object = None) -> list[tuple[str, str]]:
-        drawn = [layer.name for layer in self._viewer.layers if isinstance(layer, Shapes)]
-        return [("whole image", _WHOLE), *((f"inside '{name}'", name) for name in drawn), ("draw one…", _DRAW)]
+        self._say(self._first_step(), passing=True)
 
     def _device_choices(self, widget: object = None) -> list[tuple[str, str]]:
         return self._devices
@@ -198,40 +184,8 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self.device.enabled = value in ("torch", "auto")
 
     @guarded
-    def _layers_changed(self, event: object = None) -> None:
-        for choice in (self.image, self.region):
-            choice.reset_choices()
-
-    @guarded
-    def _active_changed(self, event: object = None) -> None:
-        """Follow the image that the user has made active; a colour image before a grey one."""
-        self._layers_changed()
-        active = self._viewer.layers.selection.active
-        if active is not None and active.name in self.image.choices:
-            self.image.value = active.name
-        elif not is_field_image(self._chosen_image()):
-            colour = [name for name in self.image.choices if is_field_image(self._viewer.layers[name])]
-            if colour:
-                self.image.value = colour[-1]
-
-    @guarded
-    def _region_chosen(self, value: str) -> None:
-        if value != _DRAW:
-            return
-        image = self._chosen_image()
-        self.region.value = _WHOLE
-        if image is None:
-            notify("no image is open to draw on; open a field first", "warning")
-            return
-        layer = draw_region(self._viewer, image)
-        self.region.reset_choices()
-        self.region.value = layer.name
-        self.image.value = image.name
+    def _drawing(self) -> None:
         self._say("Draw a rectangle around the cells you want, then Run")
-
-    def _chosen_image(self) -> Layer | None:
-        name = self.image.value
-        return self._viewer.layers[name] if name is not None and name in self._viewer.layers else None
 
     @guarded
     def _open_legend(self) -> None:
@@ -243,11 +197,13 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
 
     @guarded
     def _model_chosen(self, _path: str = "") -> None:
-        # What the last run came to stays; only advice grows old.
-        if self.status.text() in (_READY, _NO_MODEL):
-            self._say(self._first_step())
+        # What the last run came to stays; only advice and failures grow old.
+        if self._passing:
+            self._say(self._first_step(), passing=True)
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, *, passing: bool = False) -> None:
+        """Show a line; `passing` if it means nothing any more once another model is chosen."""
+        self._passing = passing
         said = printable(text)
         if said != self.status.text():
             self.status.setText(said)
@@ -264,26 +220,42 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         """Find and classify the cells of the chosen image."""
         if self._job is not None:
             return
+        try:
+            request = self._request()
+        except HematokitError as error:
+            # All of it: napari's notification shows the beginning until it is unfolded.
+            self._say(str(error), passing=True)
+            raise
+        # Drawn, and its programs compiled, before there is anything else to draw.
+        self._viewer.scale_bar.visible = True
+        image = self._field.layer
+        assert image is not None  # _request refuses that
+        self._cells = ComingCells(self._viewer, image, request, float(self.threshold.value), self)
+        self._asked, self._found = request, None
+        self._begin(lambda job: classify_steps(request, job))
+
+    def _request(self) -> ClassifyRequest:
+        """What the form says.
+
+        Raises
+        ------
+        HematokitError
+            If that cannot be done.
+        """
         model = self.model.needed()
-        image = self._chosen_image()
+        image = self._field.layer
         field = field_of(image, viewer=self._viewer, pixel_size_um=float(self.pixel_size.value) or None)
         assert image is not None  # field_of refuses that
-        region = region_of(self._viewer.layers[self.region.value], image) if self.region.value else ()
-        request = ClassifyRequest(
+        return ClassifyRequest(
             field,
             safe_name(field.name),
             str(field.path),
             model,
             str(self.device.value or "auto") if self.device.enabled else "auto",
             str(self.detector.value),
-            region,
+            self._field.outlines(image),
             str(self.runtime.value),
         )
-        # Drawn, and its programs compiled, before there is anything else to draw.
-        self._viewer.scale_bar.visible = True
-        self._cells = ComingCells(self._viewer, image, request, float(self.threshold.value), self)
-        self._found, self._computed_by = None, ""
-        self._begin(lambda job: classify_steps(request, job))
 
     @guarded
     def make_demo(self) -> None:
@@ -331,7 +303,6 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
     @guarded
     def _step(self, step: object) -> None:
         if isinstance(step, Loaded) and self._cells is not None:
-            self._computed_by = step.computed_by
             self._cells.set_model(step.model, step.journal, step.earlier)
             remember_model(self.model.path)
         elif isinstance(step, Found):
@@ -347,7 +318,7 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             notify(step.text, "warning")
         elif isinstance(step, Failed):
             self._stop()
-            self._say(step.reason)
+            self._say(step.reason, passing=True)
             notify(step.reason, "error")
         elif isinstance(step, Path):
             self.model.choose(step)
@@ -364,21 +335,12 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             self._say("Ready: Run")
             return
         cells.finish()
-        self._say(self._summary(cells))
-        if not cells.count:
-            where = "in the region" if self.region.value else "in this image"
-            notify(
-                f"no cells were found {where}; is it a stained smear, in focus? Another detector may do better",
-                "warning",
-            )
-
-    def _summary(self, cells: ComingCells) -> str:
-        unsure = 0 if cells.layer is None else int((cells.layer.features["probability"] < self.threshold.value).sum())
-        said = f"{cells.count:,} cells, {unsure:,} of them unsure; {self._computed_by}."
-        flag = "ok" if self._found is None else self._found.suitability.flag
-        if flag != "ok" and self._found is not None and cells.count:
-            said += f" Mind: {'; '.join(self._found.suitability.reasons) or flag}."
-        return said
+        if cells.layer is not None:
+            self._say(cells_words(cells.layer, cells.count, float(self.threshold.value), self._found))
+        elif self._asked is not None:
+            line, advice = nothing_words(self._asked)
+            self._say(line)
+            notify(advice, "warning")
 
     def event(self, event: QEvent) -> bool:
         """Stop when the dock is closed: napari takes the form out of it, and something may hold the form yet."""
@@ -424,8 +386,3 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
 def _detectors() -> list[tuple[str, str]]:
     """Names of the registered detectors, those of plugins too."""
     return [(spec.name, spec.name) for spec in load_plugins().detectors]
-
-
-def _is_map(layer: Layer) -> bool:
-    """Whether an image layer is one that HematoNet made to explain a cell."""
-    return "hematokit" in layer.metadata or "hematokit_why" in layer.metadata

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["LayerField", "field_of", "from_field", "is_field_image", "show_in_micrometres", "to_field"]
 
 _SMALLEST: Final = 32  # pixels; a nucleus is as wide
+_LOOKED_AT: Final = 512
+"""Pixels along each side from which it is seen what white is."""
 _MICROMETRE: Final = "micrometer"
 
 
@@ -45,8 +48,8 @@ class LayerField(Field):
 class _LayerLevel:
     """One resolution of an image layer: an array (..., y, x, channels) of any kind that numpy can read."""
 
-    def __init__(self, array: Any, plane: tuple[int, ...], shown: str) -> None:
-        self._array, self._plane, self._shown = array, plane, shown
+    def __init__(self, array: Any, plane: tuple[int, ...], shown: str, white: _White) -> None:
+        self._array, self._plane, self._shown, self._white = array, plane, shown, white
         self.height, self.width = (int(side) for side in array.shape[-3:-1])
         kind = np.dtype(array.dtype)
         self.dtype: np.dtype[Any] = np.dtype(np.uint16 if kind == np.uint16 else np.uint8)
@@ -55,13 +58,39 @@ class _LayerLevel:
         rows, columns = box.slices
         pixels = np.asarray(self._array[(*self._plane, rows, columns)])
         if pixels.shape[-1] == 4:
-            opaque = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
+            opaque = self._white.value if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
             pixels = drop_alpha(pixels, opaque, self._shown)
         if pixels.dtype.kind == "f":
-            # napari shows colours in floating point as 0 to 1.
-            pixels = np.round(np.clip(np.nan_to_num(pixels), 0, 1) * 255).astype(np.uint8)
-            return np.ascontiguousarray(pixels)
+            # Where there is nothing, glass: black would be the darkest nucleus of all, and what others are compared to.
+            shares = np.nan_to_num(pixels, nan=self._white.value) / self._white.value
+            return np.ascontiguousarray(np.round(np.clip(shares, 0, 1) * 255).astype(np.uint8))
         return np.array(pixels)
+
+
+class _White:
+    """What white is in an image in floating point: 1, or 255 where 8 bits were only changed in type.
+
+    napari shows both as one would like. Looked for at the first reading, once for all of the image.
+    """
+
+    def __init__(self, array: Any, shown: str) -> None:
+        self._array, self._shown = array, shown
+
+    @cached_property
+    def value(self) -> int:
+        rows, columns = (max(1, side // _LOOKED_AT) for side in self._array.shape[-3:-1])
+        sample = np.asarray(self._array[..., ::rows, ::columns, :])
+        finite = sample[np.isfinite(sample)]
+        if not finite.size:
+            raise ImageError("not-rgb", f"{self._shown} has no colours, only NaN; open the picture again")
+        largest = float(finite.max())
+        if largest > 256:
+            raise ImageError(
+                "not-rgb",
+                f"{self._shown} has colours up to {largest:,.0f} in floating point; convert it to 8 or 16 bits",
+            )
+        # Sharpening and resizing overshoot a little.
+        return 255 if largest > 2 else 1
 
 
 def is_field_image(layer: Layer | None) -> bool:
@@ -95,7 +124,7 @@ def field_of(
     ------
     ImageError
         ``"missing"``, ``"not-an-image"``, ``"not-rgb"``, ``"too-small"`` or ``"pixel-size"``: in one line, what the
-        layer is and what to do.
+        layer is and what to do. Transparent pixels, and floating point that is no colour, show when it is read.
     """
     if layer is None:
         raise ImageError("missing", "no image is open; open a field, or File > Open Sample > HematoNet")
@@ -106,15 +135,15 @@ def field_of(
     check_given(pixel_size_um)
     plane = _shown_plane(layer, viewer)
     arrays = list(layer.data) if layer.multiscale else [layer.data]
+    white = _White(arrays[0][plane] if plane else arrays[-1], shown)
     levels: list[_LayerLevel] = []
     for array in arrays:
-        level = _LayerLevel(array, plane if array is arrays[0] else (), shown)
+        level = _LayerLevel(array, plane if array is arrays[0] else (), shown, white)
         # Only the full resolution of a stack: its smaller levels may have fewer planes.
         if not levels or (not plane and level.height < levels[-1].height and level.width < levels[-1].width):
             levels.append(level)
     height, width = levels[0].height, levels[0].width
-    if min(height, width) < _SMALLEST:
-        raise ImageError("too-small", f"{shown} is {width}x{height} px, no larger than a cell; open a whole field")
+    _check_size(height, width, shown)
     notes = (f"plane {'/'.join(str(number) for number in plane)} of a stack",) if plane else ()
     file = _file_of(layer)
     stated = _stated_size(layer, file, height, width)
@@ -128,13 +157,25 @@ def field_of(
 def _check_pixels(layer: Image, shown: str) -> None:
     if not layer.rgb:
         shape = layer.data[0].shape if layer.multiscale else layer.data.shape
+        if len(shape) == 3 and shape[-1] in (3, 4) and min(shape[:2]) < _SMALLEST:
+            # napari takes so small a picture for a stack.
+            _check_size(shape[0], shape[1], shown)
         advice = "open the picture in colour"
         if 3 in shape[:-2]:
-            advice = "if its 3 planes are red, green and blue, right-click it: Split Stack, then Merge to RGB"
+            # napari gives the parts other colours, and merges by colour.
+            advice = (
+                "if its 3 planes are red, green and blue, right-click it: Split Stack; give the three the colormaps "
+                "red, green and blue; select them, right-click: Merge to RGB"
+            )
         raise ImageError("not-rgb", f"{shown} is greyscale; HematoNet needs the colours of the stain: {advice}")
     kind = np.dtype(layer.dtype)
     if kind not in (np.uint8, np.uint16) and kind.kind != "f":
         raise ImageError("not-rgb", f"{shown} has pixels of type {kind}; convert it to 8 bits per channel")
+
+
+def _check_size(height: int, width: int, shown: str) -> None:
+    if min(height, width) < _SMALLEST:
+        raise ImageError("too-small", f"{shown} is {width}x{height} px, no larger than a cell; open a whole field")
 
 
 def _shown_plane(layer: Image, viewer: napari.Viewer | None) -> tuple[int, ...]:

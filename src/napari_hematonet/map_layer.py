@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import napari
     from napari.layers import Image, Points
 
-    from napari_hematonet.why_job import Reason
+    from napari_hematonet.why_job import Reason, Request
 
 __all__ = ["WHY_KEY", "WHY_LAYER", "MapLayer"]
 
@@ -83,15 +83,21 @@ class MapLayer:
             self.viewer.layers.move(self.viewer.layers.index(self.layer), self.viewer.layers.index(cells))
             # A new layer becomes the active one, and the keys would be its.
             self.viewer.layers.selection.active = cells
-        self.layer.metadata[WHY_KEY] = {
-            "cells": list(reason.request.cell_ids),
-            "targets": list(reason.request.targets),
-            "method": reason.request.method,
-        }
+        self.layer.metadata[WHY_KEY] = _meaning(reason.request)
         self.layer.visible = True
+
+    def shows(self, request: Request) -> bool:
+        """Whether the map of a request is there."""
+        if self.layer is None or self.layer not in self.viewer.layers:
+            return False
+        return bool(self.layer.metadata.get(WHY_KEY) == _meaning(request))
 
     def remove(self) -> None:
         """Take the layer away."""
         layer, self.layer = self.layer, None
         if layer is not None and layer in self.viewer.layers:
             self.viewer.layers.remove(layer)
+
+
+def _meaning(request: Request) -> dict[str, Any]:
+    return {"cells": list(request.cell_ids), "targets": list(request.targets), "method": request.method}

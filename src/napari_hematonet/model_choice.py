@@ -170,8 +170,10 @@ class ModelChoice(QWidget):  # type: ignore[misc] # Qt has no types here
         Raises
         ------
         ModelError
-            If there is none.
+            If there is none, or it has gone since.
         """
+        if self.path and not _exists(self.path):
+            raise ModelError(f"the model is no longer there: {self.path} was moved or deleted; choose another")
         if not self.path:
             raise ModelError(
                 "no model is chosen yet: click 'Demo model' to have one trained on drawn cells, or choose the folder "

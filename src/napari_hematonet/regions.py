@@ -44,8 +44,12 @@ def region_of(shapes: Shapes, image: Layer) -> tuple[npt.NDArray[np.float64], ..
     areas = []
     for corners, kind in zip(shapes.data, shapes.shape_type, strict=True):
         outline = _ellipse(np.asarray(corners)) if kind == "ellipse" else np.asarray(corners, np.float64)
-        if kind != "line" and len(outline) >= 3:
-            areas.append(to_field(image, [shapes.data_to_world(corner) for corner in outline]))
+        if kind == "line" or len(outline) < 3:
+            continue
+        area = to_field(image, [shapes.data_to_world(corner) for corner in outline])
+        # A click instead of a drag leaves a rectangle of nothing.
+        if np.ptp(area, axis=0).min() >= 1:
+            areas.append(area)
     if not areas:
         raise FieldError(
             f"layer '{printable(shapes.name)}' has no area drawn yet: draw a rectangle, an ellipse or a polygon"

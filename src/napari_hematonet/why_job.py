@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -38,6 +39,13 @@ class Request:
     cell_ids: tuple[str, ...]
     targets: tuple[str, ...]
     method: str
+
+    def covers(self, other: Request) -> bool:
+        """Whether the map of this request shows all that another asks for."""
+        if self.state is not other.state or self.method != other.method:
+            return False
+        there = set(zip(self.cell_ids, self.targets, strict=True))
+        return there.issuperset(zip(other.cell_ids, other.targets, strict=True))
 
 
 @dataclass(frozen=True)
@@ -185,6 +193,10 @@ class WhyJob(QObject):  # type: ignore[misc] # Qt has no types here
         known = self._loaded
         if known is not None and known[0] == state.model_path and getattr(state.classifier, "runtime", "") != "torch":
             return known[1]
+        if getattr(state.classifier, "runtime", "") != "torch" and not Path(state.model_path).exists():
+            raise ExplanationError(
+                f"the model of these cells is no longer there, so nothing can be explained: {state.model_path}"
+            )
         classifier = explainable(state.classifier, state.model_path)
         if state.classifier is not classifier:
             self._loaded = (state.model_path, classifier)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,13 @@ from napari_hematonet.docks import in_front, join_docks
 from napari_hematonet.following import Follower, FollowingDock
 from napari_hematonet.keys import Keys, go_on, step_keys
 from napari_hematonet.map_layer import MapLayer
+from napari_hematonet.outcome_text import cell_words
 from napari_hematonet.state import guarded, notify
 from napari_hematonet.why_job import Crop, Reason, Request, WhyJob
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import napari
 
 __all__ = ["WhyWidget"]
@@ -50,6 +53,8 @@ class WhyWidget(FollowingDock):
         self._keys = Keys("Why")
         self.map = MapLayer(self.viewer)
         self._asked: tuple[str, ...] = ()
+        # The request whose map the user has asked for by the button: it stays while its cells are looked at.
+        self._wanted: Request | None = None
         self._filling = False
         self._pause = QTimer(self)
         self._pause.setSingleShot(True)
@@ -133,7 +138,7 @@ class WhyWidget(FollowingDock):
     def _connect(self) -> None:
         self.follower.layer_changed.connect(self._new_layer)
         self.follower.selection_changed.connect(self._new_cell)
-        self.follower.cells_changed.connect(self._show_cell)
+        self.follower.cells_changed.connect(self._cells_changed)
         self._pause.timeout.connect(self.explain_first)
         self.job.cropped.connect(self._show_crop)
         self.job.answered.connect(self._show_reason)
@@ -155,6 +160,8 @@ class WhyWidget(FollowingDock):
         self._pause.stop()
         self.job.cancel()
         self._keys.release()
+        # A map without the dock that says what it is of, and for which class, means nothing.
+        self._forget_map()
         self.follower.close()
 
     # --- what is asked ------------------------------------------------------------------------------------------------
@@ -170,7 +177,7 @@ class WhyWidget(FollowingDock):
         if not self.follower.cell_ids:
             notify("no cell is selected; click one, with Shift for several", "warning")
             return
-        self._explain(self.follower.cell_ids)
+        self._explain(self.follower.cell_ids, keep=True)
 
     @guarded
     def cancel(self) -> None:
@@ -179,7 +186,7 @@ class WhyWidget(FollowingDock):
         self.job.cancel()
         self.status.setText("Cancelled.")
 
-    def _explain(self, cell_ids: list[str]) -> None:
+    def _explain(self, cell_ids: list[str], *, keep: bool = False) -> None:
         state = self.follower.state
         if state is None or not cell_ids:
             return
@@ -191,9 +198,14 @@ class WhyWidget(FollowingDock):
         asked = str(self.target.value or "")
         targets = [asked or str(cells["predicted"].loc[cell]) for cell in cell_ids]
         self._pause.stop()
-        self._asked = tuple(cell_ids)
+        request = Request(state, tuple(cell_ids), tuple(targets), str(self.method.value))
+        if keep:
+            self._wanted = request
+        elif self._wanted is None or not self._wanted.covers(request) or not self.map.shows(self._wanted):
+            self._wanted = None
+        self._asked = tuple(cell_ids) if self._wanted is None else self._wanted.cell_ids
         self._say(f"Computing {self.method.value} …")
-        self.job.ask(Request(state, tuple(cell_ids), tuple(targets), str(self.method.value)))
+        self.job.ask(request)
 
     @guarded
     def _ask_about(self, code: str) -> None:
@@ -212,7 +224,7 @@ class WhyWidget(FollowingDock):
             return
         if ids[0] in self._asked:
             # Another explainer, another class: of the cells whose map is there.
-            self._explain(list(self._asked))
+            self._explain(list(self._asked), keep=self._wanted is not None)
         elif self.automatic.value:
             self._explain(ids[:1])
 
@@ -253,10 +265,26 @@ class WhyWidget(FollowingDock):
             self.picture.clear()
         if not in_front(self):
             # Behind another tab: a map that nobody asked for would lie on the cell that is being reviewed.
-            if ids[0] not in self._asked:
+            if ids[0] not in self._asked and self._wanted is None:
                 self._forget_map()
         elif self.automatic.value and len(ids) == 1:
             self._pause.start()
+
+    @guarded
+    def _cells_changed(self, kind: str = "", cell_ids: Sequence[str] = ()) -> None:
+        """A correction leaves a map as it is, which is about the model; a deleted cell takes its own along."""
+        self._show_cell()
+        gone = set(cell_ids).intersection(self._asked) if kind == "delete" else set()
+        if not gone:
+            return
+        left, kept = [cell for cell in self._asked if cell not in gone], self._wanted
+        self.job.cancel()
+        self._forget_map()
+        if left and kept is not None and self.follower.state is kept.state:
+            asked = dict(zip(kept.cell_ids, kept.targets, strict=True))
+            self._wanted = Request(kept.state, tuple(left), tuple(asked[cell] for cell in left), kept.method)
+            self._asked = tuple(left)
+            self.job.ask(self._wanted)
 
     @guarded
     def _turned(self, front: bool) -> None:
@@ -284,7 +312,7 @@ class WhyWidget(FollowingDock):
         scores = class_scores(row)
         shown = str(review.shown_label().iloc[place])
         asked = str(self.target.value or "") or (scores[0][0] if scores else "")
-        self.title.setText(_words(row, shown, scores, len(ids), bool(review.unsure().iloc[place])))
+        self.title.setText(cell_words(row, shown, scores, len(ids), bool(review.unsure().iloc[place])))
         known = {entry.code: entry for entry in review.taxonomy}
         listed = scores[:_BARS]
         listed += [pair for pair in scores[_BARS:] if pair[0] in (asked, shown)]
@@ -310,7 +338,8 @@ class WhyWidget(FollowingDock):
             return
         self.crop.setPixmap(_pixmap(reason.patch))
         self.picture.setPixmap(_pixmap(reason.picture))
-        self.map.show(reason, self.follower.layer)
+        if self._wanted is None or reason.request is self._wanted or not self.map.shows(self._wanted):
+            self.map.show(reason, self.follower.layer)
         cells, target = len(reason.request.cell_ids), reason.request.targets[0]
         about = f"{cells} cells, each for its class" if cells > 1 else f"for {target}"
         if cells > 1 and self.target.value:
@@ -319,7 +348,7 @@ class WhyWidget(FollowingDock):
         self._say(f"{reason.request.method}: {about} ({took}).")
 
     def _forget_map(self) -> None:
-        self._asked = ()
+        self._asked, self._wanted = (), None
         self.map.remove()
 
     @guarded
@@ -357,18 +386,6 @@ class WhyWidget(FollowingDock):
     @guarded
     def _go_back(self) -> None:
         go_on(self.viewer, False)
-
-
-def _words(row: Any, shown: str, scores: list[tuple[str, float]], count: int, unsure: bool) -> str:
-    cell_id = str(row["cell_id"].iloc[0])
-    text = f"{cell_id}: {shown or 'no class'}"
-    if scores and shown == scores[0][0]:
-        text += f", {100 * scores[0][1]:.0f} %"
-    if bool(row["reviewed"].iloc[0]):
-        text += f", reviewed (model: {scores[0][0]})" if scores and shown != scores[0][0] else ", reviewed"
-    elif unsure:
-        text += ", unsure"
-    return text + (f"   (first of {count})" if count > 1 else "")
 
 
 def _pixmap(pixels: npt.NDArray[np.uint8]) -> QPixmap:

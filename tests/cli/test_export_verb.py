@@ -12,12 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import hematokit
+from formatkit import build_model
 from hematokit.cli.main import main
 from hematokit.reporting import exporting
 from hematokit.reporting.exporting import FORMATS
+from pluginkit import pip_install, plugins_in_this_process, write_package
 from tinykit import seal_bundle
 
 pytest.importorskip("onnxruntime")
@@ -264,3 +268,102 @@ def test_a_bundle_of_a_plugin_that_is_not_installed(
     said = refused(capsys, "export", bundle, "--output", tmp_path / "m.onnx")
     assert "pip install hematokit-cellnet" in said
     assert not (tmp_path / "m.onnx").exists()
+
+
+ODD_BACKBONE = """
+import hematokit
+from hematokit.specs import BackboneSpec, InputSpec, Variant
+
+def build(model, *, num_classes, input_size, pretrained):
+    import torch
+
+    class Odd(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(3, num_classes)
+
+        def forward(self, images):
+            means = images.mean((2, 3))
+            return self.head(means + torch.special.bessel_j0(means))
+
+    return Odd()
+
+@hematokit.hookimpl
+def register_backbones(register):
+    register(BackboneSpec(name="odd", description="Has an operator that ONNX lacks", factory=build,
+        variants={"one": Variant("one", InputSpec(64, 8))}, default_variant="one"))
+"""
+
+
+def test_a_plugins_operator_that_onnx_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is named, the format that can is named, that one works, and nothing else is left; without the plugin, pip."""
+    site = tmp_path / "site"
+    pip_install(site, write_package(tmp_path / "source", "hemato-odd", ODD_BACKBONE))
+    out = tmp_path / "out"
+    with plugins_in_this_process(site, "hemato-odd"):
+        bundle = tmp_path / "bundle"
+        build_model(bundle, "odd")
+        said = refused(capsys, "export", bundle, "--output", out / "odd.onnx")
+        assert "Odd cannot be exported to ONNX" in said
+        assert "bessel_j0" in said
+        assert "--format wsinfer" in said
+        assert not out.exists()
+        assert main(["export", str(bundle), "--format", "wsinfer", "--output", str(out / "odd")]) == 0
+        assert [path.name for path in out.iterdir()] == ["odd"]
+    with plugins_in_this_process(tmp_path / "nothing"):
+        said = refused(capsys, "export", bundle, "--output", out / "odd.onnx")
+    assert "pip install" in said
+    assert "hemato-odd" in said
+
+
+def test_files_that_classify_cannot_take(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From elsewhere, cut off, or none: one line, and no folder of results."""
+    onnx = pytest.importorskip("onnx")
+    Image.fromarray(np.full((300, 300, 3), 230, np.uint8)).save(tmp_path / "field.png")
+    ports = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 3, 224, 224]) for name in ("x", "y")
+    ]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", ports[:1], ports[1:])
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(made, tmp_path / "resnet.onnx")
+    assert main(["export", str(tiny_run), "--output", str(tmp_path / "whole.onnx")]) == 0
+    (tmp_path / "cut.onnx").write_bytes((tmp_path / "whole.onnx").read_bytes()[:5000])
+
+    def classify(model: str) -> str:
+        words = [tmp_path / "field.png", "--model", tmp_path / model, "--output", tmp_path / "results"]
+        line = refused(capsys, "classify", *words)
+        assert not (tmp_path / "results").exists()
+        return line
+
+    said = classify("resnet.onnx")
+    assert "'x', float32 of shape (n, 3, 224, 224)" in said
+    assert "expected are one input 'patches', uint8 of shape (n, P, P, 3)" in said
+    assert "cut.onnx cannot be opened by" in classify("cut.onnx")
+    assert "none.onnx does not exist" in classify("none.onnx")
+
+
+@pytest.mark.parametrize("format", ["wsinfer", "huggingface"])
+def test_killed_while_writing_a_folder(tiny_run: Path, tmp_path: Path, format: str) -> None:
+    target = tmp_path / "folder"
+    code = (
+        "import os, signal, sys; from hematokit.reporting import export\n"
+        "def log(text):\n"
+        "    if text.startswith('comparing'): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "export(sys.argv[1], sys.argv[2], format=sys.argv[3], pixel_size_um=0.1, log=log)"
+    )
+    words = [sys.executable, "-c", code, str(tiny_run), str(target), format]
+    assert subprocess.run(words, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert not target.exists()
+
+
+def test_a_folder_that_fails_at_the_last_moment(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Model and card are both written before either has its name."""
+
+    def full(path: Path, data: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exporting, "write_atomically", full)
+    assert "No space left on device" in refused(capsys, "export", tiny_run, "--output", tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []

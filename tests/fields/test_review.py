@@ -12,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cellkit import made_up_cells
 from hematokit.errors import FieldError, StoreError, TaxonomyError
 from hematokit.fields.cells import TABLE_COLUMNS
 from hematokit.fields.differential import count_differential
 from hematokit.fields.exports import read_parquet
+from hematokit.fields.known import ClassNames, KnownCellFiles, check_marks
 from hematokit.fields.review import Review, whole_taxonomy
 from hematokit.store.corrections import CORRECTIONS_FILE, read_corrections
 from hematokit.taxonomy import MATEK_21, CellClass, Taxonomy
@@ -357,3 +359,22 @@ def test_exports_say_what_was_corrected_by_whom_and_when(review: Review, journal
     features = json.loads((tmp_path / "cells.geojson").read_text(encoding="utf-8"))["features"]
     assert features[0]["properties"]["classification"]["name"] == "LYT"
     assert len(features) == 6
+    # QuPath keeps texts as metadata, and takes nothing but texts there.
+    signed = [feature["properties"].get("metadata", {}) for feature in features]
+    assert all(isinstance(text, str) for part in signed for text in part.values())
+    assert [part.get("reviewed by", "") for part in signed] == table["who"].tolist()
+    assert [part.get("reviewed at", "") for part in signed] == table["when"].tolist()
+    assert signed[0]["class name"] == MATEK_21["LYT"].name
+    assert "reviewed by" not in signed[1]
+
+
+def test_exported_cells_are_known_cells_with_the_classes_that_count(tmp_path: Path) -> None:
+    review = Review(made_up_cells(25), MATEK_21, who="Ada")
+    first, second = review.cells["cell_id"][:2]
+    review.correct([first], "EOS")
+    review.delete([second])
+    review.export(tmp_path / "f.geojson")
+    marks = KnownCellFiles(tmp_path / "f.geojson", [Path("f.png")]).of_field(Path("f.png"), 1000, 1000)
+    again = check_marks(marks, 1000, 1000, ClassNames(MATEK_21)).cells
+    assert len(again) == 24
+    assert sorted(again["label"]) == sorted(review.shown_label())

@@ -55,6 +55,16 @@ def test_it_never_takes_long(clock: Clock, seconds: float) -> None:
     assert all(count >= 2 for _, count in clock.turns)
 
 
+def test_close_engines_race_longer(clock: Clock) -> None:
+    lengths = {}
+    for lead in (1.05, 1.5):
+        before = clock.now
+        time_engines({"a": clock.engine("a", 0.01), "b": clock.engine("b", 0.01 * lead)}, Timing(), 4, 16)
+        lengths[lead] = clock.now - before
+    assert lengths[1.05] > 2 * lengths[1.5]
+    assert clock.turns[-1][1] == 13, "a turn has the batches of use, as far as it stays short"
+
+
 def test_former_best_turns_are_kept(clock: Clock) -> None:
     before = Timing({"a": 0.001, "b": 0.009, "gone": 0.1}, attempts=3)
     found = time_engines({"a": clock.engine("a", 0.004), "b": clock.engine("b", 0.003)}, before)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -255,6 +257,40 @@ def test_int8_says_what_it_costs(classifier: Classifier, tiny_store: Path, tmp_p
     assert "QuantizeLinear" in kinds
     with pytest.raises(HematokitError, match="int8 is calibrated on training crops, and there are none"):
         write(classifier, tmp_path / "none.onnx", precision="int8")
+
+
+def test_openvino_computes_int8_as_onnxruntime_does(
+    classifier: Classifier, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where it does not, the export, the card and loading say so."""
+    pytest.importorskip("openvino")
+    store = open_store(tiny_store)
+    crops = store.patches(store.cells["cell_id"][:32])
+    judged = JudgedCrops(crops, None, "some")
+    facts = write(classifier, tmp_path / "a.onnx", precision="int8", calibration=crops[:16], judged=judged)
+    assert facts["parity"]["openvino"]["compared_with"] == "onnxruntime, int8"
+    found, wanted = (
+        load_model(tmp_path / "a.onnx", runtime=name).logits(crops) for name in ("openvino", "onnxruntime")
+    )
+    assert (found.argmax(1) == wanted.argmax(1)).mean() > 0.9
+
+    monkeypatch.setattr(onnx_file, "_OTHERWISE", -1)
+    facts = write(classifier, tmp_path / "b.onnx", precision="int8", calibration=crops[:16], judged=judged)
+    assert "OpenVINO gives other answers than onnxruntime with this int8 file" in facts["card"]
+    with pytest.raises(HematokitError, match=r"b\.onnx is not for openvino: .* compute it with onnxruntime$"):
+        load_model(tmp_path / "b.onnx", runtime="openvino")
+    assert load_model(tmp_path / "b.onnx").runtime == "onnxruntime"
+
+
+def test_what_an_installation_without_torch_takes_is_what_the_page_says() -> None:
+    """The page lists the dependencies, as pip cannot leave any out."""
+    root = Path(__file__).resolve().parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = {re.match(r"[\w.-]+", line)[0] for line in project["dependencies"]}
+    names -= {"torch", "torchvision", "torchmetrics", "timm", "accelerate", "captum", "tensorboard"}
+    page = (root / "docs" / "how-to" / "export.md").read_text(encoding="utf-8")
+    listed = re.search(r"\$ pip install onnxruntime (.*?)\n```", page, re.DOTALL)
+    assert set(listed[1].replace("\\\n", " ").split()) == names
 
 
 def test_fp16_halves_the_weights(classifier: Classifier, tmp_path: Path) -> None:

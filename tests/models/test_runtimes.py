@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from hematokit import MATEK_21, HematokitError, load_model, open_store
 from hematokit.models import Classifier, OnnxClassifier, export_onnx
 from hematokit.models import exporting as exporting_module
+from hematokit.models import runtimes as runtimes_module
 from hematokit.models.construction import build_backbone, choose_backbone
 from hematokit.models.engines import thread_count
 from hematokit.models.exporting import CONFIG_KEY, onnx_bytes
@@ -277,8 +279,65 @@ def test_two_processes_at_once(tiny_run: Path, cache: Path) -> None:
     expected = load_model(tiny_run, "cpu").logits(sample_patches(64)).argmax(axis=1).tolist()
     # The exporter's chatter is kept to itself: nothing but the answer is printed.
     assert [out.strip() for out, _ in results] == [str(expected)] * 2
-    assert [err.strip() for _, err in results] == ["", ""]
+    assert all(not err or (err.startswith("waiting for process ") and err.count("\n") == 1) for _, err in results)
     assert len(files(cache)) == 1
+
+
+HOLDS = """
+import os, sys, time
+from hematokit import load_model
+from hematokit.models import exporting
+def onnx_bytes(classifier):
+    if sys.argv[2] == "dies" and (child := os.fork()):
+        print(child, flush=True)
+        os._exit(1)
+    if sys.argv[2] == "works":
+        print(os.getpid(), flush=True)
+    time.sleep(500)
+exporting.onnx_bytes = onnx_bytes
+load_model(sys.argv[1], runtime="onnxruntime")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("fate", ["works", "dies"])
+def test_who_holds_the_lock_is_told_and_the_dead_are_not_waited_for(
+    tiny_run: Path, cache: Path, quick: list[Classifier], fate: str, monkeypatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second leaves a forked child behind, which holds its parent's lock on."""
+    monkeypatch.setattr(runtimes_module, "_LOOK_SECONDS", 1)
+    # One that is alive is given up in the end: this is how long the test would wait for one that is dead.
+    monkeypatch.setattr(runtimes_module, "_LOCK_SECONDS", 2 if fate == "works" else 10**6)
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(tiny_run), fate], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    holder = int(process.stdout.readline())
+    try:
+        if fate == "dies":
+            process.wait(60)
+        assert load_model(tiny_run, runtime="onnxruntime").runtime == "onnxruntime"
+        os.kill(holder, 0)  # the lock was held all the time
+        assert (f"waiting for process {process.pid} on " in caplog.text) is (fate == "works")
+    finally:
+        os.kill(holder, signal.SIGKILL)
+        process.communicate(timeout=60)
+
+
+def test_openvino_sends_no_reports_and_forks_nothing(tiny_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    code = (
+        "import os, sys\n"
+        "sys.addaudithook(lambda event, args: event in ('os.fork', 'socket.connect') and os._exit(3))\n"
+        "from hematokit.models.engines import open_engine\n"
+        "open_engine('openvino', open(sys.argv[1], 'rb').read())\n"
+        "assert 'openvino_telemetry' not in sys.modules"
+    )
+    export_onnx(load_model(tiny_run, "cpu"), tmp_path / "model.onnx")
+    # A consent of this user's own is not to matter.
+    environment = os.environ | {"HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code, str(tmp_path / "model.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "intel").exists()
 
 
 def test_a_kept_model_opens_without_torch(tiny_run: Path, filled: Path) -> None:

@@ -343,18 +343,14 @@ def test_the_demo_model_is_made_by_one_click_and_found_the_next_time(
     monkeypatch.setattr("napari_hematonet.model_choice.demo_folder", lambda: tmp_path / "demo")
     calls: list[Path] = []
 
-    def run_demo(folder: Path, *, device: str, progress: Any, log: Any) -> Any:
+    def train_demo(folder: Path, *, device: str, progress: Any, step: Any) -> Path:
         calls.append(folder)
-        log("Training a small CoAtNet")
-        progress(1, 3, "epoch")
+        step("Training a small CoAtNet")
+        progress(1, 3, "epoch 1/3 lr 2e-3")
         shutil.copytree(tiny_run, folder / "run")
+        return folder / "run"
 
-        class Result:
-            run = folder / "run"
-
-        return Result
-
-    monkeypatch.setattr("hematokit.demo.run_demo", run_demo)
+    monkeypatch.setattr("hematokit.demo.train_demo", train_demo)
     form.model.demo_button.click()
     wait(qtbot, form)
     assert form.model.path == str(tmp_path / "demo" / "run")

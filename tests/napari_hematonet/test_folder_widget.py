@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from hematokit.errors import FieldError
 from hematokit.imaging.synthetic import synthesize_field
 from napari_hematonet.folder_widget import FolderWidget
 from napari_hematonet.state import cells_layers
@@ -47,6 +48,29 @@ def test_fields_are_classified_listed_and_opened(
     assert layer.features["cell_id"].tolist() == written["cell_id"].tolist()
     assert form.table.item(1, 1).text() == str(len(written))
     assert not [message for severity, message in told if severity == "error"]
+
+
+def test_the_runtime_chosen_is_what_computes(
+    form: FolderWidget, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch, told: list[tuple[str, str]]
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def classify(sources: Any, model: Any, output: Any, **options: Any) -> Any:
+        asked.append({"sources": sources, "model": str(model), "output": output, **options})
+        raise FieldError("enough is known")
+
+    monkeypatch.setattr("hematokit.reporting.classify", classify)
+    (tmp_path / "fields").mkdir()
+    form.folder.value = tmp_path / "fields"
+    for runtime in form.runtime.choices:
+        form.runtime.value = runtime
+        form.run_button.click()
+        qtbot.waitUntil(lambda: not form.running, timeout=60_000)
+    assert [options["runtime"] for options in asked] == list(form.runtime.choices)
+    assert form.runtime.choices[0] == "torch"
+    assert asked[0]["sources"] == [tmp_path / "fields"]
+    assert asked[0]["model"] == form.model.path
+    assert told[-1] == ("error", "enough is known")
 
 
 def test_what_is_missing_is_told(form: FolderWidget, tmp_path: Path, told: list[tuple[str, str]], qtbot: Any) -> None:

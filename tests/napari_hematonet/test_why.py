@@ -239,6 +239,64 @@ def test_a_map_that_was_removed_comes_back_with_the_next_cell(viewer: Any, tiny_
     wait_for(lambda: answered(opened, opened.id_at(3)))
 
 
+def test_a_map_that_was_asked_for_stays_while_its_cells_are_reviewed(
+    viewer: Any, tiny_run: Path, tmp_path: Path
+) -> None:
+    opened = open_classified(viewer, tiny_run, tmp_path)
+    why = dock(opened)
+    asked = [opened.id_at(number) for number in (0, 1, 4)]
+    select_cells(viewer, opened.layer, asked)
+    why.explain_button.click()
+    wait_for(lambda: answered(opened, *asked))
+    layer = viewer.layers[WHY_LAYER]
+    # One of them is clicked: its own picture in the dock, the map of all of them in the field.
+    opened.click(*CENTRES[1])
+    wait_for(lambda: "kept from before" in why.status.text())
+    assert viewer.layers[WHY_LAYER] is layer
+    assert answered(opened, *asked)
+    # A correction is no other answer of the model.
+    opened.review.correct([asked[1]], "NGS")
+    assert answered(opened, *asked)
+    # The map of a deleted cell goes, those of the others stay.
+    opened.review.delete([asked[1]])
+    wait_for(lambda: answered(opened, asked[0], asked[2]))
+    opened.review.delete([asked[0], asked[2]])
+    assert WHY_LAYER not in viewer.layers
+
+
+def test_a_map_goes_with_its_cell_its_layer_and_its_dock(viewer: Any, tiny_run: Path, tmp_path: Path) -> None:
+    opened = open_classified(viewer, tiny_run, tmp_path)
+    why = dock(opened)
+    opened.click(*CENTRES[0])
+    wait_for(lambda: answered(opened, opened.id_at(0)))
+    opened.review.delete([opened.id_at(3)])
+    assert answered(opened, opened.id_at(0))
+    opened.review.delete([opened.id_at(0)])
+    assert WHY_LAYER not in viewer.layers
+    opened.click(*CENTRES[1])
+    wait_for(lambda: answered(opened, opened.id_at(1)))
+    viewer.window.remove_dock_widget(why)
+    assert WHY_LAYER not in viewer.layers
+    dock(opened)
+    opened.click(*CENTRES[4])
+    wait_for(lambda: answered(opened, opened.id_at(4)))
+    viewer.layers.remove(opened.layer)
+    assert WHY_LAYER not in viewer.layers
+
+
+def test_a_model_that_has_gone_since_is_said(
+    viewer: Any, tiny_run: Path, tmp_path: Path, told: list[tuple[str, str]]
+) -> None:
+    opened = open_classified(viewer, tiny_run, tmp_path)
+    opened.state.classifier = SimpleNamespace(runtime="onnxruntime", patch_size=64, codes=("BLA",))
+    opened.state.model_path = str(tmp_path / "gone")
+    dock(opened)
+    opened.click(*CENTRES[0])
+    wait_for(lambda: errors(told))
+    assert "the model of these cells is no longer there" in errors(told)[0]
+    assert str(tmp_path / "gone") in errors(told)[0]
+
+
 def test_cells_of_another_runtime_are_explained_by_the_bundle(viewer: Any, tiny_run: Path, tmp_path: Path) -> None:
     opened = open_classified(viewer, tiny_run, tmp_path)
     opened.state.classifier = SimpleNamespace(runtime="onnxruntime", patch_size=64, codes=("BLA",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -134,6 +135,42 @@ def test_a_recorded_command_is_taken_as_it_was(model: Classifier) -> None:
 def test_a_command_that_does_not_say_all_is_made_from_the_settings(model: Classifier, command: object) -> None:
     text = section(model_card(with_training(model, command=command), example=False), "How to reproduce")
     assert "hematokit train STORE --output NEW_RUN --backbone timm:test_resnet" in text
+
+
+def test_settings_without_an_option_and_weights_are_in_the_command(model: Classifier) -> None:
+    """Else the command makes another model. What is as usual is left out, and so are folders."""
+    settings = model.config.training["settings"] | {
+        "label_smoothing": 0.1,
+        "monitor": "accuracy",
+        "weights": "/home/me/start.pth",
+        "augmenter_options": {"stain.file": "/home/me/x.json", "strength": 2},
+    }
+    text = section(model_card(with_training(model, command=[], settings=settings), example=False), "How to reproduce")
+    block = re.search(r"```bash\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    words = shlex.split(block[1].replace("\\\n", " ").splitlines()[0])
+    assert words[words.index("--weights") + 1] == "start.pth"
+    assert [after for word, after in itertools.pairwise(words) if word == "--set"] == [
+        "label_smoothing=0.1",
+        "monitor=accuracy",
+        "augmenter.stain.file=x.json",
+        "augmenter.strength=2",
+    ]
+    assert "/home" not in text
+    split = model.config.training["split"]
+    assert f"--seed {split['seed']}" in text
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [("test", "that took no part in training"), ("train", "that it was trained on"), ("all", "does not know whether")],
+)
+def test_whether_the_cells_were_new_is_said(
+    model: Classifier, run: Path, tmp_path: Path, split: str, said: str
+) -> None:
+    hematokit.evaluate(run, split=split, output=tmp_path / split, device="cpu", bootstrap=10)
+    text = section(model_card(model, evaluation=tmp_path / split, example=False), "Validation")
+    assert said in " ".join(text.split())
 
 
 def test_the_licence_is_said_or_that_there_is_none(model: Classifier) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import httpx
 import numpy as np
@@ -18,7 +19,7 @@ import tifffile
 from PIL import Image
 
 from hematokit.imaging.synthetic import synthesize_field
-from servingkit import KEY, Server
+from servingkit import KEY, Server, abort, settled
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -169,6 +170,28 @@ def test_a_connection_that_asks_nothing_is_closed(strict: Server, sent: bytes) -
     assert answer.count(b"HTTP/1.1") == sent.count(b"/health")
 
 
+@pytest.mark.parametrize("piece", [b"X-A: " + b"a" * 5_000_000, b"X-A: a\r\n" * 50_000])
+def test_a_head_has_a_largest_size(server: Server, piece: bytes) -> None:
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port), 20) as connection:
+        answer = b""
+        # Hung up before all of it was sent, as it should be.
+        with suppress(OSError):
+            connection.sendall(f"GET /health HTTP/1.1\r\nHost: {address.host}\r\n".encode() + piece)
+        with suppress(OSError):
+            while part := connection.recv(4096):
+                answer += part
+    assert b" 200 " not in answer
+    assert answer[:16] in (b"", b"HTTP/1.1 431 Req", b"HTTP/1.1 400 Bad")
+    # Large bodies are not meant by it, nor many requests over one connection.
+    with server.client() as client:
+        for _ in range(3):
+            large = client.post("/v1/cells", content=b"x" * 300_000)
+            assert (large.status_code, large.json()["reason"]) == (422, "unreadable")
+        for _ in range(300):
+            assert client.get("/health", headers={"X-A": "a" * 1000}).status_code == 200
+
+
 def test_a_connection_at_work_is_not_closed(strict: Server) -> None:
     # The body takes longer than a head may.
     body = synthesize_field(400, 400, cells=1, seed=3).pixels
@@ -216,21 +239,6 @@ def test_the_key_opens_and_nothing_else_does(strict: Server) -> None:
             assert client.get(path).status_code == 200
         # With a key, the server may be called by any name.
         assert client.get("/v1/model", headers={"X-API-Key": KEY, "Host": "lab.example"}).status_code == 200
-
-
-def settled(server: Server, line: str, value: float) -> bool:
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        if server.figure(line) == value:
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def abort(connection: socket.socket) -> None:
-    """Reset a connection, as the death of a client does."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
 
 
 def test_clients_that_go_away_leave_nothing_behind(server: Server) -> None:

@@ -91,6 +91,78 @@ def test_a_field_is_shown_with_its_cells(page: Page, server: Server, field: Path
     assert len(json.loads(saved[0].read_text())["features"]) == len(features)
 
 
+def press(page: Page, key: str) -> None:
+    number = {"Tab": 9, "Enter": 13, "Escape": 27, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowUp": 38}
+    number |= {"ArrowRight": 39, "ArrowDown": 40}
+    # The character makes Enter press buttons.
+    down = {"type": "keyDown", "text": "\r"} if key == "Enter" else {"type": "rawKeyDown"}
+    for kind in (down, {"type": "keyUp"}):
+        page.call("Input.dispatchKeyEvent", **kind, key=key, code=key, windowsVirtualKeyCode=number[key])
+
+
+AT = "[...document.querySelectorAll('#overlay path')].indexOf(document.activeElement)"
+DETAILS = "document.querySelector('#cell').innerText"
+
+
+def test_cells_are_reached_by_keyboard_as_one_stop(page: Page, server: Server, field: Path) -> None:
+    page.open(server.url)
+    page.wait("document.querySelector('#model').textContent.includes('3 classes')")
+    page.choose("#files", field)
+    page.run("document.querySelector('#pixel-size').value = '0.1'")
+    page.click("#run")
+    page.wait(SHOWN.format("#field"))
+    cells = page.run("document.querySelectorAll('#overlay path').length")
+    page.run("document.querySelector('#run').focus()")
+    page.call("Input.dispatchMouseEvent", type="mouseMoved", x=5, y=5)
+    press(page, "Tab")
+    assert page.run(AT) == 0
+    first = page.run(DETAILS)
+    assert "%" in first
+    # To the next, to the last, not beyond it, and back.
+    press(page, "ArrowRight")
+    assert page.run(AT) == 1
+    assert page.run(DETAILS) != first
+    for key in ("End", "ArrowRight"):
+        press(page, key)
+        assert page.run(AT) == cells - 1
+    press(page, "ArrowLeft")
+    assert page.run(AT) == cells - 2
+    press(page, "Home")
+    # Down goes to a cell that lies below, up to one above.
+    height = "document.activeElement.getBoundingClientRect()"
+    before = page.run(f"{height}.y + {height}.height / 2 + window.scrollY")
+    press(page, "ArrowDown")
+    assert page.run(f"{height}.y + {height}.height / 2 + window.scrollY") > before
+    assert page.run("document.activeElement.matches(':focus-visible')") is True
+    assert page.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    # It says what it is, and that it is the one.
+    at = page.run(AT)
+    code = page.run("document.activeElement.dataset.code")
+    label = page.run("document.activeElement.getAttribute('aria-label')")
+    assert label.startswith(code)
+    assert f"cell {at + 1} of {cells}" in label
+    chosen = "[...document.querySelectorAll('#overlay [aria-selected=true]')]"
+    assert page.run(f"{chosen}.length === 1 && {chosen}[0] === document.activeElement") is True
+    # Escape closes the details, Enter opens them again.
+    press(page, "Escape")
+    assert page.run(f"{chosen}.length") == 0
+    assert "Point at a cell" in page.run(DETAILS)
+    assert page.run(AT) == at
+    press(page, "Enter")
+    assert "%" in page.run(DETAILS)
+    # Of the classes one is a stop, too, and hides the cells of the others from the arrow keys.
+    press(page, "Tab")
+    assert page.run("document.activeElement.closest('tr').rowIndex") == 1
+    page.run(f"document.querySelector('tr[data-code={code}] button').focus()")
+    press(page, "Enter")
+    assert page.run("document.activeElement.getAttribute('aria-pressed')") == "true"
+    stops = page.run('document.querySelectorAll(\'#overlay [tabindex="0"], #classes [tabindex="0"]\').length')
+    assert stops == 2
+    assert page.run("document.querySelector('#overlay [tabindex=\"0\"]').dataset.code") == code
+    press(page, "Tab")
+    assert page.run("document.activeElement.id") == "save-geojson"
+
+
 def test_other_peoples_words_are_shown_as_words(page: Page, server: Server, field: Path) -> None:
     page.open(server.url)
     page.wait("document.querySelector('#model').textContent.length > 3")

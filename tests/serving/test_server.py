@@ -23,7 +23,7 @@ from hematokit.cli.main import main
 from hematokit.imaging.reading import read_rgb
 from hematokit.imaging.synthetic import synthesize_field
 from hematokit.reporting.exporting import export
-from servingkit import Server, command
+from servingkit import KEY, Server, command
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -192,11 +192,32 @@ def test_requests_that_cannot_be_answered(server: Server, method: str, path: str
     assert "\n" not in answer.json()["error"]
 
 
+FORM = b'--z\r\nContent-Disposition: form-data; name="a"\r\n\r\n'
+
+
+def test_a_form_that_was_cut_short_is_not_half_answered(server: Server, crops: list[bytes]) -> None:
+    parts = [
+        f'--b\r\nContent-Disposition: form-data; name="image"; filename="{number}.png"\r\n\r\n'.encode()
+        + crops[number]
+        + b"\r\n"
+        for number in range(3)
+    ]
+    whole = b"".join(parts) + b"--b--\r\n"
+    kind = {"content-type": 'multipart/form-data; boundary="b"'}
+    with server.client() as client:
+        assert len(client.post("/v1/cells", content=whole, headers=kind).json()["cells"]) == 3
+        for cut in (len(whole) - 5, len(whole) - len(parts[2]), len(parts[0]) + 70, 9):
+            answer = client.post("/v1/cells", content=whole[:cut], headers=kind)
+            assert (answer.status_code, answer.json()["reason"]) == (400, "bad-form")
+            assert "its end is missing" in answer.json()["error"]
+
+
 def test_forms_that_are_damaged(server: Server) -> None:
     kinds = {
         "multipart/form-data": b"anything",
         "multipart/form-data; boundary=x": b"--x\r\nContent-Disposition: form-data\r\n\r\nno name\r\n--x--\r\n",
         "multipart/form-data; boundary=y": b"--y\r\nbroken",
+        "multipart/form-data; boundary=z": FORM + b"more than 16" + 17 * (b"\r\n" + FORM) + b"\r\n--z--\r\n",
         "application/x-www-form-urlencoded": b"image=abc",
     }
     with server.client() as client:
@@ -292,7 +313,10 @@ def test_a_server_that_cannot_start_says_why_in_one_line(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         wrong: list[tuple[str, tuple[object, ...]]] = [
-            ("cannot listen on 127.0.0.1", (tiny_run, "--port", taken.getsockname()[1])),
+            ("another program has it", (tiny_run, "--port", taken.getsockname()[1])),
+            ("port 99999 does not exist", (tiny_run, "--port", 99999)),
+            ("port abc is no number", (tiny_run, "--port", "abc")),
+            ("the host is empty", (tiny_run, "--host", "")),
             ("cannot listen on no.such.host.invalid", (tiny_run, *elsewhere)),
             ("API key is needed", (tiny_run, "--host", "0.0.0.0")),
             ("short has 5 characters", (tiny_run, "--api-key-file", tmp_path / "short")),
@@ -305,6 +329,35 @@ def test_a_server_that_cannot_start_says_why_in_one_line(
             assert expected in said.err
             assert len(said.err.splitlines()) == 1
             assert said.out == ""
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::1]"])
+def test_the_address_that_is_told_can_be_opened(tiny_run: Path, tmp_path: Path, host: str) -> None:
+    if ":" in host:
+        try:
+            with socket.socket(socket.AF_INET6) as tried:
+                tried.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    (tmp_path / "key").write_text(KEY)
+    words = command("serve", tiny_run, "--port", "0", "--host", host, "--api-key-file", tmp_path / "key")
+    process = subprocess.Popen([*words, "--runtime", "torch", "--device", "cpu"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(5 - (host == "[::1]"))]
+        url = next(word for word in lines[1].split() if word.startswith("http"))
+        assert httpx.URL(url).host == ("::1" if host == "[::1]" else "127.0.0.1")
+        assert httpx.URL(url).port
+        assert httpx.get(f"{url}/health", trust_env=False).json() == {"status": "ok"}
+        text = "".join(lines)
+        assert ("every network interface" in text and socket.gethostname() in text) is (host != "[::1]")
+        assert "X-API-Key" in text
+        assert f"http://{host}:" not in text or host == "[::1]"
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def test_without_the_extra_it_says_what_to_install(tiny_run: Path) -> None:

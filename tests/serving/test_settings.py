@@ -20,13 +20,19 @@ def test_this_machine_needs_no_key(host: str) -> None:
     ServeSettings(host=host)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "lab.example.org", "", "127.0.0.1.example.org"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "lab.example.org", "127.0.0.1.example.org"])
 def test_every_other_address_needs_one(host: str) -> None:
     assert not is_loopback(host)
     with pytest.raises(ServingError, match="API key is needed") as caught:
         ServeSettings(host=host)
     assert "\n" not in str(caught.value)
     ServeSettings(host=host, api_key=KEY)
+
+
+@pytest.mark.parametrize("host", ["", " ", "[]"])
+def test_a_host_is_named(host: str) -> None:
+    with pytest.raises(ServingError, match="the host is empty"):
+        ServeSettings(host=host, api_key=KEY)
 
 
 @pytest.mark.parametrize("key", ["", "short", "k" * 15, "a key with blanks in it", "schlüssel" * 3, "k\n" * 20])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Final, Optional
+from urllib.parse import urlsplit
 
 import typer
 
 from hematokit.cli.common import JsonOption, echo, print_json
 from hematokit.cli.field_options import DetectorOption, SetOption
+
+_KEY_HINT: Final = "Requests need the API key, as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'; the page asks for it"
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +24,7 @@ def register(app: typer.Typer) -> None:
         host: Annotated[str, typer.Option(help="Address to listen on; any but this machine's own needs a key.")] = (
             "127.0.0.1"
         ),
-        port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+        port: Annotated[str, typer.Option(metavar="NUMBER", help="Port; 0 takes a free one.")] = "8000",
         api_key_file: Annotated[
             Optional[Path],  # noqa: UP045 - read at run time by the parser
             typer.Option(help="File with the API key that requests must show; else HEMATOKIT_API_KEY says it."),
@@ -55,11 +59,11 @@ def register(app: typer.Typer) -> None:
         from hematokit.assignments import plugin_options
         from hematokit.serving import ServeSettings
         from hematokit.serving import serve as run_server
-        from hematokit.serving.settings import read_api_key
+        from hematokit.serving.settings import is_every_interface, read_api_key, read_port
 
         settings = ServeSettings(
             host=host,
-            port=port,
+            port=read_port(port),
             api_key=read_api_key(api_key_file),
             detector=detector,
             detector_options=plugin_options(assignments or [], "detector"),
@@ -75,7 +79,9 @@ def register(app: typer.Typer) -> None:
             else:
                 echo(f"{about['name']}: {len(about['classes'])} classes, {about['runtime']} on {about['device']}")
                 echo(f"Open {url} in a browser, or post images to {url}/v1/cells and {url}/v1/fields")
-                echo("Requests need the API key" if settings.api_key else "Only this machine can reach it")
+                if is_every_interface(host):
+                    echo(f"On every network interface; others open http://{socket.gethostname()}:{urlsplit(url).port}")
+                echo(_KEY_HINT if settings.api_key else "Only this machine can reach it")
                 echo("For research use only. Ctrl-C ends it")
 
         run_server(model, settings, runtime=runtime, device=device, access_log=access_log, started=started)

@@ -27,6 +27,8 @@ __all__ = ["csv_text", "read_parquet", "write_csv", "write_geojson", "write_parq
 
 _CHUNK: Final = 1000
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
+_SIGNED: Final = {"who": "reviewed by", "when": "reviewed at"}
+"""Who decided on a cell, and when: columns, and what they are called where people read them."""
 _DECIMALS: Final = {"y": 2, "x": 2, "area": 2, "score": 4, "probability": 6}
 
 
@@ -197,8 +199,9 @@ def write_geojson(
 
     One feature a cell, of type ``detection``: the outline of its nucleus, or its box where there is no outline or one
     that crosses itself. The classification has the class code for a name and the taxonomy's colour; a cell without a
-    class has none. Probabilities, score and area are measurements. Ids are made of cell ids, so that importing twice
-    does not double the cells. Coordinates are pixels of the full resolution, x first, as QuPath counts them.
+    class has none. Probabilities, score and area are measurements. Metadata are the class's name, and from the columns
+    ``who`` and ``when`` who decided on the cell and when. Ids are made of cell ids, so that importing twice does not
+    double the cells. Coordinates are pixels of the full resolution, x first, as QuPath counts them.
 
     Parameters
     ----------
@@ -234,14 +237,18 @@ def _features(cells: pd.DataFrame, taxonomy: Taxonomy, pixel_size_um: float | No
     measured = _measurements(cells, pixel_size_um)
     called = called_classes(cells)
     ids = cells["cell_id"].tolist()
+    signed = {shown: _texts(cells, name) for name, shown in _SIGNED.items()}
     for number, ring in enumerate(_rings(cells)):
         properties: dict[str, Any] = {"objectType": "detection", "name": printable(str(ids[number]))}
-        code = str(called[number])
+        code, name = str(called[number]), ""
         if code:
             classification, name = classes.get(code, ({"name": printable(code), "color": [127, 127, 127]}, ""))
             properties["classification"] = classification
-            if name:
-                properties["metadata"] = {"class name": name}
+        # QuPath shows metadata beside the measurements, which hold numbers only.
+        told = {"class name": name} | {shown: texts[number] for shown, texts in signed.items()}
+        metadata = {shown: text for shown, text in told.items() if text}
+        if metadata:
+            properties["metadata"] = metadata
         measurements = {name: values[number] for name, values in measured.items() if math.isfinite(values[number])}
         if measurements:
             properties["measurements"] = measurements
@@ -251,6 +258,12 @@ def _features(cells: pd.DataFrame, taxonomy: Taxonomy, pixel_size_um: float | No
             "geometry": {"type": "Polygon", "coordinates": [ring]},
             "properties": properties,
         }
+
+
+def _texts(cells: pd.DataFrame, name: str) -> list[str]:
+    if name not in cells.columns:
+        return [""] * len(cells)
+    return [printable(value) if isinstance(value, str) else "" for value in cells[name]]
 
 
 def _rgb(colour: str) -> list[int]:

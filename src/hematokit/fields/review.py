@@ -8,19 +8,17 @@ when `Review.refresh` is called.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from hematokit.errors import FieldError
-from hematokit.fields.cells import order_columns
-from hematokit.fields.exports import write_csv, write_geojson, write_parquet
 from hematokit.fields.review_cells import ReviewCells
+from hematokit.fields.review_edits import Edit, addition, decisions, free_id, no_cell, one_cell_row, some_cells
 from hematokit.fields.review_journal import ReviewJournal
+from hematokit.fields.review_saving import save_reviewed
 from hematokit.fields.review_table import (
     QUEUE_ORDERS,
     complete_cells,
@@ -31,7 +29,6 @@ from hematokit.fields.review_table import (
 )
 from hematokit.fields.summary import Summary
 from hematokit.fields.tallies import UNSURE_BELOW, called_classes, unsure_cells
-from hematokit.files import one_line_write_errors
 from hematokit.imaging.reading import printable
 from hematokit.store.corrections import Correction, new_edit, utc_now
 from hematokit.taxonomy import Taxonomy
@@ -39,18 +36,6 @@ from hematokit.taxonomy import Taxonomy
 __all__ = ["QUEUE_ORDERS", "Review", "whole_taxonomy"]
 
 OnChange = Callable[[str, list[str]], object]
-
-_ENDINGS: Final = (".csv", ".geojson", ".parquet")
-
-
-@dataclass(frozen=True)
-class _Edit:
-    """One step of `Review.undo`."""
-
-    name: str
-    kind: str
-    ids: list[str]
-    words: str
 
 
 class Review:
@@ -108,8 +93,8 @@ class Review:
         self.unsure_below = unsure_below
         self.pixel_size_um = pixel_size_um
         self._changed: list[OnChange] = []
-        self._done: list[_Edit] = []
-        self._undone: list[_Edit] = []
+        self._done: list[Edit] = []
+        self._undone: list[Edit] = []
         self._journal = ReviewJournal(self.journal)
         self._cells = ReviewCells(complete_cells(cells), self._journal, field_id)
         self.cells = self._cells.shown()
@@ -241,7 +226,7 @@ class Review:
         """
         name = self.taxonomy[code]
         rows, ids = self._rows(cell_ids)
-        self._edit("label", rows, ids, [name.code] * len(ids), f"{_cells(ids)} to {name.name}")
+        self._edit("label", rows, ids, [name.code] * len(ids), f"{some_cells(ids)} to {name.name}")
 
     def confirm(self, cell_ids: Sequence[str]) -> None:
         """Note that a person has looked at cells, and their class is right. Those without a class are left out.
@@ -257,9 +242,9 @@ class Review:
         shown = called_classes(self._cells.all.iloc[rows])
         known = np.flatnonzero(shown != "")
         if len(ids) and not len(known):
-            raise FieldError(f"{_cells(ids)} has no class to confirm; give it one")
+            raise FieldError(f"{some_cells(ids)} has no class to confirm; give it one")
         rows, ids = rows[known], [ids[number] for number in known]
-        self._edit("confirm", rows, ids, shown[known].tolist(), f"{_cells(ids)} confirmed")
+        self._edit("confirm", rows, ids, shown[known].tolist(), f"{some_cells(ids)} confirmed")
 
     def delete(self, cell_ids: Sequence[str]) -> None:
         """Take away what is no cell.
@@ -272,7 +257,7 @@ class Review:
             If the journal cannot be written; nothing has changed then.
         """
         rows, ids = self._rows(cell_ids)
-        self._edit("delete", rows, ids, [""] * len(ids), f"{_cells(ids)} deleted")
+        self._edit("delete", rows, ids, [""] * len(ids), f"{some_cells(ids)} deleted")
 
     def add(self, cells_row_frame: pd.DataFrame) -> str:
         """Add a missed cell, as `hematokit.fields.one_cell.classify_one` makes it.
@@ -294,32 +279,14 @@ class Review:
         StoreError
             If the journal cannot be written; nothing has changed then.
         """
-        new = complete_cells(cells_row_frame)
-        if len(new) != 1 or not np.isfinite(new.reindex(columns=_PLACE).to_numpy(np.float64)).all():
-            raise FieldError("one cell with y, x, y0, x0, height and width is added at a time; give such a row")
+        new = one_cell_row(cells_row_frame)
         self.refresh()
-        wanted = str(new["cell_id"].iloc[0]) or f"{self.field_id or 'cell'}-added"
-        cell_id, number = wanted, 2
-        while cell_id in self._cells:
-            cell_id, number = f"{wanted}-{number}", number + 1
-        field_id = self.field_id or str(new["field_id"].iloc[0])
-        new = new.assign(cell_id=cell_id, field_id=field_id)
-        row = {str(name): value for name, value in new.iloc[0].to_dict().items()}
-        edit = new_edit()
-        entry = Correction(
-            "add",
-            edit,
-            utc_now(),
-            self.who,
-            cell_id,
-            field_id,
-            "",
-            str(called_classes(new)[0]),
-            {name: value for name, value in row.items() if name not in ("cell_id", "field_id")},
-        )
+        cell_id = free_id(str(new["cell_id"].iloc[0]) or f"{self.field_id or 'cell'}-added", self._cells)
+        new = new.assign(cell_id=cell_id, field_id=self.field_id or str(new["field_id"].iloc[0]))
+        entry = addition(new, self.who)
         others = self._journal.append([entry])
         self._cells.extend(new, added=True)
-        self._show(_Edit(edit, "add", [cell_id], f"{_cells([cell_id])} added"), others)
+        self._show(Edit(entry.edit, "add", [cell_id], f"{some_cells([cell_id])} added"), others)
         return cell_id
 
     def undo(self) -> str | None:
@@ -374,29 +341,10 @@ class Review:
         FieldError
             If the ending is another, or the file cannot be written; an old file then stays.
         """
-        path = Path(path)
-        ending = path.suffix.lower()
-        if ending not in _ENDINGS:
-            raise FieldError(f"{printable(str(path))}: cells are written to {', '.join(_ENDINGS)}; end the name so")
-        table = order_columns(self._signed())
-        with one_line_write_errors(path.parent, FieldError, "choose another folder, or make room"):
-            if ending == ".csv":
-                write_csv(path, table)
-            elif ending == ".parquet":
-                write_parquet(path, table)
-            else:
-                write_geojson(path, table, self.taxonomy, pixel_size_um=self.pixel_size_um)
+        told = [self._journal.decision(str(name), "label", "confirm", "add") for name in self.cells["cell_id"]]
+        save_reviewed(path, self.cells, told, self.taxonomy, self.pixel_size_um)
 
     # --- inside -------------------------------------------------------------------------------------------------------
-
-    def _signed(self) -> pd.DataFrame:
-        """The cells, with who decided last on each, and when."""
-        told = [self._journal.decision(str(name), "label", "confirm", "add") for name in self.cells["cell_id"]]
-        columns = {
-            name: pd.Series([getattr(entry, name, "") for entry in told], index=self.cells.index, dtype="str")
-            for name in ("who", "when")
-        }
-        return self.cells.assign(**columns)
 
     def _rows(self, cell_ids: Iterable[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
         """Numbers of cells in the table of all cells, each once, and their ids."""
@@ -404,35 +352,22 @@ class Review:
         ids = list(dict.fromkeys([cell_ids] if isinstance(cell_ids, str) else cell_ids))
         missing = next((name for name in ids if not self._cells.is_present(name)), None)
         if missing is not None:
-            shown = printable(str(missing))
-            gone = self._journal.decision(str(missing), "delete")
-            if gone is not None and gone.who != self.who:
-                raise FieldError(
-                    f"cell {shown} was deleted by {printable(gone.who) or 'somebody else'}; choose another"
-                )
-            raise FieldError(f"there is no cell {shown}; it may have been deleted: undo that first")
+            raise no_cell(missing, self._journal.decision(str(missing), "delete"), self.who)
         return self._cells.rows(ids), ids
 
     def _edit(self, kind: str, rows: npt.NDArray[np.int64], ids: list[str], codes: list[str], words: str) -> None:
         if not ids:
             return
-        old = called_classes(self._cells.all.loc[rows]).tolist()
-        edit, when = new_edit(), utc_now()
-        # Giving a cell the class that it has is looking at it and agreeing.
-        kinds = ["confirm" if kind == "label" and was == code else kind for was, code in zip(old, codes, strict=True)]
-        fields = self._cells.all.loc[rows, "field_id"].tolist()
-        told = zip(kinds, ids, fields, old, codes, strict=True)
+        entries = decisions(kind, self._cells.all.loc[rows], ids, codes, self.who)
         # Into the journal first: what cannot be saved must not be shown.
-        others = self._journal.append(
-            [Correction(said, edit, when, self.who, name, field, *pair) for said, name, field, *pair in told]
-        )
-        self._show(_Edit(edit, kind, ids, words), others)
+        others = self._journal.append(entries)
+        self._show(Edit(entries[0].edit, kind, ids, words), others)
 
-    def _turn(self, edit: _Edit, kind: str) -> list[Correction]:
+    def _turn(self, edit: Edit, kind: str) -> list[Correction]:
         self.refresh()
         return self._journal.append([Correction(kind, new_edit(), utc_now(), self.who, of=edit.name)])
 
-    def _show(self, edit: _Edit, others: list[Correction]) -> None:
+    def _show(self, edit: Edit, others: list[Correction]) -> None:
         self._done.append(edit)
         self._undone.clear()
         self._lay_over_and_tell(edit.ids, edit.kind)
@@ -460,10 +395,3 @@ class Review:
     def _tell(self, kind: str, ids: list[str]) -> None:
         for callback in list(self._changed):
             callback(kind, list(ids))
-
-
-_PLACE: Final = ["y", "x", "y0", "x0", "height", "width"]
-
-
-def _cells(ids: Sequence[Any]) -> str:
-    return f"cell {printable(str(ids[0]))}" if len(ids) == 1 else f"{len(ids):,} cells"

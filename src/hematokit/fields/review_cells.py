@@ -13,7 +13,8 @@ from hematokit.errors import FieldError
 from hematokit.fields.review_journal import ReviewJournal
 from hematokit.fields.review_table import complete_cells
 from hematokit.imaging.reading import printable
-from hematokit.store.corrections import join_cells, lay_over
+from hematokit.store.corrections import lay_over
+from hematokit.store.joining import join_cells
 
 __all__ = ["ReviewCells"]
 

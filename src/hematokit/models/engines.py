@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import queue
 import sys
-import threading
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -140,9 +140,7 @@ class _OpenVino:
     name = "openvino"
 
     def __init__(self, content: bytes) -> None:
-        import openvino
-
-        core = openvino.Core()
+        core = _import_openvino().Core()
         model = core.read_model(content)
         settings = {
             "INFERENCE_NUM_THREADS": thread_count(),
@@ -151,20 +149,46 @@ class _OpenVino:
             # Or it computes in bfloat16 on processors that have it, with other answers.
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        self._compiled = core.compile_model(model, "CPU", settings)
-        self._requests = threading.local()
+        compiled = core.compile_model(model, "CPU", settings)
+        self._compiled = compiled
+        # One request cannot serve two threads. More of them than streams would only wait inside.
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(stream_count()):
+            self._requests.put(compiled.create_infer_request())
         self.inputs = tuple(map(_openvino_port, model.inputs))
         self.outputs = tuple(map(_openvino_port, model.outputs))
         said = model.get_rt_info(["framework"]).astype(dict) if model.has_rt_info(["framework"]) else {}
         self.metadata = {key: model.get_rt_info(["framework", key]).astype(str) for key in said}
 
     def run(self, batch: npt.NDArray[Any], output: str) -> npt.NDArray[np.float32]:
-        request = getattr(self._requests, "own", None)
-        if request is None:
-            # A request a thread: one request cannot serve two.
-            request = self._requests.own = self._compiled.create_infer_request()
-        found = request.infer({0: batch}, share_inputs=True)
-        return np.array(found[self._compiled.output(output)], np.float32)
+        request = self._requests.get()
+        try:
+            found = request.infer({0: batch}, share_inputs=True)
+            return np.array(found[self._compiled.output(output)], np.float32)
+        finally:
+            self._requests.put(request)
+
+
+_USAGE_REPORTS: Final = "openvino_telemetry"
+
+
+def _import_openvino() -> Any:
+    """Import OpenVINO without its usage reports.
+
+    With that package, `import openvino` tells a server on the internet, and it forks to do so, in a thread, whatever
+    the other threads hold at that moment: the whole process can stand still for good. OpenVINO does without where the
+    package is not installed, which is what it is told here; who imported it before has had both already.
+    """
+    if "openvino" in sys.modules or _USAGE_REPORTS in sys.modules:
+        import openvino
+
+        return openvino
+    sys.modules[_USAGE_REPORTS] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    finally:
+        sys.modules.pop(_USAGE_REPORTS, None)
+    return openvino
 
 
 def _openvino_port(given: Any) -> Port:

@@ -33,6 +33,7 @@ __all__ = [
     "IMAGES",
     "INPUT_NAME",
     "OUTPUT_NAME",
+    "PARITY_KEY",
     "PROBABILITIES",
     "Layout",
     "export_onnx",
@@ -45,6 +46,9 @@ IMAGES: Final = "images"
 OUTPUT_NAME: Final = "logits"
 PROBABILITIES: Final = "probabilities"
 EMBEDDINGS: Final = "embeddings"
+PARITY_KEY: Final = "hematokit.parity"
+"""Under this name they hold the comparison with torch, by engine."""
+
 CONFIG_KEY: Final = "hematokit.config"
 """Under this name the file's metadata hold the bundle's ``config.json``: the file says what its logits mean."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -16,7 +17,7 @@ from hematokit.errors import ModelError
 from hematokit.imaging.reading import printable
 from hematokit.models.bundle import CONFIG, BundleConfig, parse_config
 from hematokit.models.engines import Engine, open_engine, stream_count
-from hematokit.models.exporting import CONFIG_KEY, EMBEDDINGS, OUTPUT_NAME
+from hematokit.models.exporting import CONFIG_KEY, EMBEDDINGS, OUTPUT_NAME, PARITY_KEY
 from hematokit.models.predictions import check_patches, prediction_frame
 from hematokit.progress import Progress, no_progress
 from hematokit.specs import InputSpec
@@ -64,6 +65,7 @@ class OnnxClassifier:
         given = self.config.input
         self.input_spec = InputSpec(given.size, given.divisor, given.mean, given.std, given.fit)
         _check_ports(self._engine, self.patch_size, len(self.taxonomy), what)
+        _check_engine(self._engine, what)
 
     @property
     def codes(self) -> tuple[str, ...]:
@@ -188,6 +190,17 @@ def _stated_config(engine: Engine, what: str) -> BundleConfig:
             f"{CONFIG_KEY!r}, which says what the classes are; {_EXPORT}"
         )
     return parse_config(said, f"{what} (metadata {CONFIG_KEY})")
+
+
+def _check_engine(engine: Engine, what: str) -> None:
+    """Refuse an engine that gave other answers when the file was made, as the file says itself."""
+    try:
+        said = json.loads(engine.metadata.get(PARITY_KEY, "{}"))
+        refused = said.get(engine.name, {}).get("refused")
+    except (ValueError, AttributeError):
+        return
+    if refused:
+        raise ModelError(f"{what} is not for {engine.name}: {printable(str(refused))[:300]}")
 
 
 def _check_ports(engine: Engine, side: int, classes: int, what: str) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -26,7 +27,7 @@ from hematokit.models.bundle import CONFIG, WEIGHTS, BundleConfig, check_bundle,
 from hematokit.models.engines import ENGINES, INSTALL, is_installed, stream_count, thread_count
 from hematokit.models.integrity import file_sha256
 from hematokit.models.loading import Runtime, load_torch
-from hematokit.models.onnx_classifier import OnnxClassifier, read_onnx
+from hematokit.models.onnx_classifier import BATCH, OnnxClassifier, read_onnx
 from hematokit.models.parity import Logits, Patches, check_agreement, sample_patches
 from hematokit.models.timing import Timing, time_engines
 
@@ -40,6 +41,8 @@ __all__ = ["cache_folder", "load_with_runtime"]
 _log = logging.getLogger(__name__)
 
 _UNUSED_DAYS: Final = 90
+_LOCK_SECONDS: Final = 600
+_LOOK_SECONDS: Final = 5
 _PACKAGES: Final = ("hematokit", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino")
 
 
@@ -209,7 +212,9 @@ def _open_best(notes: Notes, path: Path, make: Make) -> OnnxClassifier:
         model.logits(patches)  # the first batch of a size takes longer than any other
         return lambda count: model.logits(patches[np.arange(count) % len(patches)])
 
-    timing = time_engines({name: computing(model) for name, model in opened.items()}, timing, 2 * stream_count())
+    timing = time_engines(
+        {name: computing(model) for name, model in opened.items()}, timing, 2 * stream_count(), BATCH * stream_count()
+    )
     _keep(path, notes | {"timing": notes["timing"] | {threads: timing.to_dict()}})
     return opened[timing.fastest(right) or right[0]]
 
@@ -287,15 +292,51 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
     """Hold other processes back that want to make the same file; where that cannot be done, each makes its own."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path.with_suffix(".lock"), timeout=600)
+    lock = FileLock(path.with_suffix(".lock"))
+    holder = path.with_suffix(".holder")
     # Writing is atomic anyway: the lock saves work, it is not needed.
-    with contextlib.suppress(OSError, NotImplementedError, Timeout):
+    with contextlib.suppress(OSError, NotImplementedError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        for waited in range(0, _LOCK_SECONDS, _LOOK_SECONDS):
+            try:
+                lock.acquire(timeout=_LOOK_SECONDS)
+            except Timeout:
+                if _is_gone(holder):
+                    break
+                if not waited:
+                    _log.warning(
+                        "waiting for %s, which makes the same model for this computer's engines (%s)",
+                        _who(holder) or "another process",
+                        lock.lock_file,
+                    )
+            else:
+                holder.write_text(f"{os.getpid()} {platform.node()}", encoding="utf-8")
+                break
     try:
         yield
     finally:
+        if lock.is_locked:
+            with contextlib.suppress(OSError):
+                holder.unlink()
         lock.release()
+
+
+def _who(holder: Path) -> str:
+    """Who holds the lock, in words; empty where that is not known."""
+    with contextlib.suppress(OSError, ValueError):
+        pid, node = holder.read_text(encoding="utf-8").split()
+        return f"process {pid} on {node}"
+    return ""
+
+
+def _is_gone(holder: Path) -> bool:
+    """Whether the process that took the lock has ended: one it had forked may hold the lock on, and never let go."""
+    import psutil
+
+    with contextlib.suppress(OSError, ValueError):
+        pid, node = holder.read_text(encoding="utf-8").split()
+        return node == platform.node() and not psutil.pid_exists(int(pid))
+    return False
 
 
 def _clear_unused(folder: Path) -> None:

@@ -21,9 +21,10 @@ ATTEMPTS: Final = 5
 """After so many times it stays as it is: the engines are equally fast, or the machine is never quiet."""
 
 _BUDGET: Final = 1.0
-_TURN: Final = 0.05
+_CLOSE_BUDGET: Final = 3.0
+_CLOSE: Final = 1.10
+_TURN: Final = 0.2
 _ROUNDS: Final = (3, 15)
-_LARGEST: Final = 16
 _QUIET: Final = 0.15
 _EQUAL: Final = 1.03
 
@@ -84,8 +85,8 @@ class Timing:
         return self.attempts >= ATTEMPTS or (self.others < _QUIET and clear)
 
 
-def time_engines(engines: Mapping[str, Compute], before: Timing, least: int = 1) -> Timing:
-    """Measure engines in turns, for about a second.
+def time_engines(engines: Mapping[str, Compute], before: Timing, least: int = 1, most: int = 16) -> Timing:
+    """Measure engines in turns, for about a second; three where the best are less than a tenth apart.
 
     Parameters
     ----------
@@ -95,20 +96,26 @@ def time_engines(engines: Mapping[str, Compute], before: Timing, least: int = 1)
         What was found earlier, with the same number of threads.
     least : int
         Patches that a turn has at least, so that all threads are busy.
+    most : int
+        Patches that fill the batches of all threads: engines gain unlike much by larger batches, so a turn has as many
+        where it stays short.
 
     Returns
     -------
     Timing
     """
     names = list(engines)
-    # As many patches as a short turn holds: many short turns find a quiet moment, few long ones do not.
+    # A turn stays short all the same: many short turns find a quiet moment, few long ones do not.
     slowest = max(_seconds(engines[name], least) / least for name in names)
-    count = max(least, min(_LARGEST, int(_TURN / slowest)))
+    count = max(least, min(most, int(_TURN / slowest)))
     turns: dict[str, list[float]] = {name: [] for name in names}
     started, busy, own = time.perf_counter(), _busy(), time.process_time()
     for turn in range(_ROUNDS[1]):
-        if turn >= _ROUNDS[0] and time.perf_counter() - started > _BUDGET:
-            break
+        if turn >= _ROUNDS[0]:
+            first, *others_best = sorted(min(seconds) for seconds in turns.values())
+            close = bool(others_best) and others_best[0] < _CLOSE * first
+            if time.perf_counter() - started > (_CLOSE_BUDGET if close else _BUDGET):
+                break
         # Each round begins with another one: none always runs after the same.
         start = turn % len(names)
         for name in names[start:] + names[:start]:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PureWindowsPath
-from typing import Any
+from typing import Any, Final
 
+from hematokit.assignments import read_value
 from hematokit.imaging.reading import printable
 from hematokit.reporting.text import command
+from hematokit.training.config import TrainConfig
 
 __all__ = ["reproducing", "reproducing_words"]
+
+_OPTIONS: Final = (
+    *("variant", "image_size", "epochs", "batch_size", "lr", "weight_decay", "warmup", "balance", "target_per_class"),
+    "seed",
+)
+_SETTINGS: Final = ("clip_grad", "label_smoothing", "precision", "compile", "patience", "monitor", "stop_after")
 
 
 def reproducing(training: Mapping[str, Any]) -> list[str]:
@@ -33,14 +42,36 @@ def reproducing(training: Mapping[str, Any]) -> list[str]:
     if not settings:
         return []
     words: list[object] = ["hematokit", "train", "STORE", "--output", "NEW_RUN", "--backbone", settings.get("backbone")]
-    for option in ("variant", "image_size", "epochs", "batch_size", "lr", "weight_decay", "warmup", "balance", "seed"):
+    for option in _OPTIONS:
         if settings.get(option) is not None:
             words += [f"--{option.replace('_', '-')}", settings[option]]
     words += ["--augmenter", settings["augmenter"]] if settings.get("augmenter") else []
     words += ["--exclude", ",".join(settings["exclude"]) or "none"] if settings.get("exclude") is not None else []
     words += ["--one-vs-rest", settings["one_vs_rest"]] if settings.get("one_vs_rest") else []
     words += ["--pretrained"] if settings.get("pretrained") else []
+    words += ["--weights", _without_folders(str(settings["weights"]))] if settings.get("weights") else []
+    for key, value in _other_settings(settings):
+        words += ["--set", f"{key}={value}"]
     return [_wrapped(words), "hematokit evaluate NEW_RUN"]
+
+
+def _other_settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What changes a model and has no place above, where it is not what a training takes by itself."""
+    for name in _SETTINGS:
+        value = settings.get(name, usual := TrainConfig.model_fields[name].default)
+        if value != usual:
+            yield name, _as_yaml(value)
+    for kind in ("backbone", "augmenter"):
+        options = settings.get(f"{kind}_options")
+        if isinstance(options, dict):
+            yield from ((f"{kind}.{name}", _as_yaml(value)) for name, value in options.items())
+
+
+def _as_yaml(value: object) -> str:
+    """A value as ``--set`` reads it; JSON is YAML."""
+    if isinstance(value, str) and read_value(value) == value:
+        return _without_folders(value)
+    return json.dumps(value)
 
 
 def _given_command(training: Mapping[str, Any]) -> list[str]:
@@ -86,6 +117,10 @@ def reproducing_words(training: Mapping[str, Any]) -> str:
     given = _given_command(training)
     store = "The store that it was given is the one" if given else "STORE is the store"
     said = f"{store} whose version begins with {hash_} (hematokit store info says it). " if hash_ else ""
+    split = training.get("split")
+    if isinstance(split, dict) and split.get("fractions") and split.get("seed") is not None:
+        divided = command("hematokit", "split", "STORE", "--fractions", *split["fractions"], "--seed", split["seed"])
+        said += f"Its split, if it has lost it: {divided}. "
     if given and given[1:2] != ["train"]:
         package = training.get("backbone_package")
         said += f"The first command is that of a plugin{f', {package}' if package else ''}. "

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from hematokit.errors import ModelError
@@ -45,7 +45,7 @@ torch.
 
 _AGAIN: Final = "give an --output in a folder that can be written, with room"
 _GREY: Final = "#7f7f7f"
-_PATHS: Final = ("store", "output", "weights")
+_PATHS: Final = ("store", "output")
 
 
 def _silent(text: str) -> None:
@@ -100,9 +100,10 @@ class ExportResult:
             if "refused" in found:
                 lines.append(f"Mind: {found['refused']}")
             elif "max_logit_difference" in found:
+                against = found.get("compared_with", "torch")
                 lines.append(
-                    f"Compared with torch, {name}: logits of {found['patches']} crops ({self.crops}) differ by at most "
-                    f"{found['max_logit_difference']:.1e}, {found['classes_changed']} classes change"
+                    f"Compared with {against}, {name}: logits of {found['patches']} crops ({self.crops}) differ by at "
+                    f"most {found['max_logit_difference']:.1e}, {found['classes_changed']} classes change"
                 )
         if self.facts.get("cost"):
             lines.append(f"Mind: {self.facts['cost']['sentence']}")
@@ -199,9 +200,13 @@ def export(
             classifier, target, card=card, samples=crops.compared(), log=log, licence=licence, **options
         )
         with one_line_write_errors(output.parent, ModelError, _AGAIN):
+            card_target = target.with_suffix(".md")
             if card_file is not None:
-                write_atomically(card_file, facts["card"])
+                write_atomically(card_target, facts["card"])
+            # Both are whole before either has its name: a full disk leaves neither.
             target.replace(output)
+            if card_file is not None:
+                card_target.replace(card_file)
             sync_folder(output.parent)
     size = sum(file.stat().st_size for file in ([output] if output.is_file() else output.rglob("*")) if file.is_file())
     compared = "drawn ones" if crops.store is None else f"of {printable(crops.store.path.name)}"
@@ -260,8 +265,9 @@ class _place(contextlib.AbstractContextManager[Path]):
     def __exit__(self, *exception: object) -> None:
         if self.target.is_dir():
             shutil.rmtree(self.target, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            self.target.unlink(missing_ok=True)
+        for left in (self.target, self.target.with_suffix(".md")):
+            with contextlib.suppress(OSError):
+                left.unlink(missing_ok=True)
         for folder in self._made:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # only where it stayed empty
@@ -280,8 +286,10 @@ def _shareable(classifier: Classifier, taxonomy: str | Path | None, pixel_size_u
     if isinstance(config.training.get("settings"), dict):
         given = config.training["settings"]
         training["settings"] = {key: value for key, value in given.items() if key not in _PATHS}
+        if given.get("weights"):
+            training["settings"]["weights"] = _last_part(str(given["weights"]))
     if training.get("store"):
-        training["store"] = Path(str(training["store"])).name
+        training["store"] = _last_part(str(training["store"]))
     config = config.model_copy(
         update={
             "training": training,
@@ -298,6 +306,11 @@ def _shareable(classifier: Classifier, taxonomy: str | Path | None, pixel_size_u
         config=config,
     )
     return made.eval()
+
+
+def _last_part(path: str) -> str:
+    """The name of a file or folder, whichever system wrote its path."""
+    return PureWindowsPath(path).name or path
 
 
 def _same_classes(classifier: Classifier, source: str | Path) -> Taxonomy:

@@ -125,6 +125,7 @@ def model_card(
             scores=scores,
             missing=missing,
             evaluated_on=_evaluated_on(scores),
+            seen=_seen(scores),
             headline=_HEADLINE,
             columns=_COLUMNS,
             few=bool(scores) and any(entry["low_support"] for entry in scores["per_class"].values()),
@@ -262,6 +263,18 @@ def _evaluated_on(scores: Mapping[str, Any]) -> str:
     if about["images"]:
         return f"a folder of images, {Path(str(about['images'])).name}"
     return f"split {about['split']} of store version {str(about['store_hash'])[:16]}"
+
+
+def _seen(scores: Mapping[str, Any]) -> str:
+    """Whether the cells of the figures are new to the model, which is what makes them worth something."""
+    split = str(scores["evaluated"]["split"]) if scores and not scores["evaluated"]["images"] else ""
+    if split == "test":
+        return "that took no part in training"
+    if split == "val":
+        return "by which the best epoch was chosen, so the figures flatter"
+    if split == "train":
+        return "that it was trained on, so the figures say nothing about others"
+    return "of which this card does not know whether it was trained on some"
 
 
 def _neighbours(scores: Mapping[str, Any]) -> str:

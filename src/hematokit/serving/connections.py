@@ -1,15 +1,25 @@
-"""Connections that send nothing: uvicorn lets them stay for ever, and there is only so much room."""
+"""Connections that send nothing, or heads without end: uvicorn bears both, and there is only so much room."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import json
+from typing import Any, Final
 
 __all__ = ["http_protocol"]
 
+_HEAD_BYTES: Final = 64 * 1024
+"""Where h11 gives up, too; httptools gathers what comes."""
+
+_BODY: Final = json.dumps({"error": f"the head has more than {_HEAD_BYTES:,} bytes", "reason": "too-large"}).encode()
+_TOO_LARGE: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
+)
+
 
 class _HeadInTime(asyncio.Protocol):
-    """Hangs up where the head of a request has not come in time; whose body is late, `Guard` tells."""
+    """Hangs up where the head of a request is too large or late; whose body is, `Guard` tells."""
 
     head_seconds: float
     # Of uvicorn's protocols, both that with httptools and that with h11.
@@ -18,13 +28,20 @@ class _HeadInTime(asyncio.Protocol):
     cycle: Any
 
     _late: asyncio.TimerHandle | None = None
+    _head_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
         super().data_received(data)
+        self._head_bytes = 0 if self._at_work() else self._head_bytes + len(data)
+        if self._head_bytes > _HEAD_BYTES and not self.transport.is_closing():
+            self.transport.write(_TOO_LARGE)
+            self.transport.close()
         self._watch()
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib.util
+import os
 import signal
 import socket
 import threading
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hematokit.errors import ServingError
 from hematokit.imaging.reading import printable
-from hematokit.serving.settings import ServeSettings
+from hematokit.serving.settings import ServeSettings, is_every_interface
 
 if TYPE_CHECKING:
     import uvicorn
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 _PACKAGES: Final = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
+_FIRST_FREE_TO_ALL: Final = 1024
 _PATIENCE: Final = 30
 """Seconds that requests under way have when the server is told to stop."""
 
@@ -51,7 +54,8 @@ def serve(
     access_log : bool
         Write a line for each request to standard error.
     started : callable
-        Told the address and what ``/v1/model`` answers, once requests are accepted.
+        Told an address that a browser on this machine can open, whatever `ServeSettings.host` is, and what
+        ``/v1/model`` answers, once requests are accepted.
 
     Raises
     ------
@@ -64,7 +68,7 @@ def serve(
     missing = [name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise ServingError(f"serving needs {', '.join(missing)}; run: pip install 'hematokit[serve]'")
-    listening = _listen(settings.host, settings.port)
+    listening = _listen(settings)
     try:
         import uvicorn
 
@@ -87,35 +91,57 @@ def serve(
             ws="none",
         )
         server = uvicorn.Server(config)
-        port = listening.getsockname()[1]
-        shown = f"[{settings.host}]" if ":" in settings.host else settings.host
-        # Requests that come from now on wait in the socket's line for the moment that is left.
-        listening.listen(config.backlog)
+        try:
+            # Requests that come from now on wait in the socket's line for the moment that is left.
+            listening.listen(config.backlog)
+        except OSError as error:
+            # Somebody who took the port at the same time was faster.
+            raise _cannot_listen(settings, error) from error
         with _signals_end_quietly(server), _model_left_to_stay():
-            started(f"http://{shown}:{port}", describe_model(loaded, settings))
+            started(_address(listening, settings.host), describe_model(loaded, settings))
             server.run(sockets=[listening])
     finally:
         listening.close()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(settings: ServeSettings) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         made = socket.socket(family, kind, protocol)
         try:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if os.name == "posix":
+                # Elsewhere it would share the port with whoever has it.
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if address[0] == "::":
+                # Every interface means those with IPv4 addresses, too, whatever the system's default is.
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             made.bind(address)
         except BaseException:
             made.close()
             raise
     except (OSError, UnicodeError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise ServingError(
-            f"cannot listen on {printable(host)} port {port} ({said}); give another --host or --port"
-        ) from error
+        raise _cannot_listen(settings, error) from error
     return made
+
+
+def _cannot_listen(settings: ServeSettings, error: OSError | UnicodeError) -> ServingError:
+    said = getattr(error, "strerror", None) or error
+    if isinstance(error, PermissionError) and settings.port < _FIRST_FREE_TO_ALL:
+        advice = f"ports below {_FIRST_FREE_TO_ALL} are the administrator's; give another --port"
+    elif getattr(error, "errno", None) == errno.EADDRINUSE:
+        advice = "another program has it; give another --port, or 0 for a free one"
+    else:
+        advice = "give another --host or --port"
+    return ServingError(f"cannot listen on {printable(settings.host)} port {settings.port} ({said}); {advice}")
+
+
+def _address(listening: socket.socket, host: str) -> str:
+    """Where a browser of this machine finds the server: nobody can open the address that means all of them."""
+    bound, port = listening.getsockname()[:2]
+    shown = "127.0.0.1" if is_every_interface(bound) else host.strip("[]")
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
 def _log_config() -> dict[str, Any]:

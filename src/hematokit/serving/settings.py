@@ -12,12 +12,21 @@ from typing import Any, Final
 from hematokit.errors import ServingError
 from hematokit.imaging.reading import MAX_PIXELS, printable
 
-__all__ = ["KEY_VARIABLE", "SHORTEST_KEY", "ServeSettings", "is_loopback", "read_api_key"]
+__all__ = [
+    "KEY_VARIABLE",
+    "SHORTEST_KEY",
+    "ServeSettings",
+    "is_every_interface",
+    "is_loopback",
+    "read_api_key",
+    "read_port",
+]
 
 KEY_VARIABLE: Final = "HEMATOKIT_API_KEY"
 SHORTEST_KEY: Final = 16
 _MAKE_ONE: Final = "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
 _MIB: Final = 1024 * 1024
+_PORTS: Final = "give one from 1 to 65535, or 0 for a free one"
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,9 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
-            raise ServingError(f"port {self.port} does not exist; give one from 1 to 65535")
+            raise ServingError(f"port {self.port} does not exist; {_PORTS}")
+        if not self.host.strip("[] "):
+            raise ServingError("the host is empty; give an address to listen on, such as 127.0.0.1")
         for name in (
             *("batch_size", "most_waiting_patches", "most_waiting_fields", "most_connections", "most_crops"),
             *("crop_bytes", "field_bytes", "field_pixels", "field_cells", "field_seconds", "upload_seconds"),
@@ -115,6 +126,34 @@ def is_loopback(host: str) -> bool:
     except ValueError:
         # A name may mean another address tomorrow.
         return False
+
+
+def is_every_interface(host: str) -> bool:
+    """Tell whether an address means all those of this machine.
+
+    Examples
+    --------
+    >>> [is_every_interface(host) for host in ("0.0.0.0", "::", "[::]", "127.0.0.1", "lab.example")]
+    [True, True, True, False, False]
+    """
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_unspecified
+    except ValueError:
+        return False
+
+
+def read_port(word: str) -> int:
+    """Read a port from the command line.
+
+    Raises
+    ------
+    ServingError
+        If it is no number.
+    """
+    try:
+        return int(word)
+    except ValueError as error:
+        raise ServingError(f"port {printable(word)} is no number; {_PORTS}") from error
 
 
 def read_api_key(file: Path | None) -> str | None:

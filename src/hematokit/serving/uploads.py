@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO, Final, cast
 
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from python_multipart.multipart import parse_options_header
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
 
 from hematokit.errors import ServingError
 from hematokit.serving.fieldwork import file_name
@@ -18,6 +19,11 @@ __all__ = ["Upload", "uploaded"]
 
 _IN_MEMORY: Final = 1 << 20
 """Bytes of an upload that stay in memory; the rest of a larger one goes to a file without a name."""
+
+_MOST_WORDS: Final = 16
+"""Parts of a form that are no files."""
+
+_TAIL: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -66,23 +72,27 @@ async def uploaded(request: Request, most: int, otherwise: str) -> AsyncIterator
         )
     if kind != "multipart/form-data":
         with SpooledTemporaryFile(_IN_MEMORY) as file:
-            async for part in request.stream():
+            async for part in _body(request):
                 file.write(part)
             if not file.tell():
                 raise _without()
             file.seek(0)
             yield [Upload(file_name(request.query_params.get("name"), otherwise), cast(BinaryIO, file))]
         return
+    end = _FormEnd(request)
     try:
-        form: Any = await request.form(max_files=most, max_fields=16)
-    except HTTPException as error:
-        if str(error.detail).startswith("Too many"):
+        form = await MultiPartParser(request.headers, end.watched(), max_files=most, max_fields=_MOST_WORDS).parse()
+    except MultiPartException as error:
+        if str(error.message).startswith("Too many files"):
             raise ServingError(
                 f"the request has more than {most:,} image{'s' * (most > 1)}; send fewer at once", "too-large", 413
             ) from error
-        raise ServingError(f"the form is damaged ({error.detail}); send it again", "bad-form", 400) from error
+        raise _damaged(str(error.message).rstrip(".")) from error
     try:
-        files = [part for _, part in form.multi_items() if not isinstance(part, str)]
+        if not end.came:
+            # Whatever stands in front of the cut would be answered as if there had been no more.
+            raise _damaged("its end is missing")
+        files: list[Any] = [part for _, part in form.multi_items() if not isinstance(part, str)]
         if not files:
             raise _without()
         yield [
@@ -91,6 +101,40 @@ async def uploaded(request: Request, most: int, otherwise: str) -> AsyncIterator
         ]
     finally:
         await form.close()
+
+
+async def _body(request: Request) -> AsyncGenerator[bytes, None]:
+    try:
+        async for part in request.stream():
+            yield part
+    except ClientDisconnect as error:
+        raise ServingError("the client has gone", "gone", 499) from error
+
+
+class _FormEnd:
+    """Sees whether the last boundary of a form came, which the parser does not ask for."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        boundary = parse_options_header(request.headers.get("content-type"))[1].get(b"boundary", b"")
+        self._end, self._last = b"--" + boundary + b"--", b""
+
+    @property
+    def came(self) -> bool:
+        """Whether the form is whole, or empty."""
+        return not self._last or self._end in self._last
+
+    async def watched(self) -> AsyncGenerator[bytes, None]:
+        """The body, as it comes."""
+        async for part in _body(self._request):
+            if part:
+                # What follows the end means nothing, and is rarely more than a line break.
+                self._last = (self._last[-_TAIL:] + part)[-_TAIL:]
+            yield part
+
+
+def _damaged(how: str) -> ServingError:
+    return ServingError(f"the form is damaged ({how}); send it again", "bad-form", 400)
 
 
 def _without() -> ServingError:

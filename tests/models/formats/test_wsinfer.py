@@ -87,6 +87,16 @@ def test_the_configuration_has_what_the_zoo_asks_for(
     ]
 
 
+def test_the_readme_says_that_the_temperature_is_inside(
+    make_model: MakeModel, crops: Callable[[int], Patches], tmp_path: Path
+) -> None:
+    """The card's table names a temperature: a reader who divided by it once more would have other probabilities."""
+    write(make_model(), tmp_path / "out", card=CARD, samples=crops(64), log=ignore)
+    text = " ".join((tmp_path / "out" / "README.md").read_text().split())
+    assert text.index("do not divide by the temperature again") < text.index("## Validation")
+    assert "squares of 16 µm (64 px of 0.25 µm)" in text
+
+
 def test_wsinfers_own_schema_takes_the_configuration(
     make_model: MakeModel, crops: Callable[[int], Patches], tmp_path: Path
 ) -> None:

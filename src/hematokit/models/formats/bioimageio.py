@@ -24,7 +24,7 @@ import numpy.typing as npt
 from hematokit.errors import ModelError, describe_error
 from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, write_atomically
 from hematokit.models.exporting import onnx_bytes
-from hematokit.models.formats.packages import NOTICE, about, drawn_crops, gate, on_cpu, resized, write_card
+from hematokit.models.formats.packages import NOTICE, about, drawn_crops, gate, on_cpu, resized, with_usage, write_card
 from hematokit.models.predictions import prediction_frame
 
 if TYPE_CHECKING:
@@ -124,8 +124,23 @@ def _write_files(model: Classifier, folder: Path, card: str) -> dict[str, Logits
     for name, values in outputs.items():
         np.save(folder / f"test_{name}.npy", values)
     write_atomically(folder / "cover.jpg", _cover(crops))
-    write_card(folder, card)
+    write_card(folder, with_usage(card, _usage(model.patch_size)))
     return outputs
+
+
+def _usage(side: int) -> str:
+    return f"""## Run it with bioimageio.core
+
+```python
+from bioimageio.core import predict
+
+found = predict(model="PACKAGE.zip", inputs={{"patches": crops}})
+probabilities = found.members["probabilities"].data
+```
+
+`crops` is `uint8 (N, {side}, {side}, 3)`, RGB as the camera gives it. What follows describes the model; its preparation
+and its temperature are inside the package: `probabilities` are calibrated, `logits` are not divided by the temperature.
+"""
 
 
 def _cover(crops: Patches) -> bytes:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from hematokit.errors import ModelError, describe_error
 from hematokit.files import one_line_write_errors
-from hematokit.models.formats.packages import about, gate, on_cpu, write_card
+from hematokit.models.formats.packages import about, gate, on_cpu, with_usage, write_card
 
 if TYPE_CHECKING:
     import torch
@@ -221,8 +221,7 @@ prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model
 `label_names` in `config.json`; for calibrated probabilities divide them by {model.temperature:.6g} before softmax.
 
 """
-    before, heading, after = card.partition("\n## ")
-    return f"{before}\n{lines}{heading.lstrip()}{after}" if heading else f"{card}\n{lines}"
+    return with_usage(card, lines)
 
 
 def _pads(side: int, spec: InputSpec) -> bool:

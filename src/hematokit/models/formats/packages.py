@@ -29,6 +29,7 @@ __all__ = [
     "gate",
     "on_cpu",
     "resized",
+    "with_usage",
     "without_pictures",
     "write_card",
 ]
@@ -187,6 +188,20 @@ def write_card(folder: Path, card: str, head: str = "") -> list[Path]:
     text = _PICTURE.sub(put_beside, card)
     write_atomically(folder / CARD, head + text)
     return [folder / CARD, *pictures]
+
+
+def with_usage(card: str, usage: str) -> str:
+    """Put a section on how a package is used before a card's first one.
+
+    Parameters
+    ----------
+    card : str
+        Markdown.
+    usage : str
+        The section, with its heading.
+    """
+    before, heading, after = card.partition("\n## ")
+    return f"{before}\n{usage.strip()}\n\n{heading.lstrip()}{after}" if heading else f"{card}\n{usage.strip()}\n"
 
 
 def without_pictures(card: str) -> str:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from hematokit.errors import ModelError, describe_error
 from hematokit.files import one_line_write_errors, write_json
-from hematokit.models.formats.packages import about, gate, on_cpu, write_card
+from hematokit.models.formats.packages import about, gate, on_cpu, with_usage, write_card
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ def write(
         log("tracing the network")
         _trace(model, target / WEIGHTS)
         write_json(target / CONFIG, config)
-        write_card(target, card)
+        write_card(target, with_usage(card, _usage(config)))
     log("comparing what torch.jit loads")
 
     def reference(patches: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -112,6 +112,19 @@ def _config(classifier: Classifier, licence: str) -> dict[str, Any]:
         "apply_softmax": True,
         "hematokit": about(classifier, licence),
     }
+
+
+def _usage(config: dict[str, Any]) -> str:
+    side, scale = config["patch_size_pixels"], config["spacing_um_px"]
+    return f"""## In QuPath and WSInfer
+
+QuPath: name the folder that this folder lies in as *User model directory* of the WSInfer window, and choose the model.
+Tiles are squares of {side * scale:.4g} µm ({side} px of {scale:.4g} µm) with a cell in the middle.
+
+What follows describes the model. In `{WEIGHTS}` its preparation and its temperature are inside: it takes
+`float32 (N, 3, {side}, {side})` from 0 to 1, and softmax of what it gives are the calibrated probabilities; do not
+divide by the temperature again. Classes are in the order of `class_names` in `{CONFIG}`.
+"""
 
 
 def _trace(model: Classifier, path: Path) -> None:

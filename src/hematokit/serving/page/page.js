@@ -19,9 +19,9 @@ function element(name, properties = {}, ...children) {
   return made;
 }
 
-function say(text, error = false) {
+function say(text, kind = "") {
   status.textContent = text;
-  status.classList.toggle("error", error);
+  status.className = kind;
 }
 
 function percent(value) { return value === null || value === undefined ? "–" : value.toFixed(1); }
@@ -61,7 +61,7 @@ async function introduce() {
     adapt();
   } catch (error) {
     get("model").textContent = "";
-    say(error.message, true);
+    say(error.message, "error");
   }
 }
 
@@ -106,10 +106,11 @@ async function classify() {
     const found = await ask(`${whole ? "/v1/fields" : "/v1/cells"}?${query}`, {
       method: "POST", body, signal: request.signal,
     });
-    say("");
+    // What is on the page now, for those who do not see it.
+    say(whole ? `${plural(found.cells.features.length, "cell")} found` : `${plural(found.cells.length, "image")} answered`, "heard");
     if (whole) showField(found, sent[0].name, Number(unsure)); else showCrops(found, sent);
   } catch (error) {
-    if (error.name === "AbortError") say("Cancelled."); else say(error.message, true);
+    if (error.name === "AbortError") say("Cancelled."); else say(error.message, "error");
   } finally {
     request = null;
     cancel.hidden = true;
@@ -124,7 +125,9 @@ function showField(found, name, unsureBelow) {
   picture.height = found.picture.height;
   picture.src = found.picture.data;
   overlay.setAttribute("viewBox", `0 0 ${found.field.width} ${found.field.height}`);
-  overlay.replaceChildren(...found.cells.features.map((cell) => outline(cell, unsureBelow)));
+  const cells = found.cells.features;
+  overlay.replaceChildren(...cells.map((cell, index) => outline(cell, unsureBelow, `${index + 1} of ${cells.length}`)));
+  oneStop(overlay.children);
   get("title").textContent = name;
   const size = found.field.pixel_size_um ? `${found.field.pixel_size_um} µm per pixel` : null;
   const all = found.differential.all;
@@ -147,12 +150,65 @@ function showField(found, name, unsureBelow) {
   get("field").hidden = false;
 }
 
+function named(code) { return model?.classes.find((entry) => entry.code === code)?.name ?? ""; }
+
 function colour(code) {
   const entry = model && model.classes.find((each) => each.code === code);
   return entry ? entry.colour : "#7f7f7f";
 }
 
-function outline(cell, unsureBelow) {
+// A group of things is one stop of the Tab key: the arrow keys move within it.
+function oneStop(items, wanted = null) {
+  const stop = wanted ?? [...items].find((item) => item.style.display !== "none");
+  for (const item of items) item.setAttribute("tabindex", item === stop ? "0" : "-1");
+}
+
+function goTo(items, wanted) {
+  if (!wanted) return;
+  oneStop(items, wanted);
+  wanted.focus();
+}
+
+function middle(shape) {
+  const box = shape.getBBox();
+  return [box.x + box.width / 2, box.y + box.height / 2];
+}
+
+// The cell that the eye would go to: near, and rather above or below than aside.
+function nearest(shape, others, down) {
+  const [x, y] = middle(shape);
+  let best = null, least = Infinity;
+  for (const other of others) {
+    const [there, at] = middle(other);
+    const ahead = down ? at - y : y - at;
+    const cost = ahead + 2 * Math.abs(there - x);
+    if (other !== shape && ahead > 0 && cost < least) [best, least] = [other, cost];
+  }
+  return best;
+}
+
+function moveAmongCells(event) {
+  const shapes = [...get("overlay").children], shown = shapes.filter((each) => each.style.display !== "none");
+  const here = shown.indexOf(event.target);
+  const next = {
+    ArrowRight: () => shown[here + 1], ArrowLeft: () => shown[here - 1],
+    ArrowDown: () => nearest(event.target, shown, true), ArrowUp: () => nearest(event.target, shown, false),
+    Home: () => shown[0], End: () => shown[shown.length - 1],
+    Enter: () => shown[here], " ": () => shown[here],
+  }[event.key];
+  if (!next || here < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
+  event.preventDefault();
+  const wanted = next();
+  // Of the cell that has the focus already, Escape may have closed the details.
+  if (wanted === event.target) wanted.dispatchEvent(new Event("focus"));
+  goTo(shapes, wanted);
+  if (!wanted) return;
+  // The details lie over the lower end of what is seen of the picture.
+  const hidden = wanted.getBoundingClientRect().bottom + 12 - get("cell").getBoundingClientRect().top;
+  if (hidden > 0) window.scrollBy(0, hidden);
+}
+
+function outline(cell, unsureBelow, place) {
   const shape = document.createElementNS(SVG, "path");
   const ring = cell.geometry.coordinates[0];
   const code = cell.properties.classification ? cell.properties.classification.name : "";
@@ -160,12 +216,14 @@ function outline(cell, unsureBelow) {
   shape.setAttribute("d", `M${ring.map((point) => point.join(" ")).join("L")}Z`);
   shape.setAttribute("stroke", colour(code));
   shape.setAttribute("fill", colour(code));
-  shape.setAttribute("tabindex", "0");
-  shape.setAttribute("role", "img");
-  shape.setAttribute("aria-label", `${code} ${(100 * sure).toFixed(0)} %`);
+  const unsure = !(sure >= unsureBelow);
+  shape.setAttribute("role", "option");
+  shape.setAttribute("aria-selected", "false");
+  shape.setAttribute("aria-label", `${code} ${named(code)}, ${(100 * sure).toFixed(0)} %${unsure ? ", unsure" : ""}, cell ${place}`);
   shape.dataset.code = code;
-  if (!(sure >= unsureBelow)) shape.classList.add("unsure");
+  shape.classList.toggle("unsure", unsure);
   for (const kind of ["mouseenter", "focus", "click"]) shape.addEventListener(kind, () => detail(cell, shape));
+  shape.addEventListener("focus", () => oneStop(shape.parentElement.children, shape));
   return shape;
 }
 
@@ -182,13 +240,17 @@ function bars(probabilities, most = 4) {
 }
 
 function detail(cell, shape = null) {
-  for (const each of document.querySelectorAll("#overlay .chosen")) each.classList.remove("chosen");
+  for (const each of document.querySelectorAll("#overlay .chosen")) {
+    each.classList.remove("chosen");
+    each.setAttribute("aria-selected", "false");
+  }
   const place = get("cell");
   if (!cell) {
-    place.replaceChildren("Point at a cell to see its probabilities.");
+    place.replaceChildren("Point at a cell to see its probabilities. By keyboard: arrow keys go from cell to cell, Escape closes.");
     return;
   }
   shape.classList.add("chosen");
+  shape.setAttribute("aria-selected", "true");
   const measured = Object.entries(cell.properties.measurements);
   const probabilities = measured.filter(([name]) => name.startsWith("p_")).map(([name, value]) => [name.slice(2), value]);
   const unsure = shape.classList.contains("unsure") ? " (unsure)" : "";
@@ -207,33 +269,35 @@ function table(all) {
   rows.sort((one, other) => other.share.count + other.share.unsure - one.share.count - one.share.unsure);
   const body = get("classes").tBodies[0];
   body.replaceChildren(...rows.map(({ entry, share }) => {
-    const label = element("td", { className: "left" }, dot(entry.code), element("b", { textContent: entry.code }),
-      element("span", { className: "name", textContent: entry.name }));
+    const button = element("button", { type: "button", className: "class", title: "Show only these cells" },
+      dot(entry.code), element("b", { textContent: entry.code }), element("span", { className: "name", textContent: entry.name }));
+    button.setAttribute("aria-pressed", "false");
+    const label = element("td", { className: "left" }, button);
     const cells = element("td", { textContent: share.count });
     if (share.unsure) cells.append(element("span", { className: "name", textContent: `+ ${share.unsure} unsure` }));
     const interval = share.interval ? share.interval.map(percent).join(" – ") : "";
-    const row = element("tr", { tabIndex: 0 }, label, cells,
+    const row = element("tr", {}, label, cells,
       element("td", { textContent: entry.counted ? percent(share.percent) : "apart" }), element("td", { textContent: interval }));
     row.dataset.code = entry.code;
-    row.setAttribute("aria-pressed", "false");
     if (share.count + share.unsure === 0) row.classList.add("none");
     row.addEventListener("click", () => only(row));
-    row.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" || event.key === " ") { event.preventDefault(); only(row); }
-    });
     return row;
   }));
+  oneStop(body.querySelectorAll("button"));
 }
 
 function only(row) {
   const again = row.classList.contains("only");
   for (const each of row.parentElement.children) {
     each.classList.toggle("only", each === row && !again);
-    each.setAttribute("aria-pressed", String(each === row && !again));
+    each.querySelector("button").setAttribute("aria-pressed", String(each === row && !again));
   }
+  oneStop(row.parentElement.querySelectorAll("button"), row.querySelector("button"));
   for (const shape of get("overlay").children) {
     shape.style.display = again || shape.dataset.code === row.dataset.code ? "" : "none";
   }
+  detail(null);
+  oneStop(get("overlay").children);
 }
 
 function showCrops(found, sent) {
@@ -250,8 +314,7 @@ function showCrops(found, sent) {
     if (cell.error) {
       item.append(element("div", { className: "wrong", textContent: cell.error }));
     } else {
-      const name = model.classes.find((entry) => entry.code === cell.predicted)?.name ?? "";
-      item.append(element("b", { textContent: `${cell.predicted} ${name}${cell.unsure ? " (unsure)" : ""}` }),
+      item.append(element("b", { textContent: `${cell.predicted} ${named(cell.predicted)}${cell.unsure ? " (unsure)" : ""}` }),
         bars(Object.entries(cell.probabilities), 3));
     }
     return item;
@@ -277,6 +340,15 @@ form.addEventListener("submit", async (event) => {
   if (!model) await introduce();
   if (model && chosen.length) await classify();
 });
+get("overlay").addEventListener("keydown", moveAmongCells);
+get("classes").addEventListener("keydown", (event) => {
+  const buttons = [...get("classes").querySelectorAll("button")], here = buttons.indexOf(event.target);
+  const next = { ArrowDown: here + 1, ArrowUp: here - 1, Home: 0, End: buttons.length - 1 }[event.key];
+  if (here < 0 || next === undefined) return;
+  event.preventDefault();
+  goTo(buttons, buttons[next]);
+});
+document.addEventListener("keydown", (event) => { if (event.key === "Escape" && answer) detail(null); });
 key.addEventListener("change", () => { if (!model) introduce(); });
 cancel.addEventListener("click", () => request && request.abort());
 get("save-geojson").addEventListener("click", () => save(JSON.stringify(answer.cells), `${answer.field.field_id}.geojson`));
