@@ -192,7 +192,7 @@ class ComingCells:
         state: FieldState = new.metadata["hematokit"]
         for layer in cells_layers(self._viewer):
             earlier: FieldState = layer.metadata["hematokit"]
-            same = (earlier.image_layer_name, earlier.plane) == (state.image_layer_name, state.plane)
+            same = earlier.plane == state.plane and earlier.is_of(self.image, self._viewer)
             if layer is new or not same or not earlier.model_path:
                 continue
             if earlier.review.cells["reviewed"].any():

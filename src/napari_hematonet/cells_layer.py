@@ -112,6 +112,7 @@ def add_cells_layer(
     state = state or FieldState(review, unsure_below=review.unsure_below, pixel_size_um=review.pixel_size_um)
     if image is not None:
         state.image_layer_name = state.image_layer_name or image.name
+        state.image = weakref.ref(image)
         placement = {**placement_of(image), **placement}
     data, options, _ = cells_layer_data(state, name=name, placement=placement)
     watch_layers(viewer)
@@ -155,6 +156,9 @@ def _adopt(viewer: napari.Viewer, layer: Points) -> None:
     _adopted.add(layer)
     state = layer.metadata[METADATA_KEY]
     follow_review(layer, state)
+    if state.image is None and state.image_layer_name in viewer.layers:
+        # Layers of a reader or a sample know only what their image is called, which the user may change.
+        state.image = weakref.ref(viewer.layers[state.image_layer_name])
     attach_text(viewer, layer)
     if state.pixel_size_um is not None:
         show_in_micrometres(viewer, state.pixel_size_um)

@@ -15,21 +15,19 @@ from hematokit.fields.naming import safe_name
 from hematokit.imaging.reading import printable
 from hematokit.registry import load_plugins
 from napari_hematonet._settings import setting
+from napari_hematonet.background import Background, Failed, Note
 from napari_hematonet.cells_coming import ComingCells
 from napari_hematonet.classify_job import (
-    Background,
     Cells,
     ClassifyRequest,
-    Failed,
     Found,
     Loaded,
-    Note,
     classify_steps,
     runtime_choices,
     warm_up,
 )
 from napari_hematonet.demo_model import make_demo_model
-from napari_hematonet.docks import join_docks, show_dock
+from napari_hematonet.docks import join_docks, open_dock
 from napari_hematonet.field_choice import FieldChoice
 from napari_hematonet.images import field_of
 from napari_hematonet.later import later
@@ -189,8 +187,9 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
 
     @guarded
     def _open_legend(self) -> None:
-        _, legend = self._viewer.window.add_plugin_dock_widget("hematokit", "Legend and differential")
-        show_dock(legend)
+        from napari_hematonet.legend_widget import LegendWidget
+
+        open_dock(self._viewer, "Legend and differential", LegendWidget)
 
     def _first_step(self) -> str:
         return _READY if self.model.path else _NO_MODEL

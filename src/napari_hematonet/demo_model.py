@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from napari_hematonet._libraries import keep_triton_out
 
 if TYPE_CHECKING:
-    from napari_hematonet.classify_job import Background
+    from napari_hematonet.background import Background
 
 __all__ = ["DEMO_NAME", "demo_folder", "find_demo_model", "make_demo_model"]
 

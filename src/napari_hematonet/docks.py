@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from qtpy.QtCore import QEvent, QObject, QSize, QTimer
 from qtpy.QtWidgets import QApplication, QDockWidget, QMainWindow, QWidget
 
 from napari_hematonet.state import guarded
 
-__all__ = ["dock_of", "in_front", "join_docks", "show_dock"]
+if TYPE_CHECKING:
+    import napari
+
+__all__ = ["dock_of", "in_front", "join_docks", "open_dock", "show_dock"]
 
 _OURS: Final = "hematokit_tab"
 """Property of our widgets: what their tab says."""
@@ -51,6 +54,31 @@ def show_dock(widget: QWidget) -> None:
     if dock is not None:
         dock.show()
         dock.raise_()
+
+
+def open_dock(viewer: napari.Viewer, name: str, make: Callable[[napari.Viewer], QWidget]) -> QWidget:
+    """Bring one of our docks to the front, as Plugins > HematoNet does, and return its widget; made if it is not there.
+
+    napari's menu knows a dock by the plugin's display name, `Window.add_plugin_dock_widget` by the distribution's: with
+    that there would be two of them.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    name : str
+        As the manifest's ``widgets`` call it.
+    make : callable
+        The widget's class.
+    """
+    known = viewer.window.dock_widgets
+    for plugin in ("HematoNet", "hematokit"):
+        if (there := known.get(f"{name} ({plugin})")) is not None:
+            show_dock(there)
+            return there
+    widget = make(viewer)
+    viewer.window.add_dock_widget(widget, name=f"{name} (HematoNet)")
+    show_dock(widget)
+    return widget
 
 
 def in_front(widget: QWidget) -> bool:

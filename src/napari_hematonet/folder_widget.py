@@ -28,7 +28,8 @@ from hematokit.registry import load_plugins
 from napari_hematonet._libraries import keep_triton_out
 from napari_hematonet._readers import add_to_viewer, results_layers
 from napari_hematonet._settings import setting
-from napari_hematonet.classify_job import Background, Failed, runtime_choices
+from napari_hematonet.background import Background, Failed
+from napari_hematonet.classify_job import runtime_choices
 from napari_hematonet.docks import join_docks
 from napari_hematonet.model_choice import ModelChoice, remember_model
 from napari_hematonet.state import guarded, notify

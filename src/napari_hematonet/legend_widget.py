@@ -25,8 +25,8 @@ from qtpy.QtWidgets import (
 
 from hematokit.errors import FieldError
 from hematokit.imaging.reading import printable
+from napari_hematonet.background import Background, Failed
 from napari_hematonet.class_visibility import hidden_classes, show_classes
-from napari_hematonet.classify_job import Background, Failed
 from napari_hematonet.docks import join_docks
 from napari_hematonet.legend_text import COLUMNS, Counted, as_text, headline, row_texts, write_differential
 from napari_hematonet.state import FieldState, current_layer, guarded, notify, state_of

@@ -9,7 +9,7 @@ from qtpy.QtCore import QTimer
 
 from hematokit.errors import StoreError
 from napari_hematonet._settings import class_keys, key_of, reviewer
-from napari_hematonet.classify_job import Background, Failed
+from napari_hematonet.background import Background, Failed
 from napari_hematonet.following import CLICK_KEY, Follower, select_cells
 from napari_hematonet.images import to_field
 from napari_hematonet.keys import QUEUE_KEY, Keys, go_on, queue_of, step_keys, usable_key

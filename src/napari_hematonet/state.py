@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import logging
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
@@ -49,7 +50,7 @@ class FieldState:
     review : Review
         The cells and what a person has done to them.
     image_layer_name : str
-        Name of the image layer; it may have been renamed or removed since.
+        Name of the image layer when the cells were made; it may have been renamed or removed since.
     field : Field or None
         The pixels; None where the image of a results folder has gone.
     model_path : str
@@ -75,8 +76,17 @@ class FieldState:
     pixel_size_um: float | None = None
     unsure_below: float = 0.5
     plane: tuple[int, ...] = ()
+    image: weakref.ref[Layer] | None = dataclasses.field(default=None, repr=False)
+    """The image layer, once it is known; it keeps its cells when it is renamed."""
     linked: set[int] = dataclasses.field(default_factory=set, repr=False)
     """Layers, by ``id``, that follow the review already."""
+
+    def is_of(self, layer: Layer, viewer: napari.Viewer) -> bool:
+        """Tell whether a layer is the image of these cells; by its name where the layer itself is not known or gone."""
+        known = None if self.image is None else self.image()
+        if known is not None and known in viewer.layers:
+            return known is layer
+        return bool(layer.name == self.image_layer_name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FieldState:
         """Return the state itself: a duplicated layer shows the same cells, and a model is not copied."""
@@ -113,7 +123,7 @@ def current_layer(viewer: napari.Viewer) -> Points | None:
         return active
     if active is not None:
         for layer in reversed(layers):
-            if layer.metadata[METADATA_KEY].image_layer_name == active.name:
+            if layer.metadata[METADATA_KEY].is_of(active, viewer):
                 return layer
     visible = [layer for layer in layers if layer.visible]
     return (visible or layers or [None])[-1]

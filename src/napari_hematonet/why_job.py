@@ -16,7 +16,7 @@ from qtpy.QtCore import QObject, Signal
 from hematokit.errors import ExplanationError
 from hematokit.imaging.geometry import Box
 from napari_hematonet._libraries import keep_triton_out
-from napari_hematonet.classify_job import Background, Failed, Note
+from napari_hematonet.background import Background, Failed, Note
 from napari_hematonet.state import guarded
 
 if TYPE_CHECKING:

@@ -55,6 +55,8 @@ class WhyWidget(FollowingDock):
         self._asked: tuple[str, ...] = ()
         # The request whose map the user has asked for by the button: it stays while its cells are looked at.
         self._wanted: Request | None = None
+        # The same before cells of it were deleted, which may be undone.
+        self._before: Request | None = None
         self._filling = False
         self._pause = QTimer(self)
         self._pause.setSingleShot(True)
@@ -200,7 +202,7 @@ class WhyWidget(FollowingDock):
         self._pause.stop()
         request = Request(state, tuple(cell_ids), tuple(targets), str(self.method.value))
         if keep:
-            self._wanted = request
+            self._wanted, self._before = request, None
         elif self._wanted is None or not self._wanted.covers(request) or not self.map.shows(self._wanted):
             self._wanted = None
         self._asked = tuple(cell_ids) if self._wanted is None else self._wanted.cell_ids
@@ -274,17 +276,36 @@ class WhyWidget(FollowingDock):
     def _cells_changed(self, kind: str = "", cell_ids: Sequence[str] = ()) -> None:
         """A correction leaves a map as it is, which is about the model; a deleted cell takes its own along."""
         self._show_cell()
+        if kind == "add" and self._before is not None and set(cell_ids).issubset(self._before.cell_ids):
+            self._bring_back()
+            return
         gone = set(cell_ids).intersection(self._asked) if kind == "delete" else set()
         if not gone:
             return
         left, kept = [cell for cell in self._asked if cell not in gone], self._wanted
+        before = self._before or kept
         self.job.cancel()
         self._forget_map()
         if left and kept is not None and self.follower.state is kept.state:
             asked = dict(zip(kept.cell_ids, kept.targets, strict=True))
             self._wanted = Request(kept.state, tuple(left), tuple(asked[cell] for cell in left), kept.method)
             self._asked = tuple(left)
+            self._before = before
             self.job.ask(self._wanted)
+
+    def _bring_back(self) -> None:
+        """A deletion was undone: the map takes its cells in again that are there."""
+        before, now = self._before, self._wanted
+        if before is None or now is None or before.state is not self.follower.state:
+            self._before = None
+            return
+        there = set(before.state.review.cells["cell_id"])
+        asked = dict(zip(before.cell_ids, before.targets, strict=True))
+        cells = tuple(cell for cell in before.cell_ids if cell in there)
+        self._before = before if len(cells) < len(before.cell_ids) else None
+        self._wanted = Request(now.state, cells, tuple(asked[cell] for cell in cells), now.method)
+        self._asked = cells
+        self.job.ask(self._wanted)
 
     @guarded
     def _turned(self, front: bool) -> None:
@@ -348,7 +369,7 @@ class WhyWidget(FollowingDock):
         self._say(f"{reason.request.method}: {about} ({took}).")
 
     def _forget_map(self) -> None:
-        self._asked, self._wanted = (), None
+        self._asked, self._wanted, self._before = (), None, None
         self.map.remove()
 
     @guarded

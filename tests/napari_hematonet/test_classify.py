@@ -18,8 +18,9 @@ from hematokit.explanation.at_cells import explainable
 from hematokit.fields.detection import NamedDetector
 from hematokit.imaging.synthetic import synthesize_field
 from napari_hematonet import classify_job, demo_model
+from napari_hematonet.background import Background
 from napari_hematonet.classify_widget import ClassifyWidget
-from napari_hematonet.state import cells_layers, state_of
+from napari_hematonet.state import cells_layers, current_layer, state_of
 
 WAIT = 60_000
 
@@ -68,6 +69,19 @@ def test_a_picture_from_disk_gets_its_cells(
     state_of(layer).review.confirm([layer.features["cell_id"][0]])
     click_run(qtbot, form)
     assert [cells.visible for cells in cells_layers(viewer)] == [False, True]
+    # Renamed, it is the same image: its cells are meant when it is chosen, and make room for the next.
+    (earlier, layer) = cells_layers(viewer)
+    image = viewer.layers["smear 1"]
+    other = viewer.add_image(pixels, name="another")
+    image.name = "renamed"
+    viewer.layers.selection.active = image
+    assert current_layer(viewer) is layer
+    form.image.value = "renamed"
+    viewer.layers.remove(other)
+    click_run(qtbot, form)
+    assert layer not in viewer.layers
+    assert len(cells_layers(viewer)) == 2
+    assert earlier in viewer.layers
 
 
 def test_corrections_of_a_plain_image_outlive_the_viewer(
@@ -164,7 +178,7 @@ def test_work_side_by_side_leaves_the_warnings_of_the_program_alone(qapp: Any, q
     before = warnings.showwarning
     ended: list[str] = []
     gates = [threading.Event(), threading.Event()]
-    works = [classify_job.Background(), classify_job.Background()]
+    works = [Background(), Background()]
     for work, gate, name in zip(works, gates, "ab", strict=True):
         work.start(lambda gate=gate: iter([gate.wait(10)]), lambda step: None, lambda name=name: ended.append(name))
     # The first to begin is the first to end.

@@ -19,6 +19,7 @@ from hematokit.fields.cells import name_cells
 from hematokit.fields.review import Review
 from hematokit.taxonomy import MATEK_21
 from napari_hematonet.cells_layer import add_cells_layer
+from napari_hematonet.classify_widget import ClassifyWidget
 from napari_hematonet.legend_text import Counted
 from napari_hematonet.legend_widget import LegendWidget
 
@@ -158,6 +159,26 @@ def test_the_differential_is_copied_and_exported(
     legend.export(tmp_path / "d.xlsx")
     assert told[-1][0] == "error"
     assert "is written to .csv or .json" in told[-1][1]
+
+
+def test_the_button_and_the_menu_open_the_same_dock(viewer: napari.Viewer) -> None:
+    from napari._app_model import get_app_model
+
+    form = ClassifyWidget(viewer)
+    viewer.window.add_dock_widget(form)
+    form.legend_button.click()
+    form.legend_button.click()
+
+    def docks() -> list[LegendWidget]:
+        return [inner for inner in viewer.window.dock_widgets.values() if isinstance(inner, LegendWidget)]
+
+    (legend,) = docks()
+    assert legend.isVisible()
+    # What the menu does: it shows and hides.
+    for visible in (False, True):
+        get_app_model().commands.execute_command("hematokit:Legend and differential").result()
+        assert docks() == [legend]
+        assert legend.isVisible() is visible
 
 
 def test_without_cells_it_says_where_to_begin(viewer: napari.Viewer) -> None:

@@ -260,7 +260,16 @@ def test_a_map_that_was_asked_for_stays_while_its_cells_are_reviewed(
     # The map of a deleted cell goes, those of the others stay.
     opened.review.delete([asked[1]])
     wait_for(lambda: answered(opened, asked[0], asked[2]))
-    opened.review.delete([asked[0], asked[2]])
+    opened.review.delete([asked[2]])
+    wait_for(lambda: answered(opened, asked[0]))
+    # Undone, they come back with their cells.
+    opened.review.undo()
+    wait_for(lambda: answered(opened, asked[0], asked[2]))
+    opened.review.undo()
+    wait_for(lambda: answered(opened, *asked))
+    opened.review.delete(asked)
+    assert WHY_LAYER not in viewer.layers
+    opened.review.undo()
     assert WHY_LAYER not in viewer.layers
 
 

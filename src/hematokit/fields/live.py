@@ -199,6 +199,10 @@ def _around(polygons: Sequence[Polygon], field: Field) -> Box:
     return Box(int(low[0]), int(low[1]), int(high[0] - low[0]), int(high[1] - low[1]))
 
 
+def _some(cells: int) -> str:
+    return "one cell" if cells == 1 else f"{cells} cells"
+
+
 class _Batches:
     """How many cells to classify at a time, learned from how long it takes and whether the memory suffices."""
 
@@ -229,7 +233,7 @@ class _Batches:
         """Go on in smaller batches, then on the CPU; raise `error` where neither is left."""
         if self.size > 1:
             self.size = self._largest = max(self.size // 4, 1)
-            self._note(f"the graphics processor's memory is full: going on with {self.size} cells at a time")
+            self._note(f"the graphics processor's memory is full: going on with {_some(self.size)} at a time")
             return
         if str(getattr(self._model, "device", "cpu")).startswith("cpu") or not hasattr(self._model, "to"):
             raise error

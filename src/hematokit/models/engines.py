@@ -99,7 +99,7 @@ def open_engine(name: str, content: bytes, what: str = "the exported model") -> 
         said = printable(" ".join(str(error).split())[:160])
         raise ModelError(
             f"{what} cannot be opened by {name} ({said}); it is damaged or no ONNX file that {name} knows: copy or "
-            "export it again, or use --runtime torch with the bundle"
+            "export it again, or use the bundle that it was made from"
         ) from error
 
 
