@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from napari_hematonet.napari_versions import camera_of
 from napari_hematonet.state import guarded
 
 if TYPE_CHECKING:
@@ -64,12 +65,12 @@ def attach_text(viewer: napari.Viewer, layer: Points) -> None:
     def stop(event: object = None) -> None:
         if owner() is None or owner() not in viewer.layers:
             timer.stop()
-            for emitter in (viewer.camera.events.zoom, viewer.camera.events.center):
+            for emitter in (camera_of(viewer).events.zoom, camera_of(viewer).events.center):
                 emitter.disconnect(wait)
             viewer.layers.events.removed.disconnect(stop)
 
     timer.timeout.connect(write)
-    for emitter in (viewer.camera.events.zoom, viewer.camera.events.center):
+    for emitter in (camera_of(viewer).events.zoom, camera_of(viewer).events.center):
         emitter.connect(wait)
     viewer.layers.events.removed.connect(stop)
     layer.text.events.visible.connect(wait)

@@ -15,6 +15,7 @@ from hematokit.imaging.geometry import to_napari
 from napari_hematonet._settings import setting
 from napari_hematonet.cell_text import attach_text, text_options
 from napari_hematonet.images import show_in_micrometres
+from napari_hematonet.napari_versions import scale_bar_of
 from napari_hematonet.state import METADATA_KEY, FieldState, guarded, notify
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _adopt(viewer: napari.Viewer, layer: Points) -> None:
     attach_text(viewer, layer)
     if state.pixel_size_um is not None:
         show_in_micrometres(viewer, state.pixel_size_um)
-    viewer.scale_bar.visible = True
+    scale_bar_of(viewer).visible = True
 
 
 def cells_layer_data(

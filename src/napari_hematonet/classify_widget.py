@@ -32,6 +32,7 @@ from napari_hematonet.field_choice import FieldChoice
 from napari_hematonet.images import field_of
 from napari_hematonet.later import later
 from napari_hematonet.model_choice import ModelChoice, remember_model
+from napari_hematonet.napari_versions import scale_bar_of
 from napari_hematonet.outcome_text import cells_words, nothing_words
 from napari_hematonet.state import guarded, notify
 from napari_hematonet.warm_drawing import warm_drawing
@@ -226,7 +227,7 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             self._say(str(error), passing=True)
             raise
         # Drawn, and its programs compiled, before there is anything else to draw.
-        self._viewer.scale_bar.visible = True
+        scale_bar_of(self._viewer).visible = True
         image = self._field.layer
         assert image is not None  # _request refuses that
         self._cells = ComingCells(self._viewer, image, request, float(self.threshold.value), self)

@@ -10,6 +10,7 @@ from qtpy.QtCore import QEvent, QObject, Signal
 from qtpy.QtWidgets import QWidget
 
 from napari_hematonet.cells_layer import rows_of
+from napari_hematonet.napari_versions import camera_of
 from napari_hematonet.state import FieldState, current_layer, guarded, state_of
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _look_at(viewer: napari.Viewer, layer: Points, row: int) -> None:
     # Points are drawn as wide as their size times the last scale.
     width = float(layer.size[row]) * abs(float(layer.scale[-1]))
     canvas = min(viewer._canvas_size) if hasattr(viewer, "_canvas_size") else 600
-    camera = viewer.scene.camera if hasattr(viewer, "scene") else viewer.camera  # napari 0.9 moved it
+    camera = camera_of(viewer)
     if width * camera.zoom < canvas / _SMALL:
         camera.zoom = canvas / _SMALL / width * 2
     camera.center = tuple([0.0] * (3 - len(shown)) + [place[axis] for axis in shown])

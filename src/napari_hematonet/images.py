@@ -16,6 +16,7 @@ from hematokit.imaging.fieldfiles.levels import Source, drop_alpha
 from hematokit.imaging.fieldfiles.pixelsize import PixelSize, check_given, from_lengths, nothing
 from hematokit.imaging.geometry import Box, to_napari
 from hematokit.imaging.reading import printable
+from napari_hematonet.napari_versions import camera_of
 
 if TYPE_CHECKING:
     import napari
@@ -277,7 +278,8 @@ def show_in_micrometres(viewer: napari.Viewer, pixel_size_um: float) -> None:
     if not layers:
         return
     whole = len(layers) == len(viewer.layers)
-    centre, zoom = viewer.camera.center, viewer.camera.zoom
+    camera = camera_of(viewer)
+    centre, zoom = camera.center, camera.zoom
     for layer in layers:
         factors = np.ones(layer.ndim)
         factors[-2:] = pixel_size_um
@@ -289,5 +291,5 @@ def show_in_micrometres(viewer: napari.Viewer, pixel_size_um: float) -> None:
         layer.scale = np.asarray(layer.scale) * factors
         layer.units = (*layer.units[:-2], _MICROMETRE, _MICROMETRE)
     if whole:
-        viewer.camera.center = (centre[0], *(np.asarray(centre[1:]) * pixel_size_um))
-        viewer.camera.zoom = zoom / pixel_size_um
+        camera.center = (centre[0], *(np.asarray(centre[1:]) * pixel_size_um))
+        camera.zoom = zoom / pixel_size_um

@@ -176,7 +176,7 @@ def test_the_button_and_the_menu_open_the_same_dock(viewer: napari.Viewer) -> No
     assert legend.isVisible()
     # What the menu does: it shows and hides.
     for visible in (False, True):
-        get_app_model().commands.execute_command("hematokit:Legend and differential").result()
+        get_app_model().commands.execute_command("hematokit.legend").result()
         assert docks() == [legend]
         assert legend.isVisible() is visible
 
