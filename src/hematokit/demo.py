@@ -13,7 +13,7 @@ import pandas as pd
 from hematokit.errors import TrainingError
 from hematokit.fields.matching import match_cells
 from hematokit.files import replace_file
-from hematokit.imaging.synthetic import PIXEL_SIZE_UM, synthesize_field, write_sample
+from hematokit.imaging.synthetic import PIXEL_SIZE_UM, SAMPLE_COUNTS, synthesize_field, write_sample
 from hematokit.progress import Progress, no_progress
 from hematokit.reporting import FieldsResult, classify, evaluate
 from hematokit.store import import_crops, open_store, split_store
@@ -23,7 +23,10 @@ __all__ = ["DemoResult", "FieldDemo", "run_demo", "train_demo"]
 
 _SAMPLE: Final = "sample"
 _STORE: Final = "sample.zarr"
-_EPOCHS: Final = 14
+_EPOCHS: Final = 9
+_PER_SAMPLE: Final = 3
+"""Times as many cells as the sample has: with the sample's own 504 training cells, 41 % of a new field were right."""
+_SMEARS: Final = 120
 _NEW_SMEAR: Final = 10_000
 
 
@@ -167,7 +170,8 @@ def train_demo(
         raise TrainingError(f"folder {folder} exists and is no demonstration of ours; give another --output")
     if not mark.is_file():
         step("Drawing synthetic bone-marrow cells of 21 classes")
-        write_sample(sample, seed=seed, progress=progress)
+        counts = {code: _PER_SAMPLE * count for code, count in SAMPLE_COUNTS.items()}
+        write_sample(sample, counts=counts, seed=seed, smears=_PER_SAMPLE * _SMEARS, progress=progress)
     step("Importing them into a patch store")
     import_crops(mark, store, progress=progress)
     opened = open_store(store)
@@ -184,7 +188,7 @@ def train_demo(
         "lr": 2e-3,
         "seed": seed,
         "device": device,
-        "target_per_class": 40,
+        "target_per_class": 60,
     }
     started = RunFolder(run).config_file.is_file()
     if started:

@@ -210,7 +210,7 @@ def _keep_in_step(event: Any) -> None:
     layer = event.source
     state = layer.metadata.get(METADATA_KEY)
     action = str(getattr(event, "action", ""))
-    if not isinstance(state, FieldState) or action not in ("added", "changed", "removed"):
+    if not isinstance(state, FieldState) or state.updating or action not in ("added", "changed", "removed"):
         return
     review = state.review
     now = review.cells["cell_id"].to_numpy(object)
@@ -269,7 +269,11 @@ def update_cells_layer(layer: Points, review: Review, kind: str = "", cell_ids: 
         layer.features = features
     if not same:
         layer.refresh()  # where the layer ends has changed
-        layer.events.data(value=layer.data, action="changed", data_indices=(), vertex_indices=((),))
+        state.updating = True
+        try:
+            layer.events.data(value=layer.data, action="changed", data_indices=(), vertex_indices=((),))
+        finally:
+            state.updating = False
     else:
         layer.refresh(extent=False)
     layer.events.features()

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hematokit.errors import StoreError
-from napari_hematonet._libraries import keep_triton_out
+from napari_hematonet._libraries import keep_triton_out, loading_beside_the_window
 from napari_hematonet.background import Background, Note
 
 if TYPE_CHECKING:
@@ -271,13 +271,13 @@ def warm_up() -> Iterator[object]:
     list of (str, str)
         Name of a device and what to call it; ``auto`` first.
     """
-    keep_triton_out()
-    import timm  # noqa: F401
-    import torch
+    with loading_beside_the_window():
+        import timm  # noqa: F401
+        import torch
 
-    import hematokit.fields.live
-    import hematokit.models.classifier  # noqa: F401
-    from hematokit.models import resolve_device
+        import hematokit.fields.live
+        import hematokit.models.classifier  # noqa: F401
+        from hematokit.models import resolve_device
 
     gpus = [(f"cuda:{n}", f"GPU {n}: {torch.cuda.get_device_name(n)}") for n in range(torch.cuda.device_count())]
     chosen = resolve_device("auto").type

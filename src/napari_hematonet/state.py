@@ -78,6 +78,8 @@ class FieldState:
     plane: tuple[int, ...] = ()
     image: weakref.ref[Layer] | None = dataclasses.field(default=None, repr=False)
     """The image layer, once it is known; it keeps its cells when it is renamed."""
+    updating: bool = dataclasses.field(default=False, repr=False)
+    """Whether a layer is being brought to what the review says: then nobody else has moved its points."""
     linked: set[int] = dataclasses.field(default_factory=set, repr=False)
     """Layers, by ``id``, that follow the review already."""
 

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
     def demo(
         output: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path("hematokit-demo"),
         seed: Annotated[int, typer.Option(help="Seed of sample, split and training.")] = 0,
-        epochs: Annotated[int, typer.Option(min=1, help="Epochs to train.")] = 14,
+        epochs: Annotated[int, typer.Option(min=1, help="Epochs to train.")] = 9,
         device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
         as_json: JsonOption = False,
     ) -> None:

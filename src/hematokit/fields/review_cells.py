@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -121,11 +121,12 @@ class ReviewCells:
         return ids
 
 
-def _check_ids(table: pd.DataFrame, there: Iterable[str] = ()) -> None:
+def _check_ids(table: pd.DataFrame, there: Container[str] = ()) -> None:
     ids = table["cell_id"]
-    known = ids[ids.isin(list(there))]
-    if len(known):
-        raise FieldError(f"cell {printable(str(known.iloc[0]))} is there already; give each cell once")
+    # One by one, since a few come to many: a batch of a running classification to all that there are.
+    known = next((name for name in ids.tolist() if name in there), None)
+    if known is not None:
+        raise FieldError(f"cell {printable(str(known))} is there already; give each cell once")
     twice = ids[ids.duplicated()]
     if len(twice):
         raise FieldError(f"cell {printable(str(twice.iloc[0]))} stands twice in the table; give each cell once")
