@@ -50,9 +50,9 @@ def settle(seconds: float = 1.0) -> None:
     wait(lambda: time.monotonic() > end)
 
 
-def picture(viewer: napari.Viewer, name: str) -> None:
+def picture(viewer: napari.Viewer, name: str, *, after: float = 1.0) -> None:
     """Save the window, as JPEG: in PNG a smear is ten times as large."""
-    settle()
+    settle(after)
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{name}.jpg"
     pixels = Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)).convert("RGB")
@@ -65,9 +65,12 @@ def picture(viewer: napari.Viewer, name: str) -> None:
 
 def dock(viewer: napari.Viewer, name: str) -> Any:
     """Open one of our docks as its menu does, or bring it to the front."""
-    from napari_hematonet.docks import show_dock
+    from npe2 import PluginManager
 
-    widget = viewer.window.add_plugin_dock_widget("hematokit", name)[1]
+    from napari_hematonet.docks import open_dock, show_dock
+
+    made_by = {widget.display_name: widget for widget in PluginManager.instance().iter_widgets()}
+    widget = open_dock(viewer, name, made_by[name].get_callable())
     settle(0.3)
     show_dock(widget)
     return widget
@@ -86,8 +89,8 @@ def classify(viewer: napari.Viewer, model: str | None) -> Any:
         form.model.choose(model)
     picture(viewer, "1-form")
     form.run_button.click()
-    wait(lambda: any(len(layer.data) >= 24 for layer in cells_layers(viewer)) or not form.running)
-    picture(viewer, "2-running")
+    wait(lambda: any(len(layer.data) for layer in cells_layers(viewer)) or not form.running)
+    picture(viewer, "2-running", after=0.1)
     wait(lambda: not form.running)
     picture(viewer, "3-classified")
     return cells_layers(viewer)[-1]
