@@ -145,6 +145,8 @@ def classify_steps(request: ClassifyRequest, background: Background) -> Iterator
         for part in parts:
             yield from _taken(notes)
             if isinstance(part, Examination):
+                # The first batch takes a while; meanwhile the form would say that cells are looked for.
+                background.tell(0, len(part.cells), "classifying cells")
                 yield Found(part)
                 background.wait()
             else:
