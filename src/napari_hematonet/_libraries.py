@@ -46,6 +46,10 @@ def loading_beside_the_window() -> Iterator[None]:
     until they are there, and passes them over from then on.
     """
     keep_triton_out()
+    if "torch" in sys.modules:
+        # What was passed over is never collected, so once is enough.
+        yield
+        return
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -58,7 +62,7 @@ def loading_beside_the_window() -> Iterator[None]:
 
 
 def _load_torch_libraries() -> None:
-    if "torch" in sys.modules or not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux"):
         return
     # What fails here is loaded by the import of torch, or fails there with its own words.
     with contextlib.suppress(OSError, ImportError, ValueError, AttributeError):

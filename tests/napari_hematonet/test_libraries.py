@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 SCRIPT = """
-import gc, sys, threading, time
+import gc, sys
 from napari_hematonet._libraries import loading_beside_the_window
 
 passes = []
@@ -19,6 +19,11 @@ with loading_beside_the_window():
 assert gc.isenabled()
 assert gc.get_freeze_count() > 100_000, gc.get_freeze_count()
 print(seen, float(torch.ones(3) @ torch.ones(3)))
+frozen = gc.get_freeze_count()
+with loading_beside_the_window():
+    print(gc.isenabled())
+assert gc.get_freeze_count() == frozen
+del sys.modules["torch"]
 try:
     with loading_beside_the_window():
         raise ImportError("no such package")
@@ -30,4 +35,4 @@ except ImportError:
 def test_nothing_is_collected_while_torch_is_loaded_and_torch_works() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["0", "3.0", "True"]
+    assert done.stdout.split() == ["0", "3.0", "True", "True"]
