@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-import numpy.typing as npt
-from magicgui.widgets import CheckBox, ComboBox, Container
-from qtpy.QtCore import Qt, QTimer
-from qtpy.QtGui import QImage, QPixmap
-from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtCore import QTimer
 
 from hematokit.explanation.at_cells import class_scores
-from napari_hematonet._settings import setting
-from napari_hematonet.bars import Bar, ProbabilityBars
+from napari_hematonet.bars import Bar
 from napari_hematonet.docks import in_front, join_docks
-from napari_hematonet.following import Follower, FollowingDock
+from napari_hematonet.following import Follower
 from napari_hematonet.keys import Keys, go_on, step_keys
 from napari_hematonet.map_layer import MapLayer
 from napari_hematonet.outcome_text import cell_words
 from napari_hematonet.state import guarded, notify
+from napari_hematonet.why_form import OWN_CLASS, WhyForm, as_pixmap
 from napari_hematonet.why_job import Crop, Reason, Request, WhyJob
 
 if TYPE_CHECKING:
@@ -29,14 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["WhyWidget"]
 
-_OWN: Final = "the model's class"
-_SIDE: Final = 150
 _PAUSE_MS: Final = 120
 """Somebody who holds an arrow key down passes cells by: those are not computed."""
 _BARS: Final = 8
 
 
-class WhyWidget(FollowingDock):
+class WhyWidget(WhyForm):
     """Explains the selected cell, and several when asked.
 
     Parameters
@@ -61,81 +54,10 @@ class WhyWidget(FollowingDock):
         self._pause = QTimer(self)
         self._pause.setSingleShot(True)
         self._pause.setInterval(_PAUSE_MS)
-        self._build()
-        self._connect()
-        self._new_layer()
-
-    # --- how it looks -------------------------------------------------------------------------------------------------
-
-    def _build(self) -> None:
-        from hematokit.registry import load_plugins
-
-        explainers = load_plugins().explainers
-        names = explainers.names()
-        wanted = str(setting("explainer"))
-        self.title = QLabel()
-        self.title.setWordWrap(True)
-        self.title.setTextFormat(Qt.TextFormat.PlainText)
-        self.crop, self.picture = QLabel(), QLabel()
-        pictures = QHBoxLayout()
-        for label in (self.crop, self.picture):
-            label.setFixedSize(_SIDE, _SIDE)
-            label.setAlignment(Qt.AlignmentFlag.AlignCenter)
-            label.setStyleSheet("background: rgba(127, 127, 127, 40)")
-            pictures.addWidget(label)
-        pictures.addStretch()
-        self.bars = ProbabilityBars()
-        self.method = ComboBox(label="Explainer", choices=names, value=wanted if wanted in names else names[0])
-        self.target = ComboBox(label="Why (not)", choices=[(_OWN, "")])
-        self.automatic = CheckBox(text="Explain a cell as soon as it is clicked", value=True)
-        form = Container(widgets=[self.method, self.target, self.automatic])
-        form.native.layout().setContentsMargins(0, 0, 0, 0)
-        for number, name in enumerate(names):
-            self.method.native.setItemData(number, explainers.get(name).description, Qt.ItemDataRole.ToolTipRole)
-        self.explain_button = QPushButton("Explain selected")
-        self.explain_button.setToolTip("Explain every selected cell. Shift-click selects several")
-        self.cancel_button = QPushButton("Cancel")
-        self.previous_button, self.next_button = QPushButton("◀ Previous"), QPushButton("Next ▶")
-        buttons, steps = QHBoxLayout(), QHBoxLayout()
-        buttons.addWidget(self.explain_button)
-        buttons.addWidget(self.cancel_button)
-        steps.addWidget(self.previous_button)
-        steps.addWidget(self.next_button)
-        for button in (self.explain_button, self.cancel_button, self.previous_button, self.next_button):
-            # Keys stay with the picture: a button that was clicked would take the space bar and the arrows.
-            button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-        self.progress = QProgressBar()
-        self.progress.setTextVisible(False)
-        self.progress.setFixedHeight(6)
-        self.status = QLabel()
-        self.status.setWordWrap(True)
-        self.status.setTextFormat(Qt.TextFormat.PlainText)
-        self.research = QLabel("A map shows what the model used, not what is right. Research use only.")
-        self.research.setWordWrap(True)
-        self.research.setEnabled(False)
-        inner = QWidget()
-        column = QVBoxLayout(inner)
-        column.addWidget(self.title)
-        column.addLayout(pictures)
-        column.addWidget(self.bars)
-        column.addWidget(form.native)
-        column.addLayout(buttons)
-        column.addWidget(self.progress)
-        column.addWidget(self.status)
-        column.addLayout(steps)
-        column.addWidget(self.research)
-        column.addStretch()
-        scroll = QScrollArea()
-        scroll.setWidgetResizable(True)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
-        scroll.setWidget(inner)
-        outer = QVBoxLayout(self)
-        outer.setContentsMargins(0, 0, 0, 0)
-        outer.addWidget(scroll)
-        self.setMinimumWidth(2 * _SIDE + 40)
         self._busy(False)
         join_docks(self, "Why", self._turned)
+        self._connect()
+        self._new_layer()
 
     def _connect(self) -> None:
         self.follower.layer_changed.connect(self._new_layer)
@@ -242,7 +164,7 @@ class WhyWidget(FollowingDock):
         try:
             codes = [] if state is None else [name[2:] for name in state.review.cells.columns if name.startswith("p_")]
             names = {} if state is None else {entry.code: entry.name for entry in state.review.taxonomy}
-            self.target.choices = [(_OWN, ""), *((f"{code}  {names.get(code, '')}", code) for code in codes)]
+            self.target.choices = [(OWN_CLASS, ""), *((f"{code}  {names.get(code, '')}", code) for code in codes)]
             self.target.value = ""
         finally:
             self._filling = False
@@ -350,15 +272,15 @@ class WhyWidget(FollowingDock):
     @guarded
     def _show_crop(self, crop: Crop) -> None:
         if crop.cell_id in self.follower.cell_ids[:1]:
-            self.crop.setPixmap(_pixmap(crop.patch))
+            self.crop.setPixmap(as_pixmap(crop.patch))
             self.picture.clear()
 
     @guarded
     def _show_reason(self, reason: Reason) -> None:
         if self.follower.state is not reason.request.state or self.follower.layer is None:
             return
-        self.crop.setPixmap(_pixmap(reason.patch))
-        self.picture.setPixmap(_pixmap(reason.picture))
+        self.crop.setPixmap(as_pixmap(reason.patch))
+        self.picture.setPixmap(as_pixmap(reason.picture))
         if self._wanted is None or reason.request is self._wanted or not self.map.shows(self._wanted):
             self.map.show(reason, self.follower.layer)
         cells, target = len(reason.request.cell_ids), reason.request.targets[0]
@@ -407,12 +329,3 @@ class WhyWidget(FollowingDock):
     @guarded
     def _go_back(self) -> None:
         go_on(self.viewer, False)
-
-
-def _pixmap(pixels: npt.NDArray[np.uint8]) -> QPixmap:
-    whole = np.ascontiguousarray(pixels)
-    height, width = whole.shape[:2]
-    image = QImage(whole.data, width, height, 3 * width, QImage.Format.Format_RGB888).copy()
-    return QPixmap.fromImage(image).scaled(
-        _SIDE, _SIDE, Qt.AspectRatioMode.KeepAspectRatio, Qt.TransformationMode.SmoothTransformation
-    )
