@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -56,6 +57,8 @@ def loading_beside_the_window() -> Iterator[None]:
         _load_torch_libraries()
         yield
         gc.freeze()
+        # Or what is never looked at is still there when the libraries below look for what was forgotten, and say so.
+        atexit.register(gc.unfreeze)
     finally:
         if collecting:
             gc.enable()
