@@ -1,0 +1,80 @@
+"""What earlier versions left on disk still opens, goes on and answers the same; `tests/earlier/make.py` wrote it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hematokit
+from hematokit.fields.results import open_results
+from hematokit.fields.review import Review
+from hematokit.store import split_store, verify_store
+
+EARLIER = Path(__file__).resolve().parent / "earlier"
+
+
+@pytest.fixture(params=sorted(path.name for path in EARLIER.iterdir() if (path / "run").is_dir()))
+def earlier(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of what a version wrote, with this machine's paths in it."""
+    root = tmp_path / "earlier"
+    shutil.copytree(EARLIER / request.param, root)
+    for name in ("results/run.json", "detections/run.json", "run/config.yaml"):
+        path = root / name
+        path.write_text(path.read_text().replace("@ROOT@", str(root)))
+    return root
+
+
+def test_stores_open_verify_split_and_grow(earlier: Path) -> None:
+    store = hematokit.open_store(earlier / "crops.zarr")
+    assert len(store) == 34
+    assert store.cells["label"].value_counts().to_dict() == {"BLA": 12, "LYT": 10, "NGS": 8, "ART": 4}
+    assert not verify_store(earlier / "crops.zarr").damaged
+    split_store(earlier / "crops.zarr", fractions=(0.6, 0.2, 0.2), seed=1)
+    tiled = hematokit.open_store(earlier / "fields.zarr")
+    assert len(tiled.fields) == 2
+    before = len(tiled)
+    hematokit.tile_fields([earlier / "fields"], earlier / "fields.zarr")
+    assert len(hematokit.open_store(earlier / "fields.zarr")) == before
+    report = verify_store(earlier / "fields.zarr")
+    assert not report.damaged
+    assert not report.damaged_fields
+
+
+@pytest.mark.parametrize("model", ["run", "run/bundle", "model.onnx"])
+def test_models_answer_as_they_did(earlier: Path, model: str) -> None:
+    store = hematokit.open_store(earlier / "crops.zarr")
+    found = hematokit.load_model(earlier / model, "cpu").logits(store.patches(store.cells["cell_id"][:8]))
+    np.testing.assert_allclose(found, np.load(earlier / "logits.npy"), atol=1e-4)
+
+
+def test_runs_go_on_and_are_evaluated(earlier: Path) -> None:
+    store = earlier / "crops.zarr"
+    result = hematokit.train(store, earlier / "run", resume=True, epochs=3)
+    assert result.finished
+    assert result.epochs == 3
+    assert len(hematokit.evaluate(earlier / "run", store=store).metrics["per_class"]) == 3
+
+
+def test_results_open_with_their_corrections_and_go_on(earlier: Path) -> None:
+    results = open_results(earlier / "results")
+    assert [field.field_id for field in results.fields] == ["field_0", "field_1"]
+    field = results.fields[0]
+    review = Review(
+        field.cells(), results.taxonomy, field_id=field.field_id, journal=field.folder / "corrections.jsonl"
+    )
+    assert review.cells["label_source"].isin(["corrected", "confirmed"]).sum() == 2
+    assert len(review.deleted) == 1
+    counted = hematokit.classify(
+        [earlier / "fields"], earlier / "run", earlier / "results", runtime="torch", device="cpu"
+    )
+    assert int(counted.fields["cells"].sum()) == sum(len(field.cells()) for field in results.fields)
+
+
+def test_detections_go_on(earlier: Path) -> None:
+    found = hematokit.detect([earlier / "fields"], earlier / "detections")
+    assert set(found.fields["status"]) == {"done"}
+    assert json.loads((earlier / "detections" / "run.json").read_text())["fields"]
