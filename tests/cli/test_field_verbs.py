@@ -87,6 +87,22 @@ def test_classify_writes_everything_that_it_says(
     assert {file: file.stat().st_mtime_ns for file in out.rglob("fields/*/*")} == before
 
 
+def test_smears_that_fit_in_part_are_a_warning(
+    fields: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "part.csv").write_text("file,patient_id\nfield0.png,P1\nfield-1.png,P1\n")
+    for words in (["detect"], ["classify", "--model", tiny_run, "--runtime", "torch"]):
+        words += [fields, "--output", tmp_path / words[0], "--smears", tmp_path / "part.csv"]
+        assert run(*words) == 0
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning: ")]
+        assert any("for 1 of 2 fields (field1.png)" in line for line in said)
+        assert any("1 of 2 rows" in line and "field-1.png in line 3" in line for line in said)
+        assert run(*words, "--json") == 0
+        warnings = json.loads(capsys.readouterr().out)["warnings"]
+        assert {f"Warning: {warning}" for warning in warnings} <= set(said)
+        assert sum("part.csv" in warning for warning in warnings) == 2
+
+
 def test_classify_in_onnxruntime_says_the_same(fields: Path, tiny_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     for runtime in ("torch", "onnxruntime"):
@@ -120,6 +136,7 @@ def test_a_bad_field_is_named_and_the_command_succeeds(
         (["detect", "FIELDS", "--output", "OUT", "--set", "detector.nosuch=1"], "no option"),
         (["detect", "FIELDS", "--output", "OUT", "--pixel-size", "nan"], "pixel size"),
         (["detect", "FIELDS", "--output", "OUT", "--smears", "FIELDS/none.csv"], "none.csv"),
+        (["detect", "FIELDS", "--output", "OUT", "--smears", "WRONG"], "names none of the 2 fields"),
         (["detect", "FIELDS", "--output", "FULL"], "holds something else"),
         (["classify", "FIELDS", "--model", "FIELDS", "--output", "OUT"], "neither a run nor a bundle"),
         (["classify", "FIELDS", "--model", "RUN", "--output", "OUT", "--runtime", "abacus"], "abacus"),
@@ -131,7 +148,9 @@ def test_mistakes_are_one_line_and_exit_code_2(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
+    (tmp_path / "wrong.csv").write_text("file,patient_id\nfield-0.png,P1\n")
     places = {"FIELDS": fields, "OUT": tmp_path / "out", "FULL": tmp_path / "full", "RUN": tiny_run}
+    places["WRONG"] = tmp_path / "wrong.csv"
     for name, place in places.items():
         words = [word.replace(name, str(place)) for word in words]
     assert main(words) == 2
@@ -140,3 +159,4 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert len([line for line in error.splitlines() if line.startswith("hematokit: ")]) == 1
     assert "Traceback" not in error
     assert [file.name for file in (tmp_path / "full").iterdir()] == ["mine.txt"]
+    assert "--smears" not in words or not (tmp_path / "out").exists()

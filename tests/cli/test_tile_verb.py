@@ -82,6 +82,16 @@ def test_the_way_from_fields_to_a_split(folder: Path, capsys: pytest.CaptureFixt
     assert "9 patches and 4 fields" in run.out
 
 
+def test_smears_that_fit_in_part_are_a_warning(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "part.csv").write_text("file,patient_id\nf0.png,P0\nf-1.png,P0\n")
+    run = Run(capsys, [*TILE, "--patch-size", "32", "--smears", "part.csv"])
+    assert run.code == 0
+    assert "Warning: part.csv gives no smear and no patient for 3 of 4 fields (f1.png, f2.png, f3.png)\n" in run.out
+    assert "Warning: 1 of 2 rows of part.csv were used for no field given (f-1.png in line 3)\n" in run.out
+    summary = json.loads(Run(capsys, [*TILE, "--smears", "part.csv", "--json"]).out)
+    assert len(summary["warnings"]) == 2
+
+
 def test_what_is_not_known_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(capsys, ["tile", "fields ü", "store.zarr", "--cells", "voc", "--patch-size", "32"])
     assert run.code == 0
@@ -105,11 +115,15 @@ def test_what_is_not_known_is_said(folder: Path, capsys: pytest.CaptureFixture[s
         (["--detector", "nobody"], "nobody"),
         (["--set", "detector"], "detector.NAME=VALUE"),
         (["--only", "BLA"], "--cells"),
+        (["--cells", "voc", "--smears", "wrong.csv"], "wrong.csv names none of the 4 fields"),
+        (["--cells", "voc", "--smears", "twice.csv"], "lines 2 and 3 both name"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(
     folder: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
+    (folder / "wrong.csv").write_text((folder / "smears.csv").read_text().replace("\nf", "\nfield-"))
+    (folder / "twice.csv").write_text("file,patient_id\nf0.png,P0\nf0.PNG,P1\n")
     run = Run(capsys, ["tile", "fields ü", "store.zarr", *more])
     assert (run.code, run.out) == (2, "")
     assert run.err.count("\n") == 1

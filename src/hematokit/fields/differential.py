@@ -179,7 +179,7 @@ class Differential:
             lines.append(f"Myeloid:erythroid {entry.ratio.value:.2g}")
         else:
             lines.append(f"Myeloid:erythroid not defined: {entry.ratio.reason}")
-        return [*lines, *(f"Mind: {note}" for note in (*entry.notes, *self.notes))]
+        return [*lines, *(f"Warning: {note}" for note in (*entry.notes, *self.notes))]
 
     @cached_property
     def _names(self) -> dict[str, str]:

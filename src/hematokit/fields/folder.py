@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pandas as pd
 
@@ -19,13 +19,11 @@ from hematokit import __version__
 from hematokit.errors import FieldError
 from hematokit.fields.job import CELLS, FIELDS_FOLDER, FieldJob, FieldOutcome, FieldTask, Note
 from hematokit.fields.naming import name_fields
+from hematokit.fields.smears import SmearMatch, SmearTable
 from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, write_atomically, write_json
 from hematokit.imaging.fieldfiles import field_name, list_fields
 from hematokit.progress import Progress, no_progress
 from hematokit.store.corrections import CORRECTIONS_FILE, apply_corrections, read_corrections
-
-if TYPE_CHECKING:
-    from hematokit.fields.smears import SmearTable
 
 __all__ = ["RUN_FILE", "ResultsFolder", "outcome_table", "read_predictions", "run_fields"]
 
@@ -48,12 +46,15 @@ class ResultsFolder:
         Every field of this call, in the order of their paths.
     unmatched : int
         Fields that the table of smears does not name.
+    warnings : tuple of str
+        What of the table of smears does not fit the fields.
     """
 
     path: Path
     job: FieldJob
     tasks: list[FieldTask]
     unmatched: int = 0
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def prepare(cls, paths: Sequence[str | Path], job: FieldJob, *, smears: SmearTable | None = None) -> ResultsFolder:
@@ -71,7 +72,8 @@ class ResultsFolder:
         Raises
         ------
         FieldError
-            If the folder holds something else, or results made otherwise.
+            If the folder holds something else, or results made otherwise; if the table of smears names no field, or
+            names one twice.
         ImageError
             If a path does not exist or there is no field.
         """
@@ -85,17 +87,8 @@ class ResultsFolder:
         known = _check_folder(folder, identity)
         keys = {str(path.resolve()): path for path in listed}
         ids = name_fields({key: field_name(path) for key, path in keys.items()}, known)
-        tasks = []
-        unmatched = 0
-        for key, path in keys.items():
-            smear_id, patient_id = smears.lookup(path, ids[key]) if smears is not None else ("", "")
-            unmatched += smears is not None and not (smear_id or patient_id)
-            tasks.append(FieldTask(key, str(path), ids[key], smear_id, patient_id))
-        if smears is not None and unmatched == len(tasks):
-            raise FieldError(
-                "the table of smears names none of the fields; its paths are relative to its own folder, or names of "
-                "files"
-            )
+        match = SmearMatch({}) if smears is None else smears.match({path: ids[key] for key, path in keys.items()})
+        tasks = [FieldTask(key, str(path), ids[key], *match.said.get(path, ("", ""))) for key, path in keys.items()]
         document = {
             "kind": _KIND,
             "schema_version": _SCHEMA_VERSION,
@@ -113,7 +106,7 @@ class ResultsFolder:
                 left.unlink(missing_ok=True)
             for left in folder.glob(f"{FIELDS_FOLDER}/*/{TEMPORARY_PREFIX}*"):
                 left.unlink(missing_ok=True)
-        return cls(folder, job, tasks, unmatched)
+        return cls(folder, job, tasks, match.unmatched, match.warnings)
 
 
 def describe_job(job: FieldJob) -> dict[str, Any]:

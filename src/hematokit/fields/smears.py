@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from hematokit.errors import FieldError, StoreError
+from hematokit.fields.naming import safe_name
+from hematokit.imaging.fieldfiles import field_name
 from hematokit.imaging.reading import printable
 from hematokit.store.labels import read_named_columns
+from hematokit.store.patients import id_warnings, some_of
 
-__all__ = ["SmearTable", "load_smears"]
+__all__ = ["SmearMatch", "SmearTable", "load_smears", "match_smears"]
 
 _COLUMNS: Final = {
     "file": ("file", "path", "source", "filename", "field_id", "field"),
@@ -49,8 +53,9 @@ class SmearTable:
     entries: tuple[_Entry, ...]
     _exact: dict[Path, _Entry] = field(repr=False)
     _by_end: dict[str, list[_Entry]] = field(repr=False)
-    # Which file a line without a folder was used for: it must not stand for two files of one name.
+    # Which file a line was used for: it must not stand for two files of one name.
     _used: dict[int, Path] = field(default_factory=dict, repr=False)
+    _used_exactly: set[int] = field(default_factory=set, repr=False)
 
     def lookup(self, path: str | Path, field_id: str = "") -> tuple[str, str]:
         """Find the smear and patient of a field.
@@ -78,8 +83,9 @@ class SmearTable:
         place = Path(path).resolve()
         exact = self._exact.get(place)
         if exact is not None:
+            self._used[exact.line] = place
             return exact.said
-        found = self._matching(place, field_id)
+        found = [entry for entry in self._matching(place, field_id) if entry.line not in self._used_exactly]
         if not found:
             return "", ""
         first = found[0]
@@ -90,17 +96,66 @@ class SmearTable:
                 f"{printable(str(self.path))}: lines {first.line} and {other.line} both name {shown} and differ; write "
                 "the path from the folder of the CSV, so that each file is named once"
             )
-        used = self._used.setdefault(first.line, place)
-        if used != place:
-            raise FieldError(
-                f"{printable(str(self.path))}, line {first.line}: {printable(first.text)!r} names both "
-                f"{printable(str(used))} and {shown}; write the path from the folder of the CSV"
-            )
+        for entry in found:
+            used = self._used.setdefault(entry.line, place)
+            if used != place:
+                raise FieldError(
+                    f"{printable(str(self.path))}, line {entry.line}: {printable(entry.text)!r} names both "
+                    f"{printable(str(used))} and {shown}; write the path from the folder of the CSV"
+                )
         return first.said
+
+    def match(self, fields: Mapping[Path, str]) -> SmearMatch:
+        """Find the smears and patients of all fields of a command, before anything is done to one of them.
+
+        Parameters
+        ----------
+        fields : mapping of Path to str
+            Id of each field by its file.
+
+        Returns
+        -------
+        SmearMatch
+
+        Raises
+        ------
+        FieldError
+            If the table names none of the fields, or `lookup` raises it for one.
+        """
+        shown = printable(str(self.path))
+        for path in fields:
+            # A line that is the path of one field does not name another one by its end.
+            exact = self._exact.get(path.resolve())
+            if exact is not None:
+                self._used_exactly.add(exact.line)
+        found = {path: self.lookup(path, field_id) for path, field_id in fields.items()}
+        named = {path: said for path, said in found.items() if any(said)}
+        if fields and not named:
+            row, first = printable(self.entries[0].text), printable(next(iter(fields)).name)
+            raise FieldError(
+                f"{shown} names none of the {len(fields)} fields (its first row names {row!r}, the first field is "
+                f"{first!r}); its paths are relative to its own folder, or names of files: correct them"
+            )
+        warnings = []
+        unmatched = [printable(path.name) for path in fields if path not in named]
+        if unmatched:
+            warnings.append(
+                f"{shown} gives no smear and no patient for {len(unmatched)} of {len(fields)} fields "
+                f"({some_of(unmatched)})"
+            )
+        unused = [entry for entry in self.entries if entry.line not in self._used]
+        if unused:
+            listed = some_of([f"{printable(entry.text)} in line {entry.line}" for entry in unused])
+            warnings.append(
+                f"{len(unused)} of {len(self.entries)} rows of {shown} were used for no field given ({listed})"
+            )
+        smears, patients = [smear for smear, _ in named.values()], [patient for _, patient in named.values()]
+        warnings += id_warnings(smears, patients, f"fields that {shown} names")
+        return SmearMatch(found, tuple(warnings), len(unmatched))
 
     def _matching(self, place: Path, field_id: str) -> list[_Entry]:
         """Lines that fit best: the longest end of the path, else the name without its ending, or the id."""
-        parts = tuple(part.casefold() for part in place.parts)
+        parts = tuple(map(_folded, place.parts))
         ends = [
             entry
             for entry in self._by_end.get(parts[-1], [])
@@ -109,8 +164,32 @@ class SmearTable:
         if ends:
             longest = max(0 if _foreign(entry) else len(entry.parts) for entry in ends)
             return [entry for entry in ends if (0 if _foreign(entry) else len(entry.parts)) == longest]
-        names = {field_id.casefold(), *_stems(parts[-1])} - {""}
+        names = {_folded(field_id), *_stems(parts[-1])} - {""}
         return [entry for name in names for entry in self._by_end.get(name, []) if len(entry.parts) == 1]
+
+
+@dataclass(frozen=True)
+class SmearMatch:
+    """What a table of smears says of the fields of a command.
+
+    Attributes
+    ----------
+    said : dict of Path to (str, str)
+        Smear and patient of each field; empty where the table does not give them.
+    warnings : tuple of str
+        What does not fit, a line each.
+    unmatched : int
+        Fields for which the table gives neither smear nor patient.
+    """
+
+    said: dict[Path, tuple[str, str]]
+    warnings: tuple[str, ...] = ()
+    unmatched: int = 0
+
+
+def _folded(text: str) -> str:
+    """A name as it is compared: without case, and composed, since macOS takes accents apart in names of files."""
+    return unicodedata.normalize("NFC", text.casefold())
 
 
 def _stems(name: str) -> Iterator[str]:
@@ -156,7 +235,7 @@ def load_smears(path: str | Path) -> SmearTable:
     by_end: dict[str, list[_Entry]] = {}
     for line, row in rows:
         text = row["file"]
-        parts = tuple(part.casefold() for part in text.replace("\\", "/").split("/") if part not in ("", "."))
+        parts = tuple(_folded(part) for part in text.replace("\\", "/").split("/") if part not in ("", "."))
         if not parts or "\0" in text:
             raise FieldError(f"{shown}, line {line}: no usable file; fill it in or remove the line")
         entry = _Entry(line, text, parts, printable(row["smear"]), printable(row["patient"]))
@@ -166,8 +245,23 @@ def load_smears(path: str | Path) -> SmearTable:
             raise FieldError(
                 f"{shown}: lines {same.line} and {line} both name {printable(text)!r} and differ; remove one of them"
             )
+        if same is not entry:
+            continue  # the same row twice
         entries.append(entry)
         by_end.setdefault(parts[-1], []).append(entry)
     if not any(entry.smear or entry.patient for entry in entries):
         raise FieldError(f"{shown} gives no smear and no patient; it needs {needs}, and lines that fill them in")
     return SmearTable(table, tuple(entries), exact, by_end)
+
+
+def match_smears(path: str | Path | None, files: Sequence[Path]) -> SmearMatch:
+    """Read a table of smears, if there is one, and find the smears and patients of a command's fields.
+
+    Raises
+    ------
+    FieldError
+        As of `load_smears` and `SmearTable.match`.
+    """
+    if path is None:
+        return SmearMatch({})
+    return load_smears(path).match({file: safe_name(field_name(file)) for file in files})

@@ -47,6 +47,8 @@ class TileSummary:
     without_split : int
         Labelled cells that an existing split does not cover.
     seconds : float
+    warnings : tuple of str
+        What is doubtful about the smears and patients.
     """
 
     store: str
@@ -65,6 +67,7 @@ class TileSummary:
     unlabelled: int
     without_split: int
     seconds: float
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -93,7 +96,7 @@ class TileSummary:
         )
         if self.without_split:
             lines.append(f"{self.without_split} cells are in no split yet; run 'hematokit split {self.store}'")
-        return lines
+        return [*lines, *(f"Warning: {warning}" for warning in self.warnings)]
 
 
 @dataclass
@@ -108,6 +111,7 @@ class TileTally:
     rejects: list[tuple[str, str, str]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
+    warnings: list[str] = field(default_factory=list)
 
     def summarize(self, store: PatchStore, files: int, seconds: float) -> TileSummary:
         """Tell what was done to a store with so many files in so many seconds."""
@@ -130,4 +134,5 @@ class TileTally:
             unlabelled=int((cells["label"] == "").sum()),
             without_split=count_without_split(store),
             seconds=round(seconds, 3),
+            warnings=tuple(self.warnings),
         )

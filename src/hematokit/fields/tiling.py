@@ -22,6 +22,7 @@ from hematokit.errors import FieldError, ImageError, StoreError
 from hematokit.fields.cells import name_cells
 from hematokit.fields.known import ClassNames, KnownCellFiles, load_class_map, read_class_names
 from hematokit.fields.naming import safe_name
+from hematokit.fields.smears import SmearMatch, match_smears
 from hematokit.fields.tile_cells import CellSource, FieldCells, detected_cells, given_cells, same_cells
 from hematokit.fields.tile_rows import append_patches, store_rows
 from hematokit.fields.tile_summary import TileSummary, TileTally
@@ -40,7 +41,6 @@ from hematokit.store.writer import StoreWriter
 from hematokit.taxonomy import MATEK_21, Taxonomy
 
 if TYPE_CHECKING:
-    from hematokit.fields.smears import SmearTable
     from hematokit.imaging.fieldfiles import Field
 
 __all__ = ["TileSummary", "hash_source", "tile_fields"]
@@ -115,7 +115,7 @@ def tile_fields(
     ImageError
         If a path does not exist, there are no fields, or the pixel size is none.
     FieldError
-        If the known cells or the smears cannot be used at all.
+        If the known cells or the smears cannot be used at all, or the smears name no field or name one twice.
     PluginError
         If there is no such detector, or an option does not fit.
     StoreError
@@ -141,12 +141,13 @@ def tile_fields(
         names = None if class_names is None else read_class_names(Path(class_names))
         meaning = ClassNames(classes, load_class_map(class_map or (), classes))
         cells_of = given_cells(KnownCellFiles(Path(cells), files, names), meaning, only, size)
-    table = _load_smears(smears)
+    named = match_smears(smears, files)
+    tally.warnings += named.warnings
     with ExitStack() as held:
         if store is None:
             store = create_store(store_path, patch_size=size, taxonomy=taxonomy, codec=codec or "raw")
         writer = held.enter_context(store.writer())
-        tiling = _Tiling(store, writer, cells_of, table, tally, pixel_size_um, force_pixel_size)
+        tiling = _Tiling(store, writer, cells_of, named, tally, pixel_size_um, force_pixel_size)
         with disk_errors(store_path, lambda: writer.committed):
             for number, path in enumerate(files):
                 progress(number, len(files), field_name(path))
@@ -178,14 +179,6 @@ def _inner(progress: Progress, number: int, fields: int, name: str) -> Progress:
     return report
 
 
-def _load_smears(path: str | Path | None) -> SmearTable | None:
-    if path is None:
-        return None
-    from hematokit.fields.smears import load_smears
-
-    return load_smears(path)
-
-
 # --- one field after the other ----------------------------------------------------------------------------------------
 
 
@@ -197,7 +190,7 @@ class _Tiling:
         store: PatchStore,
         writer: StoreWriter,
         cells_of: CellSource,
-        smears: SmearTable | None,
+        smears: SmearMatch,
         tally: TileTally,
         pixel_size_um: float | None,
         force_pixel_size: bool,
@@ -222,20 +215,12 @@ class _Tiling:
         """Add a field, or note that it is there, or why it cannot be added."""
         source = printable(str(path))
         try:
-            smear, patient = self._smear(path)
+            smear, patient = self.smears.said.get(path, ("", ""))
             digest = hash_source(path)
             with open_field(path, pixel_size_um=self.pixel_size_um, force_pixel_size=self.force_pixel_size) as opened:
                 self._take_open(opened, source, digest, smear, patient, progress)
         except ImageError as error:
             self.tally.rejects.append((source, error.reason, str(error)))
-
-    def _smear(self, path: Path) -> tuple[str, str]:
-        if self.smears is None:
-            return "", ""
-        try:
-            return self.smears.lookup(path, safe_name(field_name(path)))
-        except FieldError as error:
-            raise ImageError("ambiguous-smear", str(error)) from error
 
     def _take_open(self, opened: Field, source: str, digest: str, smear: str, patient: str, progress: Progress) -> None:
         present = self.by_content.get((printable(opened.name), digest))

@@ -54,6 +54,8 @@ class FieldsResult:
     seconds : float
     unmatched : int
         Fields that the table of smears does not name.
+    smear_warnings : tuple of str
+        What of the table of smears does not fit the fields.
     """
 
     output: Path
@@ -62,6 +64,7 @@ class FieldsResult:
     paths: dict[str, Path]
     seconds: float
     unmatched: int = 0
+    smear_warnings: tuple[str, ...] = ()
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -76,6 +79,7 @@ class FieldsResult:
             "failed": [{"source": row.source, "message": row.message} for row in self.failed.itertuples(index=False)],
             "cells": int(self.fields["cells"].sum()),
             "flags": {str(flag): int(count) for flag, count in self._flags().items()},
+            "warnings": _notes(self.fields, self.smear_warnings),
             "seconds": round(self.seconds, 3),
             "paths": {name: str(path) for name, path in self.paths.items()},
         }
@@ -94,8 +98,8 @@ class FieldsResult:
         flags = self._flags()
         if len(flags):
             said = ", ".join(f"{count} {flag}" for flag, count in flags.items())
-            lines.append(f"Mind: not every field is fit for reading ({said}); fields.csv says why")
-        lines += [f"Mind: {note}" for note in _notes(self.fields, self.unmatched)]
+            lines.append(f"Warning: not every field is fit for reading ({said}); fields.csv says why")
+        lines += [f"Warning: {note}" for note in _notes(self.fields, self.smear_warnings)]
         for row in list(self.failed.itertuples(index=False))[:5]:
             lines.append(f"Failed: {row.message}")
         if len(self.failed) > 5:
@@ -110,8 +114,8 @@ class FieldsResult:
         return [] if self.differential is None else self.differential.lines()
 
 
-def _notes(fields: pd.DataFrame, unmatched: int) -> list[str]:
-    """What to mind about how the fields were read."""
+def _notes(fields: pd.DataFrame, smear_warnings: Sequence[str]) -> list[str]:
+    """Warnings about how the fields were read."""
     notes = []
     unknown = int((fields["pixel_size_um"].isna() & (fields["status"] == "done")).sum())
     if unknown:
@@ -119,9 +123,7 @@ def _notes(fields: pd.DataFrame, unmatched: int) -> list[str]:
             f"the pixel size of {_fields(unknown)} is not known, so sizes were judged from the cells themselves; give "
             "it with --pixel-size"
         )
-    if unmatched:
-        notes.append(f"the table of smears does not name {_fields(unmatched)}")
-    return notes
+    return [*notes, *smear_warnings]
 
 
 def _fields(count: int) -> str:
@@ -198,7 +200,8 @@ def detect(
         write_csv(folder / "cells.csv", cells)
         fields_file = write_outcomes(folder, table)
     written = {"cells": folder / "cells.csv", "parquet": folder / "cells.parquet", "fields": fields_file}
-    return FieldsResult(Path(output), table, None, written, time.monotonic() - started, results.unmatched)
+    seconds = time.monotonic() - started
+    return FieldsResult(Path(output), table, None, written, seconds, results.unmatched, results.warnings)
 
 
 def classify(
@@ -325,7 +328,7 @@ def classify(
         facts=facts,
         overlays=overlays,
         folder=folder,
-        notes=_notes(table, results.unmatched),
+        notes=_notes(table, results.warnings),
         reproduce=[command("hematokit", "classify", *paths, "--model", model, "--output", output)],
     )
     picture = to_png(cell_types_figure(differential))
@@ -341,7 +344,8 @@ def classify(
         write_atomically(written["differential"], csv_text(differential.rows()))
         write_atomically(written["cell_types"], picture)
         write_atomically(written["report"], page)
-    return FieldsResult(Path(output), table, differential, written, time.monotonic() - started, results.unmatched)
+    seconds = time.monotonic() - started
+    return FieldsResult(Path(output), table, differential, written, seconds, results.unmatched, results.warnings)
 
 
 def draw_field(opened: Field, cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float) -> bytes:
