@@ -34,8 +34,12 @@ def test_stores_open_verify_split_and_grow(earlier: Path) -> None:
     assert store.cells["label"].value_counts().to_dict() == {"BLA": 12, "LYT": 10, "NGS": 8, "ART": 4}
     assert not verify_store(earlier / "crops.zarr").damaged
     split_store(earlier / "crops.zarr", fractions=(0.6, 0.2, 0.2), seed=1)
+    assert store.cells["pixel_size_um"].isna().all()
+    hematokit.set_pixel_size(earlier / "crops.zarr", 0.1)
+    assert set(hematokit.open_store(earlier / "crops.zarr").cells["pixel_size_um"]) == {0.1}
     tiled = hematokit.open_store(earlier / "fields.zarr")
     assert len(tiled.fields) == 2
+    assert set(tiled.cells["pixel_size_um"]) == set(tiled.fields["pixel_size_um"])
     before = len(tiled)
     hematokit.tile_fields([earlier / "fields"], earlier / "fields.zarr")
     assert len(hematokit.open_store(earlier / "fields.zarr")) == before

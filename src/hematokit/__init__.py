@@ -44,7 +44,15 @@ if TYPE_CHECKING:
         Option,
         Variant,
     )
-    from hematokit.store import PatchStore, create_store, import_crops, open_store, split_store, verify_store
+    from hematokit.store import (
+        PatchStore,
+        create_store,
+        import_crops,
+        open_store,
+        set_pixel_size,
+        split_store,
+        verify_store,
+    )
     from hematokit.taxonomy import MATEK_21, CellClass, Taxonomy, load_taxonomy
     from hematokit.training import TrainConfig, TrainResult, train
 
@@ -81,7 +89,15 @@ _HOMES = {
         "Option",
         "Variant",
     ),
-    "hematokit.store": ("PatchStore", "create_store", "import_crops", "open_store", "split_store", "verify_store"),
+    "hematokit.store": (
+        "PatchStore",
+        "create_store",
+        "import_crops",
+        "open_store",
+        "set_pixel_size",
+        "split_store",
+        "verify_store",
+    ),
     "hematokit.taxonomy": ("MATEK_21", "CellClass", "Taxonomy", "load_taxonomy"),
     "hematokit.training": ("TrainConfig", "TrainResult", "train"),
 }
@@ -129,6 +145,7 @@ __all__ = [
     "load_taxonomy",
     "open_field",
     "open_store",
+    "set_pixel_size",
     "split_store",
     "store_corrected",
     "tile_fields",

@@ -143,3 +143,30 @@ def test_help_has_an_example(verb: list[str], capsys: pytest.CaptureFixture[str]
     run = Run(capsys, [*verb, "--help"])
     assert run.code == 0
     assert f"hematokit {' '.join(verb)} " in run.out.split("Example:")[1]
+
+
+def test_the_pixel_size_is_given_at_import_or_stated_later(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, other = tmp_path / "store.zarr", tmp_path / "other.zarr"
+    run = Run(capsys, ["import", folder, store, "--patch-size", "16", "--pixel-size", "0.09"])
+    assert "Warning" not in run.out
+    assert "pixel size 0.09 um" in Run(capsys, ["store", "info", store]).out
+    run = Run(capsys, ["import", folder, other, "--patch-size", "16"])
+    assert (
+        f"Warning: the pixel size of the cells is not known; state it with 'hematokit store set-pixel-size {other}"
+        in run.out
+    )
+    assert "Warning: the pixel size of the cells is not known" in Run(capsys, ["store", "info", other]).out
+    run = Run(capsys, ["store", "set-pixel-size", other, "0.25", "--json"])
+    assert (json.loads(run.out)["changed"], run.code) == (30, 0)
+    run = Run(capsys, ["store", "set-pixel-size", other, "0.09"])
+    assert "Warning: 30 cells have another pixel size" in run.out
+    run = Run(capsys, ["store", "set-pixel-size", other, "0.09", "--force"])
+    assert "pixel size of 30 cells set to 0.09 um" in run.out
+    assert json.loads(Run(capsys, ["store", "info", other, "--json"]).out)["pixel_sizes"]["median"] == 0.09
+    run = Run(capsys, ["store", "set-pixel-size", other, "0"])
+    assert (run.code, run.err.count("\n")) == (2, 1)
+    run = Run(capsys, ["import", folder, tmp_path / "none.zarr", "--pixel-size", "-1"])
+    assert (run.code, run.err.count("\n")) == (2, 1)
+    assert not (tmp_path / "none.zarr").exists()

@@ -22,7 +22,7 @@ from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import cut_patch, patch_box
 from hematokit.models import Classifier, load_model
 from hematokit.reporting import classify
-from hematokit.store import open_store, open_stored_field, split_store, verify_store
+from hematokit.store import open_store, open_stored_field, set_pixel_size, split_store, verify_store
 from hematokit.store.corrections import CORRECTIONS_FILE, Correction, append_corrections, new_edit, utc_now
 from hematokit.taxonomy import MATEK_21
 from hematokit.training.data import select_cells
@@ -211,7 +211,21 @@ def test_an_opened_field_without_a_file_is_stored_as_it_reads(review: Review, pi
         box = patch_box(100, 100, 50)
         np.testing.assert_array_equal(stored.read(box), field.read(box))
         assert stored.pixel_size_um == 0.25
+        assert open_store(store).cells["pixel_size_um"].tolist() == [0.25, 0.25]
     assert labels(store) == reviewed(review)
+
+
+def test_cells_added_to_a_field_have_the_pixel_size_that_was_stated_since(
+    review: Review, picture: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "marrow.zarr"
+    review.correct(review.cells["cell_id"][:1].tolist(), "MYB")
+    first = store_corrected(review, picture, store, **QUIET)
+    assert "the pixel size of the cells is not known" in first.warnings[0]
+    set_pixel_size(store, 0.25)
+    review.correct(review.cells["cell_id"][1:2].tolist(), "MYB")
+    assert store_corrected(review, picture, store, near_duplicates=False).warnings == ()
+    assert open_store(store).cells["pixel_size_um"].tolist() == [0.25, 0.25]
 
 
 def test_others_come_without_a_label(review: Review, picture: Path, tmp_path: Path) -> None:

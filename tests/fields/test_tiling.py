@@ -66,7 +66,7 @@ def test_patches_are_cut_at_the_centres_and_reflected_at_the_border(fields: Path
     store = tmp_path / "store.zarr"
     summary = tile(fields, store, cells=tmp_path / "cells.csv", pixel_size_um=0.2)
     assert (summary.fields, summary.added_fields, summary.added) == (3, 2, 5)
-    assert summary.rejected == {"no-cells": 1}
+    assert (summary.rejected, summary.warnings) == ({"no-cells": 1}, ())
     opened = open_store(store)
     cells = opened.cells
     wide = np.pad(noise(0), ((SIZE, SIZE), (SIZE, SIZE), (0, 0)), mode="reflect")
@@ -80,6 +80,7 @@ def test_patches_are_cut_at_the_centres_and_reflected_at_the_border(fields: Path
     assert cells["label_source"].tolist() == ["csv", "csv", "csv", "", "csv"]
     assert cells["source"][0] == str(fields / "f0.png")
     assert cells["source_key"].is_unique
+    assert set(cells["pixel_size_um"]) == {0.2}
     table = opened.fields
     assert table[["field_id", "height", "width", "pixel_size_um", "cells"]].to_numpy().tolist() == [
         ["f0", 60, 80, 0.2, 3],

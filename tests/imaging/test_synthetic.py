@@ -310,9 +310,9 @@ def test_sample_has_the_published_layout_and_imports_whole(tmp_path: Path) -> No
         assert image.mode == "RGB"
     with (folder / "sample.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
-    assert set(rows[0]) == {"path", "label", "smear", "patient"}
+    assert set(rows[0]) == {"path", "label", "smear", "patient", "pixel_size_um"}
     assert {row["path"] for row in rows} == set(_digests(folder)) - {"sample.csv"}
-    import_crops(folder / "sample.csv", tmp_path / "store.zarr")
+    assert import_crops(folder / "sample.csv", tmp_path / "store.zarr").pixel_sizes.common == PIXEL_SIZE_UM
     store = open_store(tmp_path / "store.zarr")
     assert len(store.rejects) == 0
     assert store.cells["label"].value_counts().to_dict() == dict.fromkeys(MATEK_21.codes, 2)

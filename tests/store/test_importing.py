@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from hematokit.errors import StoreError
-from hematokit.store import create_store, import_crops, open_store, verify_store
+from hematokit.errors import ImageError, StoreError
+from hematokit.store import create_store, import_crops, open_store, set_pixel_size, verify_store
 from hematokit.taxonomy import CellClass, Taxonomy
 
 Folder = Callable[..., Path]
@@ -394,3 +395,89 @@ def test_a_store_of_a_newer_schema_is_not_touched(make_folder: Folder, tmp_path:
     (store / "zarr.json").write_text(root.replace('"schema_version": 1', '"schema_version": 2'))
     with pytest.raises(StoreError, match="newer"):
         import_crops(make_folder({"BLA/a": 1}), store)
+
+
+# --- pixel size ------------------------------------------------------------------------------------------------------
+
+
+def sizes(store: Path) -> dict[str, float | None]:
+    cells = open_store(store).cells
+    found = zip(cells["cell_id"], cells["pixel_size_um"], strict=True)
+    return {name: None if size != size else pytest.approx(size, rel=1e-4) for name, size in found}
+
+
+def test_the_pixel_size_is_that_of_the_file_then_the_table_then_as_given(
+    make_folder: Folder, crop: Callable[..., np.ndarray], tmp_path: Path
+) -> None:
+    folder = make_folder({"BLA/plain": 1, "BLA/listed": 2})
+    image = Image.fromarray(crop(3))
+    image.save(folder / "BLA" / "dense.png", dpi=(25_400 / 0.2,) * 2)
+    image.rotate(90).save(folder / "BLA" / "printed.jpg", dpi=(72, 72))
+    tifffile.imwrite(
+        folder / "BLA" / "ome.tif", crop(5), metadata={"PhysicalSizeX": 0.3, "PhysicalSizeY": 0.3}, ome=True
+    )
+    names = {"plain.png": "", "listed.png": "0.4", "dense.png": "", "printed.jpg": "", "ome.tif": ""}
+    lines = [f"BLA/{name},BLA,{size}" for name, size in names.items()]
+    (folder / "cells.csv").write_text("\n".join(["path,label,pixel_size_um", *lines]))
+    import_crops(folder / "cells.csv", tmp_path / "a.zarr", patch_size=16, pixel_size_um=0.1)
+    assert sizes(tmp_path / "a.zarr") == {"plain": 0.1, "listed": 0.4, "dense": 0.2, "printed": 0.1, "ome": 0.3}
+    forced = import_crops(folder, tmp_path / "b.zarr", patch_size=16, pixel_size_um=0.1, force_pixel_size=True)
+    assert list(sizes(tmp_path / "b.zarr").values()) == [0.1] * 5
+    assert "pixel size 0.1 um as given; the file says 0.2 um" in " ".join(forced.warnings)
+    unknown = import_crops(folder, tmp_path / "c.zarr", patch_size=16)
+    assert sizes(tmp_path / "c.zarr") == {"plain": None, "listed": None, "dense": 0.2, "printed": None, "ome": 0.3}
+    assert "3 of 5 cells is not known" in unknown.warnings[0]
+    assert any(line.startswith("Warning: ") for line in unknown.lines())
+
+
+def test_a_crop_that_is_scaled_has_the_pixel_size_of_its_patch(make_folder: Folder, tmp_path: Path) -> None:
+    folder = make_folder({"BLA/a": 1}, size=32)
+    import_crops(folder, tmp_path / "a.zarr", patch_size=16, resize=True, pixel_size_um=0.1)
+    import_crops(folder, tmp_path / "b.zarr", patch_size=64, pad=True, pixel_size_um=0.1)
+    assert (sizes(tmp_path / "a.zarr"), sizes(tmp_path / "b.zarr")) == ({"a": 0.2}, {"a": 0.1})
+    again = import_crops(folder, tmp_path / "a.zarr", resize=True, pixel_size_um=0.1)
+    assert (again.present, again.warnings) == (1, ())
+
+
+@pytest.mark.parametrize("text", ["-1", "0", "inf", "nan", "0,1", "about 0.1"])
+def test_a_pixel_size_that_is_none_is_refused_with_its_line(make_folder: Folder, tmp_path: Path, text: str) -> None:
+    folder = make_folder({"a": 1, "b": 2})
+    (folder / "cells.csv").write_text(f"path;label;pixel_size_um\na.png;BLA;\nb.png;BLA;{text}\n")
+    with pytest.raises(StoreError, match=r"cells.csv, line 3: pixel_size_um"):
+        import_crops(folder / "cells.csv", tmp_path / "store.zarr", patch_size=16)
+    assert not (tmp_path / "store.zarr").exists()
+
+
+def test_cells_of_another_pixel_size_are_added_with_a_warning(make_folder: Folder, tmp_path: Path) -> None:
+    store = tmp_path / "store.zarr"
+    assert import_crops(make_folder({"BLA/a": 1}), store, patch_size=16, pixel_size_um=0.1).warnings == ()
+    near = import_crops(make_folder({"BLA/b": 2}, name="near"), store, pixel_size_um=0.101)
+    assert near.warnings == ()
+    other = import_crops(make_folder({"BLA/c": 3}, name="other"), store, pixel_size_um=0.25)
+    assert other.warnings == (
+        "the cells have different pixel sizes, 0.1 to 0.25 um: a model trained on all of them has no pixel size, so "
+        "fields are not rescaled for it",
+    )
+    changed = import_crops(make_folder({"BLA/a": 1}), store, pixel_size_um=0.2)
+    assert "with a pixel size of 0.1 um, not 0.2" in changed.warnings[0]
+    assert sizes(store) == {"a": 0.1, "b": 0.101, "c": 0.25}
+
+
+def test_a_pixel_size_is_stated_for_a_store_that_was_made(make_folder: Folder, tmp_path: Path) -> None:
+    path = tmp_path / "store.zarr"
+    import_crops(make_folder({"BLA/a": 1, "BLA/b": 2}), path, patch_size=16)
+    import_crops(make_folder({"BLA/c": 3}, name="more"), path, pixel_size_um=0.25)
+    before = open_store(path)
+    digest, patches = before.content_hash, before.patches(["a", "b", "c"])
+    change = set_pixel_size(path, 0.1, cell_ids=["a"])
+    assert (change.changed, change.kept, sizes(path)) == (1, 0, {"a": 0.1, "b": None, "c": 0.25})
+    change = set_pixel_size(path, 0.1)
+    assert (change.changed, change.kept, sizes(path)) == (1, 1, {"a": 0.1, "b": 0.1, "c": 0.25})
+    assert change.lines()[1].startswith("Warning: 1 cells have another pixel size")
+    assert set_pixel_size(path, 0.1, force=True).changed == 1
+    after = open_store(path)
+    assert (after.content_hash, set(after.cells["pixel_size_um"])) == (digest, {0.1})
+    assert np.array_equal(after.patches(["a", "b", "c"]), patches)
+    for wrong, cells in ((0.0, None), (0.1, ["x"])):
+        with pytest.raises((ImageError, StoreError), match=r"not possible|no cell 'x'"):
+            set_pixel_size(path, wrong, cell_ids=cells)

@@ -18,7 +18,7 @@ from hematokit.taxonomy import CellClass, Taxonomy
 
 
 def rows(ids: list[str]) -> pd.DataFrame:
-    frame = pd.DataFrame({name: [""] * len(ids) for name in CELL_COLUMNS if name != "row"})
+    frame = pd.DataFrame({name: [""] * len(ids) for name in CELL_COLUMNS if name not in ("row", "pixel_size_um")})
     frame["cell_id"] = frame["field_id"] = ids
     frame[["y", "x"]] = 8.0
     frame[["y0", "x0"]] = 0

@@ -176,9 +176,9 @@ def rows(field_id: str, count: int, label: str = "BLA", **more: str) -> pd.DataF
     texts = {"label_source": "", "smear_id": "", "patient_id": "", "group": "", "split": ""} | more
     frame = frame.assign(field_id=field_id, source=f"in/{field_id}.png", label=label, row=0, **texts)
     frame = frame.assign(y=8.0, x=8.0, y0=0, x0=0, height=16, width=16)
-    return frame.assign(pixel_sha256=[f"{abs(hash((field_id, i))):064x}"[:64] for i in range(count)])[
-        list(CELL_COLUMNS)
-    ]
+    return frame.assign(
+        pixel_size_um=0.1, pixel_sha256=[f"{abs(hash((field_id, i))):064x}"[:64] for i in range(count)]
+    )[list(CELL_COLUMNS)]
 
 
 def add(store: Path, field_id: str, count: int, label: str = "BLA", fail: bool = False, **more: str) -> None:

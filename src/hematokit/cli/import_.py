@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
+from hematokit.cli.field_options import ForcePixelSizeOption
 
 __all__ = ["register"]
 
@@ -21,7 +22,8 @@ def import_command(
     src: Annotated[Path, typer.Argument(help="Folder of class folders, .csv of paths and labels, or .zip.")],
     store: Annotated[Path, typer.Argument(help="Store to create or to add to.")],
     labels: Annotated[
-        Path | None, typer.Option(help="CSV of path, label[, smear_id, patient_id] for the files in SRC.")
+        Path | None,
+        typer.Option(help="CSV of path, label[, smear_id, patient_id, pixel_size_um] for the files in SRC."),
     ] = None,
     taxonomy: Annotated[Path | None, typer.Option(help="YAML file with your own classes.")] = None,
     patch_size: Annotated[int | None, typer.Option(help="Side of a new store's patches in px [default: 250].")] = None,
@@ -34,6 +36,10 @@ def import_command(
         bool,
         typer.Option("--near-duplicates/--no-near-duplicates", help="Search for crops that show the same cell."),
     ] = True,
+    pixel_size: Annotated[
+        float | None, typer.Option(help="Micrometres per pixel of the files, if they do not say it themselves.")
+    ] = None,
+    force_pixel_size: ForcePixelSizeOption = False,
     json: JsonOption = False,
 ) -> None:
     """Import single-cell crops (JPEG, PNG, TIFF, BMP) into a patch store.
@@ -42,7 +48,9 @@ def import_command(
     column 'label' of a .csv. Files that cannot be used go into the store's table of rejects, each with its reason.
     Running it again adds what is new, and finishes an import that was interrupted.
 
-    Example: hematokit import BM_cytomorphology_data marrow.zarr
+    Models record the pixel size of the cells they are trained on, and fields are rescaled to it.
+
+    Example: hematokit import BM_cytomorphology_data marrow.zarr --pixel-size 0.086
     """
     from hematokit.store import import_crops
     from hematokit.taxonomy import load_taxonomy
@@ -58,6 +66,8 @@ def import_command(
             pad=pad,
             codec=codec,
             near_duplicates=near_duplicates,
+            pixel_size_um=pixel_size,
+            force_pixel_size=force_pixel_size,
             progress=progress,
         )
     if json:

@@ -1,4 +1,4 @@
-"""``hematokit store info``, ``verify`` and ``corrections``."""
+"""``hematokit store info``, ``verify``, ``corrections`` and ``set-pixel-size``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ _Store = Annotated[Path, typer.Argument(help="The store.")]
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(help="Look into a patch store, and check it.", no_args_is_help=True, rich_markup_mode=None)
+    group = typer.Typer(
+        help="Look into a patch store, check it, and state its pixel size.", no_args_is_help=True, rich_markup_mode=None
+    )
     group.command("info")(info_command)
     group.command("verify")(verify_command)
     group.command("corrections")(corrections_command)
+    group.command("set-pixel-size")(set_pixel_size_command)
     app.add_typer(group, name="store")
 
 
@@ -77,3 +80,25 @@ def corrections_command(store: _Store, json: JsonOption = False) -> None:
         undone = " (undone)" if row["undone"] else ""
         echo(f"{row['when']}  {row['who'] or 'unknown'}: {row['kind']} {row['cell_id']}, {change}{undone}")
     echo(f"{len(table)} corrections, of which {int(table['undone'].sum())} were undone" if len(table) else "none")
+
+
+def set_pixel_size_command(
+    store: _Store,
+    pixel_size: Annotated[float, typer.Argument(metavar="UM", help="Micrometres per pixel of the patches.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a pixel size that is known, too.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """State the pixel size of the cells of a store that do not have one; the patches do not change.
+
+    Models record the pixel size of the cells they are trained on, and fields are rescaled to it.
+
+    Example: hematokit store set-pixel-size marrow.zarr 0.086
+    """
+    from hematokit.store import set_pixel_size
+
+    change = set_pixel_size(store, pixel_size, force=force)
+    if json:
+        print_json(change.to_dict())
+    else:
+        for line in change.lines():
+            echo(line)

@@ -282,7 +282,7 @@ class _Update:
                 raw = every[every["field_id"] == record["field_id"]]
                 ids = dict(zip(_places(raw), raw["cell_id"], strict=True))
                 is_there = np.array([place in ids for place in _places(table)], bool)
-                new = self._append(store, writer, record, table[~is_there], taken, _is_own(store, review))
+                new = self._append(store, writer, record, raw, table[~is_there], taken, _is_own(store, review))
                 self.added += new
                 if not _is_own(store, review):
                     fresh[path] = table[~is_there]
@@ -299,6 +299,7 @@ class _Update:
         store: PatchStore,
         writer: StoreWriter,
         record: Mapping[str, Any],
+        there: pd.DataFrame,
         table: pd.DataFrame,
         taken: set[str],
         keep_ids: bool,
@@ -312,7 +313,9 @@ class _Update:
         if keep_ids:
             # The journal speaks of the cell by the id that it got when it was added.
             named["cell_id"] = table["cell_id"].to_numpy()
-        rows = store_rows(named, record["sha256"], taken)
+        # Of a field that did not say, somebody may have stated it for the cells since.
+        known = [size for size in (record["pixel_size_um"], *there["pixel_size_um"]) if size == size]
+        rows = store_rows(named, record["sha256"], taken, known[0] if known else np.nan)
         folder = field_folder(store.path, record["field_id"])
         append_patches(writer, store.patch_size, folder, record["height"], record["width"], rows)
         return len(rows)

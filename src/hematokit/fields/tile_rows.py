@@ -19,7 +19,7 @@ __all__ = ["append_patches", "store_rows"]
 _BATCH: Final = 64  # patches cut at a time, which bounds the memory
 
 
-def store_rows(table: pd.DataFrame, digest: str, taken: set[str]) -> pd.DataFrame:
+def store_rows(table: pd.DataFrame, digest: str, taken: set[str], pixel_size_um: float) -> pd.DataFrame:
     """Make rows of a store's table, but for the patches and their hashes.
 
     Parameters
@@ -30,6 +30,8 @@ def store_rows(table: pd.DataFrame, digest: str, taken: set[str]) -> pd.DataFram
         SHA-256 of the field's file.
     taken : set of str
         Ids of the store's cells, to which the new ones are added.
+    pixel_size_um : float
+        Of the field; not a number where unknown.
 
     Returns
     -------
@@ -46,7 +48,8 @@ def store_rows(table: pd.DataFrame, digest: str, taken: set[str]) -> pd.DataFram
         chosen = cell_id if cell_id not in taken else f"{cell_id}-{key[:8]}"
         taken.add(chosen)
         ids.append(chosen)
-    rows = table.assign(cell_id=ids, source_key=keys, row=0, group="", split="", pixel_sha256="")
+    new = {"cell_id": ids, "source_key": keys, "row": 0, "group": "", "split": "", "pixel_sha256": ""}
+    rows = table.assign(**new, pixel_size_um=pixel_size_um)
     return rows[list(CELL_COLUMNS)]
 
 

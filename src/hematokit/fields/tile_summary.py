@@ -6,8 +6,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hematokit.store.importing import count_without_split
+from hematokit.store.importing import count_without_split, pixel_size_warnings
 from hematokit.store.patchstore import PatchStore
+from hematokit.store.pixelsizes import summarize_pixel_sizes
 
 __all__ = ["TileSummary", "TileTally"]
 
@@ -48,7 +49,7 @@ class TileSummary:
         Labelled cells that an existing split does not cover.
     seconds : float
     warnings : tuple of str
-        What is doubtful about the smears and patients.
+        What is doubtful about the smears and patients, and about the pixel sizes of the cells in the store now.
     """
 
     store: str
@@ -134,5 +135,5 @@ class TileTally:
             unlabelled=int((cells["label"] == "").sum()),
             without_split=count_without_split(store),
             seconds=round(seconds, 3),
-            warnings=tuple(self.warnings),
+            warnings=(*self.warnings, *pixel_size_warnings(summarize_pixel_sizes(cells), store.path)),
         )

@@ -249,7 +249,8 @@ class _Tiling:
         field_id = _make_field_id(opened.name, self.field_ids, digest)
         table = name_cells(found, field_id, source, smear_id=smear, patient_id=patient)
         folder, stored = write_field(self.store.path, field_id, opened, source=source, progress=progress)
-        rows = store_rows(table, digest, self.cell_ids)
+        pixel_size_um = np.nan if opened.pixel_size_um is None else opened.pixel_size_um
+        rows = store_rows(table, digest, self.cell_ids, pixel_size_um)
         for column, value in (("smear_id", smear), ("patient_id", patient)):
             # A table of known cells may state them for each cell.
             if column in found.columns and not value:
@@ -262,7 +263,7 @@ class _Tiling:
             "sha256": digest,
             "height": opened.height,
             "width": opened.width,
-            "pixel_size_um": np.nan if opened.pixel_size_um is None else opened.pixel_size_um,
+            "pixel_size_um": pixel_size_um,
             "cells": len(table),
             "cells_from": json.dumps(cells.identity, sort_keys=True),
             "smear_id": smear,

@@ -12,6 +12,7 @@ from hematokit.store.describing import StoreInfo, describe_store
 from hematokit.store.fields import open_stored_field
 from hematokit.store.importing import ImportSummary, import_crops
 from hematokit.store.patchstore import PatchRead, PatchStore, open_store
+from hematokit.store.pixelsizes import PixelSizeChange, PixelSizes, set_pixel_size, summarize_pixel_sizes
 from hematokit.store.schema import CELL_COLUMNS, FIELD_COLUMNS
 from hematokit.store.splitting import SplitSummary, split_store
 from hematokit.store.verifying import DamagedField, DamagedPatch, VerifyReport, verify_store
@@ -25,6 +26,8 @@ __all__ = [
     "ImportSummary",
     "PatchRead",
     "PatchStore",
+    "PixelSizeChange",
+    "PixelSizes",
     "SplitSummary",
     "StoreInfo",
     "StoreWriter",
@@ -34,6 +37,8 @@ __all__ = [
     "import_crops",
     "open_store",
     "open_stored_field",
+    "set_pixel_size",
     "split_store",
+    "summarize_pixel_sizes",
     "verify_store",
 ]

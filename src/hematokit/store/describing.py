@@ -14,6 +14,7 @@ import pandas as pd
 from hematokit.store.correction import OF_CELLS
 from hematokit.store.corrections import standing_corrections
 from hematokit.store.patchstore import PatchStore, open_store
+from hematokit.store.pixelsizes import PixelSizes, summarize_pixel_sizes
 
 __all__ = ["StoreInfo", "describe_store"]
 
@@ -38,6 +39,8 @@ class StoreInfo:
         Cells without a class.
     taxonomy : str
         Its name.
+    pixel_sizes : PixelSizes
+        Pixel sizes of the cells' patches.
     fields : int
         Whole fields that the store keeps.
     patients, smears : int
@@ -69,6 +72,7 @@ class StoreInfo:
     classes: dict[str, int]
     unlabelled: int
     taxonomy: str
+    pixel_sizes: PixelSizes
     fields: int
     patients: int
     smears: int
@@ -98,6 +102,12 @@ class StoreInfo:
             f"{self.patients} patients and {self.smears} smears known; {self.groups} groups of two or more cells"
             + (" (not up to date: import or split again)" if self.groups_stale else ""),
         ]
+        problem = self.pixel_sizes.problem()
+        lines.append(
+            f"Warning: {problem}; state it with 'hematokit store set-pixel-size'"
+            if problem
+            else f"pixel size {self.pixel_sizes.text}"
+        )
         if self.corrections:
             words = {"label": "relabelled", "confirm": "confirmed", "delete": "deleted", "add": "added"}
             told = ", ".join(f"{count} {words[kind]}" for kind, count in self.corrections.items())
@@ -154,6 +164,7 @@ def describe_store(path: str | Path, *, rejects: bool = False) -> StoreInfo:
         classes={code: int(labels[code]) for code in store.taxonomy.codes if code in labels},
         unlabelled=int((cells["label"] == "").sum()),
         taxonomy=store.taxonomy.name,
+        pixel_sizes=summarize_pixel_sizes(cells),
         fields=len(store.fields),
         patients=_known(cells["patient_id"]),
         smears=_known(cells["smear_id"]),

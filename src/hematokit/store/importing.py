@@ -15,18 +15,20 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from hematokit.errors import ImageError, StoreError
+from hematokit.imaging.fieldfiles.pixelsize import check_given, is_same_size
 from hematokit.progress import Progress, no_progress
 from hematokit.store.creating import create_store
 from hematokit.store.grouping import regroup
 from hematokit.store.loading import Fit, Loaded, load_in_order
 from hematokit.store.patchstore import PatchStore, open_store
+from hematokit.store.pixelsizes import PixelSizes, summarize_pixel_sizes
 from hematokit.store.schema import CELL_COLUMNS, REJECT_COLUMNS, ROOT_FILE
 from hematokit.store.sources import Listing, open_source
 from hematokit.store.writer import StoreWriter
@@ -67,6 +69,10 @@ class ImportSummary:
         Pairs of crops that were cut from one field and overlap; None if they were not searched for.
     without_split : int
         Cells that an existing split does not cover.
+    pixel_sizes : PixelSizes
+        Pixel sizes of the patches in the store now.
+    warnings : tuple of str
+        What is unknown of the pixel sizes, or does not agree.
     seconds : float
     """
 
@@ -83,6 +89,8 @@ class ImportSummary:
     near_duplicates: int | None
     overlaps: int | None
     without_split: int
+    pixel_sizes: PixelSizes
+    warnings: tuple[str, ...]
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,6 +122,7 @@ class ImportSummary:
             lines.append(f"{self.conflicting_duplicates} pairs of duplicates have labels that contradict each other")
         if self.without_split:
             lines.append(f"{self.without_split} cells are in no split yet; run 'hematokit split {self.store}'")
+        lines += [f"Warning: {text}" for text in self.warnings]
         return lines
 
 
@@ -139,22 +148,27 @@ class _Import:
 
     writer: StoreWriter
     names: _Names
+    fit: Fit
     known: dict[str, tuple[str, str, str]]
+    sizes: dict[str, tuple[float, int, int]]
     keys_by_source: dict[str, str]
     added: int = 0
     present: int = 0
     rejects: list[tuple[str, str, str]] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
     _batch: list[tuple[npt.NDArray[np.uint8], dict[str, Any]]] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, writer: StoreWriter, fields: Iterable[str]) -> _Import:
+    def begin(cls, writer: StoreWriter, fit: Fit, fields: Iterable[str]) -> _Import:
         cells = writer.cells
         keys, sources = cells["source_key"].tolist(), cells["source"].tolist()
         said = zip(cells["label"].tolist(), cells["smear_id"].tolist(), cells["patient_id"].tolist(), strict=True)
         known = dict(zip(keys, said, strict=True))
+        measured = zip(*(cells[name].tolist() for name in ("pixel_size_um", "height", "width")), strict=True)
+        sizes = dict(zip(keys, measured, strict=True))
         # A crop is its own field, so its id must be that of no other field either.
         taken = [*cells["cell_id"], *cells["field_id"], *fields]
-        return cls(writer, _Names(taken), known, dict(zip(sources, keys, strict=True)))
+        return cls(writer, _Names(taken), fit, known, sizes, dict(zip(sources, keys, strict=True)))
 
     def take(self, loaded: Loaded) -> None:
         """Add a loaded item, or note why not."""
@@ -163,6 +177,9 @@ class _Import:
         if problem is not None:
             self.rejects.append((item.source, problem.reason, str(problem)))
             return
+        self.notes.update(loaded.notes)
+        if loaded.key in self.sizes:
+            self._compare_size(loaded)
         if loaded.key in self.known or loaded.patch is None or loaded.box is None:
             self.present += 1
             return
@@ -186,11 +203,22 @@ class _Import:
             "split": "",
             "pixel_sha256": loaded.pixel_sha256,
             "source_key": loaded.key,
+            "pixel_size_um": self.fit.pixel_size(loaded.pixel_size_um, loaded.box.height, loaded.box.width),
         }
         self._batch.append((loaded.patch, row))
         self.added += 1
         if len(self._batch) == 64:
             self.flush()
+
+    def _compare_size(self, loaded: Loaded) -> None:
+        """Note a cell that is in the store with another pixel size than is stated now."""
+        before, height, width = self.sizes[loaded.key]
+        now = self.fit.pixel_size(loaded.pixel_size_um, height, width)
+        if before == before and now == now and not is_same_size(now, before):
+            self.notes[
+                f"cells are in the store with a pixel size of {before:.4g} um, not {now:.4g}; an import never changes "
+                "cells: 'hematokit store set-pixel-size --force' does"
+            ] += 1
 
     def _contradiction(self, loaded: Loaded) -> ImageError | None:
         item, key = loaded.item, loaded.key
@@ -233,6 +261,8 @@ def import_crops(
     pad: bool = False,
     codec: str | None = None,
     near_duplicates: bool = True,
+    pixel_size_um: float | None = None,
+    force_pixel_size: bool = False,
     progress: Progress = no_progress,
 ) -> ImportSummary:
     """Import single-cell crops into a patch store, which is created if need be.
@@ -245,7 +275,8 @@ def import_crops(
     src : str or Path
         A folder in which the class is the innermost folder named after a code of the taxonomy
         (``BLA/0001-1000/BLA_00001.jpg``); or a ``.csv`` with the columns ``path``, ``label`` and, if known,
-        ``smear_id`` and ``patient_id``, its paths relative to its own folder; or a ``.zip`` of such a folder.
+        ``smear_id``, ``patient_id`` and ``pixel_size_um``, its paths relative to its own folder; or a ``.zip`` of such
+        a folder.
     store_path : str or Path
         Folder of the store.
     labels : str or Path, optional
@@ -262,6 +293,11 @@ def import_crops(
         How a new store packs patches, ``"raw"`` by default.
     near_duplicates : bool
         Search for crops that show the same cell, too, not only for equal pixels.
+    pixel_size_um : float, optional
+        Micrometres per pixel of the files, where neither their metadata nor the table state it. A crop that `resize`
+        scales gets the pixel size that its patch has.
+    force_pixel_size : bool
+        `pixel_size_um` (or the table's) wins over the metadata of the files.
     progress : Progress
         Told the number of files done.
 
@@ -274,8 +310,11 @@ def import_crops(
     StoreError
         If the source is missing, empty, or has unknown classes; if the store does not fit, is damaged, or is being
         written; if the disk is full.
+    ImageError
+        If the pixel size is none.
     """
     started = time.monotonic()
+    check_given(pixel_size_um)
     src, store_path = Path(src), Path(store_path)
     store = open_store(store_path) if (store_path / ROOT_FILE).exists() else None
     if store is not None:
@@ -291,7 +330,8 @@ def import_crops(
                     codec=codec or "raw",
                 )
             writer = held.enter_context(store.writer())
-            outcome = _add(store, writer, listing, Fit(store.patch_size, resize, pad), progress)
+            fit = Fit(store.patch_size, resize, pad)
+            outcome = _add(store, writer, listing, fit, pixel_size_um, force_pixel_size, progress)
             update_rejects(store, writer, (item.source for item in listing.items), outcome.rejects)
             files, ignored = len(listing.items), listing.ignored
         # The search for duplicates needs memory of its own, and the list of files is no longer needed.
@@ -299,6 +339,7 @@ def import_crops(
         regrouped = regroup(store, writer, near=near_duplicates, progress=progress)
     cells = store.cells
     counts = cells["label"].value_counts()
+    sizes = summarize_pixel_sizes(cells)
     return ImportSummary(
         store=str(store_path),
         files=files,
@@ -313,8 +354,29 @@ def import_crops(
         near_duplicates=regrouped.near,
         overlaps=regrouped.overlap,
         without_split=count_without_split(store),
+        pixel_sizes=sizes,
+        warnings=(*_count_notes(outcome.notes), *pixel_size_warnings(sizes, store_path)),
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+_NOTES: Final = 5  # shown; every file may have a note of its own
+
+
+def _count_notes(notes: Counter[str]) -> list[str]:
+    shown = [f"{note} ({count:,} files)" for note, count in notes.most_common(_NOTES)]
+    rest = len(notes) - len(shown)
+    return [*shown, f"{rest} more remarks like these"] if rest else shown
+
+
+def pixel_size_warnings(sizes: PixelSizes, store: Path) -> list[str]:
+    """Say of the cells of a store, in one line at most, what a training will lack."""
+    problem = sizes.problem()
+    if not problem:
+        return []
+    if sizes.common is None and sizes.smallest is not None:
+        return [f"{problem}: a model trained on all of them has no pixel size, so fields are not rescaled for it"]
+    return [f"{problem}; state it with 'hematokit store set-pixel-size {store} UM', so that models record it"]
 
 
 def count_without_split(store: PatchStore) -> int:
@@ -347,23 +409,39 @@ class _Outcome:
     added: int
     present: int
     rejects: list[tuple[str, str, str]]
+    notes: Counter[str]
 
 
-def _add(store: PatchStore, writer: StoreWriter, listing: Listing, fit: Fit, progress: Progress) -> _Outcome:
+def _add(
+    store: PatchStore,
+    writer: StoreWriter,
+    listing: Listing,
+    fit: Fit,
+    pixel_size_um: float | None,
+    force_pixel_size: bool,
+    progress: Progress,
+) -> _Outcome:
     """Load all items, commit those that are cells, and collect the reasons of the others."""
-    state = _Import.begin(writer, store.fields["field_id"])
+    state = _Import.begin(writer, fit, store.fields["field_id"])
     committed = frozenset(state.known)
     total = len(listing.items)
     with warnings.catch_warnings():
         # What Pillow warns of (odd EXIF data, say) concerns no pixel, and would flood the terminal.
         warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
-        for done, loaded in enumerate(load_in_order(listing.items, committed.__contains__, fit), start=1):
+        ready = load_in_order(
+            listing.items,
+            committed.__contains__,
+            fit,
+            pixel_size_um=pixel_size_um,
+            force_pixel_size=force_pixel_size,
+        )
+        for done, loaded in enumerate(ready, start=1):
             state.take(loaded)
             if done % 32 == 0 or done == total:
                 progress(done, total, f"{len(state.rejects)} rejected" if state.rejects else "")
     state.flush()
     writer.commit()
-    return _Outcome(state.added, state.present, state.rejects)
+    return _Outcome(state.added, state.present, state.rejects, state.notes)
 
 
 def update_rejects(

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hematokit.errors import StoreError
+from hematokit.errors import ImageError, StoreError
+from hematokit.imaging.fieldfiles.pixelsize import check_given
 from hematokit.imaging.reading import printable
 
 __all__ = ["LabelRow", "read_label_rows", "read_named_columns"]
@@ -17,6 +18,7 @@ _COLUMNS = {
     "label": ("label", "class"),
     "smear": ("smear_id", "smear"),
     "patient": ("patient_id", "patient"),
+    "pixel_size": ("pixel_size_um",),
 }
 
 
@@ -29,27 +31,50 @@ class LabelRow:
     label: str
     smear: str
     patient: str
+    pixel_size_um: float | None = None
 
 
 def read_label_rows(table: Path) -> list[LabelRow]:
-    """Read a CSV with the columns ``path`` and ``label``, and possibly ``smear_id`` and ``patient_id``.
+    """Read a CSV with the columns ``path`` and ``label``, and possibly ``smear_id``, ``patient_id`` and
+    ``pixel_size_um``.
 
     Separated by commas, semicolons or tabs, in UTF-8, with a header; other columns are ignored.
 
     Raises
     ------
     StoreError
-        If it cannot be read, lacks a column, or has a line without a path.
+        If it cannot be read, lacks a column, or has a line without a path or with a pixel size that is none.
     """
-    needs = "'path' and 'label' (and may have 'smear_id' and 'patient_id')"
+    needs = "'path' and 'label' (and may have 'smear_id', 'patient_id' and 'pixel_size_um')"
     rows = [
-        LabelRow(line, row["path"], row["label"], printable(row["smear"]), printable(row["patient"]))
+        LabelRow(
+            line,
+            row["path"],
+            row["label"],
+            printable(row["smear"]),
+            printable(row["patient"]),
+            _pixel_size(row["pixel_size"], f"{printable(str(table))}, line {line}"),
+        )
         for line, row in read_named_columns(table, _COLUMNS, ("path", "label"), needs)
     ]
     nameless = next((row.line for row in rows if not row.path or "\0" in row.path), None)
     if nameless is not None:
         raise StoreError(f"{printable(str(table))}, line {nameless}: no usable path; fill it in or remove the line")
     return rows
+
+
+def _pixel_size(text: str, where: str) -> float | None:
+    if not text:
+        return None
+    try:
+        size = float(text)
+        check_given(size)
+    except (ValueError, ImageError) as error:
+        raise StoreError(
+            f"{where}: pixel_size_um {printable(text)!r} is no pixel size; give micrometres per pixel, such as 0.1, or "
+            "leave it empty"
+        ) from error
+    return size
 
 
 def read_named_columns(

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from hematokit.errors import ImageError
+from hematokit.imaging.fieldfiles import stated_pixel_size
+from hematokit.imaging.fieldfiles.pixelsize import choose
 from hematokit.imaging.geometry import Box, pad_to_square, whole_image_box
 from hematokit.imaging.reading import decode_rgb
 from hematokit.store.schema import hash_pixels
@@ -72,7 +74,7 @@ class Fit:
         """
         size = self.patch_size
         height, width = image.shape[:2]
-        if self.resize and max(height, width) != size and (height == width or self.pad):
+        if self._scales(height, width):
             scale = size / max(height, width)
             shape = (max(1, round(width * scale)), max(1, round(height * scale)))
             image = np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.LANCZOS))
@@ -81,6 +83,15 @@ class Fit:
         if image.shape[:2] != (size, size):
             raise ImageError("wrong-size", f"{name} is {width}x{height} px, not {size}x{size}")
         return image
+
+    def _scales(self, height: int, width: int) -> bool:
+        return self.resize and max(height, width) != self.patch_size and (height == width or self.pad)
+
+    def pixel_size(self, file_um: float | None, height: float, width: float) -> float:
+        """Micrometres per pixel of the patch of a crop of so many pixels of `file_um`; not a number where unknown."""
+        if file_um is None:
+            return float("nan")
+        return file_um * max(height, width) / self.patch_size if self._scales(int(height), int(width)) else file_um
 
     @property
     def advice(self) -> str:
@@ -109,6 +120,10 @@ class Loaded:
         The crop in its own pixels, before it was fitted.
     problem : ImageError or None
         Why the file was refused.
+    pixel_size_um : float or None
+        Micrometres per pixel of the file, before it was fitted.
+    notes : tuple of str
+        Why a pixel size that the file or the user states was not used.
     """
 
     item: Item
@@ -117,26 +132,40 @@ class Loaded:
     pixel_sha256: str = ""
     box: Box | None = None
     problem: ImageError | None = None
+    pixel_size_um: float | None = None
+    notes: tuple[str, ...] = ()
 
 
-def _load(item: Item, is_known: Callable[[str], bool], fit: Fit) -> Loaded:
+def _load(
+    item: Item, is_known: Callable[[str], bool], fit: Fit, pixel_size_um: float | None, force_pixel_size: bool
+) -> Loaded:
     try:
         if item.problem is not None:
             raise item.problem
         data = item.read(_MAX_CROP_BYTES)
         key = hashlib.sha256(item.name.encode() + b"\0" + hashlib.sha256(data).digest()).hexdigest()[:32]
+        given = pixel_size_um if item.pixel_size_um is None else item.pixel_size_um
+        size, _, notes = choose(stated_pixel_size(data), given, force=force_pixel_size)
         if is_known(key):
-            return Loaded(item, key)
+            return Loaded(item, key, pixel_size_um=size, notes=notes)
         image = decode_rgb(data, name=item.source, max_pixels=_MAX_CROP_PIXELS, expect=fit.exact_size)
         patch = np.ascontiguousarray(fit.apply(image, item.source))
-        return Loaded(item, key, patch, hash_pixels(patch), whole_image_box(*image.shape[:2]))
+        box = whole_image_box(*image.shape[:2])
+        return Loaded(item, key, patch, hash_pixels(patch), box, pixel_size_um=size, notes=notes)
     except ImageError as error:
         if error.reason == "wrong-size":
             error = ImageError(error.reason, f"{error}; {fit.advice}")
         return Loaded(item, problem=error)
 
 
-def load_in_order(items: Iterable[Item], is_known: Callable[[str], bool], fit: Fit) -> Iterator[Loaded]:
+def load_in_order(
+    items: Iterable[Item],
+    is_known: Callable[[str], bool],
+    fit: Fit,
+    *,
+    pixel_size_um: float | None = None,
+    force_pixel_size: bool = False,
+) -> Iterator[Loaded]:
     """Load items in a few threads and yield them in the order given.
 
     Only a few items are loaded ahead of the one yielded, so memory does not grow with their number.
@@ -147,9 +176,12 @@ def load_in_order(items: Iterable[Item], is_known: Callable[[str], bool], fit: F
     is_known : callable
         Told a file's key, says whether the store has it, so that it need not be decoded.
     fit : Fit
+    pixel_size_um : float, optional
+        Micrometres per pixel of files that neither say it nor have it from a table; of all with `force_pixel_size`.
+    force_pixel_size : bool
     """
     workers = max(1, min(_MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
-    load = partial(_load, is_known=is_known, fit=fit)
+    load = partial(_load, is_known=is_known, fit=fit, pixel_size_um=pixel_size_um, force_pixel_size=force_pixel_size)
     ahead: deque[Future[Loaded]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="hematokit-import")
     try:

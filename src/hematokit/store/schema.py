@@ -87,6 +87,7 @@ _SCHEMA = pa.schema(
         ("split", pa.string()),
         ("pixel_sha256", pa.string()),
         ("source_key", pa.string()),
+        ("pixel_size_um", pa.float64()),
     ]
 )
 
@@ -95,7 +96,8 @@ CELL_COLUMNS = tuple(_SCHEMA.names)
 
 ``row`` is the index into the array ``patches`` (rows can have gaps); ``pixel_sha256`` is over the patch's uint8 bytes
 in C order; ``source_key`` identifies a file by its path inside the imported folder and its bytes, so that importing
-it again adds nothing. The others are the columns of the cells table that every part of hematokit shares.
+it again adds nothing; ``pixel_size_um`` is the side of a pixel of the patch, not a number where unknown. The others
+are the columns of the cells table that every part of hematokit shares.
 """
 
 _FIELD_SCHEMA = pa.schema(
@@ -189,6 +191,8 @@ def read_cells(store: Path) -> tuple[pa.Table, TableState]:
             groups_near=bool(info["groups_near"]),
             fields=int(info.get("fields", 0)),  # stores of before there were fields lack it
         )
+        if "pixel_size_um" not in table.column_names:
+            table = _with_pixel_sizes(table, read_fields(store, state.fields))
         table = table.select(list(CELL_COLUMNS)).cast(_SCHEMA).replace_schema_metadata()
     except FileNotFoundError as error:
         raise StoreError(f"store {store} has no {CELLS_FILE}; restore that file from a copy of the store") from error
@@ -196,6 +200,13 @@ def read_cells(store: Path) -> tuple[pa.Table, TableState]:
         detail = " ".join(str(error).split())
         raise StoreError(f"{path} is damaged ({detail}); restore that file from a copy of the store") from error
     return table, state
+
+
+def _with_pixel_sizes(table: pa.Table, fields: pa.Table) -> pa.Table:
+    """Add the column to a table of before there was one: cells of tiled fields have their field's pixel size."""
+    known = dict(zip(fields["field_id"].to_pylist(), fields["pixel_size_um"].to_pylist(), strict=True))
+    sizes = [known.get(field_id) for field_id in table["field_id"].to_pylist()]
+    return table.append_column("pixel_size_um", pa.array(sizes, pa.float64()))
 
 
 def write_cells(store: Path, table: pa.Table, state: TableState) -> None:

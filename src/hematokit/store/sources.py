@@ -44,6 +44,8 @@ class Item:
         Returns the file's bytes, at most as many as it is told, or raises `ImageError`.
     problem : ImageError or None
         Why the file cannot be used, where the listing alone shows that.
+    pixel_size_um : float or None
+        Micrometres per pixel of the file as a table states it.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Item:
     smear_id: str = ""
     patient_id: str = ""
     problem: ImageError | None = None
+    pixel_size_um: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,13 +331,15 @@ def _table(table: Path, base: Path, files: _FolderFiles | _ZipFiles, taxonomy: T
         lines = ", ".join(str(row.line) for row in rows if row.label in unknown)
         lines = lines if len(lines) <= 30 else lines[:30].rsplit(",", 1)[0] + ", ..."
         raise codes.unknown(f"{_show(table)} (line {lines})", list(unknown))
-    found: dict[str, tuple[Item, set[tuple[str, str, str]]]] = {}
+    found: dict[str, tuple[Item, set[tuple[str, str, str, float | None]]]] = {}
     for row in rows:
         item = _inside(row.path, base, files)
-        found.setdefault(item.name, (item, set()))[1].add((codes.find(row.label) or "", row.smear, row.patient))
+        found.setdefault(item.name, (item, set()))[1].add(
+            (codes.find(row.label) or "", row.smear, row.patient, row.pixel_size_um)
+        )
     items = []
     for item, entries in found.values():
-        label, smear, patient = min(entries)
+        label, smear, patient, pixel_size = min(entries, key=str)
         problem = item.problem
         if len(entries) > 1:
             problem = ImageError(
@@ -342,7 +347,7 @@ def _table(table: Path, base: Path, files: _FolderFiles | _ZipFiles, taxonomy: T
             )
         elif not label:
             problem = ImageError("no-label", f"{item.source} has no label in {_show(table)}; give it a class code")
-        items.append(Item(item.name, item.source, item.read, label, "csv", smear, patient, problem))
+        items.append(Item(item.name, item.source, item.read, label, "csv", smear, patient, problem, pixel_size))
     return Listing(items, {})
 
 

@@ -148,7 +148,8 @@ class StoreWriter:
         ----------
         patches : ndarray of uint8, shape (n, P, P, 3)
         cells : DataFrame
-            n rows with the columns `CELL_COLUMNS` except ``row``, which is assigned here.
+            n rows with the columns `CELL_COLUMNS` except ``row``, which is assigned here; without ``pixel_size_um``
+            it is unknown.
 
         Raises
         ------
@@ -162,6 +163,8 @@ class StoreWriter:
             raise ValueError(f"patches must be uint8 of shape ({len(cells)}, {size}, {size}, 3), not {patches.shape}")
         with disk_errors(self._path, lambda: self.committed):
             first = self._first_row + self._pending_rows
+            if "pixel_size_um" not in cells.columns:
+                cells = cells.assign(pixel_size_um=np.nan)
             self._pending.append(schema.to_arrow(cells.assign(row=np.arange(first, first + len(cells)))))
             self._pending_rows += len(cells)
             while len(patches):

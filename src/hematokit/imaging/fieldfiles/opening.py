@@ -11,10 +11,10 @@ from hematokit.imaging.fieldfiles import omezarr, vendor
 from hematokit.imaging.fieldfiles.field import Field, unreadable
 from hematokit.imaging.fieldfiles.levels import Source
 from hematokit.imaging.fieldfiles.listing import field_name
-from hematokit.imaging.fieldfiles.pixelsize import check_given
+from hematokit.imaging.fieldfiles.pixelsize import PixelSize, check_given
 from hematokit.imaging.reading import printable
 
-__all__ = ["open_field"]
+__all__ = ["open_field", "stated_pixel_size"]
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -73,6 +73,28 @@ def open_field(
     except BaseException:
         source.close()
         raise
+
+
+def stated_pixel_size(data: bytes) -> PixelSize:
+    """Read what the metadata of an image file say about its pixel size.
+
+    Parameters
+    ----------
+    data : bytes
+        Content of a TIFF, PNG, JPEG or BMP file, which may be damaged.
+
+    Returns
+    -------
+    PixelSize
+        Unknown where the file says nothing, or nothing that a microscope can have, such as 72 dots per inch.
+    """
+    if data[:4] in _TIFF_MAGIC:
+        from hematokit.imaging.fieldfiles.tiff import stated_in_tiff
+
+        return stated_in_tiff(data)
+    from hematokit.imaging.fieldfiles.plain import stated_in_plain
+
+    return stated_in_plain(data)
 
 
 def _open_source(path: Path, max_pixels: int | None) -> Source:

@@ -7,11 +7,24 @@ from typing import NamedTuple
 
 from hematokit.errors import ImageError
 
-__all__ = ["LARGEST", "SMALLEST", "PixelSize", "choose", "check_given", "from_density", "from_lengths", "nothing"]
+__all__ = [
+    "LARGEST",
+    "SMALLEST",
+    "PixelSize",
+    "check_given",
+    "choose",
+    "from_density",
+    "from_lengths",
+    "is_same_size",
+    "nothing",
+]
 
 SMALLEST, LARGEST = 0.01, 20.0
 """Limits in micrometres of what a microscope's pixel can be. Below lies no light microscope; above lie the densities
 that programs write when they know nothing: 72, 96, 150, 300, 600 and 1200 dots per inch are 353 to 21 micrometres."""
+
+_SAME = 0.02
+"""Relative difference up to which two pixel sizes count as equal: resampling by a hundredth only blurs."""
 
 _ANISOTROPY = 0.01  # relative difference of the two sides up to which pixels count as square
 
@@ -127,6 +140,17 @@ def check_given(pixel_size_um: float | None) -> None:
         raise ImageError(
             "pixel-size", f"a pixel size of {pixel_size_um:g} um is not possible; give micrometres per pixel, as 0.1"
         )
+
+
+def is_same_size(one_um: float, other_um: float) -> bool:
+    """Whether two pixel sizes in micrometres differ by less than 2 %, so that nothing need be resampled.
+
+    Examples
+    --------
+    >>> is_same_size(0.0861, 0.0865), is_same_size(0.09, 0.25)
+    (True, False)
+    """
+    return abs(one_um / other_um - 1) < _SAME
 
 
 def choose(stated: PixelSize, given: float | None, *, force: bool) -> tuple[float | None, str, tuple[str, ...]]:

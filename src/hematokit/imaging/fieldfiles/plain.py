@@ -13,7 +13,7 @@ from hematokit.imaging.fieldfiles.levels import ArrayLevel, Source
 from hematokit.imaging.fieldfiles.pixelsize import PixelSize, from_density, nothing
 from hematokit.imaging.reading import MAX_PIXELS, decode_rgb, printable, read_bytes
 
-__all__ = ["open_plain"]
+__all__ = ["open_plain", "stated_in_plain"]
 
 
 def open_plain(path: Path, max_pixels: int | None = None) -> Source:
@@ -35,10 +35,11 @@ def open_plain(path: Path, max_pixels: int | None = None) -> Source:
             f"{printable(str(path))} has more than {MAX_PIXELS:,} pixels, too many for a format that is decoded whole; "
             "save it as a tiled TIFF or OME-Zarr",
         ) from error
-    return Source((ArrayLevel(pixels),), _pixel_size(data))
+    return Source((ArrayLevel(pixels),), stated_in_plain(data))
 
 
-def _pixel_size(data: bytes) -> PixelSize:
+def stated_in_plain(data: bytes) -> PixelSize:
+    """Pixel size by the density that a PNG, JPEG or BMP file states; `nothing` where it cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

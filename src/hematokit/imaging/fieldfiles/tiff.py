@@ -6,6 +6,7 @@ is missing.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from hematokit.imaging.fieldfiles.pixelsize import PixelSize, from_density, from
 from hematokit.imaging.fieldfiles.segments import COMPRESSIONS, PieceCache, TiffLevel
 from hematokit.imaging.reading import printable
 
-__all__ = ["open_tiff"]
+__all__ = ["open_tiff", "stated_in_tiff"]
 
 _MAX_PAGES = 64  # a pyramid has about ten; more are a stack
 _RGB, _YCBCR, _GREY = 2, 6, 1
@@ -59,6 +60,20 @@ def open_tiff(path: Path) -> Source:
         raise ImageError(
             "unreadable", f"{shown} is no readable TIFF ({detail}); copy or export the file again"
         ) from error
+
+
+def stated_in_tiff(data: bytes) -> PixelSize:
+    """Pixel size by the metadata of a TIFF file's first image; `nothing` where they cannot be read."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
+            page: Any = file.pages[0]
+            text = page.description or ""
+            return _pixel_size(page, text, read_omexml(text))
+    except Exception:
+        # Whoever needs the pixels finds out what is wrong with the file.
+        return nothing
 
 
 def _read_structure(file: Any, shown: str) -> Source:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from hematokit.errors import HematokitError
 from hematokit.files import TEMPORARY_PREFIX, write_atomically
+from hematokit.imaging.synthetic.canvas import PIXEL_SIZE_UM
 from hematokit.imaging.synthetic.scenes import crop_counts, synthesize_crops
 from hematokit.progress import Progress, no_progress
 
@@ -56,7 +57,8 @@ def write_sample(
 ) -> Path:
     """Write crops as ``CODE/CODE_00001.jpg`` (JPEG quality 95, full colour resolution) and ``sample.csv``.
 
-    The table (columns path, label, smear, patient) is written last: where it stands, the sample is whole.
+    The table (columns path, label, smear, patient, pixel_size_um) is written last: where it stands, the sample
+    is whole.
 
     Parameters
     ----------
@@ -94,11 +96,11 @@ def write_sample(
             buffer = io.BytesIO()
             Image.fromarray(crop.pixels).save(buffer, "JPEG", quality=95, subsampling=0)
             write_atomically(folder / name, buffer.getvalue())
-            rows.append((name, crop.code, crop.smear_id, crop.patient_id))
+            rows.append((name, crop.code, crop.smear_id, crop.patient_id, PIXEL_SIZE_UM))
             progress(done, total, "drawing cells")
         table = io.StringIO(newline="")
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerows([("path", "label", "smear", "patient"), *rows])
+        writer.writerows([("path", "label", "smear", "patient", "pixel_size_um"), *rows])
         write_atomically(folder / _TABLE, table.getvalue().encode())
     except OSError as error:
         raise HematokitError(f"the sample cannot be written to {folder} ({error}); give another folder") from error
