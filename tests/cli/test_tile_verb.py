@@ -89,7 +89,7 @@ def test_smears_that_fit_in_part_are_a_warning(folder: Path, capsys: pytest.Capt
     assert "Warning: part.csv gives no smear and no patient for 3 of 4 fields (f1.png, f2.png, f3.png)\n" in run.out
     assert "Warning: 1 of 2 rows of part.csv were used for no field given (f-1.png in line 3)\n" in run.out
     summary = json.loads(Run(capsys, [*TILE, "--smears", "part.csv", "--json"]).out)
-    assert len(summary["warnings"]) == 2
+    assert sum("part.csv" in warning for warning in summary["warnings"]) == 2
 
 
 def test_what_is_not_known_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
