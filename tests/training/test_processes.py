@@ -200,3 +200,66 @@ def test_a_bundle_names_the_package_it_needs(tiny_store: Path, tmp_path: Path) -
     assert without.returncode == 2
     assert "needs backbone 'hungry' of package hemato-hungry 1.2.3" in without.stderr
     assert "pip install hemato-hungry" in without.stderr
+
+
+STOPPED = """
+import os, signal, sys
+
+import hematokit.training.loop, hematokit.training.runner
+from hematokit.cli.main import main
+
+place, name, nth, number = sys.argv[1:5]
+owner = {"loop": hematokit.training.loop.Loop, "run": hematokit.training.loop.RunFolder}.get(
+    place, hematokit.training.runner
+)
+whole, calls = getattr(owner, name), []
+
+def stopping(*args, **kwargs):
+    calls.append(name)
+    if len(calls) == int(nth):
+        os.kill(os.getpid(), int(number))
+    return whole(*args, **kwargs)
+
+setattr(owner, name, stopping)
+sys.exit(main(sys.argv[5:]))
+"""
+
+# Hardly any epoch is better than the one before, so patience soon ends; and each epoch is one step.
+TIRED = {"epochs": 30, "patience": 2, "lr": 1e-12, "augmenter": "none", "batch_size": 512}
+
+
+@pytest.fixture(scope="module")
+def tired_run(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A run that stopped early without being disturbed, and its epochs."""
+    result = train(tiny_store, tmp_path_factory.mktemp("tired") / "run", settings=TINY | TIRED)
+    assert result.epochs == result.best_epoch + 2 < 30
+    return result.run, result.epochs
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "number", "code"),
+    [
+        ("loop", "_step", signal.SIGINT, 0),
+        ("runner", "save_bundle", signal.SIGINT, 0),
+        ("run", "copy_checkpoint", signal.SIGKILL, -9),
+        ("run", "write_metrics", signal.SIGKILL, -9),
+        ("runner", "write_json", signal.SIGKILL, -9),
+    ],
+)
+def test_whenever_early_stopping_is_stopped_the_bundle_comes(
+    tiny_store: Path, tired_run: tuple[Path, int], tmp_path: Path, place: str, name: str, number: int, code: int
+) -> None:
+    """In the step in which patience ends, and between the files that are written after it."""
+    run, (whole, epochs) = tmp_path / "run", tired_run
+    nth = 1 if place == "runner" or name == "copy_checkpoint" else epochs
+    command = [sys.executable, "-c", STOPPED, place, name, str(nth), str(int(number))]
+    done = subprocess.run(
+        [*command, *arguments(tiny_store, run, **TIRED)], capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
+    assert done.returncode == code, done.stderr
+    if code:
+        train(output=run, resume=True)
+    assert_equal_bundles(run, whole)
+    assert load_model(run, "cpu").config.training["best_epoch"] == epochs - 2
+    assert len((run / "metrics.csv").read_text().splitlines()) == epochs + 1
+    assert (run / "summary.json").is_file()

@@ -278,3 +278,40 @@ def test_an_output_that_exists_is_not_touched(tiny_store: Path, tmp_path: Path) 
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
     with pytest.raises(HematokitError, match="is not a run"):
         train(output=tmp_path / "run", resume=True)
+
+
+def test_more_patience_goes_on_after_an_early_stop(tiny_store: Path, tmp_path: Path) -> None:
+    still: dict[str, Any] = {"lr": 1e-12, "augmenter": "none", "epochs": 40}
+    first = train(tiny_store, tmp_path / "run", settings=TINY | still, patience=1)
+    assert first.epochs == first.best_epoch + 1
+    assert train(output=tmp_path / "run", resume=True).epochs == first.epochs
+    more = train(output=tmp_path / "run", resume=True, patience=2)
+    assert first.epochs < more.epochs == more.best_epoch + 2 < 40
+
+
+def test_the_scale_of_gradients_is_resumed(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU, with a scaler that changes its scale after each step, so that another scale rounds otherwise."""
+    from hematokit.training import runner
+
+    make = runner._accelerator.__enter__
+    scalers: list[torch.amp.GradScaler] = []
+
+    def scaled(self: Any) -> Any:
+        accelerator = make(self)
+        scalers.append(torch.amp.GradScaler("cpu", init_scale=3.0, growth_factor=1.01, growth_interval=1))
+        accelerator.scaler = scalers[-1]
+        return accelerator
+
+    monkeypatch.setattr(runner._accelerator, "__enter__", scaled)
+    train(tiny_store, tmp_path / "whole", settings=TINY)
+    train(tiny_store, tmp_path / "parts", settings=TINY, stop_after=1)
+    train(output=tmp_path / "parts", resume=True)
+    assert scalers[0].get_scale() == scalers[2].get_scale() > scalers[1].get_scale() > 3
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    # A checkpoint without a scaler, as version 0.1.0 writes it, is taken up with the scaler as it begins.
+    monkeypatch.setattr(runner._accelerator, "__enter__", make)
+    train(tiny_store, tmp_path / "old", settings=TINY, stop_after=1)
+    monkeypatch.setattr(runner._accelerator, "__enter__", scaled)
+    assert train(output=tmp_path / "old", resume=True).finished

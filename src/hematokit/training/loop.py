@@ -153,12 +153,12 @@ class Loop:
             # Events of steps that a resumed training does again are hidden by the purge.
             self.writer = SummaryWriter(str(self.run_folder.path), purge_step=self.state.epoch)
         try:
+            # A resumed run may find that it has done all that is now asked for.
+            self.state.finished = self._complete()
             while not self.state.finished and self.state.epoch < self.planned:
                 if not self._epoch():
                     self._save("last")
                     return False
-            # A resumed run may find that it has done all that is now asked for.
-            self.state.finished = self.state.finished or self.state.epoch >= self.config.epochs
             return self.state.finished
         finally:
             if self.writer is not None:
@@ -167,14 +167,33 @@ class Loop:
     def resume(self) -> None:
         """Take up the last checkpoint."""
         inner = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        self.state = self.run_folder.load_checkpoint("last", inner, _inner_optimizer(self.optimizer))
+        optimizer = _inner_optimizer(self.optimizer)
+        self.state = self.run_folder.load_checkpoint("last", inner, optimizer, self.accelerator.scaler)
+        if self.accelerator.is_main_process:
+            # What a process that was killed between these files left behind.
+            self._write_epoch()
+        self.accelerator.wait_for_everyone()
 
     def _save(self, name: str) -> None:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             inner = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            self.run_folder.save_checkpoint(name, inner, _inner_optimizer(self.optimizer), self.state)
+            optimizer = _inner_optimizer(self.optimizer)
+            self.run_folder.save_checkpoint(name, inner, optimizer, self.state, self.accelerator.scaler)
         self.accelerator.wait_for_everyone()
+
+    def _write_epoch(self) -> None:
+        """Write what follows from the checkpoint of an epoch's end: a copy of the best one, and the figures."""
+        state = self.state
+        if state.step == 0 and state.epoch == state.best_epoch:
+            self.run_folder.copy_checkpoint("last", "best")
+        self.run_folder.write_metrics(state.rows)
+
+    def _complete(self) -> bool:
+        """Whether all epochs are done, or `patience` of them were no better."""
+        state, patience = self.state, self.config.patience
+        tired = bool(patience) and state.best is not None and state.epoch - state.best_epoch >= patience
+        return tired or state.epoch >= self.config.epochs
 
     def _epoch(self) -> bool:
         """Do the rest of the current epoch; false if a stop was asked for in it."""
@@ -223,7 +242,7 @@ class Loop:
                     return False
         self._end_epoch(rate, time.monotonic() - begun, state.total_cells - done_before)
         # The wish all processes agreed on at the last step: asked one by one, they could part ways here.
-        return not stop or state.epoch >= self.planned
+        return not stop or state.finished or state.epoch >= self.planned
 
     def _share(self, batch: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the part of a batch that is this process's."""
@@ -342,15 +361,12 @@ class Loop:
         better = state.best is None or (value < state.best if lower_is_better else value > state.best)
         if better:
             state.best, state.best_epoch = value, state.epoch
-        elif config.patience and state.epoch - state.best_epoch >= config.patience:
-            state.finished = True
+        state.finished = self._complete()
+        if state.finished and state.epoch < config.epochs:
             self.log(f"Stopped early: no better {config.monitor} for {config.patience} epochs")
-        state.finished = state.finished or state.epoch >= config.epochs
         self._save("last")
         if self.accelerator.is_main_process:
-            if better:
-                self.run_folder.copy_checkpoint("last", "best")
-            self.run_folder.write_metrics(state.rows)
+            self._write_epoch()
         if self.writer is not None:
             for key, figure in row.items():
                 self.writer.add_scalar(f"epoch/{key}", figure, state.epoch)

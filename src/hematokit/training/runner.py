@@ -170,8 +170,6 @@ def train(
         )
         if going_on:
             loop.resume()
-            if loop.state.epoch < config.epochs and not (loop.state.finished and config.patience):
-                loop.state.finished = False
         elif resume and main:
             say("The run has no checkpoint yet: starting it from the beginning")
         finished = loop.run()

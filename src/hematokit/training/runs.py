@@ -145,9 +145,23 @@ class RunFolder:
             raise TrainingError(f"{self.config_file} is damaged ({type(error).__name__}); start a new run") from error
 
     def save_checkpoint(
-        self, name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None, progress: Progressed
+        self,
+        name: str,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        progress: Progressed,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         """Write a checkpoint; an older one stays whole until the new one is.
+
+        Parameters
+        ----------
+        name : str
+            ``"last"`` or ``"best"``.
+        model, optimizer, progress
+            What is saved.
+        scaler : torch.amp.GradScaler, optional
+            Of the gradients, where training in fp16 has one.
 
         Raises
         ------
@@ -161,8 +175,11 @@ class RunFolder:
             for index, state in optimizer.state_dict()["state"].items():
                 for key, value in state.items():
                     tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
+        about = {"progress": json.dumps(asdict(progress))}
+        if scaler is not None:
+            about["scaler"] = json.dumps(scaler.state_dict())
         try:
-            write_atomically(self.checkpoint(name), save(tensors, metadata={"progress": json.dumps(asdict(progress))}))
+            write_atomically(self.checkpoint(name), save(tensors, metadata=about))
         except OSError as error:
             raise TrainingError(
                 f"checkpoint {self.checkpoint(name)} cannot be written ({error.strerror}); make room there, then "
@@ -175,9 +192,15 @@ class RunFolder:
             replace_file(self.checkpoint(target), lambda copy: shutil.copyfileobj(original, copy))
 
     def load_checkpoint(
-        self, name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
+        self,
+        name: str,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> Progressed:
-        """Read a checkpoint back into model and optimizer, and return the progress.
+        """Read a checkpoint back into model, optimizer and scaler, and return the progress.
+
+        A scaler stays as it is where the checkpoint has none: those of version 0.1.0, and of runs in another precision.
 
         Raises
         ------
@@ -189,7 +212,9 @@ class RunFolder:
         path = self.checkpoint(name)
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                progress = Progressed(**json.loads((file.metadata() or {})["progress"]))
+                about = file.metadata() or {}
+                progress = Progressed(**json.loads(about["progress"]))
+                scaling = json.loads(about.get("scaler", "{}"))
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise TrainingError(
@@ -201,6 +226,8 @@ class RunFolder:
             raise TrainingError(
                 f"checkpoint {path} is of another model than config.yaml names; start a new run"
             ) from error
+        if scaler is not None and scaling:
+            scaler.load_state_dict(scaling)
         if optimizer is not None:
             state: dict[int, dict[str, torch.Tensor]] = {}
             for key, value in tensors.items():
