@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +85,52 @@ def test_detections_go_on(earlier: Path) -> None:
     found = hematokit.detect([earlier / "fields"], earlier / "detections")
     assert set(found.fields["status"]) == {"done"}
     assert json.loads((earlier / "detections" / "run.json").read_text())["fields"]
+
+
+GO_ON = """
+from importlib import metadata
+import hematokit
+
+print(metadata.version("hematokit"))
+hematokit.classify(["fields"], "run", "results", device="cpu")
+hematokit.detect(["fields/field_0.png"], "detections")
+hematokit.tile_fields(["fields"], "fields.zarr")
+assert hematokit.open_store("fields.zarr").rejects.empty
+hematokit.explain("run", store="crops.zarr", output="explained", split="test", per_class=1, pictures=False)
+"""
+
+
+def test_an_upgrade_refuses_no_results(earlier: Path, tmp_path: Path) -> None:
+    # A folder of packages in which hematokit has a later version, as after pip install --upgrade.
+    later = tmp_path / "site" / "hematokit-9.9.9.dist-info"
+    later.mkdir(parents=True)
+    (later / "METADATA").write_text("Metadata-Version: 2.1\nName: hematokit\nVersion: 9.9.9\n")
+    made = [*earlier.glob("*/fields/*/cells.parquet"), *earlier.glob("explained/attributions.zarr/*/c/**/*")]
+    before = {path: path.stat().st_mtime_ns for path in made}
+    assert len(before) > 3
+    # The second time it is the folders of a later version that are gone on with.
+    for site, version in ((str(later.parent), "9.9.9"), ("", "")):
+        paths = os.pathsep.join(filter(None, [site, os.environ.get("PYTHONPATH", "")]))
+        done = subprocess.run(
+            [sys.executable, "-c", GO_ON],
+            cwd=earlier,
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HEMATOKIT_PLUGINS": ""},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(version)
+        assert {path: path.stat().st_mtime_ns for path in made} == before
+    for name, key in (("results/run.json", "job"), ("explained/explain.json", "made_with")):
+        assert "9.9.9" not in json.dumps(json.loads((earlier / name).read_text())[key])
+
+
+def test_an_option_that_is_newer_than_the_results_is_no_reason_to_refuse_them(earlier: Path) -> None:
+    path = earlier / "detections" / "run.json"
+    document = json.loads(path.read_text())
+    del document["job"]["detector"]["options"]["margin_um"]
+    path.write_text(json.dumps(document))
+    hematokit.detect([earlier / "fields"], earlier / "detections")
+    with pytest.raises(hematokit.HematokitError, match="another detector"):
+        hematokit.detect([earlier / "fields"], earlier / "detections", detector_options={"margin_um": 3})

@@ -2,7 +2,7 @@
 
 They have a version of their own, ``HOOKS``. Its second number rises when something is added: a hook, a field of a spec
 with a default, an argument that may be left out. Its first rises when a plugin that worked might no longer. A plugin
-says what it needs at least with ``HEMATOKIT_HOOKS = "1.1"`` beside its hooks.
+says what it needs at least with ``HEMATOKIT_HOOKS = "1.2"`` beside its hooks.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["HOOKS", "PROJECT", "hookimpl", "hookspec"]
 
-HOOKS = "1.1"
+HOOKS = "1.2"
 """Version of everything on this page and of the specs that the hooks take.
 
-1.1: `Option.choices` and `Option.path`.
+1.1: `Option.choices` and `Option.path`. 1.2: `DetectorSpec.version` and `ExplainerSpec.version`.
 """
 
 PROJECT = "hematokit"

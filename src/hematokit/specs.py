@@ -268,12 +268,30 @@ class AugmenterSpec(_Spec):
 
 @dataclass(frozen=True, slots=True)
 class ExplainerSpec(_Spec):
-    """An explainer; ``factory(**options) -> Explainer``."""
+    """An explainer; ``factory(**options) -> Explainer``.
+
+    Attributes
+    ----------
+    version : str
+        Of the algorithm, not of the package: another one says that the same images and options give other maps, which
+        are never put beside those of before. Empty: the version of the package.
+    """
+
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class DetectorSpec(_Spec):
-    """A detector; ``factory(**options) -> Detector``."""
+    """A detector; ``factory(**options) -> Detector``.
+
+    Attributes
+    ----------
+    version : str
+        Of the algorithm, not of the package: another one says that the same field and options give other cells, which
+        are never put beside those of before. Empty: the version of the package.
+    """
+
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

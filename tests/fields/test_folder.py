@@ -18,6 +18,7 @@ from hematokit.errors import FieldError, ImageError, PluginError
 from hematokit.fields.folder import ResultsFolder, outcome_table, read_predictions, run_fields
 from hematokit.fields.job import FieldJob
 from hematokit.imaging.synthetic import synthesize_field
+from pluginkit import pip_install, run_hematokit, write_package
 
 
 @pytest.fixture(scope="module")
@@ -232,3 +233,41 @@ def test_results_say_what_they_were_made_with(fields: Path, tiny_run: Path, tmp_
     assert said["job"]["detector"]["name"] == "nuclei"
     assert len(said["job"]["model"]["sha256"]) == 64
     assert said["research_use_only"] is True
+
+
+DOTS = """
+import hematokit
+
+def make():
+    import pandas as pd
+
+    class Nothing:
+        def detect(self, field, pixel_size_um):
+            return pd.DataFrame({name: [] for name in ("y", "x", "y0", "x0", "height", "width", "score")})
+
+    return Nothing()
+
+@hematokit.hookimpl
+def register_detectors(register):
+    register(hematokit.DetectorSpec("dots", "Finds nothing", make STATED))
+"""
+
+
+def test_results_of_another_version_of_a_detector_are_refused_with_both_named(fields: Path, tmp_path: Path) -> None:
+    def detect(package: str, stated: str) -> subprocess.CompletedProcess[str]:
+        site = tmp_path / f"{package}{stated}"
+        code = DOTS.replace(" STATED", f", version={stated!r}" if stated else "")
+        pip_install(site, write_package(site / "source", "hemato-dots", code, version=package))
+        output = str(tmp_path / "out")
+        return run_hematokit("detect", str(fields), "--output", output, "--detector", "dots", site=site)
+
+    assert detect("1.2.3", "").returncode == 0
+    # A package that states nothing of the algorithm: its own version counts, as it did.
+    refused = detect("1.2.4", "")
+    assert refused.returncode == 2
+    assert "results of detector 'dots' version 1.2.3, and this is version 1.2.4" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    # One that says that nothing changed for the algorithm, whatever the package's version.
+    assert detect("1.2.4", "1.2.3").returncode == 0
+    assert detect("2.0", "1.2.3").returncode == 0
+    assert "version 1.2.3, and this is version 3" in detect("2.0", "3").stderr

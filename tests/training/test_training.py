@@ -289,9 +289,7 @@ def test_more_patience_goes_on_after_an_early_stop(tiny_store: Path, tmp_path: P
     assert first.epochs < more.epochs == more.best_epoch + 2 < 40
 
 
-def test_the_scale_of_gradients_is_resumed(
-    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_scale_of_gradients_is_resumed(tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU, with a scaler that changes its scale after each step, so that another scale rounds otherwise."""
     from hematokit.training import runner
 

@@ -31,5 +31,7 @@ def register_detectors(register: Callable[[DetectorSpec], None]) -> None:
                 "min_diameter_um": Option(float, 3.1, "diameter of the smallest nucleus in um", 0.5, 50.0),
                 "margin_um": Option(float, 1.5, "what a cell's box has around its nucleus, in um", 0.0, 50.0),
             },
+            # Raised when, and only when, other cells come out of the same field and options.
+            version="1",
         )
     )

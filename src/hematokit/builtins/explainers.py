@@ -63,7 +63,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 @hookimpl
 def register_explainers(register: Callable[[ExplainerSpec], None]) -> None:
-    """Register the built-in explainers."""
+    """Register the built-in explainers; a version rises when, and only when, other maps come out of the same image."""
     register(
         ExplainerSpec(
             "grad-cam",
@@ -73,6 +73,7 @@ def register_explainers(register: Callable[[ExplainerSpec], None]) -> None:
                 "layer": _LAYER,
                 "positive": Option(bool, True, "keep only what speaks for the class, as the paper does"),
             },
+            version="1",
         )
     )
     register(
@@ -87,6 +88,7 @@ def register_explainers(register: Callable[[ExplainerSpec], None]) -> None:
                 "seed": Option(int, 0, "seed of the noise", 0, 2**31 - 1),
                 "per_pass": _PER_PASS,
             },
+            version="1",
         )
     )
     register(
@@ -99,6 +101,7 @@ def register_explainers(register: Callable[[ExplainerSpec], None]) -> None:
                 "baseline": _BASELINE,
                 "per_pass": _PER_PASS,
             },
+            version="1",
         )
     )
     register(
@@ -112,6 +115,7 @@ def register_explainers(register: Callable[[ExplainerSpec], None]) -> None:
                 "baseline": _BASELINE,
                 "per_pass": _PER_PASS,
             },
+            version="1",
         )
     )
     register(
@@ -125,5 +129,6 @@ def register_explainers(register: Callable[[ExplainerSpec], None]) -> None:
                 "activations": Option(str, "all", "all, or relu: the published method, for ReLU networks only"),
                 "per_pass": _PER_PASS,
             },
+            version="1",
         )
     )

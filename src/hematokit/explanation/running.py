@@ -38,7 +38,7 @@ ChooseTargets = Callable[[Positions, npt.NDArray[np.float32]], npt.NDArray[np.in
 
 @dataclass(frozen=True)
 class NamedExplainer:
-    """An explainer made from its spec, with what a folder of results has to say of it."""
+    """An explainer made from its spec, with what a folder of results has to say of it; `version` is the algorithm's."""
 
     name: str
     package: str
@@ -97,8 +97,7 @@ def make_explainer(name: str, options: Mapping[str, object] | None = None, *, se
     if "seed" in registry.get(name).options:
         given.setdefault("seed", seed)
     explainer, resolved = registry.make(name, given)
-    owner = registry.owner(name)
-    return NamedExplainer(name, owner.package, owner.version, resolved, explainer)
+    return NamedExplainer(name, registry.owner(name).package, registry.version(name), resolved, explainer)
 
 
 def make_explainers(

@@ -27,6 +27,7 @@ import pandas as pd
 from hematokit import __version__
 from hematokit.errors import ExplanationError
 from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, replace_file, write_json
+from hematokit.registry import load_plugins
 
 __all__ = ["CELLS_FILE", "STATE_FILE", "ExplanationFolder", "MapArrays"]
 
@@ -85,10 +86,18 @@ class ExplanationFolder:
             ) from error
         if kind != _KIND or version != _SCHEMA_VERSION:
             raise ExplanationError(f"folder {folder} holds results of another kind or version; give another --output")
+        made = _update(made)
         differing = [key for key in {**made, **self._identity} if made.get(key) != self._identity.get(key)]
         if differing and not any(done.values()):
             # Nothing was explained yet, say because a layer was misspelt: the corrected call may begin here.
             return {}
+        for name, now in self._identity.get("methods", {}).items():
+            before = made.get("methods", {}).get(name, now)
+            if before != now and before == now | {"version": before.get("version")}:
+                raise ExplanationError(
+                    f"folder {folder} holds maps of {name} version {before['version']}, and this is version "
+                    f"{now['version']}, which gives other maps; give another --output, or remove the folder"
+                )
         if differing:
             raise ExplanationError(
                 f"folder {folder} holds explanations made with other {' and '.join(sorted(differing))}; give another "
@@ -143,6 +152,20 @@ class ExplanationFolder:
         with writing(self.path):
             replace_file(path, lambda file: cells.to_parquet(file, index=False))
         return path
+
+
+def _update(made: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier version recorded of explainers and detector, as this one would have recorded it."""
+    plugins = load_plugins()
+    methods = made.get("methods")
+    if isinstance(methods, dict):
+        made = made | {
+            "methods": {name: plugins.explainers.update_identity(name, said) for name, said in methods.items()}
+        }
+    detector = made.get("detector")
+    if isinstance(detector, dict):
+        made = made | {"detector": plugins.detectors.update_identity(str(detector.get("name")), detector)}
+    return made
 
 
 class MapArrays:

@@ -44,7 +44,7 @@ _SEAM: Final = 12
 
 @dataclass(frozen=True)
 class NamedDetector:
-    """A detector made from its spec, with what a results folder has to say of it."""
+    """A detector made from its spec, with what a results folder has to say of it; `version` is the algorithm's."""
 
     name: str
     package: str
@@ -90,8 +90,7 @@ def make_detector(name: str = "nuclei", options: Mapping[str, object] | None = N
     """
     detectors = load_plugins().detectors
     detector, resolved = detectors.make(name, options)
-    owner = detectors.owner(name)
-    return NamedDetector(name, owner.package, owner.version, resolved, detector)
+    return NamedDetector(name, detectors.owner(name).package, detectors.version(name), resolved, detector)
 
 
 def detect_cells(

@@ -23,6 +23,7 @@ from hematokit.fields.smears import SmearMatch, SmearTable
 from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, write_atomically, write_json
 from hematokit.imaging.fieldfiles import field_name, list_fields
 from hematokit.progress import Progress, no_progress
+from hematokit.registry import load_plugins
 from hematokit.store.corrections import CORRECTIONS_FILE, apply_corrections, read_corrections
 
 __all__ = ["RUN_FILE", "ResultsFolder", "outcome_table", "read_predictions", "run_fields"]
@@ -135,7 +136,7 @@ def _check_folder(folder: Path, identity: dict[str, Any]) -> dict[str, str]:
         return {}
     try:
         said = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        kind, job, known = said["kind"], said["job"], said["fields"]
+        kind, job, known = said["kind"], dict(said["job"]), dict(said["fields"])
     except FileNotFoundError as error:
         raise FieldError(
             f"folder {folder} exists and holds something else; give another --output, or an empty folder"
@@ -145,8 +146,17 @@ def _check_folder(folder: Path, identity: dict[str, Any]) -> dict[str, str]:
     if kind != _KIND or said.get("schema_version") != _SCHEMA_VERSION:
         raise FieldError(f"folder {folder} holds results of another version; give another --output")
     # Through JSON, as the file's were: tuples are lists there.
-    differing = [key for key, value in json.loads(json.dumps(identity, default=str)).items() if job.get(key) != value]
-    differing += [key for key in job if key not in identity]
+    wanted = json.loads(json.dumps(identity, default=str))
+    before, now = job.get("detector"), wanted["detector"]
+    if isinstance(before, dict) and before.get("name") == now["name"]:
+        before = job["detector"] = load_plugins().detectors.update_identity(now["name"], before)
+        if before != now and before == now | {"version": before.get("version")}:
+            raise FieldError(
+                f"folder {folder} holds results of detector {now['name']!r} version {before.get('version')}, and this "
+                f"is version {now['version']}, which finds other cells; give another --output, or remove the folder"
+            )
+    differing = [key for key, value in wanted.items() if job.get(key) != value]
+    differing += [key for key in job if key not in wanted]
     if differing:
         raise FieldError(
             f"folder {folder} holds results made with another {differing[0].replace('_', ' ')}; give another --output, "

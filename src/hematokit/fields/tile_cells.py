@@ -14,6 +14,7 @@ from hematokit.fields.known import ClassNames, KnownCellFiles, check_marks
 from hematokit.fields.tile_summary import TileTally
 from hematokit.imaging.reading import printable
 from hematokit.progress import Progress
+from hematokit.registry import load_plugins
 
 if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
@@ -90,6 +91,7 @@ def same_cells(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
         detector = identity.get("detector")
         if not isinstance(detector, Mapping):
             return {"known_cells": identity.get("known_cells")}
+        detector = load_plugins().detectors.update_identity(str(detector.get("name")), detector)
         return {
             "detector": {key: value for key, value in detector.items() if key != "version"},
             "pixel_size_um": identity.get("pixel_size_um"),

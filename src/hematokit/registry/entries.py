@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from hematokit.errors import HematokitError, PluginError, describe_error
+from hematokit.hookspecs import PROJECT
 from hematokit.specs import AnySpec
 
 __all__ = ["PluginInfo", "Registry"]
+
+_FIRST: Final = ("0.1.0", "1")
+"""Version 0.1.0 recorded its own number where later ones record that of the algorithm; all its algorithms were "1"."""
 
 S = TypeVar("S", bound=AnySpec)
 
@@ -126,6 +130,25 @@ class Registry(Generic[S]):
             raise
         except Exception as error:
             raise PluginError(f"{self.describe(name)} cannot be made: {describe_error(error)}") from error
+
+    def version(self, name: str) -> str:
+        """Return the version of an algorithm: the one that its spec states, else that of its package."""
+        return getattr(self.get(name), "version", "") or self.owner(name).version
+
+    def update_identity(self, name: str, recorded: Any) -> Any:
+        """Return what an earlier version recorded of `name` (package, version, options) as it would be recorded now.
+
+        An option that is newer than the record had its default, or else the version of the algorithm would be another.
+        """
+        if name not in self._specs or not isinstance(recorded, Mapping):
+            return recorded
+        document = dict(recorded)
+        if document.get("package") == PROJECT and document.get("version") == _FIRST[0]:
+            document["version"] = _FIRST[1]
+        if isinstance(document.get("options"), Mapping):
+            defaults = {option: entry.default for option, entry in self._specs[name].options.items()}
+            document["options"] = defaults | dict(document["options"])
+        return document
 
     def describe(self, name: str) -> str:
         """Name a spec and its package, for messages: ``augmenter 'stain' of package hematokit-stain``."""
