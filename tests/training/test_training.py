@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from hematokit import HematokitError, import_crops, load_model, open_store, split_store, train
+from hematokit import HematokitError, export, import_crops, load_model, open_store, set_pixel_size, split_store, train
 from tinykit import TINY, write_crops
 
 
@@ -313,3 +314,57 @@ def test_the_scale_of_gradients_is_resumed(tiny_store: Path, tmp_path: Path, mon
     train(tiny_store, tmp_path / "old", settings=TINY, stop_after=1)
     monkeypatch.setattr(runner._accelerator, "__enter__", scaled)
     assert train(output=tmp_path / "old", resume=True).finished
+
+
+# --- pixel size ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "recorded", "warning"),
+    [
+        ([0.09], 0.09, ""),
+        ([0.09, 0.0905, 0.091], 0.0905, ""),
+        ([None], None, "the pixel size of the training cells is not known, so the model records none"),
+        ([0.09, None], 0.09, r"of \d+ training cells is not known; the model records 0.09 um, that of the others"),
+        ([0.09, 0.25], None, r"the training cells have different pixel sizes, 0.09 to 0.25 um, so the model records"),
+        ([0.09, 0.25, None], None, r"is not known; the training cells have different pixel sizes, 0.09 to 0.25 um"),
+    ],
+)
+def test_the_pixel_size_is_that_of_the_training_cells(
+    tiny_store: Path, tmp_path: Path, sizes: list[float | None], recorded: float | None, warning: str
+) -> None:
+    store = Path(shutil.copytree(tiny_store, tmp_path / "copy.zarr"))
+    cells = open_store(store).cells
+    used = cells[(cells["split"] == "train") & (cells["label"] != "ART")]["cell_id"].tolist()
+    # Cells that take no part in the training do not count.
+    set_pixel_size(store, 3.0, cell_ids=sorted(set(cells["cell_id"]) - set(used)))
+    for number, size in enumerate(sizes):
+        if size is not None:
+            set_pixel_size(store, size, cell_ids=used[number :: len(sizes)])
+    said: list[str] = []
+    result = train(store, tmp_path / "run", settings=TINY | {"epochs": 1}, log=said.append)
+    model = load_model(result.run, device="cpu")
+    assert model.config.pixel_size_um == recorded
+    assert model.config.training["pixel_size_um"] == recorded
+    assert yaml.safe_load((result.run / "config.yaml").read_text())["facts"]["pixel_size_um"] == recorded
+    warnings = [line for line in said if line.startswith("Warning: ")]
+    assert len(warnings) == bool(warning)
+    assert re.search(warning, " ".join(warnings))
+    card = (result.run / "bundle" / "README.md").read_text()
+    assert ("Pixel size: not recorded" if recorded is None else f"Pixel size: {recorded:.4g} um") in card
+
+
+def test_a_run_that_goes_on_records_what_the_store_says_since(tiny_store: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(tiny_store, tmp_path / "copy.zarr"))
+    train(store, tmp_path / "run", settings=TINY | {"epochs": 1})
+    assert load_model(tmp_path / "run", device="cpu").config.pixel_size_um is None
+    weights = bundle_weights(tmp_path / "run")
+    set_pixel_size(store, 0.09)
+    train(output=tmp_path / "run", resume=True)
+    model = load_model(tmp_path / "run", device="cpu")
+    assert model.config.pixel_size_um == 0.09
+    assert all(torch.equal(weights[key], value) for key, value in bundle_weights(tmp_path / "run").items())
+    export(tmp_path / "run", tmp_path / "model.onnx", store=store)
+    assert load_model(tmp_path / "model.onnx").config.pixel_size_um == 0.09
+    with pytest.raises(HematokitError, match="pixel"):
+        export(tmp_path / "run", tmp_path / "wsi", format="wsinfer", store=store, pixel_size_um=-1)

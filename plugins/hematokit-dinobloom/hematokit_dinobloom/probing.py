@@ -153,6 +153,8 @@ def probe(
     backbone: Any = build_backbone(choice, len(data.taxonomy), pretrained=pretrained, weights=weights)
     if weights is None and not pretrained:
         say("No weights were given: the transformer is random, and the result is a baseline at best")
+    if warning := data.pixel_size_warning():
+        say(f"Warning: {warning}")
     place = resolve_device(device)
     classifier = Classifier(backbone, data.taxonomy, choice.input, patches.patch_size).to(place).eval()
     cache = Path(embeddings) if embeddings is not None else output.parent / "dinobloom-embeddings.safetensors"
@@ -183,7 +185,7 @@ def probe(
         "command": list(command),
     }
     try:
-        save_bundle(output, classifier.cpu(), choice, facts)
+        save_bundle(output, classifier.cpu(), choice, facts, pixel_size_um=data.pixel_size_um)
     except OSError as error:
         raise TrainingError(f"bundle {output} cannot be written ({error.strerror}); make room there") from error
     return ProbeResult(output, count, scores, cache, found is not None, round(time.monotonic() - started, 1))

@@ -13,7 +13,7 @@ import torch
 from hematokit_dinobloom import probe
 from hematokit_dinobloom.probing import fit_linear
 
-from hematokit import explain_cells, load_model, load_plugins, open_store, train
+from hematokit import explain_cells, load_model, load_plugins, open_store, set_pixel_size, train
 from hematokit.cli.main import main
 from hematokit.errors import HematokitError
 from hematokit.plugin_kit import check_plugin
@@ -131,6 +131,21 @@ def test_other_weights_are_not_served_from_the_cache(bundles: dict[str, Any], st
     result = probe(store, tmp_path / "random", embeddings=kept, log=said.append, **TINY)
     assert not result.cached
     assert any("random" in line for line in said)
+
+
+def test_a_probe_records_the_pixel_size_of_its_cells(
+    bundles: dict[str, Any], store: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    assert load_model(bundles["linear"].bundle, "cpu").config.pixel_size_um is None
+    measured = Path(shutil.copytree(store, tmp_path / "measured.zarr"))
+    set_pixel_size(measured, 0.09)
+    said: list[str] = []
+    for path, size in ((measured, 0.09), (store, None)):
+        made = probe(path, tmp_path / path.stem, weights=checkpoint, log=said.append, **TINY)
+        assert load_model(made.bundle, "cpu").config.pixel_size_um == size
+    assert [line.split(",")[0] for line in said if line.startswith("Warning: ")] == [
+        "Warning: the pixel size of the training cells is not known"
+    ]
 
 
 def test_what_is_wrong_is_one_line_and_leaves_nothing(store: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -326,6 +326,7 @@ def model_card(config: BundleConfig, taxonomy: Taxonomy) -> str:
         f"Trained with hematokit {config.hematokit_version} on {config.created}.",
         "",
         f"- Input: RGB patches of {config.input.patch_size} px, brought to {config.input.size} px",
+        f"- Pixel size: {'not recorded' if config.pixel_size_um is None else f'{config.pixel_size_um:.4g} um'}",
         f"- Probabilities: softmax of the logits divided by {config.temperature:.4f}",
     ]
     for key in ("store_hash", "split", "seed", "epochs", "best_epoch", "augmenter", "balance", "device", "seconds"):

@@ -77,6 +77,7 @@ def training_facts(training: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Cells", _cells(training.get("counts"))),
         ("Left out of training", _counted(training.get("left_out"))),
         ("One against the rest", training.get("one_vs_rest")),
+        ("Pixel size", _with_unit(training.get("pixel_size_um"), "µm")),
         ("Store", training.get("store")),
         ("Store version", _short(training.get("store_hash"))),
         ("Split", _split(split)),

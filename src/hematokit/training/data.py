@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from hematokit.errors import TrainingError
 from hematokit.models.classifier import shrink_patches
 from hematokit.progress import Progress, no_progress
 from hematokit.specs import InputSpec
-from hematokit.store import PatchStore
+from hematokit.store import PatchStore, PixelSizes, summarize_pixel_sizes
 from hematokit.taxonomy import CellClass, Taxonomy
 
 __all__ = ["REST", "PatchFeed", "Selection", "TrainingData", "select_cells"]
@@ -53,12 +53,34 @@ class TrainingData:
         Labelled cells that take no part, by code.
     unlabelled : int
         Cells without a label, which take no part either.
+    pixel_sizes : PixelSizes
+        Of the cells in ``train``.
     """
 
     taxonomy: Taxonomy
     splits: dict[str, Selection]
     left_out: dict[str, int]
     unlabelled: int = 0
+    pixel_sizes: PixelSizes = field(default_factory=lambda: PixelSizes(0, 0, None, None, None))
+
+    @property
+    def pixel_size_um(self) -> float | None:
+        """Pixel size in micrometres that a model trained on these cells has; None if unknown, or if they differ."""
+        return self.pixel_sizes.common
+
+    def pixel_size_warning(self) -> str:
+        """Say in one line why the model's pixel size is unknown or doubtful; empty if it is neither."""
+        problem = self.pixel_sizes.problem("training cells")
+        if not problem:
+            return ""
+        if self.pixel_size_um is not None:
+            return f"{problem}; the model records {self.pixel_size_um:.4g} um, that of the others"
+        remedy = (
+            "state it with 'hematokit store set-pixel-size' and train again or --resume"
+            if self.pixel_sizes.median is None
+            else "train on cells of one pixel size, or give one with --model-pixel-size"
+        )
+        return f"{problem}, so the model records none and fields are not rescaled for it; {remedy}"
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Cells by split and code."""
@@ -131,7 +153,8 @@ def select_cells(store: PatchStore, exclude: list[str] | None = None, one_vs_res
             part["row"].to_numpy(np.int64), np.array([index[code] for code in part["label"]], dtype=np.int64)
         )
     counts = {str(code): int(count) for code, count in left_out.items()}
-    return TrainingData(chosen, splits, counts, len(cells) - len(labelled))
+    sizes = summarize_pixel_sizes(used[used["split"] == "train"])
+    return TrainingData(chosen, splits, counts, len(cells) - len(labelled), sizes)
 
 
 class PatchFeed:

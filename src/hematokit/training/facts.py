@@ -46,6 +46,7 @@ def facts_at_start(
         "classes": list(data.taxonomy.codes),
         "counts": data.counts(),
         "left_out": data.left_out,
+        "pixel_size_um": data.pixel_size_um,
         "device": describe_device(device),
         "versions": environment(),
     }

@@ -270,6 +270,8 @@ def _announce(say: Callable[[str], None], data: TrainingData, choice: BackboneCh
         say(f"Left out: {listed}; --exclude none keeps reject classes in")
     if data.unlabelled:
         say(f"{data.unlabelled} cells of the store have no label and take no part")
+    if warning := data.pixel_size_warning():
+        say(f"Warning: {warning}")
 
 
 def _finish(
@@ -304,7 +306,7 @@ def _finish(
             },
         }
         try:
-            save_bundle(run.bundle, classifier, choice, training)
+            save_bundle(run.bundle, classifier, choice, training, pixel_size_um=loop.data.pixel_size_um)
         except OSError as error:
             raise TrainingError(
                 f"bundle {run.bundle} cannot be written ({error.strerror}); make room there, then --resume"
