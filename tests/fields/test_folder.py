@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+import hematokit
 from hematokit.errors import FieldError, ImageError, PluginError
 from hematokit.fields.folder import ResultsFolder, outcome_table, read_predictions, run_fields
 from hematokit.fields.job import FieldJob
+from hematokit.fields.results import open_results
+from hematokit.fields.review import Review
 from hematokit.imaging.synthetic import synthesize_field
-from pluginkit import pip_install, run_hematokit, write_package
+from pluginkit import run_hematokit
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +263,11 @@ def test_results_of_another_version_of_a_detector_are_refused_with_both_named(fi
     def detect(package: str, stated: str) -> subprocess.CompletedProcess[str]:
         site = tmp_path / f"{package}{stated}"
         code = DOTS.replace(" STATED", f", version={stated!r}" if stated else "")
-        pip_install(site, write_package(site / "source", "hemato-dots", code, version=package))
+        about = site / f"hemato_dots-{package}.dist-info"
+        about.mkdir(parents=True)
+        (site / "hemato_dots.py").write_text(code)
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: hemato-dots\nVersion: {package}\n")
+        (about / "entry_points.txt").write_text("[hematokit]\nmain = hemato_dots\n")
         output = str(tmp_path / "out")
         return run_hematokit("detect", str(fields), "--output", output, "--detector", "dots", site=site)
 
@@ -271,3 +281,183 @@ def test_results_of_another_version_of_a_detector_are_refused_with_both_named(fi
     assert detect("1.2.4", "1.2.3").returncode == 0
     assert detect("2.0", "1.2.3").returncode == 0
     assert "version 1.2.3, and this is version 3" in detect("2.0", "3").stderr
+
+
+def draw(folder: Path, *names: str, seed: int = 0) -> Path:
+    """Write a folder of small drawn fields."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        Image.fromarray(synthesize_field(420, 520, cells=6, seed=seed + number).pixels).save(folder / name)
+    return folder
+
+
+def counts_in(output: Path) -> tuple[str, dict[str, int]]:
+    """What the files of a folder of results say of its fields and classes, in no order."""
+    table = pd.read_csv(output / "fields.csv").sort_values("field_id")
+    classes = json.loads((output / "differential.json").read_text())["all"]["classes"]
+    columns = ["field_id", "status", "cells", "unsure"]
+    return table[columns].to_csv(index=False), {share["code"]: share["count"] for share in classes}
+
+
+def test_the_report_covers_the_fields_of_all_calls(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    one, two = draw(tmp_path / "one", "a.png", "b.png"), draw(tmp_path / "two", "c.png", seed=7)
+    (two / "cut.png").write_bytes((one / "a.png").read_bytes()[:900])
+    hematokit.classify([one, two], tiny_run, tmp_path / "whole", device="cpu", runtime="torch")
+    output = tmp_path / "parts"
+    first = hematokit.classify([two], tiny_run, output, device="cpu", runtime="torch")
+    assert first.worked == len(first.fields) == 2
+    shutil.rmtree(two)
+    second = hematokit.classify([one], tiny_run, output, device="cpu", runtime="torch")
+    assert second.worked == 2
+    assert set(second.fields["field_id"]) == {"a", "b", "c", "cut"}
+    assert list(second.failed["field_id"]) == ["cut"]
+    assert "2 fields worked on in this call, the others before" in second.lines()
+    assert any(line.startswith("Failed: ") and "cut.png" in line for line in second.lines())
+    assert counts_in(tmp_path / "whole") == counts_in(output)
+    page = (output / "report.html").read_text()
+    assert all(f"fields/{name}/overlay.png" in page for name in "abc")
+    assert "1 of 4 fields failed" in page
+    # A field is taken out by removing its folder.
+    shutil.rmtree(output / "fields" / "c")
+    shutil.rmtree(output / "fields" / "cut")
+    third = hematokit.classify([one], tiny_run, output, device="cpu", runtime="torch")
+    assert (list(third.fields["field_id"]), third.worked, len(third.failed)) == (["a", "b"], 0, 0)
+    assert third.differential is not None
+    assert third.differential.overall.fields == 2
+
+
+def test_detections_of_all_calls_are_in_one_table(tmp_path: Path) -> None:
+    one, two = draw(tmp_path / "one", "a.png"), draw(tmp_path / "two", "c.png", seed=7)
+    output = tmp_path / "out"
+    cells = sum(int(hematokit.detect([path], output).fields["cells"].iloc[-1]) for path in (one, two))
+    for table in (pd.read_csv(output / "cells.csv"), pd.read_parquet(output / "cells.parquet")):
+        assert len(table) == cells
+        assert set(table["field_id"]) == {"a", "c"}
+
+
+def test_a_call_of_which_nothing_can_be_done_fails_and_keeps_the_report_of_the_others(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    output, good = tmp_path / "out", draw(tmp_path / "good", "a.png")
+    hematokit.classify([good], tiny_run, output, device="cpu", runtime="torch")
+    (tmp_path / "bad.png").write_bytes((good / "a.png").read_bytes()[:900])
+    with pytest.raises(FieldError, match=r"bad\.png"):
+        hematokit.classify([tmp_path / "bad.png"], tiny_run, output, device="cpu", runtime="torch")
+    table = pd.read_csv(output / "fields.csv").set_index("field_id")["status"].to_dict()
+    assert table == {"a": "done", "bad": "failed"}
+    assert "1 of 2 fields failed" in (output / "report.html").read_text()
+
+
+def test_smears_stay_and_change_everywhere(tiny_run: Path, tmp_path: Path) -> None:
+    one, two = draw(tmp_path / "one", "a.png", "b.png"), draw(tmp_path / "two", "c.png", seed=7)
+    output = tmp_path / "out"
+    (tmp_path / "first.csv").write_text("file,smear_id,patient_id\none/a.png,S1,P1\none/b.png,S1,P1\n")
+    settings: dict[str, Any] = {"device": "cpu", "runtime": "torch"}
+    hematokit.classify([one], tiny_run, output, smears=tmp_path / "first.csv", **settings)
+    # A call without a table takes nothing away.
+    plain = hematokit.classify([one, two], tiny_run, output, **settings)
+    assert plain.worked == 1
+    assert plain.fields.set_index("field_id")["patient_id"].to_dict() == {"a": "P1", "b": "P1", "c": ""}
+    # One that names an earlier field by its path changes it, though its image is gone.
+    shutil.rmtree(one)
+    (tmp_path / "second.csv").write_text("file,smear_id,patient_id\none/a.png,S2,P2\ntwo/c.png,S2,P2\n")
+    changed = hematokit.classify([two], tiny_run, output, smears=tmp_path / "second.csv", **settings)
+    assert changed.worked == 0
+    expected = {"a": ("S2", "P2"), "b": ("S1", "P1"), "c": ("S2", "P2")}
+    assert changed.differential is not None
+    assert {entry.field_id: (entry.smear_id, entry.patient_id) for entry in changed.differential.fields} == expected
+    for field_id, (smear, patient) in expected.items():
+        folder = output / "fields" / field_id
+        for table in (pd.read_parquet(folder / "cells.parquet"), pd.read_csv(folder / "cells.csv")):
+            assert len(table)
+            assert set(zip(table["smear_id"], table["patient_id"], strict=True)) == {(smear, patient)}
+
+
+def test_moved_images_and_folders_are_not_done_twice(tmp_path: Path) -> None:
+    one = draw(tmp_path / "project" / "images", "a.png", "b.png")
+    output = tmp_path / "project" / "out"
+    hematokit.detect([one], output)
+    # Images and results together, with other times, as a copy to another machine may give them.
+    (tmp_path / "project").rename(tmp_path / "moved")
+    os.utime(tmp_path / "moved" / "images" / "a.png", (1, 1))
+    together = hematokit.detect([tmp_path / "moved" / "images"], tmp_path / "moved" / "out")
+    assert (sorted(together.fields["field_id"]), together.worked) == (["a", "b"], 1)
+    # The images alone.
+    (tmp_path / "moved" / "images").rename(tmp_path / "elsewhere")
+    alone = hematokit.detect([tmp_path / "elsewhere"], tmp_path / "moved" / "out")
+    assert (sorted(alone.fields["field_id"]), alone.worked) == (["a", "b"], 0)
+    # Spelt otherwise.
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    spelt = hematokit.detect([tmp_path / "link" / ".." / "link"], tmp_path / "moved" / "out")
+    assert (sorted(spelt.fields["field_id"]), spelt.worked) == (["a", "b"], 0)
+    # A copy beside the first is another field.
+    shutil.copytree(tmp_path / "elsewhere", tmp_path / "copy")
+    copied = hematokit.detect([tmp_path / "copy"], tmp_path / "moved" / "out")
+    assert (len(copied.fields), copied.worked) == (4, 2)
+
+
+def test_all_files_say_the_same_after_corrections(tiny_run: Path, tmp_path: Path) -> None:
+    images, output = draw(tmp_path / "images", "a.png", "b.png"), tmp_path / "out"
+    settings: dict[str, Any] = {"device": "cpu", "runtime": "torch", "unsure_below": 0.9}
+    hematokit.classify([images], tiny_run, output, **settings)
+    results = open_results(output)
+    folder = results.fields[0].folder
+    review = Review(results.fields[0].cells(), results.taxonomy, journal=folder / "corrections.jsonl")
+    ids = review.cells["cell_id"].tolist()
+    # The least sure cell is corrected, another one deleted: neither counts as below the threshold any more.
+    least = review.cells.sort_values("probability")["cell_id"].tolist()
+    review.correct(least[:1], "LYT")
+    review.delete(least[1:2])
+    picture = (folder / "overlay.png").read_bytes()
+    counted = hematokit.classify([images], tiny_run, output, **settings)
+    assert counted.worked == 0
+    unsure, cells = 0, 0
+    for field_id in ("a", "b"):
+        table = pd.read_csv(output / "fields" / field_id / "cells.csv", keep_default_na=False)
+        called = table["label"].where(table["reviewed"], table["predicted"])
+        features = json.loads((output / "fields" / field_id / "cells.geojson").read_text())["features"]
+        names = [feature["properties"]["classification"]["name"] for feature in features]
+        assert sorted(name.split()[0] for name in names) == sorted(called)
+        below = int(((table["probability"].astype(float) < 0.9) & ~table["reviewed"]).sum())
+        row = counted.fields.set_index("field_id").loc[field_id]
+        entry = next(entry for entry in counted.differential.fields if entry.field_id == field_id)  # type: ignore[union-attr]
+        assert (row["cells"], row["unsure"]) == (entry.cells, entry.unsure) == (len(table), below)
+        unsure, cells = unsure + below, cells + len(table)
+    assert cells == len(ids) - 1 + len(results.fields[1].cells())
+    stated = json.loads((output / "differential.json").read_text())["all"]
+    assert (stated["cells"], stated["unsure"]) == (cells, unsure)
+    page = (output / "report.html").read_text()
+    assert f"<span>Unsure</span><b>{unsure}</b>" in page
+    assert f"{cells} cells in 2 fields" in page
+    assert (folder / "overlay.png").read_bytes() != picture
+    # Nothing is drawn a second time, and a picture that cannot be drawn again is not shown.
+    before = {file: file.stat().st_mtime_ns for file in output.rglob("fields/*/*")}
+    hematokit.classify([images], tiny_run, output, **settings)
+    assert {file: file.stat().st_mtime_ns for file in output.rglob("fields/*/*")} == before
+    review.correct(least[2:3], "NGS")
+    (images / "a.png").rename(tmp_path / "gone.png")
+    hematokit.classify([images], tiny_run, output, **settings)
+    page = (output / "report.html").read_text()
+    assert "fields/a/overlay.png" not in page
+    assert "fields/b/overlay.png" in page
+    assert "no longer where they were (a is one)" in page
+
+
+def test_corrections_of_another_image_do_not_count(tiny_run: Path, tmp_path: Path) -> None:
+    images, output = draw(tmp_path / "images", "a.png"), tmp_path / "out"
+    settings: dict[str, Any] = {"device": "cpu", "runtime": "torch"}
+    hematokit.classify([images], tiny_run, output, **settings)
+    results = open_results(output)
+    folder = results.fields[0].folder
+    review = Review(results.fields[0].cells(), results.taxonomy, journal=folder / "corrections.jsonl")
+    review.correct(review.cells["cell_id"].tolist(), "LYT")
+    os.utime(images / "a.png", (5, 5))
+    again = hematokit.classify([images], tiny_run, output, **settings)
+    assert again.worked == 1
+    assert pd.read_csv(folder / "cells.csv")["reviewed"].all(), "the same cells are found: their labels stay"
+    draw(images, "a.png", seed=3)
+    other = hematokit.classify([images], tiny_run, output, **settings)
+    assert not pd.read_csv(folder / "cells.csv")["reviewed"].any()
+    assert "corrections are in corrections-before-" in other.fields["message"].iloc[0]
+    assert len(list(folder.glob("corrections-before-*.jsonl"))) == 1

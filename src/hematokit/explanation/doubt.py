@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit.errors import ExplanationError
+from hematokit.fields.tallies import unsure_cells
 
 __all__ = ["DOUBT_COLUMNS", "doubtful_cells", "leading_classes"]
 
@@ -46,7 +47,7 @@ def doubtful_cells(predictions: pd.DataFrame, codes: Sequence[str], *, unsure_be
     """
     known = predictions["label"].isin(list(codes))
     wrong = known & (predictions["label"] != predictions["predicted"])
-    unsure = predictions["probability"] < unsure_below
+    unsure = pd.Series(unsure_cells(predictions, unsure_below), index=predictions.index)
     columns = [f"p_{code}" for code in codes]
     chosen = predictions[wrong | unsure]
     probabilities = chosen[columns].to_numpy(np.float64)

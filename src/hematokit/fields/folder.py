@@ -8,8 +8,9 @@ works on the rest. Results made with another model, detector or settings are nev
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ import pandas as pd
 
 from hematokit import __version__
 from hematokit.errors import FieldError
-from hematokit.fields.job import CELLS, FIELDS_FOLDER, FieldJob, FieldOutcome, FieldTask, Note
+from hematokit.fields.job import CELLS, FIELDS_FOLDER, FieldJob, FieldOutcome, FieldTask, Note, file_stamp
 from hematokit.fields.naming import name_fields
 from hematokit.fields.smears import SmearMatch, SmearTable
 from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, write_atomically, write_json
@@ -26,11 +27,12 @@ from hematokit.progress import Progress, no_progress
 from hematokit.registry import load_plugins
 from hematokit.store.corrections import CORRECTIONS_FILE, apply_corrections, read_corrections
 
-__all__ = ["RUN_FILE", "ResultsFolder", "outcome_table", "read_predictions", "run_fields"]
+__all__ = ["RUN_FILE", "ResultsFolder", "outcome_table", "read_predictions", "run_fields", "whole_folder"]
 
 RUN_FILE: Final = "run.json"
 FIELDS_TABLE: Final = "fields.csv"
 _REVIEWED: Final = ("label", "label_source", "reviewed")
+_INTERNAL: Final = ("stamp", "corrections")
 _KIND: Final = "hematokit field results"
 _SCHEMA_VERSION: Final = 1
 
@@ -49,6 +51,12 @@ class ResultsFolder:
         Fields that the table of smears does not name.
     warnings : tuple of str
         What of the table of smears does not fit the fields.
+    earlier : list of FieldTask
+        Fields of earlier calls that are not of this one: done or failed, and still in the folder.
+    inputs : tuple of str
+        Paths of all calls, as they were given.
+    worked : set of str
+        Ids of the fields that `run_fields` has worked on.
     """
 
     path: Path
@@ -56,6 +64,14 @@ class ResultsFolder:
     tasks: list[FieldTask]
     unmatched: int = 0
     warnings: tuple[str, ...] = ()
+    earlier: list[FieldTask] = field(default_factory=list)
+    inputs: tuple[str, ...] = ()
+    worked: set[str] = field(default_factory=set)
+
+    @property
+    def images(self) -> dict[str, Path]:
+        """Where the image of each field of the folder is, or was, by id."""
+        return {task.field_id: Path(task.path) for task in [*self.earlier, *self.tasks]}
 
     @classmethod
     def prepare(cls, paths: Sequence[str | Path], job: FieldJob, *, smears: SmearTable | None = None) -> ResultsFolder:
@@ -85,17 +101,30 @@ class ResultsFolder:
         if not listed:
             raise FieldError(f"there is no field but results in {paths[0]}; give the fields that they were made from")
         identity = describe_job(job)
-        known = _check_folder(folder, identity)
+        before = _check_folder(folder, identity)
         keys = {str(path.resolve()): path for path in listed}
+        known = _follow_moves(before, inside, keys, job)
         ids = name_fields({key: field_name(path) for key, path in keys.items()}, known)
+        # What a table of smears does not name stays what it was.
+        recorded = {id_: outcome for id_ in {**known, **ids}.values() if (outcome := job.outcome(id_)) is not None}
+        units = {id_: (outcome.smear_id, outcome.patient_id) for id_, outcome in recorded.items()}
+        others = {key: id_ for key, id_ in known.items() if key not in keys and id_ in recorded}
+        if smears is not None:
+            units |= {id_: said for key, id_ in others.items() if (said := smears.named_by_path(Path(key))) is not None}
         match = SmearMatch({}) if smears is None else smears.match({path: ids[key] for key, path in keys.items()})
-        tasks = [FieldTask(key, str(path), ids[key], *match.said.get(path, ("", ""))) for key, path in keys.items()]
+        units |= {ids[key]: match.said[path] for key, path in keys.items() if any(match.said.get(path, ()))}
+        tasks = [FieldTask(key, str(path), ids[key], *units.get(ids[key], ("", ""))) for key, path in keys.items()]
+        earlier = [FieldTask(key, recorded[id_].source, id_, *units[id_]) for key, id_ in others.items()]
+        inputs = tuple(dict.fromkeys([*before.get("inputs", ()), *map(str, paths)]))
         document = {
             "kind": _KIND,
             "schema_version": _SCHEMA_VERSION,
             "hematokit_version": __version__,
             "job": identity,
             "fields": {**known, **ids},
+            "inputs": list(inputs),
+            # Where the folder was then: it may be moved together with the images.
+            "output": str(inside),
             # Where it lay; what it was stands in "job".
             "model": None if job.model is None else str(Path(job.model).resolve()),
             "research_use_only": True,
@@ -107,7 +136,7 @@ class ResultsFolder:
                 left.unlink(missing_ok=True)
             for left in folder.glob(f"{FIELDS_FOLDER}/*/{TEMPORARY_PREFIX}*"):
                 left.unlink(missing_ok=True)
-        return cls(folder, job, tasks, match.unmatched, match.warnings)
+        return cls(folder, job, tasks, match.unmatched, match.warnings, earlier, inputs)
 
 
 def describe_job(job: FieldJob) -> dict[str, Any]:
@@ -128,15 +157,18 @@ def describe_job(job: FieldJob) -> dict[str, Any]:
     return identity
 
 
-def _check_folder(folder: Path, identity: dict[str, Any]) -> dict[str, str]:
-    """Return the ids given before, if `folder` is new, empty, or holds results of the same job."""
+def _check_folder(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``run.json`` says, if `folder` is new, empty, or holds results of the same job."""
     if folder.exists() and not folder.is_dir():
         raise FieldError(f"{folder} is a file; give a folder with --output")
     if not folder.exists() or not any(folder.iterdir()):
         return {}
     try:
         said = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        kind, job, known = said["kind"], dict(said["job"]), dict(said["fields"])
+        kind, job, fields = said["kind"], dict(said["job"]), dict(said["fields"])
+        # Ids become names of folders.
+        if any(Path(str(field_id)).name != field_id for field_id in fields.values()):
+            raise ValueError("id")
     except FileNotFoundError as error:
         raise FieldError(
             f"folder {folder} exists and holds something else; give another --output, or an empty folder"
@@ -162,7 +194,40 @@ def _check_folder(folder: Path, identity: dict[str, Any]) -> dict[str, str]:
             f"folder {folder} holds results made with another {differing[0].replace('_', ' ')}; give another --output, "
             "or remove the folder"
         )
-    return {str(key): str(value) for key, value in known.items()}
+    return dict(said)
+
+
+def _follow_moves(before: dict[str, Any], inside: Path, keys: Mapping[str, Path], job: FieldJob) -> dict[str, str]:
+    """Return the ids given before, by the paths that their images have now.
+
+    An image that was moved together with the folder of results has the same path from there; one that was moved
+    alone has its name, size and time, and is no longer where it was, or there is the same file.
+    """
+    known = {str(key): str(field_id) for key, field_id in before.get("fields", {}).items()}
+    then = str(before.get("output") or inside)
+    if then != str(inside):
+        moved = {key: os.path.normpath(inside / os.path.relpath(key, then)) for key in known}
+        known = {new if (new := moved[key]) in keys and new not in known else key: known[key] for key in known}
+    by_name: dict[str, list[str]] = {}
+    for key in known:
+        if key not in keys:
+            by_name.setdefault(Path(key).name, []).append(key)
+    places: dict[str, str] = {}
+    for key, path in keys.items():
+        if key in known or path.name not in by_name:
+            continue
+        stamp = file_stamp(path)
+        same = [old for old in by_name[path.name] if _is_moved(old, path, stamp, job.outcome(known[old]))]
+        if len(same) == 1:
+            places[same[0]] = key
+            by_name[path.name].remove(same[0])
+    return {places.get(key, key): field_id for key, field_id in known.items()}
+
+
+def _is_moved(old: str, path: Path, stamp: str, done: FieldOutcome | None) -> bool:
+    if done is None or done.stamp != stamp:
+        return False
+    return not Path(old).exists() or path.samefile(old)
 
 
 def run_fields(
@@ -200,7 +265,7 @@ def run_fields(
         if done is None:
             todo.append(task)
         else:
-            outcomes[task.field_id] = done
+            outcomes[task.field_id] = job.assign(done, task.smear_id, task.patient_id)
     total, failed = len(results.tasks), 0
     progress(len(outcomes), total, f"{len(outcomes)} done before" if outcomes else "")
 
@@ -209,9 +274,35 @@ def run_fields(
 
     for outcome in _executor(scheduler)(job, todo, note):
         outcomes[outcome.field_id] = outcome
-        failed += outcome.status == "failed"
+        results.worked.add(outcome.field_id)
+        if outcome.status == "failed":
+            failed += 1
+            # So that a later call, with other paths, still says it; and no results of another image stay in the count.
+            job.record(outcome)
         progress(len(outcomes), total, f"{failed} failed" if failed else "")
     return [outcomes[task.field_id] for task in results.tasks]
+
+
+def whole_folder(results: ResultsFolder, outcomes: Sequence[FieldOutcome]) -> list[FieldOutcome]:
+    """Return the outcomes of all fields of the folder: those of earlier calls, and those of this one.
+
+    Parameters
+    ----------
+    results : ResultsFolder
+    outcomes : sequence of FieldOutcome
+        Of this call, from `run_fields`.
+
+    Raises
+    ------
+    FieldError
+        If the files of an earlier field cannot be read or written.
+    """
+    earlier = []
+    for task in results.earlier:
+        outcome = results.job.outcome(task.field_id)
+        if outcome is not None:
+            earlier.append(results.job.assign(outcome, task.smear_id, task.patient_id))
+    return [*earlier, *outcomes]
 
 
 def _executor(scheduler: str) -> Callable[[FieldJob, Sequence[FieldTask], Note], Iterator[FieldOutcome]]:
@@ -231,7 +322,7 @@ def outcome_table(outcomes: Sequence[FieldOutcome]) -> pd.DataFrame:
     """Outcomes as a table, one row a field; ``seconds`` is the whole time, and each stage has a column."""
     rows = []
     for outcome in outcomes:
-        row = {name: getattr(outcome, name) for name in outcome.__dataclass_fields__ if name != "stamp"}
+        row = {name: getattr(outcome, name) for name in outcome.__dataclass_fields__ if name not in _INTERNAL}
         stages = row.pop("seconds")
         row["seconds"] = round(sum(stages.values()), 3) if stages else None
         rows.append(row | {f"seconds_{stage}": value for stage, value in stages.items()})

@@ -22,11 +22,13 @@ from hematokit.errors import FieldError, HematokitError
 from hematokit.fields.cells import name_cells
 from hematokit.fields.classifying import classify_cells
 from hematokit.fields.detection import NamedDetector, examine_field, make_detector
-from hematokit.fields.exports import write_csv, write_geojson, write_parquet
+from hematokit.fields.exports import read_parquet, write_csv, write_geojson, write_parquet
+from hematokit.fields.tallies import unsure_cells
 from hematokit.files import one_line_write_errors, write_atomically, write_json
 from hematokit.imaging.fieldfiles import Field, open_field
 from hematokit.imaging.reading import printable
 from hematokit.progress import Progress
+from hematokit.store.corrections import CORRECTIONS_FILE, apply_corrections, read_corrections
 from hematokit.taxonomy import MATEK_21, Taxonomy
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ class FieldOutcome:
     cells : int
         Cells found.
     unsure : int or None
-        Of these, classified below the threshold; None without a model.
+        Of these, classified below the threshold; None without a model. Both as they were before any correction.
     flag : str
         Whether the field is worth reading: ``"ok"``, or what is wrong with it.
     reasons : str
@@ -111,6 +113,8 @@ class FieldOutcome:
         Time by stage: ``open``, ``detect``, ``classify``, ``files``.
     stamp : str
         Tells whether the file has changed since.
+    corrections : str
+        Tells which corrections the field's files for people show; empty where there were none.
     """
 
     field_id: str
@@ -132,6 +136,7 @@ class FieldOutcome:
     pixel_size_source: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     stamp: str = ""
+    corrections: str = ""
 
 
 @dataclass(frozen=True)
@@ -201,18 +206,95 @@ class FieldJob:
         )
         return loaded
 
-    def finished(self, task: FieldTask) -> FieldOutcome | None:
-        """The outcome of an earlier call, if the field is done and neither its file nor its smear changed since."""
-        path = self.folder(task.field_id) / DONE
+    def outcome(self, field_id: str) -> FieldOutcome | None:
+        """What became of a field in an earlier call; None if nothing did, or its folder was removed."""
         try:
-            said = json.loads(path.read_text(encoding="utf-8"))
-            outcome = FieldOutcome(**said)
+            return FieldOutcome(**json.loads((self.folder(field_id) / DONE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
-        same = (outcome.smear_id, outcome.patient_id) == (task.smear_id, task.patient_id)
-        if outcome.status != "done" or not same or outcome.stamp != file_stamp(Path(task.path)):
+
+    def finished(self, task: FieldTask) -> FieldOutcome | None:
+        """The outcome of an earlier call, if the field is done and its file has not changed since."""
+        outcome = self.outcome(task.field_id)
+        if outcome is None or outcome.status != "done" or outcome.stamp != file_stamp(Path(task.path)):
             return None
         return outcome
+
+    def record(self, outcome: FieldOutcome) -> FieldOutcome:
+        """Write ``field.json``."""
+        folder = self.folder(outcome.field_id)
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / DONE, asdict(outcome))
+        return outcome
+
+    def assign(self, outcome: FieldOutcome, smear_id: str, patient_id: str) -> FieldOutcome:
+        """Give a field that was worked on another smear and patient, in all its files; the cells stay as they are."""
+        if (smear_id, patient_id) == (outcome.smear_id, outcome.patient_id):
+            return outcome
+        folder = self.folder(outcome.field_id)
+        if outcome.status == "done":
+            cells = read_parquet(folder / CELLS).assign(smear_id=smear_id, patient_id=patient_id)
+            with _writing(folder):
+                write_parquet(folder / CELLS, cells)
+                write_csv(folder / CELLS_CSV, cells)
+        # The table for people is written again with the corrections.
+        return self.record(replace(outcome, smear_id=smear_id, patient_id=patient_id, corrections=""))
+
+    def corrected(self, field_id: str) -> pd.DataFrame:
+        """Read the cells of a field that is done, with what people corrected.
+
+        Raises
+        ------
+        FieldError
+            If a file is missing or damaged.
+        """
+        folder = self.folder(field_id)
+        try:
+            cells = read_parquet(folder / CELLS)
+        except FieldError as error:
+            raise FieldError(f"{error}: remove the folder {folder} and run the command again") from error
+        return apply_corrections(cells, read_corrections(folder / CORRECTIONS_FILE), add=lambda entry: True)
+
+    def show_corrections(self, outcome: FieldOutcome, image: Path, taxonomy: Taxonomy) -> FieldOutcome | None:
+        """Write the files for people (CSV, GeoJSON, picture) again, if the field was corrected since they were.
+
+        Parameters
+        ----------
+        outcome : FieldOutcome
+            Of a field that is done.
+        image : Path
+            Where its image was.
+        taxonomy : Taxonomy
+            The classes to draw.
+
+        Returns
+        -------
+        FieldOutcome or None
+            None if the picture could not be drawn again, because the image is gone or another one.
+        """
+        folder = self.folder(outcome.field_id)
+        try:
+            digest = hashlib.sha256((folder / CORRECTIONS_FILE).read_bytes()).hexdigest()[:32]
+        except OSError:
+            digest = ""
+        if digest == outcome.corrections:
+            return outcome
+        cells = self.corrected(outcome.field_id)
+        with _writing(folder):
+            write_csv(folder / CELLS_CSV, cells)
+            write_geojson(folder / GEOJSON, cells, taxonomy, pixel_size_um=outcome.pixel_size_um)
+        if self.draw is not None:
+            if outcome.stamp != file_stamp(image):
+                return None
+            try:
+                with open_field(image, pixel_size_um=self.pixel_size_um, force_pixel_size=self.force_pixel_size) as it:
+                    picture = self.draw(it, cells, taxonomy, self.unsure_below)
+            except HematokitError:
+                return None
+            with _writing(folder):
+                write_atomically(folder / OVERLAY, picture)
+        return self.record(replace(outcome, corrections=digest))
 
     def run(self, task: FieldTask, note: Note = _silent) -> FieldOutcome:
         """Work on one field and write its files; ``field.json`` comes last and marks the field as done.
@@ -264,6 +346,7 @@ class FieldJob:
             cells = name_cells(
                 examined.cells, task.field_id, task.source, smear_id=task.smear_id, patient_id=task.patient_id
             )
+            notes = [*opened.notes, *self._set_corrections_aside(task.field_id, cells, stamp)]
             clock.lap("detect")
             unsure = None
             if model is not None:
@@ -276,7 +359,7 @@ class FieldJob:
                     batch_size=self.batch_size,
                     progress=_counted(note, task, "cells classified"),
                 )
-                unsure = int((cells["probability"] < self.unsure_below).sum())
+                unsure = int(unsure_cells(cells, self.unsure_below).sum())
                 clock.lap("classify")
             self._write(task, opened, cells, model.taxonomy if model is not None else MATEK_21)
             clock.lap("files")
@@ -285,7 +368,7 @@ class FieldJob:
                 task.field_id,
                 task.source,
                 "done",
-                message="; ".join(opened.notes),
+                message="; ".join(notes),
                 smear_id=task.smear_id,
                 patient_id=task.patient_id,
                 cells=len(cells),
@@ -302,9 +385,24 @@ class FieldJob:
                 seconds=seconds,
                 stamp=stamp,
             )
-        with _writing(self.folder(task.field_id)):
-            write_json(self.folder(task.field_id) / DONE, asdict(outcome))
-        return outcome
+        return self.record(outcome)
+
+    def _set_corrections_aside(self, field_id: str, cells: pd.DataFrame, stamp: str) -> list[str]:
+        """Corrections of an earlier image's cells must not be taken for those of the cells that have their ids now."""
+        folder = self.folder(field_id)
+        places = ["cell_id", "y", "x"]
+        try:
+            before = read_parquet(folder / CELLS)
+        except FieldError:
+            return []
+        journal = folder / CORRECTIONS_FILE
+        if not journal.is_file() or before[places].to_numpy().tolist() == cells[places].to_numpy().tolist():
+            return []
+        aside = folder / f"corrections-before-{stamp[:8]}.jsonl"
+        with _writing(folder):
+            (folder / DONE).unlink(missing_ok=True)
+            journal.rename(aside)
+        return [f"its cells are others than before: their corrections are in {aside.name} and count no longer"]
 
     def _write(self, task: FieldTask, opened: Field, cells: pd.DataFrame, taxonomy: Taxonomy) -> None:
         folder = self.folder(task.field_id)

@@ -105,6 +105,15 @@ class SmearTable:
                 )
         return first.said
 
+    def named_by_path(self, path: Path) -> tuple[str, str] | None:
+        """Return smear and patient of a file that a line names by its path, whether the file is there or not."""
+        exact = self._exact.get(path)
+        if exact is None:
+            return None
+        self._used[exact.line] = path
+        self._used_exactly.add(exact.line)
+        return exact.said
+
     def match(self, fields: Mapping[Path, str]) -> SmearMatch:
         """Find the smears and patients of all fields of a command, before anything is done to one of them.
 
@@ -125,9 +134,7 @@ class SmearTable:
         shown = printable(str(self.path))
         for path in fields:
             # A line that is the path of one field does not name another one by its end.
-            exact = self._exact.get(path.resolve())
-            if exact is not None:
-                self._used_exactly.add(exact.line)
+            self.named_by_path(path.resolve())
         found = {path: self.lookup(path, field_id) for path, field_id in fields.items()}
         named = {path: said for path, said in found.items() if any(said)}
         if fields and not named:

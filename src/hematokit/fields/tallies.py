@@ -14,7 +14,7 @@ from hematokit.errors import FieldError
 from hematokit.imaging.reading import printable
 from hematokit.taxonomy import Taxonomy
 
-__all__ = ["UNSURE_BELOW", "CellCounts", "called_classes", "count_cells", "unsure_cells"]
+__all__ = ["UNSURE_BELOW", "CellCounts", "below_threshold", "called_classes", "count_cells", "unsure_cells"]
 
 UNSURE_BELOW: Final = 0.5
 """Default probability below which a cell is counted as unsure."""
@@ -87,8 +87,14 @@ def unsure_cells(cells: pd.DataFrame, unsure_below: float) -> npt.NDArray[np.boo
         return np.zeros(len(cells), np.bool_)
     probability = cells["probability"].to_numpy(np.float64, na_value=np.nan)
     known = (_texts(cells, "label") != "") & (_texts(cells, "predicted") == "")
-    unsure: npt.NDArray[np.bool_] = ~(probability >= unsure_below) & ~_reviewed(cells) & ~known
+    unsure: npt.NDArray[np.bool_] = below_threshold(probability, unsure_below) & ~_reviewed(cells) & ~known
     return unsure
+
+
+def below_threshold(probability: npt.ArrayLike, unsure_below: float) -> npt.NDArray[np.bool_]:
+    """Tell which probabilities are below the threshold; one that is missing (not a number) is."""
+    below: npt.NDArray[np.bool_] = ~(np.asarray(probability, np.float64) >= unsure_below)
+    return below
 
 
 def _texts(cells: pd.DataFrame, column: str) -> npt.NDArray[np.object_]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,19 +14,27 @@ import pandas as pd
 from hematokit import __version__
 from hematokit.errors import FieldError
 from hematokit.fields.differential import Differential, count_differential
-from hematokit.fields.exports import csv_text, read_parquet, write_csv, write_parquet
-from hematokit.fields.folder import ResultsFolder, outcome_table, read_predictions, run_fields, write_outcomes
-from hematokit.fields.job import CELLS, OVERLAY, FieldJob, FieldOutcome
+from hematokit.fields.exports import csv_text, write_csv, write_parquet
+from hematokit.fields.folder import (
+    ResultsFolder,
+    outcome_table,
+    read_predictions,
+    run_fields,
+    whole_folder,
+    write_outcomes,
+)
+from hematokit.fields.job import OVERLAY, FieldJob, FieldOutcome
 from hematokit.fields.review_table import counted_taxonomy
 from hematokit.fields.smears import load_smears
 from hematokit.files import one_line_write_errors, write_atomically, write_json
+from hematokit.imaging.reading import printable
 from hematokit.progress import Progress, no_progress
 from hematokit.reporting.differential_figures import cell_types_figure
 from hematokit.reporting.drawing import to_png
 from hematokit.reporting.field_report import render_field_report
 from hematokit.reporting.overlay import draw_overlay
 from hematokit.reporting.text import command
-from hematokit.store.corrections import CORRECTIONS_FILE, apply_corrections, read_corrections
+from hematokit.taxonomy import MATEK_21
 
 if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
@@ -39,14 +47,14 @@ Paths = Sequence[str | Path]
 
 @dataclass(frozen=True)
 class FieldsResult:
-    """What came out of detecting or classifying fields.
+    """What came out of detecting or classifying fields: all fields of the folder, of this call and of earlier ones.
 
     Attributes
     ----------
     output : Path
         Folder of results.
     fields : DataFrame
-        One row a field: status, cells found, whether it is worth reading, time.
+        One row a field: status, cells, whether it is worth reading, time. Cells are counted as people corrected them.
     differential : Differential or None
         The count; None if cells were only detected.
     paths : dict of str to Path
@@ -56,6 +64,8 @@ class FieldsResult:
         Fields that the table of smears does not name.
     smear_warnings : tuple of str
         What of the table of smears does not fit the fields.
+    worked : int
+        Fields that were worked on in this call; the others were done before.
     """
 
     output: Path
@@ -65,6 +75,7 @@ class FieldsResult:
     seconds: float
     unmatched: int = 0
     smear_warnings: tuple[str, ...] = ()
+    worked: int = 0
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -76,6 +87,7 @@ class FieldsResult:
         document: dict[str, Any] = {
             "output": str(self.output),
             "fields": len(self.fields),
+            "fields_in_this_call": self.worked,
             "failed": [{"source": row.source, "message": row.message} for row in self.failed.itertuples(index=False)],
             "cells": int(self.fields["cells"].sum()),
             "flags": {str(flag): int(count) for flag, count in self._flags().items()},
@@ -95,6 +107,8 @@ class FieldsResult:
         """The summary for a person, one statement per line."""
         done = len(self.fields) - len(self.failed)
         lines = [f"{int(self.fields['cells'].sum()):,} cells in {_fields(done)}, {self.seconds:.1f} s"]
+        if self.worked < len(self.fields):
+            lines.append(f"{_fields(self.worked)} worked on in this call, the others before")
         flags = self._flags()
         if len(flags):
             said = ", ".join(f"{count} {flag}" for flag, count in flags.items())
@@ -191,17 +205,25 @@ def detect(
         force_pixel_size=force_pixel_size,
         draw=draw_field,
     )
-    results, outcomes = _run(paths, job, smears, scheduler, progress)
+    results, now, outcomes = _run(paths, job, smears, scheduler, progress)
     folder = results.path
-    table = outcome_table(outcomes)
     cells = _all_cells(results, outcomes)
+    counts = cells["field_id"].value_counts()
+    table = outcome_table([replace(outcome, cells=int(counts.get(outcome.field_id, 0))) for outcome in outcomes])
+    images = results.images
+    for outcome in outcomes:
+        if outcome.status == "done":
+            job.show_corrections(outcome, images[outcome.field_id], MATEK_21)
     with one_line_write_errors(folder, FieldError, _AGAIN):
         write_parquet(folder / "cells.parquet", cells)
         write_csv(folder / "cells.csv", cells)
         fields_file = write_outcomes(folder, table)
     written = {"cells": folder / "cells.csv", "parquet": folder / "cells.parquet", "fields": fields_file}
+    _raise_if_all_failed(now)
     seconds = time.monotonic() - started
-    return FieldsResult(Path(output), table, None, written, seconds, results.unmatched, results.warnings)
+    return FieldsResult(
+        Path(output), table, None, written, seconds, results.unmatched, results.warnings, len(results.worked)
+    )
 
 
 def classify(
@@ -298,19 +320,23 @@ def classify(
     # Before the first field: a model that cannot be loaded is no field's fault.
     loaded = job.load_model()
     assert loaded is not None  # a model was named
-    results, outcomes = _run(paths, job, smears, scheduler, progress)
+    results, now, outcomes = _run(paths, job, smears, scheduler, progress)
     folder = results.path
     predictions = read_predictions(results, outcomes)
     done = [outcome for outcome in outcomes if outcome.status == "done"]
+    taxonomy = counted_taxonomy(predictions, loaded.taxonomy)
     differential = count_differential(
         predictions,
-        counted_taxonomy(predictions, loaded.taxonomy),
+        taxonomy,
         unsure_below=unsure_below,
         exclude_border=exclude_border,
         fields=[(outcome.field_id, outcome.smear_id, outcome.patient_id) for outcome in done],
     )
-    table = outcome_table(outcomes)
-    progress(len(outcomes), len(outcomes), "writing the report")
+    table = outcome_table(_counted(outcomes, predictions, differential))
+    progress(len(now), len(now), "writing the report")
+    images = results.images
+    shown = {entry.field_id: job.show_corrections(entry, images[entry.field_id], taxonomy) for entry in done}
+    stale = [field_id for field_id, outcome in shown.items() if outcome is None]
     facts = {
         "Model": str(model),
         "Backbone": f"{loaded.config.backbone.name}:{loaded.config.backbone.variant}",
@@ -321,15 +347,15 @@ def classify(
         "hematokit": __version__,
         "Made": datetime.now(UTC).isoformat(timespec="minutes"),
     }
-    overlays = {outcome.field_id: job.folder(outcome.field_id) / OVERLAY for outcome in done}
+    overlays = {field_id: job.folder(field_id) / OVERLAY for field_id, outcome in shown.items() if outcome is not None}
     page = render_field_report(
         differential,
         table,
         facts=facts,
         overlays=overlays,
         folder=folder,
-        notes=_notes(table, results.warnings),
-        reproduce=[command("hematokit", "classify", *paths, "--model", model, "--output", output)],
+        notes=[*_notes(table, results.warnings), *_stale_notes(stale)],
+        reproduce=[command("hematokit", "classify", *results.inputs, "--model", model, "--output", output)],
     )
     picture = to_png(cell_types_figure(differential))
     written = {
@@ -344,8 +370,11 @@ def classify(
         write_atomically(written["differential"], csv_text(differential.rows()))
         write_atomically(written["cell_types"], picture)
         write_atomically(written["report"], page)
+    _raise_if_all_failed(now)
     seconds = time.monotonic() - started
-    return FieldsResult(Path(output), table, differential, written, seconds, results.unmatched, results.warnings)
+    return FieldsResult(
+        Path(output), table, differential, written, seconds, results.unmatched, results.warnings, len(results.worked)
+    )
 
 
 def draw_field(opened: Field, cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float) -> bytes:
@@ -355,26 +384,48 @@ def draw_field(opened: Field, cells: pd.DataFrame, taxonomy: Taxonomy, unsure_be
 
 def _run(
     paths: Paths, job: FieldJob, smears: str | Path | None, scheduler: str, progress: Progress
-) -> tuple[ResultsFolder, list[FieldOutcome]]:
+) -> tuple[ResultsFolder, list[FieldOutcome], list[FieldOutcome]]:
+    """Work on the fields; returns their outcomes, and those of all fields of the folder."""
     table = None if smears is None else load_smears(Path(smears))
     results = ResultsFolder.prepare(paths, job, smears=table)
-    outcomes = run_fields(results, scheduler=scheduler, progress=progress)
+    now = run_fields(results, scheduler=scheduler, progress=progress)
+    outcomes = whole_folder(results, now)
+    if all(outcome.status == "failed" for outcome in outcomes):
+        write_outcomes(results.path, outcome_table(outcomes))
+        _raise_if_all_failed(now)
+    return results, now, outcomes
+
+
+def _raise_if_all_failed(outcomes: Sequence[FieldOutcome]) -> None:
+    """Say so if none of the fields of this call could be worked on; the files of the others are written."""
     if all(outcome.status == "failed" for outcome in outcomes):
         more = f" (and {len(outcomes) - 1} more fields failed)" if len(outcomes) > 1 else ""
-        write_outcomes(results.path, outcome_table(outcomes))
         raise FieldError(f"{outcomes[0].message}{more}")
-    return results, outcomes
+
+
+def _counted(outcomes: Sequence[FieldOutcome], cells: pd.DataFrame, differential: Differential) -> list[FieldOutcome]:
+    """Outcomes with the numbers of cells as they are counted: after corrections, as in the differential."""
+    cells_of = cells["field_id"].value_counts()
+    unsure_of = {entry.field_id: entry.unsure for entry in differential.fields}
+    return [
+        replace(outcome, cells=int(cells_of.get(outcome.field_id, 0)), unsure=unsure_of[outcome.field_id])
+        if outcome.status == "done"
+        else outcome
+        for outcome in outcomes
+    ]
+
+
+def _stale_notes(field_ids: Sequence[str]) -> list[str]:
+    if not field_ids:
+        return []
+    return [
+        f"the pictures of {_fields(len(field_ids))} are not shown: cells were corrected, and the images are no longer "
+        f"where they were ({printable(field_ids[0])} is one)"
+    ]
 
 
 def _all_cells(results: ResultsFolder, outcomes: Sequence[FieldOutcome]) -> pd.DataFrame:
     done = [outcome.field_id for outcome in outcomes if outcome.status == "done"]
-    parts = [
-        apply_corrections(
-            read_parquet(results.job.folder(field_id) / CELLS),
-            read_corrections(results.job.folder(field_id) / CORRECTIONS_FILE),
-            add=lambda entry: True,
-        )
-        for field_id in done
-    ]
+    parts = [results.job.corrected(field_id) for field_id in done]
     filled = [part for part in parts if len(part)]
     return pd.concat(filled, ignore_index=True) if filled else parts[0]

@@ -24,6 +24,7 @@ from hematokit.fields.classifying import classify_cells, cut_patches, patch_side
 from hematokit.fields.detection import examine_field, make_detector
 from hematokit.fields.job import file_stamp
 from hematokit.fields.naming import safe_name
+from hematokit.fields.tallies import unsure_cells
 from hematokit.files import write_atomically
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.reading import printable
@@ -146,7 +147,7 @@ def _choose(cells: pd.DataFrame, wanted: Sequence[str] | str, unsure_below: floa
     if words == [ALL]:
         return cells
     if words == [UNSURE]:
-        chosen = cells[cells["probability"] < unsure_below]
+        chosen = cells[unsure_cells(cells, unsure_below)]
         if not len(chosen):
             raise ExplanationError(
                 f"no cell of {printable(str(field))} is unsure: all have a probability of {unsure_below:g} or more; "

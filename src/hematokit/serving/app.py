@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from hematokit import __version__
 from hematokit.errors import BusyError, FieldError, HematokitError, ImageError, ServingError
 from hematokit.fields.detection import make_detector
+from hematokit.fields.tallies import below_threshold
 from hematokit.imaging.reading import decode_rgb
 from hematokit.reporting.text import RESEARCH_USE
 from hematokit.serving.batching import Batcher, QueuedModel
@@ -363,7 +364,7 @@ async def _gone(request: Request) -> None:
 
 
 def _judged(entry: dict[str, Any], unsure_below: float) -> dict[str, Any]:
-    return {**entry, "unsure": not entry["probability"] >= unsure_below}
+    return {**entry, "unsure": bool(below_threshold(entry["probability"], unsure_below))}
 
 
 def _failed(error: ImageError) -> dict[str, Any]:
