@@ -171,10 +171,15 @@ def test_unknown_cells_and_rows(filled: tuple[PatchStore, np.ndarray]) -> None:
     store, _ = filled
     with pytest.raises(StoreError, match="no cell 'nobody'"):
         store.patches(["a1", "nobody"])
-    with pytest.raises(StoreError, match="no row"):
-        store.read_rows(np.array([0, 10**6]))
-    with pytest.raises(StoreError, match="no row"):
-        store.read_rows(np.array([-1]))
+    # 300 to 511 are a gap: the second writer began with a new shard.
+    for row in (10**6, -1, 400, 2**40):
+        with pytest.raises(StoreError, match=f"has no row {row};"):
+            store.read_rows(np.array([0, row, 10**7]))
+    for rows in (np.array([0.0, 1.0]), np.array([True, False]), np.array([0, None]), np.array(["0"])):
+        with pytest.raises(StoreError, match="whole numbers, not"):
+            store.read_rows(rows)
+    assert store.read_rows(np.array([512 + 19, 0, 0], np.uint16)).shape == (3, 16, 16, 3)
+    assert store.read_rows(np.array([])).shape == (0, 16, 16, 3)
 
 
 def edit_root(store: Path, change: Callable[[dict[str, object]], object]) -> None:

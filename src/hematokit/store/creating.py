@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from hematokit import __version__
+from hematokit.arrays import tensorstore_path
 from hematokit.errors import StoreError
 from hematokit.files import write_json
+from hematokit.imaging.reading import printable
 from hematokit.store import schema
 from hematokit.store.files import disk_errors
 from hematokit.store.patchstore import PatchStore
@@ -65,6 +69,10 @@ def create_store(
     foreign = [name for name in present if name not in own and not name.startswith(".")]
     if foreign:
         raise StoreError(f"folder {path} is not a store and not empty ({foreign[0]!r}); choose a new folder")
+    try:
+        tensorstore_path(path / schema.ARRAY_FOLDER)
+    except OSError as error:
+        raise StoreError(f"{printable(str(path))} cannot be a store ({error.strerror})") from error
     root = {
         "zarr_format": 3,
         "node_type": "group",
@@ -77,17 +85,33 @@ def create_store(
             "created_by": f"hematokit {__version__}",
         },
     }
+    is_new = not path.exists()
     with disk_errors(path, lambda: 0):
         path.mkdir(parents=True, exist_ok=True)
         with store_lock(path):
             if (path / schema.ROOT_FILE).exists():
                 raise StoreError(f"{path} exists already; open it, or choose another folder")
-            (path / schema.ARRAY_FOLDER).mkdir(exist_ok=True)
-            write_json(path / schema.ARRAY_FOLDER / schema.ROOT_FILE, _array_metadata(patch_size, codec))
-            schema.write_cells(path, schema.empty_cells(), schema.TableState())
-            # The root's metadata makes the folder a store, so it comes last.
-            write_json(path / schema.ROOT_FILE, root)
+            try:
+                (path / schema.ARRAY_FOLDER).mkdir(exist_ok=True)
+                write_json(path / schema.ARRAY_FOLDER / schema.ROOT_FILE, _array_metadata(patch_size, codec))
+                schema.write_cells(path, schema.empty_cells(), schema.TableState())
+                # The root's metadata makes the folder a store, so it comes last.
+                write_json(path / schema.ROOT_FILE, root)
+            except BaseException:
+                _remove_started(path, is_new)
+                raise
     return PatchStore(path)
+
+
+def _remove_started(path: Path, is_new: bool) -> None:
+    """Remove what a failed creation wrote. Only the holder of the store's lock may call this."""
+    shutil.rmtree(path / schema.ARRAY_FOLDER, ignore_errors=True)
+    names = (schema.CELLS_FILE, *((schema.LOCK_FILE,) if is_new else ()))
+    with contextlib.suppress(OSError):
+        for name in names:
+            (path / name).unlink(missing_ok=True)
+        if is_new:
+            path.rmdir()
 
 
 def _array_metadata(patch_size: int, codec: str) -> dict[str, Any]:

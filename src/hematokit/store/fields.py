@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from hematokit.arrays import open_array
 from hematokit.errors import StoreError
 from hematokit.files import TEMPORARY_PREFIX, sync_folder, write_json
 from hematokit.imaging.geometry import Box
@@ -223,9 +224,14 @@ def hash_folder(folder: Path, *, flush: bool = False) -> str:
     folder : Path
     flush : bool
         Flush every file and folder to the disk as well.
+
+    Raises
+    ------
+    OSError
+        If a file or folder cannot be read.
     """
     digest = hashlib.sha256()
-    files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
+    files = sorted((path.relative_to(folder).as_posix(), path) for path in _walk(folder) if path.is_file())
     for name, path in files:
         with path.open("rb") as file:
             if flush:
@@ -236,9 +242,17 @@ def hash_folder(folder: Path, *, flush: bool = False) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     if flush:
-        for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        for path in [folder, *(path for path in _walk(folder) if path.is_dir())]:
             sync_folder(path)
     return digest.hexdigest()
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All that is in a folder and those below it; unlike `Path.rglob`, it passes over nothing that cannot be read."""
+    for path in folder.iterdir():
+        yield path
+        if path.is_dir() and not path.is_symlink():
+            yield from _walk(path)
 
 
 def open_pixels(folder: Path) -> Callable[[Box], npt.NDArray[np.uint8]]:
@@ -249,11 +263,7 @@ def open_pixels(folder: Path) -> Callable[[Box], npt.NDArray[np.uint8]]:
     folder : Path
         From `field_folder`.
     """
-    import tensorstore as ts
-
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / "0")}, "recheck_cached_data": "open"}
-    context = ts.Context({"cache_pool": {"total_bytes_limit": _READ_CACHE}})
-    array = ts.open(spec, context=context, open=True, read=True).result()
+    array = open_array(folder / "0", cache_bytes=_READ_CACHE)
 
     def read(box: Box) -> npt.NDArray[np.uint8]:
         pixels: npt.NDArray[np.uint8] = array[:, box.y0 : box.y1, box.x0 : box.x1].read().result()

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from hematokit.errors import StoreError
 from hematokit.files import TEMPORARY_PREFIX
+from hematokit.imaging.reading import printable
 
-__all__ = ["disk_errors", "remove_leftovers"]
+__all__ = ["cannot_read", "disk_errors", "remove_leftovers"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -21,6 +22,13 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def cannot_read(path: Path, error: OSError) -> str:
+    """Say in one line that the operating system refuses to read something of a store, which is no damage."""
+    reason = error.strerror or error
+    file = f", {printable(str(error.filename))}" if error.filename and str(error.filename) != str(path) else ""
+    return f"store {printable(str(path))} cannot be read ({reason}{file}); mend that and run the same command again"
 
 
 @contextlib.contextmanager

@@ -16,21 +16,26 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import tensorstore as ts
 
 from hematokit import __version__
+from hematokit.arrays import open_array, system_error, tensorstore_path
 from hematokit.errors import StoreError, TaxonomyError
 from hematokit.store import schema
 from hematokit.store.corrections import CORRECTIONS_FILE, Correction, apply_corrections, read_corrections
+from hematokit.store.files import cannot_read
 from hematokit.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from hematokit.store.writer import StoreWriter
 
-__all__ = ["PatchRead", "PatchStore", "open_array", "open_store"]
+__all__ = ["DamageError", "PatchRead", "PatchStore", "open_patches", "open_store"]
 
 # Holds the shards' indices (4 kB each), so that a patch costs one read instead of two.
 _CACHE_BYTES = 32 * 1024 * 1024
+
+
+class DamageError(StoreError):
+    """Patches that are damaged, as opposed to patches that cannot be read just now."""
 
 
 class PatchRead:
@@ -57,18 +62,26 @@ class PatchRead:
         Raises
         ------
         StoreError
-            If a shard is missing or damaged.
+            If a shard is missing or damaged, or cannot be read.
         """
         try:
             patches: npt.NDArray[np.uint8] = self._future.result()
         except ValueError as error:
-            raise StoreError(_damage(self._path, error)) from error
+            raise _read_error(self._path, error) from error
         return patches
 
 
-def _damage(path: Path, error: ValueError) -> str:
+def _read_error(path: Path, error: ValueError | OSError) -> StoreError:
+    """Tell damage from what the operating system refuses, and from a drive that was taken away."""
+    refused = error if isinstance(error, OSError) else system_error(error)
+    if refused is not None:
+        return StoreError(cannot_read(path, refused))
+    if not (path / schema.ROOT_FILE).exists():
+        return StoreError(f"store {path} is not there any more; connect its drive, or give its new place")
     detail = " ".join(str(error).split()).split(" [", maxsplit=1)[0]
-    return f"store {path} is damaged ({detail}); run 'hematokit store verify' on it to see which cells are concerned"
+    return DamageError(
+        f"store {path} is damaged ({detail}); run 'hematokit store verify' on it to see which cells are concerned"
+    )
 
 
 class PatchStore:
@@ -131,13 +144,18 @@ class PatchStore:
     def _set_table(self, table: pa.Table, state: schema.TableState) -> None:
         self._table = table
         self._state = state
-        for name in ("_frame", "_rows_by_id", "_fields", "content_hash"):
+        for name in ("_frame", "_rows", "_rows_by_id", "_fields", "content_hash"):
             self.__dict__.pop(name, None)
 
     @cached_property
     def _frame(self) -> pd.DataFrame:
         frame: pd.DataFrame = self._table.to_pandas()
         return apply_corrections(frame, self._corrections) if self._corrections else frame
+
+    @cached_property
+    def _rows(self) -> npt.NDArray[np.int64]:
+        """Rows of the committed cells, sorted."""
+        return np.sort(self._table["row"].to_numpy())
 
     @cached_property
     def _rows_by_id(self) -> dict[str, int]:
@@ -151,6 +169,12 @@ class PatchStore:
         left the class as it was), and without the cells that they deleted.
         """
         return self._frame.copy()
+
+    @property
+    def committed_cells(self) -> pd.DataFrame:
+        """The cells as they were committed, without corrections: with those that people deleted, and the old labels."""
+        frame: pd.DataFrame = self._table.to_pandas()
+        return frame
 
     @property
     def corrections(self) -> list[Correction]:
@@ -234,7 +258,7 @@ class PatchStore:
         Raises
         ------
         StoreError
-            If a row does not exist or its shard is damaged.
+            If `rows` are no whole numbers, a row does not exist, or its shard is damaged or cannot be read.
         """
         return self.read_rows_async(rows).result()
 
@@ -255,17 +279,28 @@ class PatchStore:
         Raises
         ------
         StoreError
-            If a row does not exist.
+            If `rows` are no whole numbers, or a row does not exist.
         """
-        rows = np.asarray(rows, dtype=np.int64)
-        array = self._open_array()
-        if rows.size and (rows.min() < 0 or rows.max() >= array.shape[0]):
-            raise StoreError(f"store {self.path} has no row {rows.max()}; the column 'row' of its cells lists them")
+        rows = np.asarray(rows)
+        if rows.size and not np.issubdtype(rows.dtype, np.integer):
+            raise StoreError(
+                f"rows of a store are whole numbers, not {rows.dtype}; take them from the column 'row' of its cells"
+            )
+        place = np.searchsorted(self._rows, rows)
+        unknown = rows[self._rows.take(place, mode="clip") != rows] if len(self._rows) else rows
+        if unknown.size:
+            raise StoreError(f"store {self.path} has no row {unknown[0]}; the column 'row' of its cells lists them")
+        array, rows = self._open_array(), rows.astype(np.int64)
+        if rows.size and rows.max() >= array.shape[0]:
+            raise DamageError(
+                f"store {self.path} is damaged (its patches end before row {rows.max()}); restore "
+                f"{schema.ARRAY_FOLDER}/{schema.ROOT_FILE} from a copy of the store"
+            )
         return PatchRead(array[rows].read(), self.path)
 
     def _open_array(self) -> Any:
         if self._array is None:
-            self._array = open_array(self.path, write=False)
+            self._array = open_patches(self.path, write=False)
         return self._array
 
     def writer(self) -> StoreWriter:
@@ -278,21 +313,19 @@ class PatchStore:
         return StoreWriter(self)
 
 
-def open_array(path: Path, *, write: bool) -> Any:
-    """Open the array ``patches`` with tensorstore."""
-    spec = {
-        "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": str(path / schema.ARRAY_FOLDER)},
-        # Committed shards never change, so what was read once stays true; a missing one is an error, not black patches.
-        "recheck_cached_data": "open",
-        "fill_missing_data_reads": False,
-        "store_data_equal_to_fill_value": True,
-    }
-    context = ts.Context({"cache_pool": {"total_bytes_limit": 0 if write else _CACHE_BYTES}})
+def open_patches(path: Path, *, write: bool) -> Any:
+    """Open the array ``patches`` of a store with tensorstore."""
     try:
-        return ts.open(spec, context=context, open=True, read=True, write=write).result()
-    except ValueError as error:
-        raise StoreError(_damage(path, error)) from error
+        return open_array(
+            path / schema.ARRAY_FOLDER,
+            cache_bytes=0 if write else _CACHE_BYTES,
+            write=write,
+            # A missing shard is an error, not black patches.
+            fill_missing_data_reads=False,
+            store_data_equal_to_fill_value=True,
+        )
+    except (OSError, ValueError) as error:
+        raise _read_error(path, error) from error
 
 
 def _read_root(path: Path) -> dict[str, Any]:
@@ -301,10 +334,13 @@ def _read_root(path: Path) -> dict[str, Any]:
         document = json.loads((path / schema.ROOT_FILE).read_text(encoding="utf-8"))
         attributes = document["attributes"]
         kind = attributes["kind"]
+        tensorstore_path(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         what = "is not a patch store" if path.exists() else "does not exist"
         raise StoreError(f"store {path} {what}; {hint}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise StoreError(cannot_read(path, error)) from error
+    except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} is not a patch store ({schema.ROOT_FILE}: {error}); {hint}") from error
     if kind != schema.STORE_KIND:
         raise StoreError(f"{path} is not a patch store (its kind is {kind!r}); {hint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,7 +16,8 @@ import pandas as pd
 from hematokit.errors import StoreError
 from hematokit.progress import Progress, no_progress
 from hematokit.store.fields import field_folder, hash_folder
-from hematokit.store.patchstore import PatchRead, PatchStore, open_store
+from hematokit.store.files import cannot_read
+from hematokit.store.patchstore import DamageError, PatchRead, PatchStore, open_store
 from hematokit.store.schema import hash_pixels
 
 __all__ = ["DamagedField", "DamagedPatch", "VerifyReport", "verify_store"]
@@ -34,11 +36,14 @@ class DamagedPatch:
         Where it was imported from, to import it again.
     problem : str
         ``"unreadable"`` (its shard is missing or fails its checksum) or ``"changed"`` (readable, other pixels).
+    deleted : bool
+        A correction deletes the cell: readers of the store do not see it, unless the correction is undone.
     """
 
     cell_id: str
     source: str
     problem: str
+    deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ class VerifyReport:
     ----------
     store : str
     cells : int
-        Cells checked.
+        Cells checked, those that corrections delete included.
     damaged : tuple of DamagedPatch
     content_hash : str
         Data-set version according to the table.
@@ -102,7 +107,11 @@ class VerifyReport:
         lines = []
         if self.damaged:
             lines.append(f"{len(self.damaged)} of {self.cells} patches of {self.store} are damaged:")
-            lines += [f"  {item.cell_id}: {item.problem}, imported from {item.source}" for item in self.damaged]
+            lines += [
+                f"  {item.cell_id}: {item.problem}, imported from {item.source}"
+                + (" (deleted by a correction)" if item.deleted else "")
+                for item in self.damaged
+            ]
             lines.append("import their files into a new store, or restore the folder 'patches' from a copy")
         if self.damaged_fields:
             lines.append(f"{len(self.damaged_fields)} of {self.fields} fields of {self.store} are damaged:")
@@ -128,10 +137,11 @@ def verify_store(path: str | Path, *, progress: Progress = no_progress) -> Verif
     Raises
     ------
     StoreError
-        If there is no store, or its table is damaged.
+        If there is no store, one of its tables is damaged, or something cannot be read for another reason than damage.
     """
     store = open_store(path)
-    cells = store.cells.sort_values("row", ignore_index=True)
+    cells = store.committed_cells.sort_values("row", ignore_index=True)
+    shown = set(store.cells["cell_id"])
     if cells["row"].duplicated().any() or cells["cell_id"].duplicated().any():
         raise StoreError(f"store {path}: its table names a row or cell twice; restore cells.parquet from a copy")
     damaged: list[DamagedPatch] = []
@@ -139,10 +149,9 @@ def verify_store(path: str | Path, *, progress: Progress = no_progress) -> Verif
     for batch, read in _read_ahead(store, cells):
         columns = (batch["cell_id"], batch["source"], batch["pixel_sha256"])
         for cell_id, source, expected, patch in zip(*columns, _patches(store, batch, read), strict=True):
-            if patch is None:
-                damaged.append(DamagedPatch(cell_id, source, "unreadable"))
-            elif hash_pixels(patch) != expected:
-                damaged.append(DamagedPatch(cell_id, source, "changed"))
+            problem = "unreadable" if patch is None else "changed" if hash_pixels(patch) != expected else ""
+            if problem:
+                damaged.append(DamagedPatch(cell_id, source, problem, cell_id not in shown))
         done += len(batch)
         progress(done, len(cells), f"{len(damaged)} damaged" if damaged else "")
     fields = store.fields
@@ -162,8 +171,10 @@ def _field_problem(folder: Path, expected: str) -> str:
         return "missing"
     try:
         return "" if hash_folder(folder) == expected else "changed"
-    except OSError:
-        return "unreadable"
+    except OSError as error:
+        if error.errno == errno.EIO:
+            return "unreadable"
+        raise StoreError(cannot_read(folder.parent.parent, error)) from error
 
 
 def _read_ahead(store: PatchStore, cells: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, PatchRead | None]]:
@@ -173,7 +184,7 @@ def _read_ahead(store: PatchStore, cells: pd.DataFrame) -> Iterator[tuple[pd.Dat
         batch = cells.iloc[start : start + _BATCH]
         try:
             read = store.read_rows_async(batch["row"].to_numpy())
-        except StoreError:
+        except DamageError:
             read = None
         ahead.append((batch, read))
         if len(ahead) > 2:
@@ -187,10 +198,10 @@ def _patches(store: PatchStore, batch: pd.DataFrame, read: PatchRead | None) -> 
         if read is not None:
             yield from read.result()
             return
-    except StoreError:
+    except DamageError:
         pass
     for row in batch["row"]:
         try:
             yield store.read_rows(np.array([row]))[0]
-        except StoreError:
+        except DamageError:
             yield None

@@ -28,7 +28,7 @@ from hematokit.files import write_json
 from hematokit.store import schema
 from hematokit.store.fields import remove_uncommitted_fields
 from hematokit.store.files import disk_errors, remove_leftovers
-from hematokit.store.patchstore import PatchStore, open_array
+from hematokit.store.patchstore import PatchStore, open_patches
 
 __all__ = ["StoreWriter", "store_lock"]
 
@@ -329,7 +329,7 @@ class StoreWriter:
             write_json(path, document)
             self._array = None
         if self._array is None:
-            self._array = open_array(self._path, write=True)
+            self._array = open_patches(self._path, write=True)
 
     def _remove_uncommitted(self) -> None:
         """Remove what a killed writer left: shards past the committed rows, fields, and temporary files."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from types import TracebackType
 
@@ -191,4 +192,7 @@ def unreadable(shown: str, error: Exception) -> ImageError:
         return ImageError("too-large", f"{shown} needs more memory than there is; save it as a tiled, compressed TIFF")
     text = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:200]
     detail = printable(text) or type(error).__name__
-    return ImageError("unreadable", f"{shown} cannot be read ({detail}); copy or export the file again")
+    # What the operating system refuses says nothing of the file, unless the medium itself fails.
+    refused = isinstance(error, OSError) and error.errno not in (None, errno.EIO, errno.EINVAL)
+    advice = "mend that and open it again" if refused else "copy or export the file again"
+    return ImageError("unreadable", f"{shown} cannot be read ({detail}); {advice}")

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hematokit.arrays import open_array, system_error
 from hematokit.errors import ImageError
 from hematokit.imaging.fieldfiles.levels import MAX_CACHE_BYTES, MAX_WHOLE_BYTES, Source, check_size
 from hematokit.imaging.fieldfiles.pixelsize import PixelSize, from_lengths, nothing
@@ -30,6 +31,7 @@ _STORE_KIND = "hematokit patch store"  # hematokit.store.schema has it; that lay
 _MARKERS = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 _MAX_METADATA = 64 * 1024 * 1024  # bytes
 _MAX_COUNTED = 1_000_000  # chunks; beyond it, missing ones are not looked for
+_ABSENT = (FileNotFoundError, NotADirectoryError)
 _LAYOUT = "bioformats2raw.layout"
 
 
@@ -72,7 +74,10 @@ class ZarrLevel:
         view = self.array[tuple(parts.get(axis, 0) for axis in self._axes)]
         kept = [axis for axis in self._axes if axis in parts]
         # Transposed before it is read, so that the pixels are put in their places once.
-        window = view.transpose([kept.index(axis) for axis in "yxc"]).read(order="C").result()
+        try:
+            window = view.transpose([kept.index(axis) for axis in "yxc"]).read(order="C").result()
+        except ValueError as error:
+            raise system_error(error) or error from None
         return np.asarray(window)
 
 
@@ -81,12 +86,19 @@ class _Node(NamedTuple):
     version: int  # of the Zarr format
 
 
-def _read_node(folder: Path) -> _Node | None:
-    """Return the attributes of a folder that is a Zarr array or group; None if it is neither or cannot be read."""
+def _read_node(folder: Path, *, must_read: bool = False) -> _Node | None:
+    """Return the attributes of a folder that is a Zarr array or group; None if it is neither or cannot be read.
+
+    With `must_read`, metadata that are there and cannot be read are an `ImageError`.
+    """
     for name, version in (("zarr.json", 3), (".zattrs", 2)):
         try:
             document = json.loads(read_bytes(folder / name, max_bytes=_MAX_METADATA))
-        except (ImageError, ValueError, RecursionError):
+        except ImageError as error:
+            if must_read and isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, _ABSENT):
+                raise
+            continue
+        except (ValueError, RecursionError):
             continue
         attributes = document.get("attributes", {}) if isinstance(document, dict) and version == 3 else document
         if isinstance(attributes, dict):
@@ -137,6 +149,10 @@ def open_omezarr(path: Path) -> Source:
         return _open(path, shown)
     except ImageError:
         raise
+    except OSError as error:
+        raise ImageError(
+            "unreadable", f"{shown} cannot be read ({error.strerror or error}); mend that and open it again"
+        ) from error
     except Exception as error:
         # Metadata that are not as they should be can fail at any place; tensorstore's messages have several lines.
         detail = printable(" ".join(str(error).split()).split(" [", maxsplit=1)[0][:200]) or type(error).__name__
@@ -146,7 +162,7 @@ def open_omezarr(path: Path) -> Source:
 
 
 def _open(path: Path, shown: str) -> Source:
-    node = _read_node(path)
+    node = _read_node(path, must_read=True)
     if node is None:
         raise ImageError(
             "not-an-image", f"{shown} is a folder, and no OME-Zarr image; give a file, or a folder of fields"
@@ -183,8 +199,8 @@ def _open_image(path: Path, image: Mapping[str, Any], version: int, shown: str) 
             array = _open_array(path, str(dataset["path"]), version)
             _check_axes(array, axes, shown)
             level = ZarrLevel(array, axes, shown)
-        except Exception:
-            if number == 0:
+        except Exception as error:
+            if number == 0 or (isinstance(error, OSError) and not isinstance(error, _ABSENT)):
                 raise
             # A damaged level of the pyramid; the full resolution is there without it.
             continue
@@ -197,18 +213,11 @@ def _open_image(path: Path, image: Mapping[str, Any], version: int, shown: str) 
 
 
 def _open_array(folder: Path, name: str, version: int) -> Any:
-    import tensorstore
-
-    inside = PurePosixPath(name)
+    inside = PurePosixPath(name.replace("\\", "/"))
     if inside.is_absolute() or ".." in inside.parts:
         raise ValueError(f"the path {name!r} leads out of the image")
-    spec = {
-        "driver": "zarr3" if version == 3 else "zarr",
-        "kvstore": {"driver": "file", "path": str(folder / inside) + "/"},
-        "recheck_cached_data": "open",
-    }
-    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": MAX_CACHE_BYTES // 4}})
-    return tensorstore.open(spec, context=context, open=True, read=True, write=False).result()
+    driver = "zarr3" if version == 3 else "zarr"
+    return open_array(folder / inside, driver=driver, cache_bytes=MAX_CACHE_BYTES // 4)
 
 
 def _check_axes(array: Any, axes: list[str], shown: str) -> None:
