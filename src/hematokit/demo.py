@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import pandas as pd
-
 from hematokit.errors import TrainingError
+from hematokit.fields.exports import read_parquet
 from hematokit.fields.matching import match_cells
 from hematokit.files import replace_file
 from hematokit.imaging.synthetic import PIXEL_SIZE_UM, SAMPLE_COUNTS, synthesize_field, write_sample
@@ -212,7 +211,7 @@ def _classify_field(folder: Path, run: Path, seed: int, device: str, progress: P
         replace_file(file, lambda out: Image.fromarray(drawn.pixels).save(out, "PNG", dpi=(dots_per_inch,) * 2))
     result = classify([file], run, folder / "field-results", device=device, progress=progress)
     results = folder / "field-results" / "fields" / "field"
-    cells = pd.read_parquet(results / "cells.parquet", columns=["y", "x", "predicted"])
+    cells = read_parquet(results / "cells.parquet")
     truth = drawn.table()
     matches = match_cells(cells, truth)
     right = cells["predicted"].to_numpy()[matches.found] == truth["label"].to_numpy()[matches.truth]

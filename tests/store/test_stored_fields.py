@@ -279,7 +279,7 @@ def test_a_damaged_table_of_fields_is_said_in_one_line(store: Path) -> None:
     with pytest.raises(StoreError, match=r"fields\.parquet is damaged .*; restore that file"):
         _ = open_store(store).fields
     (store / "fields.parquet").unlink()
-    with pytest.raises(StoreError, match=r"has no fields\.parquet; restore"):
+    with pytest.raises(StoreError, match=r"fields\.parquet does not exist; restore"):
         describe_store(store)
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
+import pyarrow as pa
 
 from hematokit.errors import EvaluationError
 from hematokit.evaluation.evaluate import Evaluation
 from hematokit.evaluation.metrics import CLASS_METRICS, Scores
 from hematokit.files import one_line_write_errors, write_atomically
+from hematokit.parquet import read_table, table_bytes
 from hematokit.taxonomy import Taxonomy
 
 __all__ = [
@@ -100,7 +101,9 @@ def write_evaluation(
         If the folder cannot be written.
     """
     folder = Path(folder)
-    contents: dict[str, bytes] = {PREDICTIONS: _parquet(evaluation.predictions)}
+    contents: dict[str, bytes] = {
+        PREDICTIONS: table_bytes(pa.Table.from_pandas(evaluation.predictions, preserve_index=False))
+    }
     if len(evaluation.rejects):
         contents[REJECTS] = evaluation.rejects.to_csv(index=False).encode("utf-8")
     if evaluation.scores is not None:
@@ -131,18 +134,9 @@ def read_predictions(folder: str | Path) -> pd.DataFrame | None:
     path = Path(folder) / PREDICTIONS
     if not path.is_file():
         return None
-    try:
-        table = pd.read_parquet(path)
-    except Exception as error:  # pyarrow has no common base for what a damaged file raises
-        text = " ".join(str(error).split())
-        raise EvaluationError(f"{path} is damaged ({text}); remove it and evaluate the run again") from error
+    advice = "remove it and evaluate the run again"
+    table: pd.DataFrame = read_table(path, kind=EvaluationError, advice=advice).to_pandas()
     missing = {"cell_id", "label", "predicted", "group"} - set(table.columns)
     if missing:
-        raise EvaluationError(f"{path} lacks the columns {sorted(missing)}; remove it and evaluate the run again")
+        raise EvaluationError(f"{path} lacks the columns {sorted(missing)}; {advice}")
     return table
-
-
-def _parquet(table: pd.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
-    return buffer.getvalue()

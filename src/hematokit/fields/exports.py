@@ -21,6 +21,7 @@ from hematokit.fields.tallies import called_classes
 from hematokit.files import replace_file
 from hematokit.imaging.geometry import box_ring, to_geojson_ring, to_micrometres
 from hematokit.imaging.reading import printable
+from hematokit.parquet import read_table, write_table
 from hematokit.taxonomy import Taxonomy
 
 __all__ = ["csv_text", "read_parquet", "write_csv", "write_geojson", "write_parquet"]
@@ -48,17 +49,12 @@ def write_parquet(path: str | Path, cells: pd.DataFrame) -> None:
         If it cannot be written; the old file then stays.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     plain = cells.drop(columns="contour", errors="ignore")
     table = pa.Table.from_pandas(plain, preserve_index=False).replace_schema_metadata(None)
     if "contour" in cells.columns:
         table = table.add_column(list(cells.columns).index("contour"), "contour", _contour_array(cells["contour"]))
-
-    def write(file: BinaryIO) -> None:
-        pq.write_table(table, file, compression="zstd")
-
-    replace_file(Path(path), write)
+    write_table(Path(path), table)
 
 
 def _contour_array(contours: pd.Series[Any]) -> Any:
@@ -91,15 +87,8 @@ def read_parquet(path: str | Path) -> pd.DataFrame:
     FieldError
         If the file is missing or is no such table.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     shown = printable(str(path))
-    try:
-        table = pq.ParquetFile(path).read()
-    except (OSError, pa.ArrowException) as error:
-        detail = " ".join(str(error).split())
-        raise FieldError(f"{shown} cannot be read as a table of cells ({detail}); make it again") from error
+    table = read_table(Path(path), kind=FieldError, advice="make it again")
     names = table.column_names
     if "cell_id" not in names:
         raise FieldError(f"{shown} is no table of cells: it has no column 'cell_id'; give a cells.parquet")

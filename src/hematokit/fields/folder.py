@@ -23,6 +23,7 @@ from hematokit.fields.naming import name_fields
 from hematokit.fields.smears import SmearMatch, SmearTable
 from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, write_atomically, write_json
 from hematokit.imaging.fieldfiles import field_name, list_fields
+from hematokit.parquet import read_table
 from hematokit.progress import Progress, no_progress
 from hematokit.registry import load_plugins
 from hematokit.store.corrections import CORRECTIONS_FILE, apply_corrections, read_corrections
@@ -353,21 +354,14 @@ def read_predictions(results: ResultsFolder, outcomes: Sequence[FieldOutcome]) -
         ``cell_id``, ``field_id``, ``smear_id``, ``patient_id``, ``touches_border``, ``predicted``, ``probability``;
         and ``label``, ``label_source`` and ``reviewed``, with what people corrected.
     """
-    import pyarrow.parquet as pq
-
     columns = ["cell_id", "field_id", "touches_border", "predicted", "probability", *_REVIEWED]
     parts = []
     for outcome in outcomes:
         if outcome.status != "done":
             continue
         path = results.job.folder(outcome.field_id) / CELLS
-        try:
-            part = pq.read_table(path, columns=columns).to_pandas()
-        except (OSError, ValueError) as error:
-            detail = " ".join(str(error).split())
-            raise FieldError(
-                f"{path} is damaged ({detail}); remove the folder {path.parent} and run the command again"
-            ) from error
+        advice = f"remove the folder {path.parent} and run the command again"
+        part: pd.DataFrame = read_table(path, kind=FieldError, advice=advice, columns=columns).to_pandas()
         corrections = read_corrections(path.parent / CORRECTIONS_FILE)
         part = apply_corrections(part, corrections, add=lambda entry: True)[columns]
         parts.append(part.assign(smear_id=outcome.smear_id, patient_id=outcome.patient_id))

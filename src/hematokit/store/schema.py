@@ -22,16 +22,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from hematokit.errors import StoreError
-from hematokit.files import replace_file
+from hematokit.parquet import read_table, write_table
 
 __all__ = [
     "CELL_COLUMNS",
@@ -66,6 +65,7 @@ LOCK_FILE = ".lock"
 STORE_KIND = "hematokit patch store"
 
 _METADATA_KEY = b"hematokit"
+_RESTORE = "restore that file from a copy of the store"
 
 _SCHEMA = pa.schema(
     [
@@ -179,26 +179,21 @@ def read_cells(store: Path) -> tuple[pa.Table, TableState]:
     StoreError
         If the table is missing, damaged, or of other columns.
     """
-    path = store / CELLS_FILE
+    whole = _read(store, CELLS_FILE, None, _RESTORE)
     try:
-        with path.open("rb") as file:
-            table = pq.read_table(file)
-        metadata = table.schema.metadata or {}
-        info = json.loads(metadata[_METADATA_KEY])
+        info = json.loads(whole.schema.metadata[_METADATA_KEY])
         state = TableState(
             split_info=info["split"],
             groups_stale=bool(info["groups_stale"]),
             groups_near=bool(info["groups_near"]),
             fields=int(info.get("fields", 0)),  # stores of before there were fields lack it
         )
-        if "pixel_size_um" not in table.column_names:
-            table = _with_pixel_sizes(table, read_fields(store, state.fields))
-        table = table.select(list(CELL_COLUMNS)).cast(_SCHEMA).replace_schema_metadata()
-    except FileNotFoundError as error:
-        raise StoreError(f"store {store} has no {CELLS_FILE}; restore that file from a copy of the store") from error
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        if "pixel_size_um" not in whole.column_names:
+            whole = _with_pixel_sizes(whole, read_fields(store, state.fields))
+        table = whole.select(list(CELL_COLUMNS)).cast(_SCHEMA).replace_schema_metadata()
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         detail = " ".join(str(error).split())
-        raise StoreError(f"{path} is damaged ({detail}); restore that file from a copy of the store") from error
+        raise StoreError(f"{store / CELLS_FILE} is damaged ({detail}); {_RESTORE}") from error
     return table, state
 
 
@@ -207,6 +202,17 @@ def _with_pixel_sizes(table: pa.Table, fields: pa.Table) -> pa.Table:
     known = dict(zip(fields["field_id"].to_pylist(), fields["pixel_size_um"].to_pylist(), strict=True))
     sizes = [known.get(field_id) for field_id in table["field_id"].to_pylist()]
     return table.append_column("pixel_size_um", pa.array(sizes, pa.float64()))
+
+
+def _read(store: Path, name: str, schema: pa.Schema | None, advice: str) -> pa.Table:
+    """Read a table of the store, with the columns and types of `schema`."""
+    path = store / name
+    try:
+        table = read_table(path, kind=StoreError, advice=advice, columns=None if schema is None else schema.names)
+        return table if schema is None else table.cast(schema).replace_schema_metadata()
+    except pa.ArrowException as error:
+        detail = " ".join(str(error).split())
+        raise StoreError(f"{path} is damaged ({detail}); {advice}") from error
 
 
 def write_cells(store: Path, table: pa.Table, state: TableState) -> None:
@@ -218,12 +224,7 @@ def write_cells(store: Path, table: pa.Table, state: TableState) -> None:
         "fields": state.fields,
     }
     metadata = {_METADATA_KEY: json.dumps(info).encode()}
-    stamped = table.replace_schema_metadata(metadata)
-
-    def write(file: BinaryIO) -> None:
-        pq.write_table(stamped, file, compression="zstd")
-
-    replace_file(store / CELLS_FILE, write)
+    write_table(store / CELLS_FILE, table.replace_schema_metadata(metadata))
 
 
 def fields_to_arrow(fields: pd.DataFrame) -> pa.Table:
@@ -242,27 +243,17 @@ def read_fields(store: Path, count: int) -> pa.Table:
     """
     if not count:
         return _FIELD_SCHEMA.empty_table()
-    path = store / FIELDS_FILE
-    try:
-        with path.open("rb") as file:
-            table = pq.read_table(file).select(list(FIELD_COLUMNS)).cast(_FIELD_SCHEMA).replace_schema_metadata()
-        if table.num_rows < count:
-            raise ValueError(f"it has {table.num_rows} rows, {count} are committed")
-    except FileNotFoundError as error:
-        raise StoreError(f"store {store} has no {FIELDS_FILE}; restore that file from a copy of the store") from error
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        detail = " ".join(str(error).split())
-        raise StoreError(f"{path} is damaged ({detail}); restore that file from a copy of the store") from error
+    table = _read(store, FIELDS_FILE, _FIELD_SCHEMA, _RESTORE)
+    if table.num_rows < count:
+        raise StoreError(
+            f"{store / FIELDS_FILE} is damaged (it has {table.num_rows} rows, {count} are committed); {_RESTORE}"
+        )
     return table.slice(0, count)
 
 
 def write_fields(store: Path, table: pa.Table) -> None:
     """Replace the table of fields in one step; its new rows count once `write_cells` has said so."""
-
-    def write(file: BinaryIO) -> None:
-        pq.write_table(table, file, compression="zstd")
-
-    replace_file(store / FIELDS_FILE, write)
+    write_table(store / FIELDS_FILE, table)
 
 
 def read_rejects(store: Path) -> pd.DataFrame:
@@ -273,17 +264,11 @@ def read_rejects(store: Path) -> pd.DataFrame:
     StoreError
         If the file is damaged.
     """
-    path = store / REJECTS_FILE
-    try:
-        with path.open("rb") as file:
-            table = pq.read_table(file).select(list(REJECT_COLUMNS)).cast(_REJECT_SCHEMA)
-    except FileNotFoundError:
+    if not (store / REJECTS_FILE).exists():
         table = _REJECT_SCHEMA.empty_table()
-    except (OSError, pa.ArrowException, KeyError) as error:
-        detail = " ".join(str(error).split())
-        raise StoreError(
-            f"{path} is damaged ({detail}); it is only a report: delete it and run the import again"
-        ) from error
+    else:
+        advice = "it is only a report: delete it and run the import again"
+        table = _read(store, REJECTS_FILE, _REJECT_SCHEMA, advice)
     frame: pd.DataFrame = table.to_pandas()
     return frame
 
@@ -291,11 +276,7 @@ def read_rejects(store: Path) -> pd.DataFrame:
 def write_rejects(store: Path, rejects: pd.DataFrame) -> None:
     """Replace the table of refused files in one step."""
     table = pa.Table.from_pandas(rejects[list(REJECT_COLUMNS)], schema=_REJECT_SCHEMA, preserve_index=False)
-
-    def write(file: BinaryIO) -> None:
-        pq.write_table(table.replace_schema_metadata(), file, compression="zstd")
-
-    replace_file(store / REJECTS_FILE, write)
+    write_table(store / REJECTS_FILE, table.replace_schema_metadata())
 
 
 def hash_pixels(patch: npt.NDArray[np.uint8]) -> str:

@@ -140,6 +140,7 @@ def verify_store(path: str | Path, *, progress: Progress = no_progress) -> Verif
         If there is no store, one of its tables is damaged, or something cannot be read for another reason than damage.
     """
     store = open_store(path)
+    _ = store.rejects  # read to check it, as opening has read and checked the cells
     cells = store.committed_cells.sort_values("row", ignore_index=True)
     shown = set(store.cells["cell_id"])
     if cells["row"].duplicated().any() or cells["cell_id"].duplicated().any():
