@@ -141,6 +141,16 @@ def test_conflicting_labels_are_those_of_copies_not_of_overlaps(patches):
     assert conflicts[["cell_a", "cell_b", "label_a", "label_b"]].to_numpy().tolist() == [["c03", "c04", "NGS", "EOS"]]
 
 
+def test_a_copy_without_a_label_hides_no_conflict_with_a_near_one(patches):
+    # The fixture's c00 is alone; c03 and c04 are near copies. Another c03 comes first in the alphabet, without a label.
+    cells = patches.cells(labels=["BLA", "LYT", "MON", "NGS", "EOS", "NGS", "LYT", "LYT", "ART", ""])
+    more = pd.concat([cells.iloc[[3]].assign(cell_id="a", label=""), cells], ignore_index=True)
+    pairs = find_pairs(more, assign_groups(patches, more, None)[1])
+    conflicts = label_conflicts(more, pairs)
+    assert conflicts[["cell_a", "cell_b", "label_a", "label_b"]].to_numpy().tolist() == [["c03", "c04", "NGS", "EOS"]]
+    assert ["c03", "a"] in pairs.loc[pairs["kind"] == "exact", ["cell_a", "cell_b"]].to_numpy().tolist()
+
+
 def test_no_cells(tmp_path):
     groups, prints = assign_groups(Patches([make_field(0)]), Patches([make_field(0)]).cells().iloc[:0], None)
     assert len(groups) == len(prints) == len(find_pairs(Patches([make_field(0)]).cells().iloc[:0], prints)) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import struct
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 from PIL import Image
@@ -146,6 +148,32 @@ def test_equal_pixels_share_a_group_and_contradictions_are_told(make_folder: Fol
     assert group["d"] == group["e"]
     assert len({group["a"], group["d"], group["f"]}) == 3
     assert any("contradict" in line for line in summary.lines())
+
+
+@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize(
+    ("labels", "conflicts"),
+    [(["", "BLA", "LYT"], 1), (["BLA", "", "LYT"], 1), (["", "", "BLA"], 0), (["", "BLA", "BLA"], 0)],
+)
+def test_contradictions_among_equal_crops_do_not_depend_on_which_has_no_label(
+    make_folder: Folder, tmp_path: Path, labels: list[str], conflicts: int, near: bool
+) -> None:
+    # Cells without a label come from fields, or from programs that write stores themselves.
+    path = tmp_path / "store.zarr"
+    import_crops(make_folder({"EOS/d": 2}), path, patch_size=16)
+    store = open_store(path)
+    patch = np.asarray(Image.open(make_folder({"x": 1}, "more") / "x.png"))
+    row = store.cells.iloc[0].to_dict() | {
+        "label_source": "",
+        "pixel_sha256": hashlib.sha256(patch.tobytes()).hexdigest(),
+    }
+    cells = [
+        row | {"cell_id": name, "field_id": name, "label": label} for name, label in zip("abc", labels, strict=True)
+    ]
+    with store.writer() as writer:
+        writer.append(np.stack([patch] * 3), pd.DataFrame(cells))
+    summary = import_crops(tmp_path / "crops", path, near_duplicates=near)
+    assert (summary.exact_duplicates, summary.conflicting_duplicates) == (3, conflicts)
 
 
 def smooth(seed: int, size: int = 64) -> np.ndarray:

@@ -381,24 +381,26 @@ def find_pairs(cells: pd.DataFrame, fingerprints: Fingerprints) -> pd.DataFrame:
     DataFrame
         Columns `PAIR_COLUMNS`. ``kind`` is ``exact``, ``near`` or ``overlap``; the pixel at p of `cell_b` (after
         ``transform``, see `hematokit.imaging.overlap.TRANSFORMS`) is at p + (dy, dx) of `cell_a`, px. Of k cells
-        with equal pixels, k - 1 pairs are listed, each with the alphabetically first one, which alone stands for
-        them in the pairs of the other kinds.
+        with equal pixels, k - 1 pairs are listed, each with the alphabetically first one that has a label (where
+        `cells` has the column ``label``, and one of them has one), which alone represents them in the pairs of the
+        other kinds.
     """
     digests, content, _ = _contents(cells)
-    names = cells["cell_id"].astype(object)
-    lead = names.groupby(content).transform("min")
-    copies = np.flatnonzero((lead != names).to_numpy())
-    exact = pd.DataFrame({"cell_a": lead.iloc[copies].to_numpy(), "cell_b": names.iloc[copies].to_numpy()})
+    names = cells["cell_id"].to_numpy(object)
+    unlabelled = (cells["label"] == "").to_numpy(bool) if "label" in cells.columns else np.zeros(len(cells), bool)
+    copies = pd.DataFrame({"content": content, "unlabelled": unlabelled, "name": names})
+    first = copies.sort_values(["unlabelled", "name"]).groupby("content")["name"].first().to_numpy(object)
+    others = np.flatnonzero(first[content] != names)
+    exact = pd.DataFrame({"cell_a": first[content[others]], "cell_b": names[others]})
     exact = exact.assign(kind="exact", dy=0, dx=0, similarity=1.0, transform=TRANSFORMS[0])
-    named = lead.groupby(content).first().to_numpy(object)
     inside = np.isin(_as_keys(fingerprints.digests), _as_keys(digests))
     fingerprints = fingerprints._keep(inside)
     place = _places(digests, fingerprints.digests)
     far = np.abs(fingerprints.shifts).max(axis=1, initial=0) > _SHIFTED * fingerprints.patch_size
     linked = pd.DataFrame(
         {
-            "cell_a": named[place[fingerprints.links[:, 0]]],
-            "cell_b": named[place[fingerprints.links[:, 1]]],
+            "cell_a": first[place[fingerprints.links[:, 0]]],
+            "cell_b": first[place[fingerprints.links[:, 1]]],
             "kind": np.where(far, "overlap", "near").astype(object),
             "dy": fingerprints.shifts[:, 0].astype(np.int64),
             "dx": fingerprints.shifts[:, 1].astype(np.int64),

@@ -117,13 +117,10 @@ def _load(store: PatchStore) -> Fingerprints | None:
 
 
 def _count(cells: pd.DataFrame, known: Fingerprints | None) -> Regrouped:
-    equal = cells[cells["pixel_sha256"].duplicated(keep=False)]
+    exact = int(cells["pixel_sha256"].duplicated(keep=False).sum())
+    pairs = find_pairs(cells, Fingerprints() if known is None else known)
+    conflicting = len(label_conflicts(cells, pairs))
     if known is None:
-        labelled = equal[equal["label"] != ""]
-        conflicting = int((labelled.groupby("pixel_sha256")["label"].nunique() > 1).sum())
-        return Regrouped(len(equal), conflicting, None, None)
-    pairs = find_pairs(cells, known)
+        return Regrouped(exact, conflicting, None, None)
     kinds = pairs["kind"].value_counts()
-    return Regrouped(
-        len(equal), len(label_conflicts(cells, pairs)), int(kinds.get("near", 0)), int(kinds.get("overlap", 0))
-    )
+    return Regrouped(exact, conflicting, int(kinds.get("near", 0)), int(kinds.get("overlap", 0)))
