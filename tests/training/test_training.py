@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,57 @@ def test_stopped_and_resumed_is_the_same_as_never_stopped(tiny_store: Path, tiny
 def test_patches_read_as_needed_train_the_same(tiny_store: Path, tiny_run: Path, tmp_path: Path) -> None:
     train(tiny_store, tmp_path / "run", settings=TINY, cache="none", workers=3)
     assert_same_weights(tiny_run, tmp_path / "run")
+
+
+def keeps_patches(store: Path, run: Path, **settings: Any) -> bool:
+    """Tell whether a training keeps its training cells in memory: then it reads them before it begins."""
+    read: list[int] = []
+
+    def progress(done: int, total: int | None, text: str) -> None:
+        if text == "reading the store":
+            read.append(total or 0)
+
+    train(store, run, settings=TINY, epochs=1, progress=progress, **settings)
+    # The validation cells are a third of that, and fit in any case.
+    return (open_store(store).cells["split"] == "train").sum() * 0.8 < max(read, default=0)
+
+
+@pytest.mark.parametrize("variable", ["LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"])
+def test_processes_on_one_machine_share_its_memory(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    # The training cells need about 0.8 MB.
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=3_000_000))
+    monkeypatch.setenv(variable, "1")
+    assert keeps_patches(tiny_store, tmp_path / "one")
+    monkeypatch.setenv(variable, "4")
+    assert not keeps_patches(tiny_store, tmp_path / "four")
+    with pytest.raises(HematokitError, match="for each of 4 processes do not fit"):
+        train(tiny_store, tmp_path / "host", settings=TINY, cache="host")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("inside", [True, False], ids=["container", "job"])
+def test_the_limit_of_a_container_or_job_counts(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, inside: bool
+) -> None:
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    controller = "memory"
+    if version == 2:
+        names, controller = ("memory.max", "memory.current", "inactive_file"), ""
+    limit, used, given_up = names
+    root = tmp_path / "cgroup" / controller
+    # A container sees its group as the root; a job of a cluster is a group below others, of which any may have a limit.
+    group = root if inside else root / "slurm" / "job_7"
+    group.mkdir(parents=True)
+    (group / limit).write_text("2500000\n")
+    (group / used).write_text("1900000\n")
+    (tmp_path / "own").write_text(f"1:cpu:/\n0:{controller}:/{'docker/4c1d' if inside else 'slurm/job_7/step_0'}\n")
+    monkeypatch.setattr("hematokit.training.memory._OWN", tmp_path / "own")
+    monkeypatch.setattr("hematokit.training.memory._GROUPS", tmp_path / "cgroup")
+    for index, reclaimable in enumerate((0, 1_800_000)):
+        (group / "memory.stat").write_text(f"anon 5\n{given_up} {reclaimable}\n")
+        assert keeps_patches(tiny_store, tmp_path / f"run{index}") == bool(reclaimable)
 
 
 def test_a_finished_run_can_be_extended(tiny_store: Path, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import torch
 
 from hematokit.errors import TrainingError
@@ -19,6 +18,7 @@ from hematokit.progress import Progress, no_progress
 from hematokit.specs import InputSpec
 from hematokit.store import PatchStore, PixelSizes, summarize_pixel_sizes
 from hematokit.taxonomy import CellClass, Taxonomy
+from hematokit.training.memory import available_memory, local_processes
 
 __all__ = ["REST", "PatchFeed", "Selection", "TrainingData", "select_cells"]
 
@@ -235,14 +235,17 @@ class PatchFeed:
     def _choose(self, cache: str) -> str:
         needed = len(self.rows) * int(np.prod(self.shape))
         on_gpu = self.device.type == "cuda"
+        processes = local_processes()  # each keeps the patches for itself, and all decide at the same time
         if cache == "auto":
             # Half of what is free at most: the model, its gradients and other people need room too.
             if on_gpu and needed < torch.cuda.mem_get_info(self.device)[0] // 2:
                 return "device"
-            return "host" if needed < psutil.virtual_memory().available // 2 else "none"
-        if cache == "host" and needed > psutil.virtual_memory().available:
+            return "host" if needed * processes < available_memory() // 2 else "none"
+        if cache == "host" and needed * processes > available_memory():
+            times = f" for each of {processes} processes" if processes > 1 else ""
             raise TrainingError(
-                f"--cache host: {needed / 1e9:.1f} GB of patches do not fit into the free memory; use --cache none"
+                f"--cache host: {needed / 1e9:.1f} GB of patches{times} do not fit into the free memory; use --cache "
+                "none"
             )
         return cache
 
