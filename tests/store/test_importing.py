@@ -162,7 +162,7 @@ def test_contradictions_among_equal_crops_do_not_depend_on_which_has_no_label(
     path = tmp_path / "store.zarr"
     import_crops(make_folder({"EOS/d": 2}), path, patch_size=16)
     store = open_store(path)
-    patch = np.asarray(Image.open(make_folder({"x": 1}, "more") / "x.png"))
+    patch = np.asarray(Image.open(make_folder({"same": 1}, "more") / "same.png"))
     row = store.cells.iloc[0].to_dict() | {
         "label_source": "",
         "pixel_sha256": hashlib.sha256(patch.tobytes()).hexdigest(),

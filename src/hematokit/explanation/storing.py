@@ -23,10 +23,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 
 from hematokit import __version__
 from hematokit.errors import ExplanationError
-from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, replace_file, write_json
+from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, write_json
+from hematokit.parquet import write_table
 from hematokit.registry import load_plugins
 
 __all__ = ["CELLS_FILE", "STATE_FILE", "ExplanationFolder", "MapArrays"]
@@ -80,7 +82,11 @@ class ExplanationFolder:
             raise ExplanationError(
                 f"folder {folder} exists and holds something else; give another --output, or an empty folder"
             ) from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except OSError as error:
+            raise ExplanationError(
+                f"{folder / STATE_FILE} cannot be read ({error.strerror or error}); mend that and run it again"
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ExplanationError(
                 f"{folder / STATE_FILE} is damaged; give another --output, or remove the folder"
             ) from error
@@ -150,7 +156,7 @@ class ExplanationFolder:
         """Replace the table of cells."""
         path = self.path / name
         with writing(self.path):
-            replace_file(path, lambda file: cells.to_parquet(file, index=False))
+            write_table(path, pa.Table.from_pandas(cells, preserve_index=False))
         return path
 
 
@@ -243,7 +249,9 @@ class MapArrays:
     def _read(self, key: str, rows: slice | int) -> npt.NDArray[np.float32]:
         try:
             return np.asarray(self._arrays[key][rows], np.float32)
-        except (OSError, ValueError, RuntimeError) as error:
+        except OSError as error:
+            raise ExplanationError(f"{self.path} cannot be read ({error.strerror or error}); mend that") from error
+        except (ValueError, RuntimeError) as error:
             raise ExplanationError(
                 f"{self.path} is damaged ({' '.join(str(error).split())[:120]}); remove the folder and run again"
             ) from error
