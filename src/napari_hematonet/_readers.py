@@ -181,7 +181,7 @@ def _stored_layers(store: PatchStore, name: str, *, visible: bool) -> list[Layer
 def _cells(
     review: Review, name: str, field: Field | None, placement: dict[str, Any], visible: bool, model: str = ""
 ) -> LayerData:
-    state = FieldState(review, name, field, model, pixel_size_um=review.pixel_size_um, unsure_below=review.unsure_below)
+    state = FieldState(review, name, field, model, pixel_size_um=review.pixel_size_um)
     data, options, kind = cells_layer_data(state, name=f"cells of {name}", placement=placement)
     return data, {**options, "visible": visible}, kind
 

@@ -42,6 +42,8 @@ def _export(path: str, meta: dict[str, Any], ending: str) -> list[str]:
     if not _is_cells(meta):
         notify(f"layer '{name}' has no cells of HematoNet; choose the layer of cells and save that", "error")
         return []
+    if not meta.get("visible", True):
+        notify(f"layer '{name}' is hidden; its cells are saved all the same", "warning")
     target = Path(path) if path.lower().endswith(ending) else Path(path + ending)
     try:
         meta["metadata"][METADATA_KEY].review.export(target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -10,13 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.fields.tallies import unsure_cells
 from hematokit.imaging.geometry import to_napari
 from napari_hematonet._settings import setting
 from napari_hematonet.cell_text import attach_text, text_options
 from napari_hematonet.images import show_in_micrometres
 from napari_hematonet.napari_versions import scale_bar_of
-from napari_hematonet.state import METADATA_KEY, FieldState, guarded, notify
+from napari_hematonet.state import METADATA_KEY, FieldState, current_layer, guarded, is_shown, notify
 
 if TYPE_CHECKING:
     import napari
@@ -43,6 +43,8 @@ _BORDER: Final = 0.07  # of a cell's width
 _UNSURE_BORDER: Final = 0.04
 _AROUND: Final = 1.15  # times a cell's width: the ring lies around the cell, not on it
 _SMALLEST: Final = 4.0  # pixels
+_AGAIN: Final = 5.0
+"""Seconds after which it is said again that cells stay where they are."""
 
 _DRAWN: Final = ("size", "symbol", "border_width", "face_color", "border_color")
 _TRANSFORMS: Final = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
@@ -110,7 +112,7 @@ def add_cells_layer(
     Points
         One point a cell, in the order of ``review.cells``.
     """
-    state = state or FieldState(review, unsure_below=review.unsure_below, pixel_size_um=review.pixel_size_um)
+    state = state or FieldState(review, pixel_size_um=review.pixel_size_um)
     if image is not None:
         state.image_layer_name = state.image_layer_name or image.name
         state.image = weakref.ref(image)
@@ -123,23 +125,59 @@ def add_cells_layer(
 
 
 _watched: weakref.WeakSet[Any] = weakref.WeakSet()
-_adopted: weakref.WeakSet[Any] = weakref.WeakSet()
+_adopted: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
+"""Layers of cells, and the viewer that each is in."""
 
 
 def watch_layers(viewer: napari.Viewer) -> None:
-    """Give layers of cells that come into a viewer by themselves (readers, samples, copies) what the others have."""
+    """Give layers of cells that come into a viewer by themselves (readers, samples, copies) what the others have.
+
+    A hidden layer of cells that comes does not become the active layer. Keys pressed over the list of layers are the
+    cells', and do not remove a layer of cells.
+    """
+    viewer = getattr(viewer, "__wrapped__", viewer)
     if viewer in _watched:
         return
     _watched.add(viewer)
     known = weakref.ref(viewer)
+    hidden: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+    selected: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @guarded
     def adopt(event: Any) -> None:
+        opened, layer = known(), event.value
+        if opened is None or not isinstance(layer.metadata.get(METADATA_KEY), FieldState):
+            return
+        _adopt(opened, layer)
+        if not layer.visible:
+            before = opened.layers.selection.active
+            hidden[layer] = None if before is None else weakref.ref(before)
+
+    @guarded
+    def note_selected(event: Any) -> None:
+        selected.update(layer for layer in event.added if layer in hidden)
+
+    @guarded
+    def keep_active(event: Any) -> None:
+        # napari makes each new layer active, in several steps; this is the last, after the layer has been selected.
         opened = known()
-        if opened is not None and isinstance(event.value.metadata.get(METADATA_KEY), FieldState):
-            _adopt(opened, event.value)
+        if opened is None or event.value not in selected:
+            return
+        selected.discard(event.value)
+        reference = hidden.pop(event.value)
+        before = None if reference is None else reference()
+        if before is None or not before.visible or before not in opened.layers:
+            before = current_layer(opened)
+        if before is not None:
+            opened.layers.selection.active = before
 
     viewer.layers.events.inserted.connect(adopt)
+    viewer.layers.selection.events.changed.connect(note_selected)
+    viewer.layers.selection.events.active.connect(keep_active)
+    if hasattr(viewer, "window"):
+        from napari_hematonet.layer_list_keys import guard_layer_list
+
+        guard_layer_list(viewer)
 
 
 def watch_current_viewer() -> None:
@@ -154,7 +192,7 @@ def watch_current_viewer() -> None:
 def _adopt(viewer: napari.Viewer, layer: Points) -> None:
     if layer in _adopted:
         return
-    _adopted.add(layer)
+    _adopted[layer] = weakref.ref(viewer)
     state = layer.metadata[METADATA_KEY]
     follow_review(layer, state)
     if state.image is None and state.image_layer_name in viewer.layers:
@@ -200,30 +238,73 @@ def follow_review(layer: Points, state: FieldState) -> None:
         if followed is not None:
             update_cells_layer(followed, state.review, kind, cell_ids)
 
+    @guarded
+    def put_back(*_: object) -> None:
+        # napari pastes points, and selects them, without a word to anybody else.
+        followed = known()
+        if followed is not None and not state.updating and len(followed.data) > len(state.review):
+            _put_back(followed, state)
+
     state.review.on_change(update)
     layer.events.data.connect(_keep_in_step)
+    layer.selected_data.events.items_changed.connect(put_back)
 
 
 @guarded
 def _keep_in_step(event: Any) -> None:
-    """Make of points that somebody takes away with napari's own tools deleted cells; put moved and added ones back."""
+    """Make of points that somebody takes away with napari's own tools deleted cells; put moved and added ones back.
+
+    Cells that are hidden, with their class or with the whole layer, are put back, too.
+    """
     layer = event.source
     state = layer.metadata.get(METADATA_KEY)
     action = str(getattr(event, "action", ""))
-    if not isinstance(state, FieldState) or state.updating or action not in ("added", "changed", "removed"):
+    if (
+        not isinstance(state, FieldState)
+        or state.updating
+        or action
+        not in (
+            "added",
+            "changed",
+            "removing",
+            "removed",
+        )
+    ):
+        return
+    if action == "removing":
+        state.unseen = _unseen(layer)
         return
     review = state.review
     now = review.cells["cell_id"].to_numpy(object)
     there = layer.features["cell_id"].to_numpy(object) if "cell_id" in layer.features else np.zeros(0, object)
     if action == "removed":
-        gone = now[~np.isin(now, there)]
-        if len(gone):
-            review.delete(list(gone))
+        gone = now[~np.isin(now, there)].tolist()
+        seen = [cell for cell in gone if cell not in state.unseen]
+        if seen:
+            review.delete(seen)
+        if len(seen) < len(gone):
+            update_cells_layer(layer, review)
+            notify("hidden cells are not deleted; show them first", "warning")
         return
     stretch = _stretch({"scale": layer.scale, "affine": layer.affine.affine_matrix})
     if len(now) != len(there) or not np.array_equal(layer.data, _drawn(state, stretch)["data"]):
-        update_cells_layer(layer, review)
+        _put_back(layer, state)
+
+
+def _put_back(layer: Points, state: FieldState) -> None:
+    update_cells_layer(layer, state.review)
+    # A drag asks for it at every step.
+    if time.monotonic() - state.put_back_at > _AGAIN:
         notify("cells stay where they were found; add and delete them in Plugins > HematoNet > Review")
+    state.put_back_at = time.monotonic()
+
+
+def _unseen(layer: Points) -> set[str]:
+    """Ids of the cells that nobody sees."""
+    viewer = _adopted[layer]() if layer in _adopted else None
+    ids = layer.features["cell_id"].to_numpy(object)
+    seen = layer.visible if viewer is None else is_shown(layer, viewer)
+    return set(ids[~layer.shown] if seen else ids)
 
 
 def update_cells_layer(layer: Points, review: Review, kind: str = "", cell_ids: Iterable[str] = ()) -> None:
@@ -242,6 +323,15 @@ def update_cells_layer(layer: Points, review: Review, kind: str = "", cell_ids: 
         The cells that it happened to.
     """
     state = layer.metadata[METADATA_KEY]
+    was_updating, state.updating = state.updating, True
+    try:
+        _update(layer, state)
+    finally:
+        state.updating = was_updating
+
+
+def _update(layer: Points, state: FieldState) -> None:
+    review = state.review
     drawn = _drawn(state, _stretch({"scale": layer.scale, "affine": layer.affine.affine_matrix}))
     before = layer.features["cell_id"].to_numpy(object) if "cell_id" in layer.features else np.zeros(0, object)
     now = review.cells["cell_id"].to_numpy(object)
@@ -269,11 +359,7 @@ def update_cells_layer(layer: Points, review: Review, kind: str = "", cell_ids: 
         layer.features = features
     if not same:
         layer.refresh()  # where the layer ends has changed
-        state.updating = True
-        try:
-            layer.events.data(value=layer.data, action="changed", data_indices=(), vertex_indices=((),))
-        finally:
-            state.updating = False
+        layer.events.data(value=layer.data, action="changed", data_indices=(), vertex_indices=((),))
     else:
         layer.refresh(extent=False)
     layer.events.features()
@@ -296,7 +382,7 @@ def _drawn(state: FieldState, stretch: float) -> dict[str, npt.NDArray[Any]]:
     place = _class_numbers(review)
     border = table[place]  # -1, no class or one that the taxonomy does not know, takes the last
     face = border.copy()
-    unsure = unsure_cells(cells, state.unsure_below)
+    unsure = review.unsure().to_numpy(bool)
     face[:, 3] = np.where(unsure, 0.0, _FACE_ALPHA)
     numbers = cells.reindex(columns=["y", "x", "height", "width"]).to_numpy(np.float64)
     plane = np.broadcast_to(np.asarray(state.plane, np.float64), (len(cells), len(state.plane)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtCore import QSize, Signal
 from qtpy.QtGui import QColor, QIcon, QPixmap
 from qtpy.QtWidgets import QAbstractItemView, QListWidget, QListWidgetItem, QWidget
 
@@ -36,8 +36,6 @@ class ClassList(QListWidget):  # type: ignore[misc] # Qt has no types here
         self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.setIconSize(QSize(_SWATCH, _SWATCH))
         self.setToolTip("Click a class, or press its key, to give it to the selected cells")
-        # Keys stay with the picture: a list would search in itself.
-        self.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.itemClicked.connect(self._clicked)
 
     def show_classes(self, taxonomy: Taxonomy) -> None:

@@ -336,7 +336,7 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             return
         cells.finish()
         if cells.layer is not None:
-            self._say(cells_words(cells.layer, cells.count, float(self.threshold.value), self._found))
+            self._say(cells_words(cells.layer, cells.count, self._found))
         elif self._asked is not None:
             line, advice = nothing_words(self._asked)
             self._say(line)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from qtpy.QtCore import QEvent, QObject, QSize, QTimer
-from qtpy.QtWidgets import QApplication, QDockWidget, QMainWindow, QWidget
+from qtpy.QtCore import QEvent, QObject, QSize, Qt, QTimer
+from qtpy.QtWidgets import QAbstractSpinBox, QApplication, QComboBox, QDockWidget, QLineEdit, QMainWindow, QWidget
 
 from napari_hematonet.state import guarded
 
@@ -27,6 +27,8 @@ def join_docks(widget: QWidget, tab: str, on_turn: Callable[[bool], object] | No
 
     napari puts each new dock below the others, where a form of twenty lines gets room for five.
 
+    What the widget has in it by now leaves the keys to the cells: see `_Typing`.
+
     Parameters
     ----------
     widget : QWidget
@@ -38,6 +40,7 @@ def join_docks(widget: QWidget, tab: str, on_turn: Callable[[bool], object] | No
     """
     widget.setProperty(_OURS, tab)
     widget.installEventFilter(_Joining(widget, on_turn))
+    _Typing(widget)
 
 
 def dock_of(widget: QWidget) -> QDockWidget | None:
@@ -143,3 +146,48 @@ class _Joining(QObject):  # type: ignore[misc] # Qt has no types here
     def _shrink(self) -> None:
         window = self._widget.window()
         window.resize(window.size().boundedTo(self._size))
+
+
+_DONE: Final = (Qt.Key.Key_Return, Qt.Key.Key_Enter, Qt.Key.Key_Escape)
+_TYPED_IN: Final = (QLineEdit, QAbstractSpinBox)
+
+
+class _Typing(QObject):  # type: ignore[misc] # Qt has no types here
+    """Keeps the keys of a dock apart: what is typed into a field stays there, all other keys go to the cells.
+
+    Lists, tick boxes and buttons take no focus: a list that was clicked would search in itself on a letter, a button
+    answer the space bar. Fields for text and numbers take it when they are clicked, and give it back on Return; that
+    Return, or another key that they have no use for, does nothing to a cell. A letter over a number is the cells'.
+    """
+
+    def __init__(self, dock: QWidget) -> None:
+        super().__init__(dock)
+        self._dock = dock
+        dock.installEventFilter(self)
+        for part in dock.findChildren(QWidget):
+            if isinstance(part, _TYPED_IN):
+                part.setFocusPolicy(Qt.FocusPolicy.ClickFocus)
+                if isinstance(part, QAbstractSpinBox):
+                    part.installEventFilter(self)
+            elif not isinstance(part.parent(), QComboBox):
+                part.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        """Look at the keys that come to a number, and at those that come up to the dock."""
+        return event.type() == QEvent.Type.KeyPress and bool(self._taken(watched, event))
+
+    @guarded
+    def _taken(self, watched: QObject, event: Any) -> bool:
+        field = QApplication.focusWidget()
+        if not isinstance(field, _TYPED_IN) or not self._dock.isAncestorOf(field):
+            return False
+        if watched is self._dock:
+            if event.key() in _DONE:
+                field.clearFocus()
+            event.accept()
+            return True
+        if event.text().isalpha():
+            field.clearFocus()
+            event.ignore()  # it goes on to the dock, and from there to the picture
+            return True
+        return False

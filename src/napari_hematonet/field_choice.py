@@ -106,15 +106,16 @@ class FieldChoice(QObject):  # type: ignore[misc] # Qt has no types here
 
     @guarded
     def _follow(self, event: object = None) -> None:
-        """Follow the image that the user has made active; a colour image before a grey one."""
+        """Follow the shown image that the user has made active; else one in colour, and rather one that is shown."""
         self._refresh()
         active = self._viewer.layers.selection.active
-        if active is not None and active.name in self.image.choices:
+        if active is not None and active.visible and active.name in self.image.choices:
             self.image.value = active.name
         elif not is_field_image(self.layer):
             colour = [name for name in self.image.choices if is_field_image(self._viewer.layers[name])]
+            shown = [name for name in colour if self._viewer.layers[name].visible]
             if colour:
-                self.image.value = colour[-1]
+                self.image.value = (shown or colour)[-1]
 
     @guarded
     def _image_chosen(self, value: object) -> None:

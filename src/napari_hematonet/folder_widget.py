@@ -60,6 +60,9 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self._viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
         self._job: Background | None = None
         self._report: Path | None = None
+        # Whose fields are listed, and whose were when the run began.
+        self._listed: Path | None = None
+        self._listed_before: Path | None = None
         self._make_form()
         join_docks(self, "Folder")
         self._timer = QTimer(self)
@@ -170,6 +173,7 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             "runtime": str(self.runtime.value),
         }
         remember_model(model)
+        self._listed_before = self._listed
         job = self._job = Background()
         self.destroyed.connect(job.stop)
         self._set_running(True)
@@ -204,8 +208,12 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             notify(step.reason, "error")
             return
         result: Any = step
-        self.status.setText("\n".join(printable(line) for line in result.lines() if not line.startswith("Cells:")))
-        self.show_results(result.output)
+        said = [line for line in result.lines() if not line.startswith("Cells:")]
+        if self._listed == self._listed_before:
+            self.show_results(result.output)
+        else:
+            said.append(f"The list is of {self._listed}, as you chose; 'Earlier results…' lists {result.output}")
+        self.status.setText("\n".join(printable(line) for line in said))
 
     @guarded
     def _ended(self) -> None:
@@ -250,6 +258,7 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             What this form or ``hematokit classify`` wrote.
         """
         results = open_results(folder)
+        self._listed = results.path
         report = results.path / "report.html"
         self._report = report if report.is_file() else None
         self.report_button.setEnabled(self._report is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,18 +10,27 @@ import numpy as np
 from qtpy.QtCore import QEvent, QObject, Signal
 from qtpy.QtWidgets import QWidget
 
-from napari_hematonet.cells_layer import rows_of
+from napari_hematonet.cells_layer import rows_of, watch_layers
 from napari_hematonet.napari_versions import camera_of
-from napari_hematonet.state import FieldState, current_layer, guarded, state_of
+from napari_hematonet.state import FieldState, cells_layers, current_layer, guarded, selected_cells, state_of
 
 if TYPE_CHECKING:
     import napari
     from napari.layers import Points
 
-__all__ = ["CLICK_KEY", "Follower", "FollowingDock", "pick_with_mouse", "select_cells", "selected_cells", "step"]
+__all__ = [
+    "Follower",
+    "FollowingDock",
+    "click_instead",
+    "pick_with_mouse",
+    "select_cells",
+    "selected_cells",
+    "step",
+]
 
-CLICK_KEY: Final = "hematokit_click"
-"""In a layer's ``metadata``: what a click on the picture does instead of selecting, given a position in the world."""
+_instead: Final[weakref.WeakKeyDictionary[Any, weakref.WeakMethod[Callable[[Any], object]]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 _CLICK: Final = 5
 """Screen pixels that the mouse may move in a click."""
@@ -29,17 +39,9 @@ _SMALL: Final = 7
 """A cell of which more than these fit across the view is too small to judge; half as many do then."""
 
 
-def selected_cells(layer: Points | None) -> list[str]:
-    """Return the ids of the selected cells of a layer, in the order of its rows."""
-    if layer is None or "cell_id" not in layer.features:
-        return []
-    ids = layer.features["cell_id"].to_numpy(object)
-    return [str(ids[row]) for row in sorted(layer.selected_data) if row < len(ids)]
-
-
 def select_cells(viewer: napari.Viewer, layer: Points, cell_ids: Sequence[str], *, look: bool = False) -> None:
-    """Select cells of a layer, and bring the first into view where `look` says so."""
-    rows = rows_of(layer, cell_ids)
+    """Select cells of a layer that are not hidden, and bring the first into view where `look` says so."""
+    rows = [row for row in rows_of(layer, cell_ids) if layer.shown[row]]
     layer.selected_data = set(rows)
     viewer.layers.selection.active = layer
     if look and rows:
@@ -90,10 +92,25 @@ def pick_with_mouse(viewer: napari.Viewer) -> None:
         viewer.mouse_drag_callbacks.append(_picked)
 
 
+def click_instead(viewer: napari.Viewer, action: Callable[[Any], object] | None) -> None:
+    """Have a click on the picture do something else than select a cell.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    action : bound method, optional
+        Is given the position in the world; None lets clicks select again.
+    """
+    if action is None:
+        _instead.pop(viewer, None)
+    else:
+        _instead[viewer] = weakref.WeakMethod(action)
+
+
 def _picked(viewer: napari.Viewer, event: Any) -> Iterator[None]:
     active = viewer.layers.selection.active
     layer = current_layer(viewer)
-    if layer is None or not layer.visible or event.button != 1:
+    if layer is None or event.button != 1:
         return
     if active is not None and str(getattr(active, "mode", "pan_zoom")) != "pan_zoom":
         return
@@ -107,7 +124,7 @@ def _picked(viewer: napari.Viewer, event: Any) -> Iterator[None]:
 
 @guarded
 def _select_under(viewer: napari.Viewer, layer: Points, event: Any) -> None:
-    instead = layer.metadata.get(CLICK_KEY)
+    instead = _instead[viewer]() if viewer in _instead else None
     if instead is not None:
         instead(np.asarray(event.position))
         return
@@ -115,7 +132,7 @@ def _select_under(viewer: napari.Viewer, layer: Points, event: Any) -> None:
         event.position, view_direction=event.view_direction, dims_displayed=event.dims_displayed, world=True
     )
     # Somebody who clicks on a cell means the cells, also while the image is the active layer: keys are the cells'.
-    if row is None:
+    if row is None or not layer.shown[row]:
         if "Shift" not in event.modifiers:
             layer.selected_data = set()
         return
@@ -124,7 +141,7 @@ def _select_under(viewer: napari.Viewer, layer: Points, event: Any) -> None:
 
 
 class Follower(QObject):  # type: ignore[misc] # Qt has no types here
-    """Tells which layer of cells is meant, and which of its cells are selected.
+    """Tells which layer of cells is meant, of those that are shown, and which of its cells are selected.
 
     Signals
     -------
@@ -148,10 +165,9 @@ class Follower(QObject):  # type: ignore[misc] # Qt has no types here
         self._reviews: list[Any] = []
         self._alive = True
         self._last: list[str] = []
-        events = viewer.layers.events
-        for emitter in (events.inserted, events.removed, viewer.layers.selection.events.active):
+        watch_layers(viewer)
+        for emitter in self._emitters():
             emitter.connect(self._look)
-        pick_with_mouse(viewer)
         self._look()
 
     def close(self) -> None:
@@ -159,10 +175,19 @@ class Follower(QObject):  # type: ignore[misc] # Qt has no types here
         if not self._alive:
             return
         self._alive = False
-        events = self.viewer.layers.events
-        for emitter in (events.inserted, events.removed, self.viewer.layers.selection.events.active):
+        for emitter in (*self._emitters(), *(layer.events.visible for layer in cells_layers(self.viewer))):
             emitter.disconnect(self._look)
         self._leave()
+
+    def _emitters(self) -> list[Any]:
+        layers, dims = self.viewer.layers, self.viewer.dims.events
+        return [
+            layers.events.inserted,
+            layers.events.removed,
+            layers.selection.events.active,
+            dims.point,
+            dims.ndisplay,
+        ]
 
     @property
     def cell_ids(self) -> list[str]:
@@ -177,6 +202,8 @@ class Follower(QObject):  # type: ignore[misc] # Qt has no types here
     def _look(self, event: Any = None) -> None:
         if not self._alive:
             return
+        for each in cells_layers(self.viewer):
+            each.events.visible.connect(self._look)  # once, however often it is asked for
         layer = current_layer(self.viewer)
         if layer is self.layer:
             return
@@ -227,8 +254,6 @@ class FollowingDock(QWidget):  # type: ignore[misc] # Qt has no types here
 
 
 def _teller(follower: Follower, review: Any) -> Callable[[str, list[str]], None]:
-    import weakref
-
     known = weakref.ref(follower)
 
     @guarded

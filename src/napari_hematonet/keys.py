@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from napari_hematonet._settings import key_of
 from napari_hematonet.following import step
-from napari_hematonet.state import current_layer, guarded, notify
+from napari_hematonet.state import current_layer, guarded, nothing_shown, notify
 
 if TYPE_CHECKING:
     import napari
@@ -140,7 +140,7 @@ def go_on(viewer: napari.Viewer, forward: bool = True) -> str | None:
     """Select the next or the previous cell of the current layer, bring it into view, and return its id."""
     layer = current_layer(viewer)
     if layer is None:
-        notify("no cells yet; classify a field first", "warning")
+        notify(nothing_shown(viewer), "warning")
         return None
     return step(viewer, layer, queue_of(layer, layer.metadata["hematokit"].review), forward)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pandas as pd
 from qtpy.QtCore import Qt, QTimer
@@ -20,7 +20,6 @@ from qtpy.QtWidgets import (
     QTreeWidget,
     QTreeWidgetItem,
     QVBoxLayout,
-    QWidget,
 )
 
 from hematokit.errors import FieldError
@@ -28,8 +27,9 @@ from hematokit.imaging.reading import printable
 from napari_hematonet.background import Background, Failed
 from napari_hematonet.class_visibility import hidden_classes, show_classes
 from napari_hematonet.docks import join_docks
+from napari_hematonet.following import Follower, FollowingDock
 from napari_hematonet.legend_text import COLUMNS, Counted, as_text, headline, row_texts, write_differential
-from napari_hematonet.state import FieldState, current_layer, guarded, notify, state_of
+from napari_hematonet.state import FieldState, guarded, nothing_shown, notify
 
 if TYPE_CHECKING:
     import napari
@@ -53,7 +53,7 @@ _SHORT: Final = {"95 % interval": "95 % int.", "Unsure": "?", "Reviewed": "✓"}
 """Heads of columns in which only two or three digits stand; the whole name is the tip."""
 
 
-class LegendWidget(QWidget):  # type: ignore[misc] # Qt has no types here
+class LegendWidget(FollowingDock):
     """Counts the cells of the layer that the user means, by class.
 
     A tick hides or shows a class or a lineage; a click on a row shows it alone, another click all of them again.
@@ -67,8 +67,6 @@ class LegendWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         super().__init__()
         # napari gives widgets its viewer behind a fence that warns of what our other modules do with layers.
         self._viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
-        self._state: FieldState | None = None
-        self._followed: list[Any] = []
         self._alone: tuple[str, ...] = ()
         self._counted: Counted | None = None
         self._counting: Background | None = None
@@ -78,10 +76,16 @@ class LegendWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self._soon.setSingleShot(True)
         self._soon.setInterval(_WAIT)
         self._soon.timeout.connect(self.refresh)
-        layers = self._viewer.layers
-        for event in (layers.events.inserted, layers.events.removed, layers.selection.events.active):
-            event.connect(self._later)
-        self.refresh()
+        self.follower = Follower(self._viewer, self)
+        self.follower.layer_changed.connect(self._new_layer)
+        self.follower.cells_changed.connect(self._later)
+        self._new_layer()
+
+    def let_go(self) -> None:
+        """Stop following and counting."""
+        self._soon.stop()
+        self._stop_counting()
+        self.follower.close()
 
     def _make_parts(self) -> None:
         self.title = QLabel()
@@ -143,36 +147,37 @@ class LegendWidget(QWidget):  # type: ignore[misc] # Qt has no types here
     @property
     def layer(self) -> Points | None:
         """The layer that is counted."""
-        return current_layer(self._viewer)
+        return self.follower.layer
+
+    @property
+    def _state(self) -> FieldState | None:
+        return self.follower.state
 
     @guarded
-    def _later(self, event: object = None) -> None:
+    def _later(self, *_: object) -> None:
         if not self._soon.isActive():
             self._soon.start()
 
-    def _follow(self, state: FieldState | None) -> None:
-        self._state = state
-        if state is not None and not any(review is state.review for review in self._followed):
-            self._followed.append(state.review)
-            state.review.on_change(self._changed)
-
     @guarded
-    def _changed(self, kind: str, cell_ids: list[str]) -> None:
-        self._later()
+    def _new_layer(self) -> None:
+        """Another layer is meant: nothing that was counted of the one before stays."""
+        self._stop_counting()
+        self._counted, self._alone = None, ()
+        self.figures.clear()
+        self.tree.clear()
+        if self.layer is not None:
+            self.layer.events.name.connect(self._later)  # once, however often it is asked for
+        self.refresh()
 
     @guarded
     def refresh(self) -> None:
         """Count again."""
+        self._soon.stop()
         layer = self.layer
-        self._follow(state_of(layer))
         for button in (self.all_button, self.copy_button, self.export_button):
             button.setEnabled(layer is not None)
         if layer is None or self._state is None:
-            self.title.setText("No cells yet: Plugins > HematoNet > Classify field")
-            self.figures.clear()
-            self.tree.clear()
-            self._counted = None
-            self._stop_counting()
+            self.title.setText(nothing_shown(self._viewer))
             return
         # Cells that came, or changed their class, since.
         show_classes(layer, hidden_classes(layer))
@@ -329,12 +334,14 @@ class LegendWidget(QWidget):  # type: ignore[misc] # Qt has no types here
 
     @guarded
     def _ask_export(self) -> None:
-        if self._state is None:
+        state = self._state
+        if state is None:
             return
         kinds = "Differential (*.csv *.json);;Cells (*.cells.csv *.geojson *.parquet)"
         name, _ = QFileDialog.getSaveFileName(self, "Export", "differential.csv", kinds)
         if name:
-            self.export(name)
+            # Of the cells that were shown when it was asked for: others may have come while the dialog was open.
+            self._write(state.review, Path(name))
 
     @guarded
     def export(self, path: str | Path) -> None:
@@ -346,12 +353,14 @@ class LegendWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             ``.csv`` or ``.json``: the differential. ``.cells.csv``, ``.geojson`` (QuPath), ``.parquet``: the cells.
         """
         if self._state is None:
-            raise FieldError("there are no cells to export yet; classify a field first")
-        path = Path(path)
+            raise FieldError(nothing_shown(self._viewer))
+        self._write(self._state.review, Path(path))
+
+    def _write(self, review: Review, path: Path) -> None:
         if path.suffix.lower() in (".geojson", ".parquet") or path.name.lower().endswith(".cells.csv"):
-            self._state.review.export(path)
+            review.export(path)
         else:
-            write_differential(self._state.review, path)
+            write_differential(review, path)
         notify(f"saved {path}")
 
 

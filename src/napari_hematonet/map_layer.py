@@ -64,27 +64,32 @@ class MapLayer:
         corner = np.array([*plane, reason.box.y0, reason.box.x0], np.float64)
         stretched = Affine(**{name: place[name] for name in ("scale", "rotate", "shear", "translate")})
         place["translate"] = np.asarray(stretched(corner))
-        if self.layer is not None and self.layer in self.viewer.layers:
-            self.layer.data = data
+        meaning = {WHY_KEY: _meaning(reason.request)}
+        layer, layers = self.layer, self.viewer.layers
+        if layer is not None and layer in layers:
+            layer.data = data
             for name in ("scale", "rotate", "shear", "translate", "affine"):
-                setattr(self.layer, name, place[name])
-        else:
-            self.layer = self.viewer.add_image(
-                data,
-                name=WHY_LAYER,
-                colormap=_colormap(),
-                contrast_limits=(0.0, 1.0),
-                blending="translucent_no_depth",
-                **place,
-            )
-            self.layer.bounding_box.visible = True
-            self.layer.bounding_box.points = False
-            self.layer.bounding_box.line_color = "white"
-            self.viewer.layers.move(self.viewer.layers.index(self.layer), self.viewer.layers.index(cells))
-            # A new layer becomes the active one, and the keys would be its.
-            self.viewer.layers.selection.active = cells
-        self.layer.metadata[WHY_KEY] = _meaning(reason.request)
-        self.layer.visible = True
+                setattr(layer, name, place[name])
+            layer.metadata.update(meaning)
+            layer.visible = True
+            return
+        selected = list(layers.selection)
+        # Known for what it is from the first: lists of images leave it out.
+        layer = self.layer = self.viewer.add_image(
+            data,
+            name=WHY_LAYER,
+            colormap=_colormap(),
+            contrast_limits=(0.0, 1.0),
+            blending="translucent_no_depth",
+            metadata=meaning,
+            **place,
+        )
+        layer.bounding_box.visible = True
+        layer.bounding_box.points = False
+        layer.bounding_box.line_color = "white"
+        layers.move(layers.index(layer), layers.index(cells))
+        # A new layer becomes the active one, and the keys would be its.
+        layers.selection = {each for each in selected if each in layers}
 
     def shows(self, request: Request) -> bool:
         """Whether the map of a request is there."""

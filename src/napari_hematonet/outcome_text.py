@@ -42,7 +42,7 @@ def cell_words(row: Any, shown: str, scores: list[tuple[str, float]], count: int
     return text + (f"   (first of {count})" if count > 1 else "")
 
 
-def cells_words(layer: Points, count: int, threshold: float, examination: Examination | None) -> str:
+def cells_words(layer: Points, count: int, examination: Examination | None) -> str:
     """Say how many cells there are, what computed them, and what to mind.
 
     Parameters
@@ -50,14 +50,12 @@ def cells_words(layer: Points, count: int, threshold: float, examination: Examin
     layer : Points
         The cells.
     count : int
-    threshold : float
-        Probability below which they are unsure.
     examination : Examination or None
         What was found about the field.
     """
-    unsure = int((layer.features["probability"] < threshold).sum())
-    said = f"{count:,} cells, {unsure:,} of them unsure"
     state = state_of(layer)
+    unsure = 0 if state is None else int(state.review.unsure().sum())
+    said = f"{count:,} cells, {unsure:,} of them unsure"
     if state is not None and state.classifier is not None:
         # As it is now: it may have had to go from the GPU to the CPU.
         said += f"; {computed_by(state.classifier)}"

@@ -29,6 +29,7 @@ class ReviewForm(FollowingDock):
     def __init__(self) -> None:
         super().__init__()
         self.header = QLabel()
+        self.header.setWordWrap(True)
         self.share = QProgressBar()
         self.share.setTextVisible(False)
         self.share.setFixedHeight(6)
@@ -73,12 +74,8 @@ class ReviewForm(FollowingDock):
         column.addWidget(export.native)
         column.addWidget(self.export_button)
         column.addWidget(self.status)
-        for taking in (self.classes, *self.findChildren(QPushButton)):
-            # Keys stay with the picture: a list would search in itself, a button take the space bar.
-            taking.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         # The commands that it names are copied from there.
         self.status.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self.status.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         for label in (self.header, self.cell, self.status):
             label.setTextFormat(Qt.TextFormat.PlainText)
         self.setMinimumWidth(320)

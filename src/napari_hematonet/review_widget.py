@@ -8,22 +8,26 @@ from typing import TYPE_CHECKING, Any, Final
 from qtpy.QtCore import QTimer
 
 from hematokit.errors import StoreError
+from hematokit.imaging.reading import printable
 from napari_hematonet._settings import class_keys, key_of, reviewer
 from napari_hematonet.background import Background, Failed
-from napari_hematonet.following import CLICK_KEY, Follower, select_cells
+from napari_hematonet.class_visibility import hidden_classes, show_classes
+from napari_hematonet.following import Follower, click_instead, pick_with_mouse, select_cells
 from napari_hematonet.images import to_field
 from napari_hematonet.keys import QUEUE_KEY, Keys, go_on, queue_of, step_keys, usable_key
 from napari_hematonet.review_form import REDO, UNDO, ReviewForm, cell_words
 from napari_hematonet.review_job import Added, Stored, classified_cell, stored_cells
-from napari_hematonet.state import guarded, notify
+from napari_hematonet.state import METADATA_KEY, cells_layers, guarded, is_shown, nothing_shown, notify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import napari
     import numpy as np
+    from napari.layers import Points
 
     from hematokit.progress import Progress
+    from napari_hematonet.state import FieldState
 
 __all__ = ["ReviewWidget"]
 
@@ -46,6 +50,7 @@ class ReviewWidget(ReviewForm):
         self.viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
         self._working: list[Background] = []
         self.follower = Follower(self.viewer, self)
+        pick_with_mouse(self.viewer)
         self._keys = Keys("Review")
         self._key_of: dict[str, str] = {}
         self._complaint = ""
@@ -69,14 +74,18 @@ class ReviewWidget(ReviewForm):
         self.next_button.clicked.connect(self._go_on)
         self.previous_button.clicked.connect(self._go_back)
         self.export_button.clicked.connect(self.export_to_store)
+        for emitter in self._named_by():
+            emitter.connect(self._name)
         self._others.timeout.connect(self.take_over)
         self._others.start()
 
     def let_go(self) -> None:
         """Release keys, stop work, stop following."""
-        if self.follower.layer is not None:
-            for key in (CLICK_KEY, QUEUE_KEY):
-                self.follower.layer.metadata.pop(key, None)
+        click_instead(self.viewer, None)
+        for emitter in self._named_by():
+            emitter.disconnect(self._name)
+        for layer in cells_layers(self.viewer):
+            layer.metadata.pop(QUEUE_KEY, None)
         self._others.stop()
         self._keys.release()
         self.follower.close()
@@ -103,7 +112,7 @@ class ReviewWidget(ReviewForm):
     def _decide(self, action: Callable[[Any, list[str]], object]) -> None:
         state, layer, ids = self.follower.state, self.follower.layer, self.follower.cell_ids
         if state is None or layer is None:
-            notify("no cells yet; classify a field first", "warning")
+            notify(nothing_shown(self.viewer), "warning")
             return
         if not ids:
             notify("no cell is selected; click one first, or press Next", "warning")
@@ -144,6 +153,7 @@ class ReviewWidget(ReviewForm):
     def _turn(self, which: str) -> None:
         state, layer = self.follower.state, self.follower.layer
         if state is None or layer is None:
+            notify(nothing_shown(self.viewer), "warning")
             return
         touched: list[str] = []
         self._touched = touched
@@ -153,9 +163,13 @@ class ReviewWidget(ReviewForm):
         if words is None:
             self.status.setText(f"There is nothing to {which}.")
             return
-        there = set(state.review.cells["cell_id"])
-        select_cells(self.viewer, layer, [cell for cell in touched if cell in there], look=True)
-        self.status.setText(f"{'Undone' if which == 'undo' else 'Done again'}: {words}")
+        show_classes(layer, hidden_classes(layer))  # as the legend would a moment later
+        select_cells(self.viewer, layer, touched, look=True)
+        unseen = set(layer.features["cell_id"][~layer.shown]).intersection(touched)
+        self.status.setText(
+            f"{'Undone' if which == 'undo' else 'Done again'}: {words}"
+            + (" (not in view: its class is hidden)" if unseen else "")
+        )
 
     _touched: list[str] | None = None
 
@@ -183,14 +197,13 @@ class ReviewWidget(ReviewForm):
 
     @guarded
     def _adding(self, on: bool) -> None:
-        layer = self.follower.layer
-        if layer is None:
-            return
-        if on:
-            layer.metadata[CLICK_KEY] = self._missed_at
+        if self.follower.layer is None:
+            self.add_button.setChecked(False)
+        elif on:
+            click_instead(self.viewer, self._missed_at)
             self.status.setText("Click on the picture where a cell was missed. Click the button again to end.")
-        else:
-            layer.metadata.pop(CLICK_KEY, None)
+        if not self.add_button.isChecked():
+            click_instead(self.viewer, None)
             self.status.clear()
 
     @guarded
@@ -204,11 +217,19 @@ class ReviewWidget(ReviewForm):
         self._start(lambda tell: classified_cell(state, float(y), float(x)))
 
     def _add(self, added: Added) -> None:
+        if not any(is_shown(layer, self.viewer) for layer in self._layers_of(added.state)):
+            notify("the missed cell was not added, because its field is no longer shown", "warning")
+            return
         added.state.review.who = reviewer()
         cell_id = added.state.review.add(added.row)
         if added.state is self.follower.state and self.follower.layer is not None:
             select_cells(self.viewer, self.follower.layer, [cell_id])
-        self.status.setText(f"Added {cell_id}. Give it its class if the model's is wrong.")
+            self.status.setText(f"Added {cell_id}. Give it its class if the model's is wrong.")
+        else:
+            notify(f"added {cell_id}, of a field that is no longer the chosen one")
+
+    def _layers_of(self, state: FieldState) -> list[Points]:
+        return [layer for layer in cells_layers(self.viewer) if layer.metadata[METADATA_KEY] is state]
 
     # --- the queue ----------------------------------------------------------------------------------------------------
 
@@ -235,7 +256,7 @@ class ReviewWidget(ReviewForm):
         """Write the reviewed cells to a patch store, in the background."""
         state = self.follower.state
         if state is None:
-            notify("no cells yet; classify a field first", "warning")
+            notify(nothing_shown(self.viewer), "warning")
             return
         path = Path(str(self.store.value))
         if not path.name or path == Path():
@@ -288,7 +309,9 @@ class ReviewWidget(ReviewForm):
             self.export_button.setEnabled(False)
         self._bind()
         if state is None or layer is None:
-            self.header.setText("No cells yet: classify a field first.")
+            self.header.setText(nothing_shown(self.viewer))
+            self.header.setToolTip("")
+            self.share.setValue(0)
             self._show_cell()
             return
         self.classes.show_classes(state.review.taxonomy)
@@ -327,6 +350,21 @@ class ReviewWidget(ReviewForm):
             self._new_queue()
         self._show_cell()
 
+    def _named_by(self) -> list[Any]:
+        """What decides whether, and how, the header names the layer."""
+        layers = self.viewer.layers
+        return [
+            layers.events.inserted,
+            layers.events.removed,
+            *(layer.events.name for layer in cells_layers(self.viewer)),
+        ]
+
+    @guarded
+    def _name(self, event: object = None) -> None:
+        for layer in cells_layers(self.viewer):
+            layer.events.name.connect(self._name)  # once, however often it is asked for
+        self._count()
+
     def _count(self) -> None:
         state, layer = self.follower.state, self.follower.layer
         if state is None or layer is None:
@@ -334,7 +372,12 @@ class ReviewWidget(ReviewForm):
         cells = state.review.cells
         done, total = int(cells["reviewed"].sum()), len(cells)
         who = reviewer()
-        self.header.setText(f"{done:,} of {total:,} cells reviewed" + (f", as {who}" if who else ""))
+        several = len(cells_layers(self.viewer)) > 1
+        self.header.setText(
+            (f"{printable(layer.name)}: " if several else "")
+            + f"{done:,} of {total:,} cells reviewed"
+            + (f", as {who}" if who else "")
+        )
         journal = state.review.journal
         self.header.setToolTip(
             f"Saved at once, in {journal}" if journal else "Not saved by itself: export the cells, or save the layer"

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import logging
+import math
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
@@ -27,7 +28,10 @@ __all__ = [
     "current_layer",
     "current_state",
     "guarded",
+    "is_shown",
+    "nothing_shown",
     "notify",
+    "selected_cells",
     "state_of",
 ]
 
@@ -35,6 +39,9 @@ METADATA_KEY: Final = "hematokit"
 """Where the state of a field stands in the ``metadata`` of its layer of cells."""
 
 _log = logging.getLogger("napari_hematonet")
+_meant: Final[weakref.WeakKeyDictionary[Any, weakref.ref[Any]]] = weakref.WeakKeyDictionary()
+"""The layer of cells that each viewer's docks act on, while no other is chosen."""
+
 _MESSAGE: Final = 400  # characters of a notification; more is a document
 
 P = ParamSpec("P")
@@ -61,8 +68,6 @@ class FieldState:
         Name of the detector that found the cells.
     pixel_size_um : float or None
         Micrometres per pixel of the field.
-    unsure_below : float
-        Probability below which a cell is drawn hollow.
     plane : tuple of int
         Which plane of a stack the field is; empty for a plain image.
     """
@@ -74,14 +79,22 @@ class FieldState:
     classifier: Any | None = None
     detector: str = ""
     pixel_size_um: float | None = None
-    unsure_below: float = 0.5
     plane: tuple[int, ...] = ()
     image: weakref.ref[Layer] | None = dataclasses.field(default=None, repr=False)
     """The image layer, once it is known; it keeps its cells when it is renamed."""
     updating: bool = dataclasses.field(default=False, repr=False)
     """Whether a layer is being brought to what the review says: then nobody else has moved its points."""
+    unseen: set[str] = dataclasses.field(default_factory=set, repr=False)
+    """Cells that were hidden when points were last about to be removed."""
+    put_back_at: float = dataclasses.field(default=-math.inf, repr=False)
+    """When cells were last put back that somebody had moved; `time.monotonic`."""
     linked: set[int] = dataclasses.field(default_factory=set, repr=False)
     """Layers, by ``id``, that follow the review already."""
+
+    @property
+    def unsure_below(self) -> float:
+        """Probability below which a cell that nobody reviewed is unsure, and drawn hollow: the review's."""
+        return self.review.unsure_below
 
     def is_of(self, layer: Layer, viewer: napari.Viewer) -> bool:
         """Tell whether a layer is the image of these cells; by its name where the layer itself is not known or gone."""
@@ -114,26 +127,63 @@ def cells_layers(viewer: napari.Viewer) -> list[Points]:
     return [layer for layer in viewer.layers if isinstance(layer.metadata.get(METADATA_KEY), FieldState)]
 
 
-def current_layer(viewer: napari.Viewer) -> Points | None:
-    """Return the layer of cells that the user means.
+def is_shown(layer: Points, viewer: napari.Viewer) -> bool:
+    """Tell whether the viewer shows a layer of cells: it is visible, and its plane of a stack is displayed."""
+    if not layer.visible:
+        return False
+    plane = layer.metadata[METADATA_KEY].plane
+    if not plane:
+        return True
+    first = viewer.dims.ndim - layer.ndim
+    at = layer.world_to_data(viewer.dims.point)
+    return all(first + axis in viewer.dims.displayed or round(at[axis]) == number for axis, number in enumerate(plane))
 
-    The active layer, if it is one; else the one whose image is active; else the newest visible one, else the newest.
+
+def current_layer(viewer: napari.Viewer) -> Points | None:
+    """Return the layer of cells that the user means; a layer that is not shown is never meant.
+
+    The active layer, if it is one; else the one whose image is active; else the one that was meant before, whatever
+    layer is active or added; else the newest.
     """
-    layers = cells_layers(viewer)
+    viewer = getattr(viewer, "__wrapped__", viewer)
+    layers = [layer for layer in cells_layers(viewer) if is_shown(layer, viewer)]
+    if not layers:
+        return None
+    before = _meant[viewer]() if viewer in _meant else None
     active = viewer.layers.selection.active
     if active in layers:
-        return active
-    if active is not None:
-        for layer in reversed(layers):
-            if layer.metadata[METADATA_KEY].is_of(active, viewer):
-                return layer
-    visible = [layer for layer in layers if layer.visible]
-    return (visible or layers or [None])[-1]
+        meant = active
+    else:
+        of_image = [
+            layer for layer in layers if active is not None and layer.metadata[METADATA_KEY].is_of(active, viewer)
+        ]
+        candidates = of_image or layers
+        meant = before if before in candidates else candidates[-1]
+    _meant[viewer] = weakref.ref(meant)
+    return meant
 
 
 def current_state(viewer: napari.Viewer) -> FieldState | None:
-    """Return the state of `current_layer`; None where no field has been classified."""
+    """Return the state of `current_layer`; None where no classified field is shown."""
     return state_of(current_layer(viewer))
+
+
+def selected_cells(layer: Points | None) -> list[str]:
+    """Return the ids of the selected cells of a layer, in the order of its rows; without cells of hidden classes."""
+    if layer is None or "cell_id" not in layer.features:
+        return []
+    ids = layer.features["cell_id"].to_numpy(object)
+    return [str(ids[row]) for row in sorted(layer.selected_data) if row < len(ids) and layer.shown[row]]
+
+
+def nothing_shown(viewer: napari.Viewer) -> str:
+    """Say why there is no `current_layer`, and what to do."""
+    layers = cells_layers(viewer)
+    if not layers:
+        return "No cells yet: classify a field first, with Plugins > HematoNet > Classify field."
+    if any(layer.visible for layer in layers):
+        return "The cells are on another plane: move the slider to it."
+    return "The cells are hidden: click the eye of their layer to show them."
 
 
 def notify(message: object, kind: str = "info") -> None:

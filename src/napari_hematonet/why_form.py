@@ -61,9 +61,6 @@ class WhyForm(FollowingDock):
         buttons.addWidget(self.cancel_button)
         steps.addWidget(self.previous_button)
         steps.addWidget(self.next_button)
-        for button in (self.explain_button, self.cancel_button, self.previous_button, self.next_button):
-            # Keys stay with the picture: a button that was clicked would take the space bar and the arrows.
-            button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.progress = QProgressBar()
         self.progress.setTextVisible(False)
         self.progress.setFixedHeight(6)

@@ -9,11 +9,11 @@ from qtpy.QtCore import QTimer
 from hematokit.explanation.at_cells import class_scores
 from napari_hematonet.bars import Bar
 from napari_hematonet.docks import in_front, join_docks
-from napari_hematonet.following import Follower
+from napari_hematonet.following import Follower, pick_with_mouse
 from napari_hematonet.keys import Keys, go_on, step_keys
 from napari_hematonet.map_layer import MapLayer
 from napari_hematonet.outcome_text import cell_words
-from napari_hematonet.state import guarded, notify
+from napari_hematonet.state import guarded, nothing_shown, notify
 from napari_hematonet.why_form import OWN_CLASS, WhyForm, as_pixmap
 from napari_hematonet.why_job import Crop, Reason, Request, WhyJob
 
@@ -43,9 +43,12 @@ class WhyWidget(WhyForm):
         self.viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
         self.job = WhyJob(self)
         self.follower = Follower(self.viewer, self)
+        pick_with_mouse(self.viewer)
         self._keys = Keys("Why")
         self.map = MapLayer(self.viewer)
         self._asked: tuple[str, ...] = ()
+        # The cell that name and bars are of, and the one that the crop and its map are of.
+        self._chosen = self._pictured = ""
         # The request whose map the user has asked for by the button: it stays while its cells are looked at.
         self._wanted: Request | None = None
         # The same before cells of it were deleted, which may be undone.
@@ -99,7 +102,8 @@ class WhyWidget(WhyForm):
     def explain_selected(self) -> None:
         """Explain all selected cells, in one layer."""
         if not self.follower.cell_ids:
-            notify("no cell is selected; click one, with Shift for several", "warning")
+            missing = "no cell is selected; click one, with Shift for several"
+            notify(missing if self.follower.layer is not None else nothing_shown(self.viewer), "warning")
             return
         self._explain(self.follower.cell_ids, keep=True)
 
@@ -108,6 +112,7 @@ class WhyWidget(WhyForm):
         """Give up what is computed."""
         self._pause.stop()
         self.job.cancel()
+        self._show_no_map()
         self.status.setText("Cancelled.")
 
     def _explain(self, cell_ids: list[str], *, keep: bool = False) -> None:
@@ -173,20 +178,24 @@ class WhyWidget(WhyForm):
     @guarded
     def _new_cell(self) -> None:
         """Another cell is selected."""
-        self._filling = True
-        try:
-            # A question about one class is about one cell; the next cell is asked about its own.
-            self.target.value = ""
-        finally:
-            self._filling = False
-        self._show_cell()
         ids = self.follower.cell_ids
+        if ids[:1] != [self._chosen]:
+            self._filling = True
+            try:
+                # A question about one class is about one cell; the next cell is asked about its own.
+                self.target.value = ""
+            finally:
+                self._filling = False
+        self._show_cell()
+        self._pause.stop()
+        if not ids or ids[0] not in self._asked:
+            # What is being computed is about a cell that is no longer the chosen one.
+            self.job.cancel()
+            self.status.clear()
         if not ids:
-            self._pause.stop()
+            if self._wanted is None:
+                self._forget_map()
             return
-        if ids[0] not in self._asked:
-            self.crop.clear()
-            self.picture.clear()
         if not in_front(self):
             # Behind another tab: a map that nobody asked for would lie on the cell that is being reviewed.
             if ids[0] not in self._asked and self._wanted is None:
@@ -242,11 +251,13 @@ class WhyWidget(WhyForm):
         state, ids = self.follower.state, self.follower.cell_ids
         self.explain_button.setText(f"Explain {len(ids)} selected" if len(ids) > 1 else "Explain selected")
         self.explain_button.setEnabled(bool(ids))
+        self._chosen = ids[0] if ids else ""
+        if self._pictured != self._chosen:
+            self._picture_nothing()
         if state is None or not ids:
-            self.title.setText("Click a cell." if state is not None else "No cells yet: classify a field first.")
+            self.title.setText("Click a cell." if state is not None else nothing_shown(self.viewer))
             self.bars.show_bars((), "")
-            self.crop.clear()
-            self.picture.clear()
+            self._picture_nothing()
             self.status.clear()
             return
         review = state.review
@@ -274,13 +285,24 @@ class WhyWidget(WhyForm):
         if crop.cell_id in self.follower.cell_ids[:1]:
             self.crop.setPixmap(as_pixmap(crop.patch))
             self.picture.clear()
+            self._pictured = crop.cell_id
+
+    def _picture_nothing(self) -> None:
+        self.crop.clear()
+        self.picture.clear()
+        self._pictured = ""
 
     @guarded
     def _show_reason(self, reason: Reason) -> None:
+        chosen = self.follower.cell_ids[:1]
         if self.follower.state is not reason.request.state or self.follower.layer is None:
             return
-        self.crop.setPixmap(as_pixmap(reason.patch))
-        self.picture.setPixmap(as_pixmap(reason.picture))
+        if not set(chosen).intersection(reason.request.cell_ids):
+            return
+        if chosen[0] == reason.request.cell_ids[0]:
+            self._pictured = chosen[0]
+            self.crop.setPixmap(as_pixmap(reason.patch))
+            self.picture.setPixmap(as_pixmap(reason.picture))
         if self._wanted is None or reason.request is self._wanted or not self.map.shows(self._wanted):
             self.map.show(reason, self.follower.layer)
         cells, target = len(reason.request.cell_ids), reason.request.targets[0]
@@ -289,6 +311,11 @@ class WhyWidget(WhyForm):
             about = f"{cells} cells for {target}"
         took = f"{reason.seconds:.1f} s" if reason.seconds else "kept from before"
         self._say(f"{reason.request.method}: {about} ({took}).")
+
+    def _show_no_map(self) -> None:
+        """Take away what another explainer, or another class, had for an answer."""
+        self.picture.clear()
+        self._forget_map()
 
     def _forget_map(self) -> None:
         self._asked, self._wanted, self._before = (), None, None
@@ -300,6 +327,7 @@ class WhyWidget(WhyForm):
 
     @guarded
     def _say_failed(self, message: str) -> None:
+        self._show_no_map()
         self._say(message)
         notify(message, "error")
 

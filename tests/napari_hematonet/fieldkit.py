@@ -42,7 +42,7 @@ def draw_field(seed: int = 0) -> np.ndarray:
     return pixels.clip(0, 255).astype(np.uint8)
 
 
-def cells_table() -> pd.DataFrame:
+def cells_table(name: str = "field") -> pd.DataFrame:
     """The cells of the field, unclassified."""
     rows = []
     for y, x in CENTRES:
@@ -53,7 +53,7 @@ def cells_table() -> pd.DataFrame:
                 **{"score": 1.0, "area": CELL**2 / 1.0, "touches_border": False, "contour": None},
             }
         )
-    return name_cells(pd.DataFrame(rows), "field", "field.png")
+    return name_cells(pd.DataFrame(rows), name, f"{name}.png")
 
 
 @dataclass
@@ -87,28 +87,29 @@ class Opened:
     def id_at(self, number: int) -> str:
         """Id of the cell at a place of `CENTRES`."""
         y, x = CENTRES[number]
-        return f"field-{y:05d}-{x:05d}"
+        return f"{self.review.field_id}-{y:05d}-{x:05d}"
 
 
-def open_classified(viewer: Any, run: Path, folder: Path, *, model: bool = True, **placement: Any) -> Opened:
-    """Open the field in a viewer with its classified cells."""
-    file = folder / "field.png"
+def open_classified(
+    viewer: Any, run: Path, folder: Path, *, model: bool = True, name: str = "field", **placement: Any
+) -> Opened:
+    """Open the field in a viewer with its classified cells; a field of another name has a journal of its own."""
+    file = folder / f"{name}.png"
     Image.fromarray(draw_field()).save(file)
-    image = viewer.add_image(draw_field(), name="field", **placement)
+    image = viewer.add_image(draw_field(), name=name, **placement)
     field = field_of(image, viewer=viewer)
     field.path = file
     classifier = load_model(run, device="cpu")
-    cells = classify_cells(field, cells_table(), classifier)
+    cells = classify_cells(field, cells_table(name), classifier)
     if not model:
         cells = cells.drop(columns=[name for name in cells if name.startswith("p_")])
         cells = cells.drop(columns=["predicted", "probability"])
-    review = Review(
-        cells, whole_taxonomy(classifier.taxonomy), field_id="field", who="", journal=folder / "corrections.jsonl"
-    )
+    journal = folder / ("corrections.jsonl" if name == "field" else f"{name}.jsonl")
+    review = Review(cells, whole_taxonomy(classifier.taxonomy), field_id=name, who="", journal=journal)
     state = FieldState(
-        review, "field", field, str(run) if model else "", classifier if model else None, pixel_size_um=None
+        review, name, field, str(run) if model else "", classifier if model else None, pixel_size_um=None
     )
-    layer = add_cells_layer(viewer, review, image=image, state=state)
+    layer = add_cells_layer(viewer, review, image=image, state=state, name=f"cells of {name}")
     viewer.reset_view()
     return Opened(viewer, image, layer, state, review)
 
