@@ -109,7 +109,7 @@ class ComingCells:
             ready()
             return
         self.layer = layer = self._empty(visible=False)
-        self._unseen = [lambda: self._uncover(layer), *parts_to_draw(self._viewer, layer)]
+        self._unseen = [lambda: setattr(layer, "visible", True), *parts_to_draw(self._viewer, layer)]
 
         @guarded
         def step() -> None:
@@ -120,11 +120,6 @@ class ComingCells:
                 ready()
 
         later(self._owner, _DRAWN, step)
-
-    def _uncover(self, layer: Points) -> None:
-        layer.visible = True
-        if layer in self._viewer.layers:
-            self._viewer.layers.selection.active = layer  # as napari does with a new layer
 
     def _reveal(self) -> None:
         """Show what is still hidden of the layer."""

@@ -132,8 +132,8 @@ _adopted: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDict
 def watch_layers(viewer: napari.Viewer) -> None:
     """Give layers of cells that come into a viewer by themselves (readers, samples, copies) what the others have.
 
-    A hidden layer of cells that comes does not become the active layer. Keys pressed over the list of layers are the
-    cells', and do not remove a layer of cells.
+    A hidden layer of cells becomes the active layer when it is shown, and not before. Keys pressed over the list of
+    layers are the cells', and do not remove a layer of cells.
     """
     viewer = getattr(viewer, "__wrapped__", viewer)
     if viewer in _watched:
@@ -199,9 +199,23 @@ def _adopt(viewer: napari.Viewer, layer: Points) -> None:
         # Layers of a reader or a sample know only what their image is called, which the user may change.
         state.image = weakref.ref(viewer.layers[state.image_layer_name])
     attach_text(viewer, layer)
+    _choose_when_shown(viewer, layer)
     if state.pixel_size_um is not None:
         show_in_micrometres(viewer, state.pixel_size_um)
     scale_bar_of(viewer).visible = True
+
+
+def _choose_when_shown(viewer: napari.Viewer, layer: Points) -> None:
+    """Make a hidden layer of cells the active one when it is shown: it lies over the others, and keys are its."""
+    opened, known = weakref.ref(viewer), weakref.ref(layer)
+
+    @guarded
+    def choose(event: object = None) -> None:
+        there, shown = opened(), known()
+        if there is not None and shown is not None and shown.visible and shown in there.layers:
+            there.layers.selection.active = shown
+
+    layer.events.visible.connect(choose)
 
 
 def cells_layer_data(

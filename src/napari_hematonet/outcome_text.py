@@ -61,7 +61,7 @@ def cells_words(layer: Points, count: int, examination: Examination | None) -> s
         said += f"; {computed_by(state.classifier)}"
     said += "."
     if examination is not None and examination.suitability.flag != "ok":
-        said += f" Mind: {'; '.join(examination.suitability.reasons) or examination.suitability.flag}."
+        said += f" Warning: {'; '.join(examination.suitability.reasons) or examination.suitability.flag}."
     return said + ("" if state is None or state.field is None else _remarks(state.field.notes))
 
 

@@ -139,6 +139,12 @@ def test_opening_results_leaves_the_shown_field_active(viewer: Any, tmp_path: Pa
     QTest.keyClick(viewer.window._qt_viewer.canvas.native, Qt.Key.Key_B)
     assert (folder / "fields" / "one" / "corrections.jsonl").is_file()
     assert not (folder / "fields" / "three" / "corrections.jsonl").exists()
+    # The next field is shown, over the first: it is meant, and a click is on its cells.
+    for name in ("two", "cells of two"):
+        viewer.layers[name].visible = True
+    assert viewer.layers.selection.active is legend.layer is review.follower.layer is viewer.layers["cells of two"]
+    assert legend.title.text() == "<b>cells of two</b>"
+    assert review.header.text().startswith("cells of two: 0 of 12 cells reviewed")
 
 
 def test_a_hidden_layer_is_not_counted_exported_or_corrected(
@@ -597,7 +603,8 @@ def test_a_missed_cell_that_comes_late_is_not_added_to_a_hidden_field(
         a.click(*MISSED)
         wait_for(begun.is_set)
         viewer.layers.selection.active = b.layer
-        a.layer.visible = not hide
+        if hide:
+            a.layer.visible = False
         b.layer.selected_data = {3}
         go.set()
         wait_for(lambda: not review._working)
