@@ -63,6 +63,7 @@ class ComingCells:
         self.layer: Points | None = None
         self.count = 0
         self._viewer = viewer
+        self._active_at_first = viewer.layers.selection.active
         self._owner = owner
         self._request = request
         self._unsure_below = unsure_below
@@ -108,8 +109,8 @@ class ComingCells:
         if self.layer is not None:
             ready()
             return
-        self.layer = layer = self._empty(visible=False)
-        self._unseen = [lambda: setattr(layer, "visible", True), *parts_to_draw(self._viewer, layer)]
+        self.layer = layer = self._empty()
+        self._unseen = [lambda: self._uncover(layer), *parts_to_draw(self._viewer, layer)]
 
         @guarded
         def step() -> None:
@@ -120,6 +121,16 @@ class ComingCells:
                 ready()
 
         later(self._owner, _DRAWN, step)
+
+    def _uncover(self, layer: Points) -> None:
+        """Show the layer if its image is shown; it becomes the active one, unless the user has gone on to another."""
+        if not self.image.visible or layer not in self._viewer.layers:
+            return
+        layers = self._viewer.layers
+        selected, first = set(layers.selection), self._active_at_first
+        gone_on = layers.selection.active not in (first, self.image) and (first is None or first in layers)
+        layer.visible = True
+        layers.selection = {layer} if not gone_on else selected
 
     def _reveal(self) -> None:
         """Show what is still hidden of the layer."""
@@ -134,7 +145,8 @@ class ComingCells:
         self._waiting.clear()
         begun = time.perf_counter()
         if self.layer is None:
-            self.layer = self._empty()
+            self.layer = layer = self._empty()
+            self._unseen = [lambda: self._uncover(layer)]
         if self._first:
             self._first = False
             self._put_away_earlier(self.layer)
@@ -158,7 +170,7 @@ class ComingCells:
             )
             self._earlier = 0
 
-    def _empty(self, *, visible: bool = True) -> Points:
+    def _empty(self) -> Points:
         field: Field = self._request.field
         review = Review(
             pd.DataFrame(),
@@ -180,7 +192,7 @@ class ComingCells:
             pixel_size_um=field.pixel_size_um,
             plane=getattr(field, "plane", ()),
         )
-        return add_cells_layer(self._viewer, review, image=self.image, state=state, name=self._name, visible=visible)
+        return add_cells_layer(self._viewer, review, image=self.image, state=state, name=self._name, visible=False)
 
     @property
     def _name(self) -> str:

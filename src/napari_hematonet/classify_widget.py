@@ -336,7 +336,8 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             return
         cells.finish()
         if cells.layer is not None:
-            self._say(cells_words(cells.layer, cells.count, self._found))
+            hidden = "" if cells.layer.visible else " They are hidden: click the eye of their layer to show them."
+            self._say(cells_words(cells.layer, cells.count, self._found) + hidden)
         elif self._asked is not None:
             line, advice = nothing_words(self._asked)
             self._say(line)

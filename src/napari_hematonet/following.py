@@ -12,7 +12,15 @@ from qtpy.QtWidgets import QWidget
 
 from napari_hematonet.cells_layer import rows_of, watch_layers
 from napari_hematonet.napari_versions import camera_of
-from napari_hematonet.state import FieldState, cells_layers, current_layer, guarded, selected_cells, state_of
+from napari_hematonet.state import (
+    FieldState,
+    cells_layers,
+    current_layer,
+    guarded,
+    nothing_shown,
+    selected_cells,
+    state_of,
+)
 
 if TYPE_CHECKING:
     import napari
@@ -165,6 +173,7 @@ class Follower(QObject):  # type: ignore[misc] # Qt has no types here
         self._reviews: list[Any] = []
         self._alive = True
         self._last: list[str] = []
+        self._missing = ""
         watch_layers(viewer)
         for emitter in self._emitters():
             emitter.connect(self._look)
@@ -205,10 +214,11 @@ class Follower(QObject):  # type: ignore[misc] # Qt has no types here
         for each in cells_layers(self.viewer):
             each.events.visible.connect(self._look)  # once, however often it is asked for
         layer = current_layer(self.viewer)
-        if layer is self.layer:
+        missing = nothing_shown(self.viewer) if layer is None else ""
+        if layer is self.layer and missing == self._missing:
             return
         self._leave()
-        self.layer, self.state = layer, state_of(layer)
+        self.layer, self.state, self._missing = layer, state_of(layer), missing
         self._last = self.cell_ids
         if layer is not None and self.state is not None:
             layer.selected_data.events.items_changed.connect(self._selected)

@@ -675,6 +675,45 @@ def test_results_of_a_run_do_not_replace_the_list_that_was_chosen_meanwhile(
         assert ("late" in form.status.text()) is (chosen is not None)
 
 
+@pytest.mark.parametrize("hide", [False, True], ids=["image shown", "image hidden"])
+def test_cells_that_come_late_do_not_take_the_docks_away(
+    viewer: Any, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hide: bool
+) -> None:
+    from hematokit.imaging.synthetic import synthesize_field
+    from napari_hematonet import classify_job
+
+    go = threading.Event()
+    real = classify_job.get_model
+
+    def get_model(*arguments: Any) -> Any:
+        go.wait(20)
+        return real(*arguments)
+
+    monkeypatch.setattr(classify_job, "get_model", get_model)
+    other = open_classified(viewer, tiny_run, tmp_path, name="other")
+    image = viewer.add_image(synthesize_field(600, 800, cells=24, seed=5).pixels, name="smear", translate=(0, 600))
+    form, review = dock(viewer, ClassifyWidget), dock(viewer, ReviewWidget)
+    form.model.choose(tiny_run)
+    assert form.image.value == "smear"
+    form.run_button.click()
+    # Meanwhile somebody goes through the cells of another field.
+    select_cells(viewer, other.layer, [other.id_at(2)])
+    image.visible = not hide
+    go.set()
+    wait_for(lambda: not form.running, 60)
+    new = viewer.layers["cells of smear"]
+    assert len(new.data) > 10
+    assert new.visible is not hide
+    assert ("They are hidden" in form.status.text()) is hide
+    assert viewer.layers.selection.active is review.follower.layer is other.layer
+    assert set(viewer.layers.selection) == {other.layer}
+    other.press(Qt.Key.Key_B)
+    assert labels(other) == ["BLA"]
+    new.visible = False
+    new.visible = True
+    assert review.follower.layer is new
+
+
 # --- what is unsure ---------------------------------------------------------------------------------------------------
 
 
