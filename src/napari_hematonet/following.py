@@ -236,7 +236,9 @@ class Follower(QObject):  # type: ignore[misc] # Qt has no types here
 
     @guarded
     def _selected(self, *_: Any) -> None:
-        if self._alive and self.cell_ids != self._last:
+        # While a layer is brought to its review, nothing is selected for a moment.
+        updating = self.state is not None and self.state.updating
+        if self._alive and not updating and self.cell_ids != self._last:
             self._last = self.cell_ids
             self.selection_changed.emit()
 

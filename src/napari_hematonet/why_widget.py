@@ -189,8 +189,9 @@ class WhyWidget(WhyForm):
         self._show_cell()
         self._pause.stop()
         if not ids or ids[0] not in self._asked:
-            # What is being computed is about a cell that is no longer the chosen one.
-            self.job.cancel()
+            if self._wanted is None:
+                # What is being computed is about a cell that is no longer the chosen one.
+                self.job.cancel()
             self.status.clear()
         if not ids:
             if self._wanted is None:
@@ -297,9 +298,9 @@ class WhyWidget(WhyForm):
         chosen = self.follower.cell_ids[:1]
         if self.follower.state is not reason.request.state or self.follower.layer is None:
             return
-        if not set(chosen).intersection(reason.request.cell_ids):
+        if reason.request is not self._wanted and not set(chosen).intersection(reason.request.cell_ids):
             return
-        if chosen[0] == reason.request.cell_ids[0]:
+        if chosen == [reason.request.cell_ids[0]]:
             self._pictured = chosen[0]
             self.crop.setPixmap(as_pixmap(reason.patch))
             self.picture.setPixmap(as_pixmap(reason.picture))
