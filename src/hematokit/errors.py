@@ -6,8 +6,11 @@ and exits with code 2; in Python it is an ordinary exception.
 
 from __future__ import annotations
 
+import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 __all__ = [
     "BusyError",
@@ -23,6 +26,7 @@ __all__ = [
     "TaxonomyError",
     "TrainingError",
     "describe_error",
+    "describe_missing_module",
     "naming",
 ]
 
@@ -30,6 +34,59 @@ __all__ = [
 def describe_error(error: BaseException) -> str:
     """Say in one line what a stranger's code raised: its type, and at most 300 characters in all."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+_DISTRIBUTIONS: Final = {
+    "bioimageio": "bioimageio-core",
+    "PIL": "pillow",
+    "skimage": "scikit-image",
+    "yaml": "pyyaml",
+}
+"""What provides a module of another name; all else of ours is called as its module is."""
+
+_OUR_WORK: Final = ("test", "docs", "dev", "bench")
+"""Extras that are not for users."""
+
+_REQUIREMENT: Final = re.compile(r"([\w.-]+)(?:.*\bextra == ['\"]([\w-]+)['\"])?")
+
+
+def describe_missing_module(error: ModuleNotFoundError) -> str:
+    """Say in one line which module is missing, who needs it, and what to install where that is known.
+
+    Parameters
+    ----------
+    error : ModuleNotFoundError
+        As it was raised.
+    """
+    from importlib import metadata
+
+    module = error.name or "a module"
+    top = module.partition(".")[0]
+    name = _DISTRIBUTIONS.get(top, top)
+    try:
+        wanted = [_REQUIREMENT.match(line) for line in metadata.requires("hematokit") or []]
+    except metadata.PackageNotFoundError:
+        wanted = []
+    extras = [found[2] for found in wanted if found and _same_name(found[1], name) and found[2] not in _OUR_WORK]
+    if module == top and extras:
+        what = name if None in extras else f"'hematokit[{extras[0]}]'"
+        return f"this needs {name}, which is not installed; run: pip install {what}"
+    providers = metadata.packages_distributions()
+    if top in providers:
+        package = providers[top][0]
+        return f"the installed {package} {metadata.version(package)} has no module {module}; install another version"
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        importer = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if importer in providers:
+            return (
+                f"module {module} is missing, which package {providers[importer][0]} needs; see what that package's "
+                "documentation says to install"
+            )
+    return f"module {module} is missing; install the package that provides it"
+
+
+def _same_name(one: str, other: str) -> bool:
+    return re.sub(r"[-_.]+", "-", one).lower() == re.sub(r"[-_.]+", "-", other).lower()
 
 
 @contextmanager

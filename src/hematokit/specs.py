@@ -6,6 +6,7 @@ the factory is called, so listing plugins imports neither torch nor a plugin's o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,6 +148,11 @@ class InputSpec:
         ``"resize"`` (bilinear, antialiased), ``"reflect-pad"`` (no resampling; the input is larger than the patch),
         ``"crop"`` (centre crop; the input is smaller), or ``"auto"``: pad where the input is up to an eighth larger
         than the patch, else resize.
+
+    Raises
+    ------
+    PluginError
+        If a number of `mean` is not finite, or one of `std` not positive and finite.
     """
 
     size: int
@@ -154,6 +160,13 @@ class InputSpec:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     fit: Fit = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the normalisation: what is divided by zero or NaN has no class."""
+        if not all(map(math.isfinite, self.mean)):
+            raise PluginError(f"mean {self.mean} of an input is not possible; give three finite numbers")
+        if not all(0 < value < math.inf for value in self.std):
+            raise PluginError(f"std {self.std} of an input is not possible; give three positive, finite numbers")
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,8 @@ def _result_layers(results: Results, result: FieldResult, model: str, *, visible
         unsure_below=results.unsure_below,
         pixel_size_um=result.pixel_size_um,
     )
-    return [*layers, _cells(review, result.field_id, field, placement, visible, model)]
+    identity = results.model_identity if model else ""
+    return [*layers, _cells(review, result.field_id, field, placement, visible, model, identity)]
 
 
 def store_layers(path: Path) -> list[LayerData]:
@@ -179,9 +180,17 @@ def _stored_layers(store: PatchStore, name: str, *, visible: bool) -> list[Layer
 
 
 def _cells(
-    review: Review, name: str, field: Field | None, placement: dict[str, Any], visible: bool, model: str = ""
+    review: Review,
+    name: str,
+    field: Field | None,
+    placement: dict[str, Any],
+    visible: bool,
+    model: str = "",
+    identity: str = "",
 ) -> LayerData:
-    state = FieldState(review, name, field, model, pixel_size_um=review.pixel_size_um)
+    state = FieldState(
+        review, name, field, model, pixel_size_um=review.pixel_size_um, model_identity=identity
+    )
     data, options, kind = cells_layer_data(state, name=f"cells of {name}", placement=placement)
     return data, {**options, "visible": visible}, kind
 

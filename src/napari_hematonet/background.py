@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from superqt.utils import GeneratorWorker
 
-from hematokit.errors import HematokitError, describe_error
+from hematokit.errors import HematokitError, describe_error, describe_missing_module
 
 __all__ = ["Background", "Failed", "Note", "StoppedError"]
 
@@ -145,6 +145,8 @@ class Background:
                 return
             except HematokitError as error:
                 yield Failed(str(error))
+            except ModuleNotFoundError as error:
+                yield Failed(describe_missing_module(error))
             except MemoryError:
                 yield Failed("there is not enough memory for this; close other programs, or work on a smaller region")
             except Exception as error:

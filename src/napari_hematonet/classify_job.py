@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -129,7 +128,6 @@ def classify_steps(request: ClassifyRequest, background: Background) -> Iterator
     yield from _taken(notes)
     yield Loaded(model, computed_by(model), journal, earlier)
     background.tell(0, None, "looking for cells")
-    began_on = str(model.device)
     parts = classify_live(
         request.field,
         detector,
@@ -141,21 +139,16 @@ def classify_steps(request: ClassifyRequest, background: Background) -> Iterator
         progress=background.tell,
         note=note,
     )
-    try:
-        for part in parts:
-            yield from _taken(notes)
-            if isinstance(part, Examination):
-                # The first batch takes a while; meanwhile the form would say that cells are looked for.
-                background.tell(0, len(part.cells), "classifying cells")
-                yield Found(part)
-                background.wait()
-            else:
-                yield Cells(part)
+    for part in parts:
         yield from _taken(notes)
-    finally:
-        if str(model.device) != began_on:
-            # It had to go to the CPU; the next field may have more luck.
-            _KEPT.clear()
+        if isinstance(part, Examination):
+            # The first batch takes a while; meanwhile the form would say that cells are looked for.
+            background.tell(0, len(part.cells), "classifying cells")
+            yield Found(part)
+            background.wait()
+        else:
+            yield Cells(part)
+    yield from _taken(notes)
 
 
 def _journal(request: ClassifyRequest, note: Callable[[str], None]) -> tuple[Path | None, int]:
@@ -183,15 +176,15 @@ def _taken(notes: list[Note]) -> list[Note]:
     return taken
 
 
-_KEPT: Final[dict[tuple[str, str, str], Any]] = {}
-"""The model used last: loading takes seconds, and the next field is usually classified by the same."""
-_LOADING: Final = threading.Lock()
-
-
 def get_model(
-    path: str, device: str = "auto", runtime: str = "torch", note: Callable[[str], None] = lambda text: None
+    path: str,
+    device: str = "auto",
+    runtime: str = "torch",
+    note: Callable[[str], None] = lambda text: None,
+    *,
+    identity: str = "",
 ) -> Any:
-    """Load a model, or return the one that is loaded.
+    """Load a model, or return the one that is loaded (`hematokit.models.cached_model`).
 
     Parameters
     ----------
@@ -201,41 +194,29 @@ def get_model(
         As `hematokit.load_model` takes them; of an ONNX file, torch stands for whatever is installed.
     note : callable
         Told if a graphics processor has too little memory for it, and the CPU computes.
+    identity : str, optional
+        The model that is wanted, where that is known.
 
     Raises
     ------
     ModelError, PluginError
-        As `hematokit.load_model`.
+        As `hematokit.models.cached_model`.
     """
     keep_triton_out()
     from hematokit.fields.live import is_out_of_memory
-    from hematokit.models import load_model
+    from hematokit.models import cached_model
     from hematokit.models.bundle import is_onnx
 
     if runtime == "torch" and is_onnx(path):
         runtime = "auto"
-    with _LOADING:
-        key = (_stamp(path), device, runtime)
-        if key not in _KEPT:
-            try:
-                model = load_model(path, device=device, runtime=runtime)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                note("the graphics processor's memory is full: going on on the CPU, which takes longer")
-                model = load_model(path, device="cpu", runtime=runtime)
-            _KEPT.clear()
-            _KEPT[key] = model
-        return _KEPT[key]
-
-
-def _stamp(path: str) -> str:
-    """Tell a model from what it may have been trained into since."""
-    from hematokit.models.bundle import find_model
-
-    found = find_model(path)
-    config = found / "config.json" if found.is_dir() else found
-    return f"{found.resolve()} {config.stat().st_mtime_ns}"
+    try:
+        return cached_model(path, device, runtime, identity=identity)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    # Outside the handler, where the error no longer holds the half of the model that did fit.
+    note("the graphics processor's memory is full: going on on the CPU, which takes longer")
+    return cached_model(path, "cpu", runtime, identity=identity)
 
 
 def runtime_choices() -> list[tuple[str, str]]:
@@ -250,7 +231,7 @@ def runtime_choices() -> list[tuple[str, str]]:
     return [
         ("PyTorch", "torch"),
         *((f"{words.get(engine, engine)} (CPU)", engine) for engine in others),
-        *([("automatic (fastest)", "auto")] if others else []),
+        *([("automatic", "auto")] if others else []),
     ]
 
 

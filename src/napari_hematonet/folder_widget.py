@@ -90,7 +90,7 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             choices=runtime_choices(),
             # As the command line does it; torch where there is nothing else, last and only.
             value=runtime_choices()[-1][1],
-            tooltip="automatic: what is fastest here; the model is exported for it at the first use",
+            tooltip="automatic: ONNX Runtime on the CPU where it is installed; the model is exported at the first use",
         )
         self.threshold = FloatSpinBox(
             name="threshold", label="Unsure below", value=float(setting("unsure_below")), min=0.0, max=1.0, step=0.05

@@ -51,7 +51,7 @@ def classified_cell(state: FieldState, y: float, x: float) -> Iterator[Added]:
     if state.field is None:
         raise FieldError("the image of these cells is not there; open the image again")
     if state.classifier is None and state.model_path:
-        state.classifier = get_model(state.model_path)
+        state.classifier = get_model(state.model_path, identity=state.model_identity)
     model = state.classifier
     if model is None:
         raise FieldError("these cells come without a model, so a missed one cannot be classified; classify the field")

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
-from hematokit.errors import HematokitError, describe_error
+from hematokit.errors import HematokitError, describe_error, describe_missing_module
 from hematokit.imaging.reading import printable
 
 if TYPE_CHECKING:
@@ -70,6 +70,9 @@ class FieldState:
         Micrometres per pixel of the field.
     plane : tuple of int
         Which plane of a stack the field is; empty for a plain image.
+    model_identity : str
+        Which model classified the cells, as `hematokit.models.bundle.bundle_identity` gives it; empty where
+        `classifier` says it, or nobody knows.
     """
 
     review: Review
@@ -80,6 +83,7 @@ class FieldState:
     detector: str = ""
     pixel_size_um: float | None = None
     plane: tuple[int, ...] = ()
+    model_identity: str = ""
     image: weakref.ref[Layer] | None = dataclasses.field(default=None, repr=False)
     """The image layer, once it is known; it keeps its cells when it is renamed."""
     updating: bool = dataclasses.field(default=False, repr=False)
@@ -219,6 +223,8 @@ def guarded(function: Callable[P, R]) -> Callable[P, R | None]:
             return function(*args[:takes], **kwargs)  # type: ignore[arg-type]
         except HematokitError as error:
             notify(error, "error")
+        except ModuleNotFoundError as error:
+            notify(describe_missing_module(error), "error")
         except Exception as error:
             _log.exception("%s failed", getattr(function, "__qualname__", function))
             notify(f"HematoNet could not do this ({describe_error(error)}); please report it", "error")

@@ -123,7 +123,7 @@ class WhyJob(QObject):  # type: ignore[misc] # Qt has no types here
         super().__init__(parent)
         self._kept: OrderedDict[tuple[Any, ...], ExplainedCell] = OrderedDict()
         self._explainers: dict[str, NamedExplainer] = {}
-        self._loaded: tuple[str, Classifier] | None = None
+        self._loaded: Classifier | None = None
         self._running: list[Background] = []
         self._waiting: Request | None = None
         # A viewer that closes deletes this object; the thread must not go on for nobody.
@@ -190,16 +190,13 @@ class WhyJob(QObject):  # type: ignore[misc] # Qt has no types here
     def _classifier(self, state: FieldState) -> Classifier:
         from hematokit.explanation.at_cells import explainable
 
-        known = self._loaded
-        if known is not None and known[0] == state.model_path and getattr(state.classifier, "runtime", "") != "torch":
-            return known[1]
         if getattr(state.classifier, "runtime", "") != "torch" and not Path(state.model_path).exists():
             raise ExplanationError(
                 f"the model of these cells is no longer there, so nothing can be explained: {state.model_path}"
             )
-        classifier = explainable(state.classifier, state.model_path)
-        if state.classifier is not classifier:
-            self._loaded = (state.model_path, classifier)
+        classifier = explainable(state.classifier, state.model_path, identity=state.model_identity)
+        # Held: the cache alone keeps only the model used last, which may be the one that classifies.
+        self._loaded = classifier
         return classifier
 
     def _explainer(self, method: str) -> NamedExplainer:

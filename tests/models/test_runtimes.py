@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hematokit.models.timing import Timing
 from safetensors.torch import load_file, save_file
 
 from hematokit import MATEK_21, HematokitError, load_model, open_store
@@ -26,7 +27,6 @@ from hematokit.models.engines import thread_count
 from hematokit.models.exporting import CONFIG_KEY, onnx_bytes
 from hematokit.models.parity import check_agreement, sample_patches
 from hematokit.models.runtimes import cache_folder
-from hematokit.models.timing import Timing
 from hematokit.specs import InputSpec
 from tinykit import seal_bundle
 

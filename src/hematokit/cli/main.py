@@ -12,7 +12,7 @@ import typer
 
 from hematokit import __version__
 from hematokit.cli.common import GIVEN
-from hematokit.errors import HematokitError
+from hematokit.errors import HematokitError, describe_missing_module
 from hematokit.registry import load_plugins
 
 __all__ = ["build_app", "main"]
@@ -107,8 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except ModuleNotFoundError as error:
         # An installation without torch classifies with an ONNX file, but cannot train or score.
-        name = (error.name or "a package").partition(".")[0]
-        return _fail(f"this needs {name}, which is not installed; run: pip install {name}", 2, debug)
+        return _fail(describe_missing_module(error), 2, debug)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}; check the path, its permissions and free disk space", 2, debug)

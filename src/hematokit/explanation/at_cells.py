@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -73,7 +73,7 @@ class ExplainedCell:
     patch_map: Maps
 
 
-def explainable(classifier: Any, model: str, *, device: str = "auto") -> Classifier:
+def explainable(classifier: Any, model: str, *, device: str = "auto", identity: str = "") -> Classifier:
     """Return a classifier that can be explained: the given one, or the same model computed by torch.
 
     Parameters
@@ -84,23 +84,26 @@ def explainable(classifier: Any, model: str, *, device: str = "auto") -> Classif
         Run or bundle it came from; loaded where `classifier` is none of torch's.
     device : str
         For loading.
+    identity : str, optional
+        Which model classified the cells, as `hematokit.models.bundle.bundle_identity` gives it; by default that of
+        `classifier`.
 
     Raises
     ------
     ExplanationError
         If nobody knows the model.
     ModelError
-        If it cannot be loaded, or is an ONNX file, which computes no gradients.
+        If it cannot be loaded, is another model by now, or is an ONNX file, which computes no gradients.
     """
-    from hematokit.models import load_model
+    from hematokit.models import cached_model
 
     if getattr(classifier, "runtime", None) == "torch":
         made: Classifier = classifier
         return made
     if not model:
         raise ExplanationError("these cells come without their model, so nothing can be explained; classify the field")
-    loaded: Classifier = load_model(model, device=device, runtime="torch")
-    return loaded
+    loaded: Any = cached_model(model, device, "torch", identity=identity or getattr(classifier, "identity", ""))
+    return cast("Classifier", loaded)
 
 
 def cell_crop(field: Field, cells: pd.DataFrame, patch_size: int | None = None) -> npt.NDArray[np.uint8]:
@@ -212,9 +215,9 @@ def explain_at(
             done += 1
             yield explained
     except torch.OutOfMemoryError:
-        # Only accelerators raise this. The weights are copied: the classifier itself stays where it is.
+        # Only accelerators raise this. The classifier itself stays where it is.
         log(f"{explainer.name}: not enough memory on {classifier.device}; the CPU goes on, more slowly")
-        twin = copy.deepcopy(classifier).cpu()
+        twin = classifier.on_cpu()
         for explained in batches(done):
             done += 1
             yield explained

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -101,6 +101,10 @@ class ResultsFolder:
         listed = [path for path in list_fields([Path(path) for path in paths]) if inside not in path.resolve().parents]
         if not listed:
             raise FieldError(f"there is no field but results in {paths[0]}; give the fields that they were made from")
+        model = job.load_model()
+        if model is not None:
+            # Every field by this model, here or on a worker, whatever becomes of its files meanwhile.
+            job = replace(job, model_identity=model.identity)
         identity = describe_job(job)
         before = _check_folder(folder, identity)
         keys = {str(path.resolve()): path for path in listed}
@@ -148,12 +152,9 @@ def describe_job(job: FieldJob) -> dict[str, Any]:
         "force_pixel_size": job.force_pixel_size,
         "model": None,
     }
-    if job.model is not None:
-        from hematokit.models import find_model
-        from hematokit.models.bundle import bundle_identity
-
-        sha256 = bundle_identity(find_model(job.model))
-        identity["model"] = {"sha256": sha256, "pixel_size_um": job.model_pixel_size_um}
+    model = job.load_model()
+    if model is not None:
+        identity["model"] = {"sha256": model.identity, "pixel_size_um": job.model_pixel_size_um}
         identity["unsure_below"] = job.unsure_below
     return identity
 
@@ -315,8 +316,11 @@ def _executor(scheduler: str) -> Callable[[FieldJob, Sequence[FieldTask], Note],
 
 
 def _one_by_one(job: FieldJob, tasks: Sequence[FieldTask], note: Note) -> Iterator[FieldOutcome]:
+    # Held, so that it stays loaded whatever else this process loads meanwhile.
+    held = job.load_model() if tasks else None
     for task in tasks:
         yield job.run(task, note)
+    del held
 
 
 def outcome_table(outcomes: Sequence[FieldOutcome]) -> pd.DataFrame:

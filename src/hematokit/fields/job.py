@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import pandas as pd
 
@@ -151,6 +151,8 @@ class FieldJob:
         Name and options of the detector.
     model : str or None
         Run or bundle, absolute; None: cells are only detected.
+    model_identity : str
+        Which model that is, as `hematokit.models.bundle.bundle_identity` gives it; empty: whichever is there.
     runtime, device : str
         What computes the model.
     model_pixel_size_um : float or None
@@ -169,6 +171,7 @@ class FieldJob:
     detector: str = "nuclei"
     detector_options: dict[str, Any] = field(default_factory=dict)
     model: str | None = None
+    model_identity: str = ""
     runtime: str = "auto"
     device: str = "auto"
     model_pixel_size_um: float | None = None
@@ -183,10 +186,11 @@ class FieldJob:
         return Path(self.output) / FIELDS_FOLDER / field_id
 
     def make_detector(self) -> NamedDetector:
-        """The detector, made once a process."""
-        key = ("detector", self.detector, json.dumps(self.detector_options, sort_keys=True, default=str))
-        made: NamedDetector = _once(key, lambda: make_detector(self.detector, self.detector_options))
-        return made
+        """The detector, made once a process; again where a file or folder that its options name has changed."""
+        named = [Path(value) for value in self.detector_options.values() if isinstance(value, str) and value]
+        stamps = tuple(file_stamp(path) for path in named if path.exists())
+        key = (self.detector, json.dumps(self.detector_options, sort_keys=True, default=str), *stamps)
+        return _once(key, lambda: make_detector(self.detector, self.detector_options))
 
     def load_model(self) -> Classifier | None:
         """The classifier, loaded once a process; None if cells are only detected.
@@ -194,17 +198,14 @@ class FieldJob:
         Raises
         ------
         ModelError
-            If it cannot be loaded.
+            If it cannot be loaded, or is another one than `model_identity` says.
         """
         if self.model is None:
             return None
-        from hematokit.models import load_model
+        from hematokit.models import cached_model
 
-        path, device, runtime = self.model, self.device, self.runtime
-        loaded: Classifier = _once(
-            ("model", path, device, runtime), lambda: load_model(path, device=device, runtime=runtime)
-        )
-        return loaded
+        loaded: Any = cached_model(self.model, self.device, self.runtime, identity=self.model_identity)
+        return cast("Classifier", loaded)
 
     def outcome(self, field_id: str) -> FieldOutcome | None:
         """What became of a field in an earlier call; None if nothing did, or its folder was removed."""
@@ -443,17 +444,16 @@ def _rounded(value: float) -> float:
     return round(float(value), 4)
 
 
-_MADE: dict[tuple[str, ...], Any] = {}
+_MADE: dict[tuple[str, ...], NamedDetector] = {}
 _MAKING = threading.Lock()
 
 
-def _once(key: tuple[str, ...], make: Callable[[], Any]) -> Any:
-    """Make something once a process; a model takes seconds to load, and a worker has several threads."""
+def _once(key: tuple[str, ...], make: Callable[[], NamedDetector]) -> NamedDetector:
+    """Make a detector once a process; it may take seconds to load, and a worker has several threads."""
     with _MAKING:
         if key not in _MADE:
-            # Only the last model is kept: a process that goes through many must not hold them all.
-            for old in [other for other in _MADE if other[0] == key[0]]:
-                del _MADE[old]
+            # Only the last one is kept: a process that goes through many must not hold them all.
+            _MADE.clear()
             _MADE[key] = make()
         return _MADE[key]
 

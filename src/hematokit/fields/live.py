@@ -153,14 +153,14 @@ def classify_live(
     start = 0
     while start < len(cells):
         rows = cells.iloc[start : start + batches.size].reset_index(drop=True)
-        predictions = batches.run(partial(_predictions, field, rows, model, model_pixel_size_um))
+        predictions = batches.run(partial(_predictions, field, rows, model_pixel_size_um))
         start += len(rows)
         yield order_columns(pd.concat([rows, predictions], axis=1).assign(reviewed=False))
         progress(start, len(cells), "classifying cells")
 
 
 def _predictions(
-    field: Field, rows: pd.DataFrame, model: CellClassifier, model_pixel_size_um: float | None, batch_size: int
+    field: Field, rows: pd.DataFrame, model_pixel_size_um: float | None, model: CellClassifier, batch_size: int
 ) -> pd.DataFrame:
     pairs = classify_in_batches(field, rows, model, model_pixel_size_um=model_pixel_size_um, batch_size=batch_size)
     return pd.concat([part for _, part in pairs], ignore_index=True)
@@ -212,11 +212,11 @@ class _Batches:
         self._largest = largest
         self._note = note
 
-    def run(self, work: Callable[[int], pd.DataFrame]) -> pd.DataFrame:
+    def run(self, work: Callable[[CellClassifier, int], pd.DataFrame]) -> pd.DataFrame:
         while True:
             begun = time.perf_counter()
             try:
-                result = work(self.size)
+                result = work(self._model, self.size)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -235,8 +235,9 @@ class _Batches:
             self.size = self._largest = max(self.size // 4, 1)
             self._note(f"the graphics processor's memory is full: going on with {_some(self.size)} at a time")
             return
-        if str(getattr(self._model, "device", "cpu")).startswith("cpu") or not hasattr(self._model, "to"):
+        if str(getattr(self._model, "device", "cpu")).startswith("cpu") or not hasattr(self._model, "on_cpu"):
             raise error
-        self._model.to("cpu")
+        # A copy: the model itself is shared, and the next field may have more luck with it.
+        self._model = self._model.on_cpu()
         self.size = self._largest = _FIRST_BATCH
         self._note("the graphics processor's memory is full: going on on the CPU, which takes longer")

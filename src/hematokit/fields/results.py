@@ -67,6 +67,8 @@ class Results:
     unsure_below : float
     model : Path or None
         Where the model that classified the cells lay; None where nobody knows. See `find_model_of`.
+    model_identity : str
+        Which model that was, as `hematokit.models.bundle.bundle_identity` gives it; empty where that is not known.
     """
 
     path: Path
@@ -74,6 +76,7 @@ class Results:
     taxonomy: Taxonomy
     unsure_below: float
     model: Path | None = None
+    model_identity: str = ""
 
 
 def is_results_folder(path: Path) -> bool:
@@ -134,7 +137,16 @@ def open_results(folder: str | Path) -> Results:
     unsure = job.get("unsure_below") if isinstance(job, dict) else None
     below = float(unsure) if isinstance(unsure, int | float) else UNSURE_BELOW
     model = run.get("model")
-    return Results(path, fields, _taxonomy(path), below, Path(model) if isinstance(model, str) and model else None)
+    used = job.get("model") if isinstance(job, dict) else None
+    identity = used.get("sha256") if isinstance(used, dict) else None
+    return Results(
+        path,
+        fields,
+        _taxonomy(path),
+        below,
+        Path(model) if isinstance(model, str) and model else None,
+        identity if isinstance(identity, str) else "",
+    )
 
 
 def find_model_of(results: Results) -> Path | None:
@@ -149,14 +161,12 @@ def find_model_of(results: Results) -> Path | None:
     Path or None
         None where it is gone, was trained again, or nobody knows it.
     """
-    if results.model is None or not results.model.exists():
+    if results.model is None or not results.model_identity or not results.model.exists():
         return None
     from hematokit.models.bundle import bundle_identity, find_model
 
-    job = _document(results.path / RUN_FILE).get("job")
-    model = job.get("model") if isinstance(job, dict) else None
     try:
-        same = isinstance(model, dict) and model.get("sha256") == bundle_identity(find_model(results.model))
+        same = results.model_identity == bundle_identity(find_model(results.model))
     except (HematokitError, OSError):
         return None
     return results.model if same else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hematokit.models.bundle import BundleConfig, find_bundle, find_model, save_bundle
+    from hematokit.models.caching import cached_model
     from hematokit.models.classifier import Classifier
     from hematokit.models.construction import BackboneChoice, build_backbone, choose_backbone
     from hematokit.models.devices import resolve_device
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "bundle": ("BundleConfig", "find_bundle", "find_model", "save_bundle"),
+    "caching": ("cached_model",),
     "classifier": ("Classifier",),
     "construction": ("BackboneChoice", "build_backbone", "choose_backbone"),
     "devices": ("resolve_device",),
@@ -35,6 +37,7 @@ __all__ = [
     "OnnxClassifier",
     "Runtime",
     "build_backbone",
+    "cached_model",
     "choose_backbone",
     "export_onnx",
     "find_bundle",

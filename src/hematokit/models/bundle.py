@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,7 +19,16 @@ from hematokit import __version__
 from hematokit.errors import ModelError
 from hematokit.files import write_atomically
 from hematokit.imaging.reading import printable
-from hematokit.models.integrity import MANIFEST, check_tensors, file_sha256, verify_manifest, write_manifest
+from hematokit.models.integrity import (
+    MANIFEST,
+    check_tensors,
+    file_sha256,
+    read_file,
+    read_onnx,
+    sha256,
+    verify_manifest,
+    write_manifest,
+)
 from hematokit.registry import load_plugins
 from hematokit.taxonomy import Taxonomy
 
@@ -30,13 +40,14 @@ if TYPE_CHECKING:
 __all__ = [
     "BUNDLE_VERSION",
     "BundleConfig",
+    "ModelFiles",
     "bundle_identity",
-    "check_bundle",
     "find_bundle",
     "find_model",
     "is_onnx",
     "parse_config",
     "read_config",
+    "read_model",
     "save_bundle",
 ]
 
@@ -45,6 +56,10 @@ BUNDLE_VERSION = 2
 
 _LARGEST_CONFIG = 64_000_000
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
@@ -58,8 +73,8 @@ class InputConfig(_Strict):
     size: int = Field(gt=0, le=4096)
     divisor: int = Field(gt=0)
     fit: Literal["resize", "reflect-pad", "crop", "auto"]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[Finite, Finite, Finite]
+    std: tuple[Positive, Positive, Positive]
 
 
 class BackboneConfig(_Strict):
@@ -93,8 +108,8 @@ class BundleConfig(_Strict):
     created: str
     taxonomy: dict[str, Any]
     input: InputConfig
-    temperature: float = Field(gt=0, allow_inf_nan=False)
-    pixel_size_um: float | None = Field(default=None, gt=0)
+    temperature: Positive
+    pixel_size_um: Positive | None = None
     backbone: BackboneConfig
     training: dict[str, Any] = {}
     research_use_only: Literal[True] = True
@@ -127,6 +142,11 @@ def save_bundle(
     -------
     BundleConfig
         What ``config.json`` says.
+
+    Raises
+    ------
+    ModelError
+        If a weight is not finite; nothing is written.
     """
     from safetensors.torch import save
 
@@ -159,6 +179,9 @@ def save_bundle(
         ),
         training=training,
     )
+    for name, values in classifier.backbone.named_parameters():
+        if not values.isfinite().all():
+            raise ModelError(f"the weights {name} are not finite, so no bundle is written; lower --lr and train again")
     state = {key: value.detach().cpu().contiguous() for key, value in classifier.backbone.state_dict().items()}
     files = {CONFIG: config.model_dump_json(indent=2).encode(), WEIGHTS: save(state, metadata={"format": "pt"})}
     write_atomically(folder / WEIGHTS, files[WEIGHTS])
@@ -241,13 +264,63 @@ def bundle_identity(path: Path) -> str:
     ModelError
         If the configuration or the weights cannot be read.
     """
-    if path.is_file():
-        return file_sha256(path)
+    return file_sha256(path) if path.is_file() else _identity(read_config(path), file_sha256(path / WEIGHTS))
+
+
+def _identity(config: BundleConfig, weights_sha256: str) -> str:
     deciding = {"taxonomy", "input", "temperature", "pixel_size_um", "backbone"}
-    config = read_config(path).model_dump(mode="json", include=deciding)
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    digest.update(bytes.fromhex(file_sha256(path / WEIGHTS)))
+    said = config.model_dump(mode="json", include=deciding)
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    digest.update(bytes.fromhex(weights_sha256))
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model's files, read once: what is loaded and what the identity is computed from are the same bytes.
+
+    Attributes
+    ----------
+    path : Path
+        Bundle folder or ONNX file.
+    content : bytes
+        The bundle's weights, or the ONNX file.
+    config : BundleConfig or None
+        None for an ONNX file, which says it in its metadata.
+    identity : str
+        As `bundle_identity`.
+    """
+
+    path: Path
+    content: bytes = field(repr=False)
+    config: BundleConfig | None
+    identity: str
+
+
+def read_model(path: Path) -> ModelFiles:
+    """Read the files of a model and check that they are those that were saved; nothing in them is run.
+
+    Parameters
+    ----------
+    path : Path
+        Bundle folder or ONNX file, as `find_model` returns it.
+
+    Raises
+    ------
+    ModelError
+        If a file is missing, cut off, differs from its hash in ``SHA256SUMS``, or is newer than this program.
+    """
+    if path.is_file():
+        content = read_onnx(path)
+        return ModelFiles(path, content, None, sha256(content))
+    raw = _config_bytes(path)
+    config = _parse_bytes(raw, path)
+    weights = read_file(path / WEIGHTS)
+    check_tensors(path / WEIGHTS, weights)
+    hashes = {CONFIG: sha256(raw), WEIGHTS: sha256(weights)}
+    if config.bundle_version > 1 or (path / MANIFEST).exists():
+        verify_manifest(path, hashes)
+    return ModelFiles(path, weights, config, _identity(config, hashes[WEIGHTS]))
 
 
 def read_config(folder: Path) -> BundleConfig:
@@ -258,13 +331,27 @@ def read_config(folder: Path) -> BundleConfig:
     ModelError
         If it is missing, damaged, or newer than this program.
     """
-    path = folder / CONFIG
+    return _parse_bytes(_config_bytes(folder), folder)
+
+
+def _config_bytes(folder: Path) -> bytes:
     try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(_LARGEST_CONFIG)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} cannot be read ({' '.join(str(error).split())}); copy the bundle again") from error
-    return parse_config(text, str(path))
+        with (folder / CONFIG).open("rb") as file:
+            return file.read(_LARGEST_CONFIG)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _parse_bytes(raw: bytes, folder: Path) -> BundleConfig:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _unreadable(folder, error) from error
+    return parse_config(text, str(folder / CONFIG))
+
+
+def _unreadable(folder: Path, error: Exception) -> ModelError:
+    return ModelError(f"{folder / CONFIG} cannot be read ({' '.join(str(error).split())}); copy the bundle again")
 
 
 def parse_config(text: str, where: str) -> BundleConfig:
@@ -299,19 +386,6 @@ def parse_config(text: str, where: str) -> BundleConfig:
         first = error.errors()[0]
         entry = printable(".".join(map(str, first["loc"]))) or "the file"
         raise ModelError(f"{where}: {entry}: {first['msg']}; copy the model again or mend that entry") from error
-
-
-def check_bundle(folder: Path, config: BundleConfig) -> None:
-    """Refuse a bundle whose files are damaged or not those that were saved; nothing in them is run.
-
-    Raises
-    ------
-    ModelError
-        If a file is missing, cut off, or differs from its hash in ``SHA256SUMS``.
-    """
-    check_tensors(folder / WEIGHTS)
-    if config.bundle_version > 1 or (folder / MANIFEST).exists():
-        verify_manifest(folder, (CONFIG, WEIGHTS))
 
 
 def model_card(config: BundleConfig, taxonomy: Taxonomy) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from hematokit.errors import HematokitError, ModelError, PluginError, describe_error
-from hematokit.models.predictions import check_patches, prediction_frame
+from hematokit.models.predictions import check_finite, check_patches, prediction_frame
 from hematokit.progress import Progress, no_progress
 from hematokit.specs import InputSpec
 from hematokit.taxonomy import Taxonomy
@@ -30,7 +32,7 @@ __all__ = [
 
 
 ORIGIN: Final = "hematokit_origin"
-"""Attribute of a backbone that came from a stranger's package: who it is, in words."""
+"""Attribute of a backbone that came from a third-party package: its name and package, for messages."""
 
 
 class Classifier(torch.nn.Module):
@@ -50,6 +52,14 @@ class Classifier(torch.nn.Module):
         Divides the logits before softmax (Guo et al. 2017).
     config : BundleConfig, optional
         What the bundle says about it.
+    identity : str
+        Hash of the bundle it was loaded from, as `hematokit.models.bundle.bundle_identity` gives it; empty where it
+        does not come from one.
+
+    Raises
+    ------
+    ModelError
+        If the temperature is not positive and finite.
     """
 
     runtime: Final = "torch"
@@ -64,8 +74,12 @@ class Classifier(torch.nn.Module):
         patch_size: int,
         temperature: float = 1.0,
         config: BundleConfig | None = None,
+        identity: str = "",
     ) -> None:
         super().__init__()
+        if not 0 < temperature < math.inf:
+            raise ModelError(f"a temperature of {temperature} is not possible; give a positive, finite number")
+        self.identity = identity
         self.backbone = backbone
         self.taxonomy = taxonomy
         self.input_spec = input_spec
@@ -158,18 +172,34 @@ class Classifier(torch.nn.Module):
         ------
         ModelError
             If the patches are of another shape or type than the model was trained on.
+        ModelError, PluginError
+            If a logit is not finite; the second names the package where the backbone is a third-party one.
         """
         check_patches(patches, self.patch_size)
         was_training = self.training
         self.eval()
         parts = []
-        for start in range(0, len(patches), batch_size):
-            # A copy, because views of files and pictures are often read-only, which torch cannot express.
-            batch = torch.from_numpy(patches[start : start + batch_size].copy()).to(self.device)
-            parts.append(self(self.prepare(batch)).float().cpu().numpy())
-            progress(min(start + batch_size, len(patches)), len(patches), "")
-        self.train(was_training)
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.codes)), np.float32)
+        try:
+            for start in range(0, len(patches), batch_size):
+                # A copy, because views of files and pictures are often read-only, which torch cannot express.
+                batch = torch.from_numpy(patches[start : start + batch_size].copy()).to(self.device)
+                parts.append(self(self.prepare(batch)).float().cpu().numpy())
+                progress(min(start + batch_size, len(patches)), len(patches), "")
+        finally:
+            self.train(was_training)
+        found = np.concatenate(parts) if parts else np.zeros((0, len(self.codes)), np.float32)
+        check_finite(found, getattr(self.backbone, ORIGIN, ""))
+        return found
+
+    def on_cpu(self) -> Classifier:
+        """Return a copy on the CPU; this one stays as it is, and its device needs no further memory for it."""
+        memo: dict[int, torch.Tensor] = {}
+        for tensor in (*self.parameters(), *self.buffers()):
+            moved = tensor.detach().to("cpu", copy=True)
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            memo[id(tensor)] = torch.nn.Parameter(moved, tensor.requires_grad) if is_parameter else moved
+        # deepcopy takes what the memo has: the tensors are not copied where they are.
+        return copy.deepcopy(self, memo)
 
     def predict(self, patches: np.ndarray, batch_size: int = 64, progress: Progress = no_progress) -> pd.DataFrame:
         """Classify patches.

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import queue
 import sys
+import threading
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from hematokit.errors import ModelError
 from hematokit.imaging.reading import printable
+from hematokit.models.integrity import SEAL_KEY, check_seal, is_sealed
 
 __all__ = ["ENGINES", "INSTALL", "Engine", "Port", "is_installed", "open_engine", "stream_count", "thread_count"]
 
@@ -88,10 +90,11 @@ def open_engine(name: str, content: bytes, what: str = "the exported model") -> 
     Raises
     ------
     ModelError
-        If the engine is not installed or cannot open the graph.
+        If the engine is not installed or cannot open the graph, or the content is not what was exported.
     """
+    check_seal(content, what)
     try:
-        return _OnnxRuntime(content) if name == "onnxruntime" else _OpenVino(content)
+        engine: Engine = _OnnxRuntime(content) if name == "onnxruntime" else _OpenVino(content)
     except ImportError as error:
         said = " ".join(str(error).split())[:120]
         raise ModelError(f"runtime {name} needs the package {name} ({said}); {INSTALL[name]}") from error
@@ -101,6 +104,9 @@ def open_engine(name: str, content: bytes, what: str = "the exported model") -> 
             f"{what} cannot be opened by {name} ({said}); it is damaged or no ONNX file that {name} knows: copy or "
             "export it again, or use the bundle that it was made from"
         ) from error
+    if SEAL_KEY in engine.metadata and not is_sealed(content):
+        raise ModelError(f"{what} was changed after hematokit exported it; export it again")
+    return engine
 
 
 class _OnnxRuntime:
@@ -170,25 +176,30 @@ class _OpenVino:
 
 
 _USAGE_REPORTS: Final = "openvino_telemetry"
+_IMPORTING: Final = threading.Lock()
 
 
 def _import_openvino() -> Any:
-    """Import OpenVINO without its usage reports.
+    """Import OpenVINO without its usage reports, and make its bindings ready for several threads.
 
-    With that package, `import openvino` tells a server on the internet, and it forks to do so, in a thread, whatever
-    the other threads hold at that moment: the whole process can stand still for good. OpenVINO does without where the
-    package is not installed, which is what it is told here; who imported it before has had both already.
+    With that package, `import openvino` sends a report over the network, and forks to do so, in a thread, whatever
+    the other threads hold at that moment: the whole process can hang. OpenVINO does without where the package is not
+    installed, which is what it is made to believe here; where it was imported before, both have happened already.
+
+    Its bindings make their table of element types at the first use. Two threads that do so together, in their first
+    `infer`, each wait for the lock that the other holds, for ever: so one thread makes it here.
     """
-    if "openvino" in sys.modules or _USAGE_REPORTS in sys.modules:
-        import openvino
-
+    with _IMPORTING:
+        if "openvino" in sys.modules or _USAGE_REPORTS in sys.modules:
+            import openvino
+        else:
+            sys.modules[_USAGE_REPORTS] = None  # type: ignore[assignment]
+            try:
+                import openvino
+            finally:
+                sys.modules.pop(_USAGE_REPORTS, None)
+        openvino.Type.f32.to_dtype()
         return openvino
-    sys.modules[_USAGE_REPORTS] = None  # type: ignore[assignment]
-    try:
-        import openvino
-    finally:
-        sys.modules.pop(_USAGE_REPORTS, None)
-    return openvino
 
 
 def _openvino_port(given: Any) -> Port:

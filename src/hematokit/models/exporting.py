@@ -9,7 +9,6 @@ made of a few narrow ones: whole, they would take a fifth of the time of a small
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import logging
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from hematokit.errors import ModelError, describe_error
 from hematokit.files import write_atomically
+from hematokit.models.integrity import seal_onnx
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,7 @@ def export_onnx(
     ModelError
         If the packages are missing, the backbone cannot be exported, or the file cannot be written.
     """
-    data = onnx_bytes(classifier, layout=layout, embeddings=embeddings)
+    data = seal_onnx(onnx_bytes(classifier, layout=layout, embeddings=embeddings))
     try:
         write_atomically(Path(path), data)
     except OSError as error:
@@ -91,7 +91,7 @@ def export_onnx(
 def onnx_bytes(
     classifier: Classifier, *, layout: Layout = "patches", embeddings: bool = False, advice: str = _USE_TORCH
 ) -> bytes:
-    """Return a classifier as the content of an ONNX file.
+    """Return a classifier as the content of an ONNX file; `hematokit.models.integrity.seal_onnx` adds its hash.
 
     Its outputs are ``logits`` (N, C), uncalibrated, and ``probabilities`` (N, C), softmax of the logits divided by the
     temperature; all float32. The number of patches is free.
@@ -146,11 +146,23 @@ def onnx_bytes(
             f"{type(classifier.backbone).__name__} cannot be exported to ONNX ({type(error).__name__}: {text}); "
             f"{advice}"
         ) from error
+    _strip(graph)
     if classifier.has_config:
         entry = graph.metadata_props.add()
         entry.key, entry.value = CONFIG_KEY, json.dumps(classifier.config.model_dump(mode="json"))
     content: bytes = graph.SerializeToString()
     return content
+
+
+def _strip(message: Any) -> None:
+    """Remove the exporter's notes: stack traces with paths of this machine, and documentation."""
+    for name in ("metadata_props", "doc_string"):
+        if name in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(name)
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if hasattr(value, "__len__") else [value]:
+                _strip(part)
 
 
 def raw_graph(classifier: Classifier, *, layout: Layout = "patches", embeddings: bool = False) -> torch.nn.Module:
@@ -219,7 +231,7 @@ def raw_graph(classifier: Classifier, *, layout: Layout = "patches", embeddings:
                 logits = self.inner(images).float()
             return logits, torch.softmax(logits / self.inner.temperature, dim=1), *seen
 
-    return RawGraph(copy.deepcopy(classifier).cpu()).eval()
+    return RawGraph(classifier.on_cpu()).eval()
 
 
 def _check_embeddings(classifier: Classifier) -> None:
@@ -231,7 +243,7 @@ def _check_embeddings(classifier: Classifier) -> None:
     if not (hasattr(classifier.backbone, "forward_features") and hasattr(classifier.backbone, "forward_head")):
         raise ModelError(f"{lacks}; export it without --embeddings")
     size = classifier.input_spec.size
-    whole: Any = copy.deepcopy(classifier.backbone).cpu().eval()
+    whole: Any = classifier.on_cpu().backbone.eval()
     try:
         with torch.inference_mode():
             whole.forward_head(whole.forward_features(torch.zeros(1, 3, size, size)), pre_logits=True)

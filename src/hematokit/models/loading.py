@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from hematokit.errors import ModelError, PluginError
-from hematokit.models.bundle import CONFIG, WEIGHTS, BundleConfig, check_bundle, find_model, read_config
+from hematokit.imaging.reading import printable
+from hematokit.models.bundle import CONFIG, WEIGHTS, BundleConfig, ModelFiles, find_model, read_model
 from hematokit.registry import load_plugins
 from hematokit.specs import InputSpec
 from hematokit.taxonomy import Taxonomy
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from hematokit.models.construction import BackboneChoice
     from hematokit.models.onnx_classifier import OnnxClassifier
 
-__all__ = ["Runtime", "load_model", "load_torch"]
+__all__ = ["Runtime", "load_files", "load_model", "load_torch"]
 
 Runtime = Literal["torch", "onnxruntime", "openvino", "auto"]
 
@@ -48,14 +49,15 @@ def load_model(
         ``"auto"``, ``"cpu"``, ``"cuda"``, ...
     runtime : str, optional
         What computes it: ``"torch"``; ``"onnxruntime"`` or ``"openvino"``, on the CPU, from a file that is exported and
-        checked against torch at the first use and then kept (`hematokit.models.runtimes`); ``"auto"``, on the CPU the
-        faster of the two that are installed, else torch. By default torch, and for an ONNX file ``"auto"``.
+        checked against torch at the first use and then kept (`hematokit.models.runtimes`); ``"auto"``, on the CPU
+        onnxruntime where it is installed, else torch. By default torch, and for an ONNX file ``"auto"``.
 
     Returns
     -------
     Classifier or OnnxClassifier
         In evaluation mode, on the device; both have ``predict``, ``logits``, ``codes``, ``taxonomy``, ``patch_size``,
-        ``temperature``, ``config``, ``device`` and ``runtime``, the name of what computes.
+        ``temperature``, ``config``, ``device``, ``runtime``, the name of what computes, and ``identity``, a hash of all
+        that decides the predictions, computed from what was loaded.
 
     Raises
     ------
@@ -65,30 +67,42 @@ def load_model(
     PluginError
         If the plugin that provides the backbone is not installed.
     """
-    found = find_model(path)
-    if found.is_dir() and runtime in (None, "torch"):
-        return load_torch(found, device)
+    return load_files(read_model(find_model(path)), device, runtime)
+
+
+def load_files(
+    files: ModelFiles, device: str | torch.device = "auto", runtime: str | None = None
+) -> Classifier | OnnxClassifier:
+    """Load a classifier from files that were read; parameters, result and errors as of `load_model`."""
+    if files.config is not None and runtime in (None, "torch"):
+        return load_torch(files, device)
     from hematokit.models.runtimes import load_with_runtime
 
-    return load_with_runtime(found, device, runtime or "auto")
+    return load_with_runtime(files, device, runtime or "auto")
 
 
-def load_torch(folder: Path, device: str | torch.device = "auto") -> Classifier:
-    """Load the classifier of a bundle folder; parameters, result and errors as of `load_model`."""
+def load_torch(files: ModelFiles, device: str | torch.device = "auto") -> Classifier:
+    """Load the classifier of a bundle; parameters, result and errors as of `load_model`."""
     import torch
 
     from hematokit.models.classifier import Classifier
     from hematokit.models.construction import build_backbone
     from hematokit.models.devices import resolve_device
 
-    config = read_config(folder)
-    check_bundle(folder, config)
+    folder, config = files.path, files.config
+    assert config is not None  # an ONNX file has no weights for torch
     choice = _rebuild_choice(folder, config)
     taxonomy = Taxonomy.from_dict(config.taxonomy, where=str(folder / CONFIG))
     backbone = build_backbone(choice, len(taxonomy))
-    _load_state(backbone, folder / WEIGHTS)
+    _load_state(backbone, files)
     classifier = Classifier(
-        backbone, taxonomy, choice.input, config.input.patch_size, config.temperature, config=config
+        backbone,
+        taxonomy,
+        choice.input,
+        config.input.patch_size,
+        config.temperature,
+        config=config,
+        identity=files.identity,
     )
     target = device if isinstance(device, torch.device) else resolve_device(device)
     return classifier.to(target).to(memory_format=torch.channels_last).eval()
@@ -111,15 +125,17 @@ def _rebuild_choice(folder: Path, config: BundleConfig) -> BackboneChoice:
     return BackboneChoice(choice.spec, choice.variant_name, choice.variant, spec, choice.options)
 
 
-def _load_state(backbone: torch.nn.Module, path: Path) -> None:
+def _load_state(backbone: torch.nn.Module, files: ModelFiles) -> None:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
+    path = files.path / WEIGHTS
     try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
+        state = load(files.content)
+    except SafetensorError as error:
         text = " ".join(str(error).split())
         raise ModelError(f"{path} is missing or damaged ({text}); copy the bundle again") from error
+    _check_finite(backbone, state, path)
     try:
         backbone.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -127,3 +143,16 @@ def _load_state(backbone: torch.nn.Module, path: Path) -> None:
             f"{path} does not fit the backbone its config.json names ({' '.join(str(error).split())[:160]}); "
             "the two files are not of one bundle: copy it again"
         ) from error
+
+
+def _check_finite(backbone: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Refuse weights that are not finite, except where the architecture itself has such a constant (a mask)."""
+    own = backbone.state_dict()
+    for name, values in state.items():
+        if values.is_floating_point() and not values.isfinite().all():
+            built = own.get(name)
+            if built is None or not values.equal(built.to(values)):
+                raise ModelError(
+                    f"{path} has weights that are not finite ({printable(name)}); the training went wrong or the file "
+                    "is damaged: copy the bundle again, or train the model again"
+                )

@@ -14,22 +14,21 @@ import numpy as np
 import pandas as pd
 
 from hematokit.errors import ModelError
+from hematokit.hookspecs import PROJECT
 from hematokit.imaging.reading import printable
 from hematokit.models.bundle import CONFIG, BundleConfig, parse_config
 from hematokit.models.engines import Engine, open_engine, stream_count
 from hematokit.models.exporting import CONFIG_KEY, EMBEDDINGS, OUTPUT_NAME, PARITY_KEY
-from hematokit.models.predictions import check_patches, prediction_frame
+from hematokit.models.integrity import read_onnx, sha256
+from hematokit.models.predictions import check_finite, check_patches, prediction_frame
 from hematokit.progress import Progress, no_progress
 from hematokit.specs import InputSpec
 from hematokit.taxonomy import Taxonomy
 
-__all__ = ["OnnxClassifier", "read_onnx"]
+__all__ = ["OnnxClassifier"]
 
 BATCH: Final = 8
 """Patches in a batch, of which some run side by side: larger ones are no faster on the CPU, and their memory stays."""
-
-_LARGEST: Final = 2**31
-"""Bytes; no ONNX file is larger without keeping its weights in other files."""
 
 
 class OnnxClassifier:
@@ -43,18 +42,35 @@ class OnnxClassifier:
         The bundle's configuration; by default what the file's metadata say.
     engine : str
         ``"onnxruntime"`` or ``"openvino"``.
+    what : str, optional
+        Its name, for errors; the path where one is given.
+    identity : str, optional
+        That of the bundle it was exported from; by default that of the file, the hash of its content.
+
+    Attributes
+    ----------
+    identity : str
+        As `hematokit.models.bundle.bundle_identity` gives it, of what was loaded.
 
     Raises
     ------
     ModelError
-        If the engine is missing or cannot read the model, or the file is none of hematokit's.
+        If the engine is missing or cannot read the model, the file is not one of hematokit's, or it is damaged.
     """
 
     def __init__(
-        self, model: bytes | str | Path, config: BundleConfig | None = None, engine: str = "onnxruntime"
+        self,
+        model: bytes | str | Path,
+        config: BundleConfig | None = None,
+        engine: str = "onnxruntime",
+        *,
+        what: str = "",
+        identity: str = "",
     ) -> None:
-        what = "the exported model" if isinstance(model, bytes) else printable(str(model))
-        self._engine = open_engine(engine, model if isinstance(model, bytes) else read_onnx(Path(model)), what)
+        content = model if isinstance(model, bytes) else read_onnx(Path(model))
+        what = printable(what) or ("the exported model" if isinstance(model, bytes) else printable(str(model)))
+        self.identity = identity or sha256(content)
+        self._engine = open_engine(engine, content, what)
         self._streams = stream_count()
         self._pool = ThreadPoolExecutor(self._streams, "hematokit-engine")
         self.config = config if config is not None else _stated_config(self._engine, what)
@@ -101,6 +117,8 @@ class OnnxClassifier:
         ------
         ModelError
             If the patches are of another shape or type than the model was trained on.
+        ModelError, PluginError
+            If a logit is not finite.
         """
         return self._compute(OUTPUT_NAME, len(self.codes), patches, batch_size, progress)
 
@@ -125,12 +143,15 @@ class OnnxClassifier:
         batches = (np.ascontiguousarray(patches[start : start + step]) for start in range(0, total, step))
         parts: list[np.ndarray] = []
         done = 0
-        with closing(self._in_order(batches, output, alone=self._streams == 1 or total <= step)) as found:
-            for part in found:
+        with closing(self._in_order(batches, output, alone=self._streams == 1 or total <= step)) as computed:
+            for part in computed:
                 parts.append(part)
                 done += len(part)
                 progress(done, total, "")
-        return np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
+        found = np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
+        package = self.config.backbone.package
+        check_finite(found, "" if package == PROJECT else f"backbone {self.config.backbone.name} of package {package}")
+        return found
 
     def _in_order(self, batches: Iterable[np.ndarray], output: str, alone: bool) -> Generator[np.ndarray, None, None]:
         """Compute batches side by side, as many as the engine has streams; results come in the order given."""
@@ -155,26 +176,6 @@ class OnnxClassifier:
     def predict(self, patches: np.ndarray, batch_size: int = 64, progress: Progress = no_progress) -> pd.DataFrame:
         """Classify patches; parameters, result and errors as of `Classifier.predict`."""
         return prediction_frame(self.logits(patches, batch_size, progress), self.codes, self.temperature)
-
-
-def read_onnx(path: Path) -> bytes:
-    """Read an ONNX file.
-
-    Raises
-    ------
-    ModelError
-        If it cannot be read, is empty, or larger than such a file can be.
-    """
-    try:
-        size = path.stat().st_size
-        content = path.read_bytes() if 0 < size < _LARGEST else b""
-    except OSError as error:
-        raise ModelError(
-            f"{printable(str(path))} cannot be read ({error.strerror or error}); check the path and its permissions"
-        ) from error
-    if not content:
-        raise ModelError(f"{printable(str(path))} has {size:,} bytes, which is no ONNX file's size; copy it again")
-    return content
 
 
 _EXPECTED: Final = "one input 'patches', uint8 of shape (n, P, P, 3), an output 'logits', float32 of shape (n, C)"

@@ -5,9 +5,32 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from hematokit.errors import ModelError
+from hematokit.errors import ModelError, PluginError
 
-__all__ = ["check_patches", "prediction_frame"]
+__all__ = ["check_finite", "check_patches", "prediction_frame"]
+
+
+def check_finite(logits: np.ndarray, origin: str = "") -> None:
+    """Refuse numbers from which no class follows; every runtime's answers pass here.
+
+    Parameters
+    ----------
+    logits : ndarray, shape (n, C)
+    origin : str
+        Third-party backbone that gave them, with its package; empty for built-in ones.
+
+    Raises
+    ------
+    PluginError, ModelError
+        If one is NaN or infinite; the first where there is an `origin`.
+    """
+    bad = int((~np.isfinite(logits)).any(axis=1).sum())
+    if not bad:
+        return
+    what = f"gives numbers that are not finite (NaN or infinity) for {bad} of {len(logits)} patches"
+    if origin:
+        raise PluginError(f"{origin} {what}; report it to its author")
+    raise ModelError(f"the model {what}; its weights are damaged or its precision is too low: copy or train it again")
 
 
 def check_patches(patches: np.ndarray, side: int) -> None:
@@ -48,8 +71,14 @@ def prediction_frame(logits: np.ndarray, codes: tuple[str, ...], temperature: fl
     -------
     DataFrame
         One row per patch: ``predicted`` (code), ``probability`` of it, and ``p_<CODE>`` for every class.
+
+    Raises
+    ------
+    ModelError
+        If a logit, or its quotient by the temperature, is not finite.
     """
     scaled = np.asarray(logits, np.float64) / temperature
+    check_finite(scaled)
     weights = np.exp(scaled - scaled.max(axis=1, keepdims=True, initial=-np.inf))
     probabilities = weights / weights.sum(axis=1, keepdims=True)
     best = probabilities.argmax(axis=1) if len(codes) else np.zeros(0, int)

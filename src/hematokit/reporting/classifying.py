@@ -320,6 +320,7 @@ def classify(
     # Before the first field: a model that cannot be loaded is no field's fault.
     loaded = job.load_model()
     assert loaded is not None  # a model was named
+    job = replace(job, model_identity=loaded.identity)
     results, now, outcomes = _run(paths, job, smears, scheduler, progress)
     folder = results.path
     predictions = read_predictions(results, outcomes)

@@ -20,7 +20,6 @@ from hematokit.explanation.storing import ExplanationFolder, MapArrays, writing
 from hematokit.files import write_atomically
 from hematokit.imaging.reading import printable
 from hematokit.models import find_bundle, load_model
-from hematokit.models.bundle import bundle_identity
 from hematokit.progress import Progress, no_progress
 from hematokit.reporting.explained_pictures import CellDrawer, draw_classes, draw_doubt
 
@@ -191,7 +190,6 @@ def explain(
     chosen = _choose(classifier, Path(model), store, images, cells, split, per_class, seed)
     return write_explanation(
         output,
-        bundle,
         classifier,
         chosen,
         explainers,
@@ -207,7 +205,6 @@ def explain(
 
 def write_explanation(
     output: str | Path,
-    bundle: Path,
     classifier: Classifier,
     chosen: ChosenCells,
     explainers: Mapping[str, NamedExplainer],
@@ -227,8 +224,9 @@ def write_explanation(
 
     Parameters
     ----------
-    output, bundle : path
+    output : path
     classifier : Classifier
+        From a bundle.
     chosen : ChosenCells
     explainers : mapping of str to NamedExplainer
     target, doubt, unsure_below, pictures, batch_size, progress
@@ -248,7 +246,7 @@ def write_explanation(
     """
     choose = target_chooser(target, chosen.cells, classifier.codes)
     identity = {
-        "model": bundle_identity(bundle),
+        "model": classifier.identity,
         "cells": chosen.content,
         "target": target,
         "methods": {name: explainer.identity() for name, explainer in explainers.items()},

@@ -125,7 +125,6 @@ def explain_field(
 
         return write_explanation(
             output,
-            bundle,
             classifier,
             chosen,
             explainers,

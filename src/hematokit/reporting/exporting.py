@@ -18,7 +18,7 @@ from hematokit.imaging.reading import printable
 from hematokit.models.bundle import find_bundle
 from hematokit.models.exporting import Layout
 from hematokit.models.formats.onnx_file import OnnxSettings
-from hematokit.models.loading import load_torch
+from hematokit.models.loading import load_model
 from hematokit.models.quantising import Precision
 from hematokit.reporting.export_crops import ExportCrops
 from hematokit.reporting.model_card import model_card
@@ -184,7 +184,7 @@ def export(
     card_file = output.with_suffix(".md") if writer.SUFFIX == ".onnx" else None
     with _place(output, writer.SUFFIX, overwrite, card_file) as target:
         log("loading the model")
-        loaded = load_torch(bundle, "cpu")
+        loaded = load_model(bundle, "cpu", runtime="torch")
         crops = ExportCrops.find(loaded, store)
         classifier = _shareable(loaded, taxonomy, pixel_size_um)
         options: dict[str, Any] = {}

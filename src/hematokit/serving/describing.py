@@ -47,6 +47,7 @@ def describe_model(model: Classifier, settings: ServeSettings) -> dict[str, Any]
         "name": f"{config.backbone.name}:{config.backbone.variant}, {config.created[:10]}",
         "backbone": f"{config.backbone.name}:{config.backbone.variant}",
         "created": config.created,
+        "sha256": model.identity,
         "taxonomy": model.taxonomy.name,
         "classes": [
             {

@@ -72,12 +72,12 @@ def serve(
     try:
         import uvicorn
 
-        from hematokit.models import load_model
+        from hematokit.models import cached_model
         from hematokit.serving.app import build_app
         from hematokit.serving.connections import http_protocol
         from hematokit.serving.describing import describe_model
 
-        loaded: Any = load_model(model, device=device, runtime=runtime)
+        loaded: Any = cached_model(model, device, runtime)
         config = uvicorn.Config(
             build_app(loaded, settings),
             http=http_protocol(settings.head_seconds),

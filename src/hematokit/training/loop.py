@@ -231,7 +231,7 @@ class Loop:
             if look or (step + 1) % CHECK_EVERY == 0 or step + 1 == len(batches):
                 total, stop = self._agree(pending)
                 if not math.isfinite(total):
-                    raise self._diverged(step)
+                    raise self._not_finite(f"the loss is not finite at epoch {state.epoch + 1}, step {step + 1}")
                 state.total_loss += total
                 state.total_cells += pending_cells
                 state.step = step + 1
@@ -320,13 +320,10 @@ class Loop:
         total, stop = both.tolist()
         return total, stop > 0
 
-    def _diverged(self, step: int) -> TrainingError:
+    def _not_finite(self, what: str) -> TrainingError:
         last = self.run_folder.checkpoint("last")
         kept = f"the last good checkpoint is {last}" if last.is_file() else "no epoch was finished before"
-        return TrainingError(
-            f"the loss is not finite at epoch {self.state.epoch + 1}, step {step + 1}; {kept}; lower --lr, or use "
-            "--precision fp32"
-        )
+        return TrainingError(f"{what}; {kept}; lower --lr, or use --precision fp32")
 
     def _report(self, cells: int, steps: int, rate: float, begun: float, done_before: int) -> None:
         state = self.state
@@ -392,6 +389,8 @@ class Loop:
             logits[torch.from_numpy(positions).to(self.device)] = part.float()
         # Every row is filled by one process and zero on the others, so the sum is the whole.
         found = self.accelerator.reduce(logits, reduction="sum").cpu()
+        if not found.isfinite().all():
+            raise self._not_finite(f"the validation logits are not finite after epoch {self.state.epoch + 1}")
         loss = functional.cross_entropy(found, torch.from_numpy(labels)).item()
         figures: dict[str, Any] = {"loss": loss} | validation_scores(labels, found.numpy())
         return found.numpy(), {f"val_{key}": float(value) for key, value in figures.items()}

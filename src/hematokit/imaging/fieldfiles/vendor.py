@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,10 @@ VENDOR_SUFFIXES = frozenset({".czi", ".nd2", ".lif", ".oib", ".oif", ".vsi", ".d
 # bioio logs every reader that it tried in vain, which would land on the screen where nobody has set logging up.
 for _name in ("bioio", "bioio_base"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
+
+
+_READERS: Final = {"czi": "hematokit[bioio]", "nd2": "hematokit[bioio]", "lif": "bioio-lif", "dv": "bioio-dv"}
+"""What reads a format, by the ending of its files."""
 
 
 def open_vendor(path: Path) -> Source:
@@ -63,12 +67,9 @@ def _unsupported(ending: str, shown: str) -> ImageError:
         return ImageError(
             "unreadable", f"{shown} is damaged or no {ending.upper()} file; copy or export the file again"
         )
-    package = "hematokit[bioio]" if ending in ("czi", "nd2") else f"bioio-{ending}"
-    return ImageError(
-        "needs-bioio",
-        f"{shown} is in a format for which no reader is installed; if there is one: pip install '{package}', "
-        "else export it as OME-TIFF",
-    )
+    package = _READERS.get(ending)
+    advice = f"run: pip install '{package}', or export it" if package else "export it"
+    return ImageError("needs-bioio", f"{shown} is in a format for which no reader is installed; {advice} as OME-TIFF")
 
 
 def _read(image: Any, path: Path, shown: str) -> Source:

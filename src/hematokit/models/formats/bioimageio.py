@@ -24,7 +24,8 @@ import numpy.typing as npt
 from hematokit.errors import ModelError, describe_error
 from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, write_atomically
 from hematokit.models.exporting import onnx_bytes
-from hematokit.models.formats.packages import NOTICE, about, drawn_crops, gate, on_cpu, resized, with_usage, write_card
+from hematokit.models.formats.packages import NOTICE, about, drawn_crops, gate, resized, with_usage, write_card
+from hematokit.models.integrity import seal_onnx
 from hematokit.models.predictions import prediction_frame
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def write(
         raise ModelError(
             f"the BioImage.IO format needs {error.name or 'bioimageio.core'}; run: pip install 'hematokit[bioimageio]'"
         ) from error
-    model = on_cpu(classifier)
+    model = classifier.on_cpu().eval()
     with (
         one_line_write_errors(target.parent, ModelError, "give a folder with room"),
         _quiet(),
@@ -110,7 +111,7 @@ def _write_files(model: Classifier, folder: Path, card: str) -> dict[str, Logits
     import onnx
 
     content = onnx_bytes(model)
-    write_atomically(folder / "model.onnx", content)
+    write_atomically(folder / "model.onnx", seal_onnx(content))
     names = [output.name for output in onnx.load_from_string(content).graph.output]
     crops = drawn_crops(_DRAWN, model.patch_size)
     logits = model.logits(crops)

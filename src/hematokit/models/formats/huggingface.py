@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from hematokit.errors import ModelError, describe_error
 from hematokit.files import one_line_write_errors
-from hematokit.models.formats.packages import about, gate, on_cpu, with_usage, write_card
+from hematokit.models.formats.packages import about, gate, with_usage, write_card
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +84,7 @@ def write(
     ModelError
         If timm did not make the backbone, or answers differ.
     """
-    model = on_cpu(classifier)
+    model = classifier.on_cpu().eval()
     description = _config(model, licence)
     with one_line_write_errors(target.parent, ModelError, "give a folder with room"):
         target.mkdir()

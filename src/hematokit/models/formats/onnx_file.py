@@ -16,7 +16,8 @@ from hematokit.errors import ModelError, describe_error
 from hematokit.files import one_line_write_errors, write_atomically
 from hematokit.models.engines import Engine, is_installed, open_engine
 from hematokit.models.exporting import EMBEDDINGS, OUTPUT_NAME, PARITY_KEY, PROBABILITIES, Layout, onnx_bytes, raw_graph
-from hematokit.models.formats.packages import NOTICE, UNSTATED, gate, on_cpu, without_pictures
+from hematokit.models.formats.packages import NOTICE, UNSTATED, gate, without_pictures
+from hematokit.models.integrity import seal_onnx
 from hematokit.models.parity import BATCHES, EXPORT_TOLERANCE
 from hematokit.models.quantising import JudgedCrops, Precision, measure_cost, to_fp16, to_int8
 
@@ -108,7 +109,7 @@ def write(
         raise ModelError("int8 is calibrated on training crops, and there are none; give their store with --store")
     if not is_installed("onnxruntime"):
         raise ModelError("exporting needs onnxruntime; run: pip install 'hematokit[onnx]'")
-    model = on_cpu(classifier)
+    model = classifier.on_cpu().eval()
     log("exporting")
     content = onnx_bytes(model, layout=settings.layout, embeddings=settings.embeddings, advice=_ADVICE)
     _check(content)
@@ -280,5 +281,4 @@ def _with_metadata(
     # Converters drop or keep what was there: the configuration is written again, the same for all.
     entries["hematokit.config"] = json.dumps(config.model_dump(mode="json"))
     onnx.helper.set_model_props(proto, entries)
-    made: bytes = proto.SerializeToString()
-    return made
+    return seal_onnx(proto.SerializeToString())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +26,6 @@ __all__ = [
     "about",
     "drawn_crops",
     "gate",
-    "on_cpu",
     "resized",
     "with_usage",
     "without_pictures",
@@ -47,12 +45,6 @@ _PICTURE: Final = re.compile(r"!\[([^\]\n]*)\]\(data:image/(png|jpeg);base64,([A
 
 Patches = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
-
-
-def on_cpu(classifier: Classifier) -> Classifier:
-    """Return a copy of a classifier on the CPU, in evaluation mode; the original stays where it is."""
-    copied: Classifier = copy.deepcopy(classifier).cpu().eval()
-    return copied
 
 
 def gate(

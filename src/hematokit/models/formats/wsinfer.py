@@ -10,8 +10,10 @@ for pathology with WSInfer and QuPath, doi:10.1038/s41698-024-00499-9.
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +24,7 @@ import numpy.typing as npt
 
 from hematokit.errors import ModelError, describe_error
 from hematokit.files import one_line_write_errors, write_json
-from hematokit.models.formats.packages import about, gate, on_cpu, with_usage, write_card
+from hematokit.models.formats.packages import about, gate, with_usage, write_card
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +75,7 @@ def write(
         If the pixel size is not known, the backbone cannot be traced, or answers differ.
     """
     config = _config(classifier, licence)
-    model = on_cpu(classifier)
+    model = classifier.on_cpu().eval()
     with one_line_write_errors(target.parent, ModelError, "give a folder with room"):
         target.mkdir()
         log("tracing the network")
@@ -155,7 +157,13 @@ def _trace(model: Classifier, path: Path) -> None:
                 f"{type(model.backbone).__name__} cannot be traced to TorchScript ({describe_error(error)}); "
                 "use --format onnx"
             ) from error
-        traced.save(str(path))
+        saved = io.BytesIO()
+        torch.jit.save(traced, saved)  # type: ignore[no-untyped-call]
+    with zipfile.ZipFile(saved) as made, zipfile.ZipFile(path, "w") as kept:
+        for entry in made.infolist():
+            # These hold paths of this machine's source files, for stack traces.
+            if not entry.filename.endswith(".debug_pkl"):
+                kept.writestr(entry, made.read(entry))
 
 
 def _as_wsinfer_does(folder: Path) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]:

@@ -1,0 +1,88 @@
+"""The one cache of loaded models, for the command line, the viewer and the server."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from weakref import WeakValueDictionary
+
+from hematokit.errors import ModelError
+from hematokit.imaging.reading import printable
+from hematokit.models.bundle import find_model, read_model
+from hematokit.models.loading import load_files
+from hematokit.models.runtimes import choose_runtime
+
+if TYPE_CHECKING:
+    from hematokit.models.classifier import Classifier
+    from hematokit.models.onnx_classifier import OnnxClassifier
+
+__all__ = ["cached_model"]
+
+_LOADED: Final[WeakValueDictionary[tuple[str, str, str], Classifier | OnnxClassifier]] = WeakValueDictionary()
+"""By identity, device and runtime: every model that something still uses."""
+_LAST: Final[list[Classifier | OnnxClassifier]] = []
+"""The model used last, kept though nothing uses it: a process that goes through many must not hold them all."""
+_LOADING: Final = threading.Lock()
+
+
+def cached_model(
+    path: str | Path, device: str = "auto", runtime: str = "auto", *, identity: str = ""
+) -> Classifier | OnnxClassifier:
+    """Load a model, or return the loaded one with the same content. Whoever gets it must not change it.
+
+    Parameters
+    ----------
+    path : path
+        Bundle, run or ONNX file.
+    device : str
+        As `hematokit.load_model` takes it.
+    runtime : str
+        As `hematokit.load_model` takes it.
+    identity : str, optional
+        The model that is wanted, as `hematokit.models.bundle.bundle_identity` gives it. If it is loaded, the files are
+        not read again, and may have changed since.
+
+    Returns
+    -------
+    Classifier or OnnxClassifier
+        Its ``identity`` is computed from the content that was loaded.
+
+    Raises
+    ------
+    ModelError
+        If the files are those of another model than `identity` says, or as of `hematokit.load_model`.
+    PluginError
+        As of `hematokit.load_model`.
+    """
+    with _LOADING:
+        wanted = (identity, device, runtime)
+        model = _LOADED.get(wanted) if identity else None
+        if model is None:
+            files = read_model(find_model(path))
+            if identity not in ("", files.identity):
+                raise ModelError(
+                    f"{printable(str(path))} is another model than the one used so far (SHA-256 "
+                    f"{files.identity[:12]}, not {identity[:12]}): it was trained again or replaced; restore it, or "
+                    "classify again into another folder"
+                )
+            wanted = (files.identity, device, runtime)
+            model = _LOADED.get(wanted) or _LOADED.get((files.identity, *_computed_by(files.path, device, runtime)))
+        if model is None:
+            # Before the next one is loaded: two large ones may be more than the memory holds.
+            _LAST.clear()
+            model = load_files(files, device, runtime)
+            _LOADED[model.identity, str(model.device), model.runtime] = model
+        _LOADED[wanted] = model
+        _LAST[:] = [model]
+        return model
+
+
+def _computed_by(path: Path, device: str, runtime: str) -> tuple[str, str]:
+    """Device and runtime as a loaded model states them."""
+    chosen = choose_runtime(path, device, runtime)
+    if chosen != "torch":
+        return "cpu", chosen
+    from hematokit.models.devices import resolve_device
+
+    return str(resolve_device(device)), chosen
