@@ -56,7 +56,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_late(*given: object) -> None:
         pytest.fail("the model was loaded before the call was checked")
 
-    monkeypatch.setattr(exporting, "load_torch", too_late)
+    monkeypatch.setattr(exporting, "load_model", too_late)
 
 
 def test_export_evaluate_classify(

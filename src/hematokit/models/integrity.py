@@ -195,7 +195,8 @@ _SEAL_LENGTH: Final = len(_seal("0" * 64))
 
 
 def seal_onnx(content: bytes) -> bytes:
-    """Return an ONNX file with the hash of its content appended; nothing may be changed in it afterwards."""
+    """Return an ONNX file with the hash of its content as its end; nothing may be changed in it afterwards."""
+    content = content[:-_SEAL_LENGTH] if is_sealed(content) else content
     return content + _seal(sha256(content))
 
 

@@ -77,7 +77,8 @@ def prediction_frame(logits: np.ndarray, codes: tuple[str, ...], temperature: fl
     ModelError
         If a logit, or its quotient by the temperature, is not finite.
     """
-    scaled = np.asarray(logits, np.float64) / temperature
+    with np.errstate(over="ignore"):
+        scaled = np.asarray(logits, np.float64) / temperature
     check_finite(scaled)
     weights = np.exp(scaled - scaled.max(axis=1, keepdims=True, initial=-np.inf))
     probabilities = weights / weights.sum(axis=1, keepdims=True)
