@@ -89,6 +89,12 @@ class ComingCells:
         """
         self._model, self._journal, self._earlier = model, journal, earlier
 
+    def go_on_with(self, model: Any) -> None:
+        """Say that a copy of the model classifies the rest, on another device."""
+        self._model = model
+        if self.layer is not None:
+            self.layer.metadata["hematokit"].classifier = model
+
     def add(self, cells: pd.DataFrame) -> None:
         """Take some more cells, and show them if it is time to."""
         self._waiting.append(cells)

@@ -25,6 +25,7 @@ __all__ = [
     "ClassifyRequest",
     "Found",
     "Loaded",
+    "Moved",
     "classify_steps",
     "get_model",
     "runtime_choices",
@@ -81,6 +82,18 @@ class Loaded:
 
 
 @dataclass(frozen=True)
+class Moved:
+    """Another copy of the model goes on, on the CPU.
+
+    Attributes
+    ----------
+    model : Classifier
+    """
+
+    model: Any
+
+
+@dataclass(frozen=True)
 class Found:
     """The cells have been found; they are not classified yet."""
 
@@ -105,8 +118,8 @@ def classify_steps(request: ClassifyRequest, background: Background) -> Iterator
 
     Yields
     ------
-    Loaded, Found, Cells, Note
-        In this order; any number of the last two.
+    Loaded, Found, Cells, Note, Moved
+        In this order; any number of the last three.
 
     Raises
     ------
@@ -116,7 +129,7 @@ def classify_steps(request: ClassifyRequest, background: Background) -> Iterator
     from hematokit.fields.detection import Examination, make_detector
     from hematokit.fields.live import classify_live
 
-    notes: list[Note] = []
+    notes: list[Note | Moved] = []
 
     def note(text: str) -> None:
         notes.append(Note(text))
@@ -138,6 +151,7 @@ def classify_steps(request: ClassifyRequest, background: Background) -> Iterator
         model_pixel_size_um=model.config.pixel_size_um,
         progress=background.tell,
         note=note,
+        moved=lambda copy: notes.append(Moved(copy)),
     )
     for part in parts:
         yield from _taken(notes)
@@ -170,7 +184,7 @@ def _journal(request: ClassifyRequest, note: Callable[[str], None]) -> tuple[Pat
     return path, len({entry.cell_id for entry in standing_corrections(read_corrections(path))})
 
 
-def _taken(notes: list[Note]) -> list[Note]:
+def _taken(notes: list[Note | Moved]) -> list[Note | Moved]:
     taken = list(notes)
     notes.clear()
     return taken

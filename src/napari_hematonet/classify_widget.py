@@ -22,6 +22,7 @@ from napari_hematonet.classify_job import (
     ClassifyRequest,
     Found,
     Loaded,
+    Moved,
     classify_steps,
     runtime_choices,
     warm_up,
@@ -314,6 +315,8 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
                 job.go_on()
         elif isinstance(step, Cells) and self._cells is not None:
             self._cells.add(step.table)
+        elif isinstance(step, Moved) and self._cells is not None:
+            self._cells.go_on_with(step.model)
         elif isinstance(step, Note):
             notify(step.text, "warning")
         elif isinstance(step, Failed):

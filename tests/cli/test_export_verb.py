@@ -9,11 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import hematokit
@@ -114,6 +116,24 @@ def test_wrong_calls_are_told_before_any_work(
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "old.onnx", "there"]
     assert (tmp_path / "old.onnx").read_text() == "old"
+
+
+@pytest.mark.parametrize("words", [[], ["--fp16"], ["--int8"], ["--format", "wsinfer", "--pixel-size", "0.1"]])
+def test_files_have_no_paths_of_this_machine(tiny_run: Path, tmp_path: Path, words: list[str]) -> None:
+    """Neither of the data nor of the programs: exporters write stack traces."""
+    target = tmp_path / ("out" if "wsinfer" in words else "out.onnx")
+    assert main(["export", str(tiny_run), "--output", str(target), *words]) == 0
+    written = [path for path in (target, *target.rglob("*")) if path.is_file()]
+    for path in written:
+        # TorchScript is a zip file, whose entries are compressed or not.
+        entries = [path.read_bytes()]
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                entries += [archive.read(name) for name in archive.namelist()]
+        for content in entries:
+            for place in (Path(hematokit.__file__).parent, Path(torch.__file__).parents[1], tmp_path, tiny_run.parent):
+                assert str(place).encode() not in content, path
+    assert written
 
 
 @pytest.mark.parametrize("format", sorted(FORMATS))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from hematokit.cli.main import VERBS, build_app, main
+from hematokit.errors import describe_missing_module
 from pluginkit import run_hematokit
 from tinykit import TINY
 
@@ -69,6 +72,49 @@ def test_a_users_mistake_is_one_line_and_code_2(
     assert len(errors.splitlines()) == 1
     assert errors.startswith("hematokit: ")
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("skimage", "this needs scikit-image, which is not installed; run: pip install scikit-image"),
+        ("PIL", "this needs pillow, which is not installed; run: pip install pillow"),
+        ("yaml", "this needs pyyaml, which is not installed; run: pip install pyyaml"),
+        ("captum", "this needs captum, which is not installed; run: pip install captum"),
+        ("ome_zarr", "this needs ome-zarr, which is not installed; run: pip install ome-zarr"),
+        ("fastapi", "this needs fastapi, which is not installed; run: pip install 'hematokit[serve]'"),
+        ("distributed", "this needs distributed, which is not installed; run: pip install 'hematokit[distributed]'"),
+        ("nobodys_module", "module nobodys_module is missing; install the package that provides it"),
+    ],
+)
+def test_a_missing_package_is_called_as_pip_calls_it(
+    module: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever a command needs: its module has another name than its package, or belongs to an extra."""
+
+    def needs_it(*given: object, **more: object) -> None:
+        importlib.import_module(module)
+
+    monkeypatch.setitem(sys.modules, module, None)
+    if module in ("skimage", "yaml", "PIL", "captum", "ome_zarr", "fastapi", "distributed"):
+        known = dict(metadata.packages_distributions())
+        known.pop(module, None)
+        monkeypatch.setattr(metadata, "packages_distributions", lambda: known)
+    monkeypatch.setattr("hematokit.cli.main.build_app", needs_it)
+    assert main(["store", "info", "x.zarr"]) == 2
+    assert capsys.readouterr().err == f"hematokit: {said}\n"
+
+
+def test_who_needs_a_missing_module_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody knows its package, the one that imports it is named, and no name for pip is made up."""
+    (tmp_path / "a_dependency.py").write_text("import deep_inside\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: {"a_dependency": ["a-dependency"]})
+    with pytest.raises(ModuleNotFoundError) as caught:
+        importlib.import_module("a_dependency")
+    said = describe_missing_module(caught.value)
+    assert said.startswith("module deep_inside is missing, which package a-dependency needs; ")
+    assert "pip install" not in said
 
 
 def test_unknown_options_are_code_2(capsys: pytest.CaptureFixture[str]) -> None:

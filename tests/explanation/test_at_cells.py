@@ -20,6 +20,7 @@ from hematokit.fields.classifying import cut_patches
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import Box, patch_box
 from hematokit.models import load_model
+from hematokit.models.parity import sample_patches
 
 
 @pytest.fixture
@@ -90,8 +91,12 @@ def test_progress_can_stop_it_between_passes(field: Any, tiny_run: Path) -> None
     assert told == [0] * 5
 
 
-def test_too_little_memory_on_the_accelerator_goes_on_on_the_cpu(field: Any, tiny_run: Path) -> None:
+def test_too_little_memory_on_the_accelerator_goes_on_on_the_cpu(
+    field: Any, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = load_model(tiny_run, device="cpu")
+    monkeypatch.setattr(torch.Tensor, "__deepcopy__", full)
+    monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", full)
     calls, said = [], []
 
     class Hungry:
@@ -105,6 +110,27 @@ def test_too_little_memory_on_the_accelerator_goes_on_on_the_cpu(field: Any, tin
     assert [cell.cell_id for cell in found] == ["a", "b", "c"]
     assert len(said) == 1
     assert "not enough memory" in said[0]
+
+
+def full(*given: Any) -> Any:
+    """What copying a tensor where it is does on a device whose memory is full."""
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_the_copy_on_the_cpu_is_not_made_on_the_device(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(tiny_run, device="cpu", runtime="torch")
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "__deepcopy__", full)
+        patch.setattr(torch.nn.Parameter, "__deepcopy__", full)
+        copied = model.on_cpu()
+    patches = sample_patches(64)
+    assert np.array_equal(copied.logits(patches), model.logits(patches))
+    assert (copied.identity, copied.device, copied.config) == (model.identity, model.device, model.config)
+    with torch.no_grad():
+        for tensor in (*copied.parameters(), *copied.buffers()):
+            tensor.add_(1)
+    assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
 
 
 def test_a_class_that_the_model_does_not_have(field: Any, tiny_run: Path) -> None:

@@ -270,9 +270,6 @@ def test_a_graphics_processor_that_is_too_small_hands_over_to_the_cpu(
         def __getattr__(self, name: str) -> Any:
             return getattr(self._model, name)
 
-        def to(self, device: str) -> None:
-            self.device = device
-
         def predict(self, patches: np.ndarray, batch_size: int = 64) -> Any:
             if self.device != "cpu":
                 raise torch.OutOfMemoryError("out of memory. Tried to allocate 2 GiB")

@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 import hematokit
@@ -152,12 +153,13 @@ def test_a_tiff_brings_its_pixel_size(server: Server, field: np.ndarray, tmp_pat
     assert answer["cells"]["type"] == "FeatureCollection"
 
 
-def test_what_the_server_says_of_itself(server: Server) -> None:
+def test_what_the_server_says_of_itself(server: Server, tiny_run: Path) -> None:
     with server.client() as client:
         assert client.get("/health").json() == {"status": "ok"}
         about = client.get("/v1/model").json()
         paths = client.get("/openapi.json").json()["paths"]
         page = client.get("/")
+    assert about["sha256"] == hematokit.load_model(tiny_run, device="cpu").identity
     assert [entry["code"] for entry in about["classes"]] == ["BLA", "NGS", "LYT"]
     assert (about["patch_size"], about["runtime"], about["detector"]) == (64, "torch", "nuclei")
     assert {"/v1/cells", "/v1/fields", "/v1/model", "/health", "/metrics"} <= set(paths)
@@ -368,6 +370,26 @@ def test_without_the_extra_it_says_what_to_install(tiny_run: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "pip install 'hematokit[serve]'" in done.stderr
+
+
+def test_a_model_that_gives_no_numbers_is_a_failure_of_the_server(
+    tiny_run: Path, crops: list[bytes], field: np.ndarray
+) -> None:
+    """Not a class: 500, in one line."""
+    from fastapi.testclient import TestClient
+
+    from hematokit.serving import build_app
+
+    model = hematokit.load_model(tiny_run, device="cpu", runtime="torch")
+    with torch.no_grad():
+        model.backbone.get_classifier().bias[1] = float("nan")
+    with TestClient(build_app(model), base_url="http://localhost") as client:
+        for path, body in (("/v1/cells", crops[0]), ("/v1/fields?pixel_size_um=0.1", png(field))):
+            answer = client.post(path, content=body)
+            assert answer.status_code == 500
+            assert answer.json()["reason"] == "model"
+            assert "not finite" in answer.text
+            assert "predicted" not in answer.text
 
 
 WITHOUT_TORCH = """

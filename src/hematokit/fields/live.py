@@ -101,6 +101,7 @@ def classify_live(
     largest_batch: int = 64,
     progress: Progress = no_progress,
     note: Callable[[str], None] = lambda text: None,
+    moved: Callable[[CellClassifier], None] = lambda model: None,
 ) -> Iterator[Examination | pd.DataFrame]:
     """Find the cells of a field, or of regions of it, and classify them piece by piece.
 
@@ -127,6 +128,8 @@ def classify_live(
         Told windows examined, then cells classified. Raising from it ends the work.
     note : callable
         Told in one line when less memory has to do.
+    moved : callable
+        Given the copy of the model that goes on on the CPU; `model` itself stays on its device.
 
     Yields
     ------
@@ -149,7 +152,7 @@ def classify_live(
     examined = _examine(field, detector, region, progress)
     cells = name_cells(examined.cells, field_id, source)
     yield examined
-    batches = _Batches(model, largest_batch, note)
+    batches = _Batches(model, largest_batch, note, moved)
     start = 0
     while start < len(cells):
         rows = cells.iloc[start : start + batches.size].reset_index(drop=True)
@@ -206,11 +209,18 @@ def _some(cells: int) -> str:
 class _Batches:
     """How many cells to classify at a time, learned from how long it takes and whether the memory suffices."""
 
-    def __init__(self, model: CellClassifier, largest: int, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        model: CellClassifier,
+        largest: int,
+        note: Callable[[str], None],
+        moved: Callable[[CellClassifier], None],
+    ) -> None:
         self.size = min(_FIRST_BATCH, largest)
         self._model: Any = model
         self._largest = largest
         self._note = note
+        self._moved = moved
 
     def run(self, work: Callable[[CellClassifier, int], pd.DataFrame]) -> pd.DataFrame:
         while True:
@@ -239,5 +249,6 @@ class _Batches:
             raise error
         # A copy: the model itself is shared, and the next field may have more luck with it.
         self._model = self._model.on_cpu()
+        self._moved(self._model)
         self.size = self._largest = _FIRST_BATCH
         self._note("the graphics processor's memory is full: going on on the CPU, which takes longer")
