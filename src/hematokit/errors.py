@@ -67,9 +67,10 @@ def describe_missing_module(error: ModuleNotFoundError) -> str:
         wanted = [_REQUIREMENT.match(line) for line in metadata.requires("hematokit") or []]
     except metadata.PackageNotFoundError:
         wanted = []
-    extras = [found[2] for found in wanted if found and _same_name(found[1], name) and found[2] not in _OUR_WORK]
-    if module == top and extras:
-        what = name if None in extras else f"'hematokit[{extras[0]}]'"
+    ours = [found for found in wanted if found and _same_name(found[1], name) and found[2] not in _OUR_WORK]
+    if module == top and ours:
+        name, extra = ours[0][1], None if any(found[2] is None for found in ours) else ours[0][2]
+        what = f"'hematokit[{extra}]'" if extra else name
         return f"this needs {name}, which is not installed; run: pip install {what}"
     providers = metadata.packages_distributions()
     if top in providers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import warnings
@@ -21,6 +22,7 @@ from napari_hematonet import classify_job, demo_model
 from napari_hematonet.background import Background
 from napari_hematonet.classify_widget import ClassifyWidget
 from napari_hematonet.state import cells_layers, current_layer, state_of
+from tinykit import seal_bundle
 
 WAIT = 60_000
 
@@ -379,3 +381,52 @@ def test_the_advice_follows_the_model_chosen(viewer: napari.Viewer, form: Classi
     form.model.choose(tiny_run)
     assert "Run" in form.status.text()
     assert "No model" not in form.status.text()
+
+
+def test_a_model_trained_again_is_loaded_again(tiny_run: Path, tmp_path: Path) -> None:
+    """Its content decides, not when its files were written; and the same content is one copy for all."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from hematokit.models import cached_model
+
+    bundle = Path(shutil.copytree(tiny_run / "bundle", tmp_path / "bundle"))
+    first = classify_job.get_model(str(bundle), "cpu")
+    assert cached_model(tiny_run, "cpu", "torch") is first
+    about = (bundle / "config.json").stat()
+    state = load_file(bundle / "model.safetensors")
+    state["fc.weight"] = torch.zeros_like(state["fc.weight"])
+    save_file(state, bundle / "model.safetensors")
+    seal_bundle(bundle)
+    os.utime(bundle / "config.json", ns=(about.st_atime_ns, about.st_mtime_ns))
+    second = classify_job.get_model(str(bundle), "cpu")
+    assert second.identity != first.identity
+    assert not second.backbone.fc.weight.any()
+    assert first.backbone.fc.weight.any()
+
+
+def test_a_model_that_does_not_fit_on_the_gpu_is_loaded_on_the_cpu(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What asks for the GPU the next time gets the GPU, if it has room by then."""
+    import torch
+
+    from hematokit.models import caching
+
+    said: list[str] = []
+    devices: list[str] = []
+    load = caching.load_files
+
+    def full(files: Any, device: str, runtime: str) -> Any:
+        devices.append(device)
+        if device != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return load(files, device, runtime)
+
+    monkeypatch.setattr(caching, "load_files", full)
+    monkeypatch.setattr(caching, "_computed_by", lambda path, device, runtime: (device, runtime))
+    monkeypatch.setattr(caching, "_LOADED", {})
+    for _ in range(2):
+        assert str(classify_job.get_model(str(tiny_run), "cuda:0", "torch", said.append).device) == "cpu"
+    assert devices == ["cuda:0", "cpu", "cuda:0"]
+    assert "on the CPU" in said[0]

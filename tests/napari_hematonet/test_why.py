@@ -306,6 +306,21 @@ def test_a_model_that_has_gone_since_is_said(
     assert str(tmp_path / "gone") in errors(told)[0]
 
 
+def test_a_model_trained_again_does_not_explain_earlier_cells(
+    viewer: Any, tiny_run: Path, tmp_path: Path, told: list[tuple[str, str]]
+) -> None:
+    """As after opening a folder of results, whose run.json says which model it was."""
+    opened = open_classified(viewer, tiny_run, tmp_path)
+    opened.state.classifier, opened.state.model_identity = None, "0" * 64
+    dock(opened)
+    opened.click(*CENTRES[0])
+    wait_for(lambda: errors(told))
+    assert "is another model than the one used so far" in errors(told)[0]
+    opened.state.model_identity = load_model(tiny_run, "cpu").identity
+    opened.click(*CENTRES[1])
+    wait_for(lambda: answered(opened, opened.id_at(1)))
+
+
 def test_cells_of_another_runtime_are_explained_by_the_bundle(viewer: Any, tiny_run: Path, tmp_path: Path) -> None:
     opened = open_classified(viewer, tiny_run, tmp_path)
     opened.state.classifier = SimpleNamespace(runtime="onnxruntime", patch_size=64, codes=("BLA",))

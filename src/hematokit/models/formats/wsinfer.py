@@ -158,7 +158,7 @@ def _trace(model: Classifier, path: Path) -> None:
                 "use --format onnx"
             ) from error
         saved = io.BytesIO()
-        torch.jit.save(traced, saved)  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, saved)
     with zipfile.ZipFile(saved) as made, zipfile.ZipFile(path, "w") as kept:
         for entry in made.infolist():
             # These hold paths of this machine's source files, for stack traces.
