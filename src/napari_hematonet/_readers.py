@@ -188,9 +188,7 @@ def _cells(
     model: str = "",
     identity: str = "",
 ) -> LayerData:
-    state = FieldState(
-        review, name, field, model, pixel_size_um=review.pixel_size_um, model_identity=identity
-    )
+    state = FieldState(review, name, field, model, pixel_size_um=review.pixel_size_um, model_identity=identity)
     data, options, kind = cells_layer_data(state, name=f"cells of {name}", placement=placement)
     return data, {**options, "visible": visible}, kind
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +13,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hematokit.errors import FieldError
+from hematokit.errors import FieldError, HematokitError
 from hematokit.fields.folder import ResultsFolder, run_fields
 from hematokit.fields.job import FieldJob
 from hematokit.imaging.synthetic import synthesize_field
+from tinykit import seal_bundle
 
 distributed = pytest.importorskip("distributed")
 
@@ -76,13 +79,25 @@ def test_a_killed_worker_costs_no_field_and_the_results_are_those_of_one_process
 def test_a_model_that_cannot_be_loaded_is_one_line_here_too(
     fields: Path, tmp_path: Path, cluster: distributed.LocalCluster
 ) -> None:
-    from hematokit.errors import HematokitError
-
     with pytest.raises(HematokitError, match="nothing-here"):
         run_fields(
             ResultsFolder.prepare([fields], job(tmp_path / "out", tmp_path / "nothing-here")),
             scheduler=cluster.scheduler_address,
         )
+
+
+def test_a_worker_that_finds_another_model_refuses(
+    fields: Path, tiny_run: Path, tmp_path: Path, cluster: distributed.LocalCluster
+) -> None:
+    """Trained again after the results folder recorded which model it is for."""
+    bundle = Path(shutil.copytree(tiny_run / "bundle", tmp_path / "bundle"))
+    results = ResultsFolder.prepare([fields], job(tmp_path / "out", bundle))
+    config = json.loads((bundle / "config.json").read_text())
+    seal_bundle(bundle, config | {"temperature": 7.0})
+    with pytest.raises(HematokitError, match="is another model than the one used so far") as caught:
+        run_fields(results, scheduler=cluster.scheduler_address)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("out/fields/*/cells.parquet"))
 
 
 def test_an_address_without_a_scheduler_is_one_line(fields: Path, tmp_path: Path) -> None:
