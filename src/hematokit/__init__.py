@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hematokit.fields.differential import Differential, count_differential
     from hematokit.fields.one_cell import classify_one
     from hematokit.fields.review import Review
+    from hematokit.fields.store_smears import set_smears
     from hematokit.fields.tiling import tile_fields
     from hematokit.hookspecs import hookimpl
     from hematokit.imaging.fieldfiles import Field, open_field
@@ -63,6 +64,7 @@ _HOMES = {
     "hematokit.fields.differential": ("Differential", "count_differential"),
     "hematokit.fields.one_cell": ("classify_one",),
     "hematokit.fields.review": ("Review",),
+    "hematokit.fields.store_smears": ("set_smears",),
     "hematokit.fields.tiling": ("tile_fields",),
     "hematokit.hookspecs": ("hookimpl",),
     "hematokit.imaging.fieldfiles": ("Field", "open_field"),
@@ -146,6 +148,7 @@ __all__ = [
     "open_field",
     "open_store",
     "set_pixel_size",
+    "set_smears",
     "split_store",
     "store_corrected",
     "tile_fields",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from hematokit.imaging.geometry import Box
 from hematokit.registry import PluginInfo, load_plugins
 from hematokit.specs import DetectorSpec, Option
 from hematokit.store import open_store, split_store, verify_store
+from hematokit.store.corrections import CORRECTIONS_FILE, Correction, append_corrections, new_edit, utc_now
 from hematokit.store.schema import hash_pixels
 
 SIZE = 16
@@ -146,6 +148,104 @@ def test_contradictions_are_refused_and_change_nothing(fields: Path, tmp_path: P
     assert reasons(store)["f0.png"] == ["changed-file"]
     assert open_store(store).cells.equals(table)
     assert all("\n" not in message for message in open_store(store).rejects["message"])
+
+
+def test_patients_that_the_known_cells_state_are_compared_too(fields: Path, tmp_path: Path) -> None:
+    store, cells = tmp_path / "store.zarr", tmp_path / "cells.csv"
+    cells.write_text("field_id,y,x,label,patient_id\nf0,30,40,BLA,P1\nf0,9,9,LYT,P1\nf1,30,40,BLA,P2\n")
+    tile(fields, store, cells=cells)
+    assert open_store(store).fields["patient_id"].tolist() == ["P1", "P2"]
+    assert tile(fields, store, cells=cells).present_fields == 2
+    cells.write_text(cells.read_text().replace("P2", "P1"))
+    summary = tile(fields, store, cells=cells)
+    assert (summary.present_fields, summary.rejected) == (1, {"no-cells": 1, "patient-differs": 1})
+    assert "hematokit store set-smears" in summary.warnings[0]
+
+
+def test_a_copy_of_a_field_is_on_the_same_side(fields: Path, tmp_path: Path) -> None:
+    store, cells = tmp_path / "store.zarr", tmp_path / "cells.csv"
+    (fields / "other.png").write_bytes((fields / "f0.png").read_bytes())
+    cells.write_text(cells.read_text() + "other,50,60,BLA\n")
+    summary = tile(fields, store, cells=cells)
+    assert any("1 fields are copies" in warning and "other of f0" in warning for warning in summary.warnings)
+    groups = open_store(store).cells.groupby("field_id")["group"].unique().map(list).to_dict()
+    assert groups["other"] == groups["f0"] != groups["f1"]
+
+
+# --- cells of a field replaced by others ------------------------------------------------------------------------------
+
+
+def test_replaced_cells(fields: Path, tmp_path: Path) -> None:
+    store, cells = tmp_path / "store.zarr", tmp_path / "cells.csv"
+    tile(fields, store, cells=cells)
+    split_store(store, (1, 0, 0))
+    earlier = open_store(store)
+    rows = earlier.cells.set_index("cell_id")
+    patches = earlier.patches(rows.index.tolist())
+    review = [
+        Correction("label", new_edit(), utc_now(), "Ada", name, "f0", "BLA", "MON")
+        for name in ("f0-00001-00001", "f0-00030-00040")
+    ]
+    append_corrections(store / CORRECTIONS_FILE, review)
+
+    # One cell moved, one with another class, one new; the other field has none any more.
+    text = "field_id,y,x,label\nf0,31,40,BLA\nf0,10.4,20.6,MON\nf0,1,1,BLA\nf0,50,60,NGS\nf1,999,9,BLA\n"
+    (tmp_path / "corrected.csv").write_text(text)
+    assert tile(fields, store, cells=tmp_path / "corrected.csv").rejected["cells-differ"] == 2
+    assert "--replace" in open_store(store).rejects.set_index("reason").loc["cells-differ", "message"].iloc[0]
+    summary = tile(fields, store, cells=tmp_path / "corrected.csv", replace=True)
+    assert (summary.replaced_fields, summary.removed, summary.added, summary.added_fields) == (2, 5, 4, 0)
+    assert any("the corrections of 1 cells no longer apply" in line for line in summary.lines())
+    opened = open_store(store)
+    now = opened.cells.set_index("cell_id")
+    assert now["label"].to_dict() == {
+        "f0-00001-00001": "MON",  # as it was corrected
+        "f0-00010-00020": "MON",
+        "f0-00031-00040": "BLA",
+        "f0-00050-00060": "NGS",
+    }
+    assert set(now["split"]) == {""}
+    assert opened.fields[["field_id", "cells"]].to_numpy().tolist() == [["f0", 4], ["f1", 0]]
+    assert summary.without_split == 4
+    assert verify_store(store).ok
+    assert tile(fields, store, cells=tmp_path / "corrected.csv", replace=True).present_fields == 2
+
+    # The rows of removed cells are not used again: who opened the store before reads what was there then.
+    assert now["row"].min() > rows["row"].max()
+    (tmp_path / "none.csv").write_text("field_id,y,x,label\nf0,999,9,BLA\nf1,999,9,BLA\n")
+    assert tile(fields, store, cells=tmp_path / "none.csv", replace=True).cells == 0
+    tile(fields, store, cells=cells, replace=True)
+    assert open_store(store).cells["row"].min() > now["row"].max()
+    assert earlier.fields["cells"].tolist() == [3, 2]
+    assert np.array_equal(earlier.patches(rows.index.tolist()), patches)
+    assert verify_store(store).ok
+
+
+def test_replacing_sets_the_smear_and_keeps_what_is_not_said(fields: Path, tmp_path: Path) -> None:
+    store, cells = tmp_path / "store.zarr", tmp_path / "cells.csv"
+    (tmp_path / "smears.csv").write_text("file,smear_id,patient_id\nf0.png,S0,P0\nf1.png,S1,P0\n")
+    tile(fields, store, cells=cells, smears=tmp_path / "smears.csv")
+    cells.write_text(cells.read_text().replace("f0,30,40", "f0,31,40"))
+    (tmp_path / "smears.csv").write_text("file,patient_id\nf1.png,P1\n")
+    summary = tile(fields, store, cells=cells, smears=tmp_path / "smears.csv", replace=True)
+    assert summary.replaced_fields == 2
+    opened = open_store(store)
+    for table in (opened.fields, opened.cells):
+        said = table.drop_duplicates("field_id").set_index("field_id")[["smear_id", "patient_id"]]
+        assert said.to_numpy().tolist() == [["S0", "P0"], ["S1", "P1"]]
+
+
+def test_two_files_of_one_content_do_not_replace_each_other(fields: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store.zarr"
+    for folder in ("a", "b"):
+        save(tmp_path / "two" / folder / "f.png", 5)
+    (tmp_path / "cells.csv").write_text("source,y,x,label\na/f.png,9,9,BLA\nb/f.png,9,9,BLA\n")
+    tile(tmp_path / "two", store, cells=tmp_path / "cells.csv")
+    (tmp_path / "cells.csv").write_text("source,y,x,label\na/f.png,19,9,BLA\nb/f.png,29,9,BLA\n")
+    summary = tile(tmp_path / "two", store, cells=tmp_path / "cells.csv", replace=True)
+    assert (summary.replaced_fields, summary.rejected) == (1, {"cells-differ": 1})
+    assert open_store(store).cells["y"].tolist() == [19]
+    assert verify_store(store).ok
 
 
 def test_one_bad_field_does_not_stop_the_others(fields: Path, tmp_path: Path) -> None:
@@ -367,7 +467,7 @@ places = {
     "image": [(fields, "_write_image")],
     "levels": [(fields, "_halve")],
     "rename": [(Path, "rename")],
-    "noted": [(writer.StoreWriter, "add_field")],
+    "noted": [(writer.StoreWriter, "add_field"), (writer.StoreWriter, "replace_field")],
     "rejects": [(schema, "write_rejects")],
     "groups": [(writer.StoreWriter, "replace_cells")],
 }
@@ -376,7 +476,8 @@ for owner, name in places.get(plan.get("step"), []):
 if "limit" in plan:
     resource.setrlimit(resource.RLIMIT_FSIZE, (plan["limit"], -1))
 try:
-    tiling.tile_fields([folder], store, cells=Path(folder).parent / "cells.csv", patch_size=16)
+    cells = Path(folder).parent / plan.get("cells", "cells.csv")
+    tiling.tile_fields([folder], store, cells=cells, patch_size=16, replace=plan.get("replace", False))
 except StoreError as error:
     print(error)
     sys.exit(2)
@@ -469,6 +570,53 @@ def test_killed_at_a_chosen_moment(
     before = committed(store)
     assert before == expected
     check_finishes(many, store, whole, before)
+
+
+@pytest.fixture(scope="module")
+def moved(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of the same fields with other cells, written in ``moved.csv``."""
+    table = pd.read_csv(many.parent / "cells.csv", keep_default_na=False)
+    table.assign(x=table["x"] + 300).to_csv(many.parent / "moved.csv", index=False)
+    store = tmp_path_factory.mktemp("moved") / "store.zarr"
+    tile_fields([many], store, cells=many.parent / "moved.csv", patch_size=SIZE)
+    return store
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
+@pytest.mark.parametrize(
+    ("step", "n", "when", "expected"),
+    [
+        ("noted", 2, "after", 1),  # patches in a buffer
+        ("fields", 2, "after", 1),  # fields.parquet is ahead of cells.parquet
+        ("cells", 2, "before", 1),
+        ("cells", 2, "after", 2),
+        ("groups", 1, "before", FIELDS - 1),
+    ],
+)
+def test_killed_while_cells_are_replaced(
+    many: Path, whole: Path, moved: Path, tmp_path: Path, step: str, n: int, when: str, expected: int
+) -> None:
+    store = tmp_path / "store.zarr"
+    shutil.copytree(whole, store)
+    result = run_child(many, store, step=step, n=n, when=when, cells="moved.csv", replace=True)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+
+    def by_field(path: Path) -> dict[str, tuple[object, ...]]:
+        opened = open_store(path)
+        tables = opened.cells.groupby("field_id")[["y", "x", "label", "pixel_sha256"]]
+        cells = {name: sorted(table.itertuples(index=False, name=None)) for name, table in tables}
+        stated = zip(opened.fields["field_id"], opened.fields["cells_from"], opened.fields["cells"], strict=True)
+        return {name: (said, count, tuple(cells.get(name, ()))) for name, said, count in stated}
+
+    assert committed(store) == FIELDS
+    found, old, new = by_field(store), by_field(whole), by_field(moved)
+    assert all(found[name] in (old[name], new[name]) for name in old)
+    assert sum(found[name] != old[name] for name in old) == expected
+    summary = tile_fields([many], store, cells=many.parent / "moved.csv", patch_size=SIZE, replace=True)
+    assert summary.replaced_fields == FIELDS - 1 - expected
+    assert by_field(store) == new
+    assert open_store(store).content_hash == open_store(moved).content_hash
+    assert verify_store(store).ok
 
 
 def test_interrupted_it_keeps_what_it_committed(

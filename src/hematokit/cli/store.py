@@ -1,4 +1,4 @@
-"""``hematokit store info``, ``verify``, ``corrections`` and ``set-pixel-size``."""
+"""``hematokit store info``, ``verify``, ``corrections``, ``set-pixel-size`` and ``set-smears``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ _Store = Annotated[Path, typer.Argument(help="The store.")]
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(
-        help="Look into a patch store, check it, and state its pixel size.", no_args_is_help=True, rich_markup_mode=None
+        help="Look into a patch store, check it, and state its pixel size, smears and patients.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
     )
     group.command("info")(info_command)
     group.command("verify")(verify_command)
     group.command("corrections")(corrections_command)
     group.command("set-pixel-size")(set_pixel_size_command)
+    group.command("set-smears")(set_smears_command)
     app.add_typer(group, name="store")
 
 
@@ -101,4 +104,27 @@ def set_pixel_size_command(
         print_json(change.to_dict())
     else:
         for line in change.lines():
+            echo(line)
+
+
+def set_smears_command(
+    store: _Store,
+    table: Annotated[Path, typer.Argument(help="CSV with the columns file, smear_id, patient_id.")],
+    json: JsonOption = False,
+) -> None:
+    """Set the smears and patients of fields and crops that are in a store, where they were wrong or missing.
+
+    Rows name files as they were given to tile or import, or the store's field ids; a table of labels for import will
+    do. What the table does not name stays. A split that then divides a patient is removed.
+
+    Example: hematokit store set-smears marrow.zarr smears.csv
+    """
+    from hematokit.fields.store_smears import set_smears
+
+    with progress_bar("searching duplicates") as progress:
+        summary = set_smears(store, table, progress=progress)
+    if json:
+        print_json(summary.to_dict())
+    else:
+        for line in summary.lines():
             echo(line)

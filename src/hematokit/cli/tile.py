@@ -59,6 +59,9 @@ def tile_command(
         bool,
         typer.Option("--near-duplicates/--no-near-duplicates", help="Search for fields that show the same cell."),
     ] = True,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the cells of fields that are in the store with others.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Put whole fields into a patch store: image, cells, and a patch around each cell.
@@ -90,6 +93,7 @@ def tile_command(
             patch_size=patch_size,
             codec=codec,
             near_duplicates=near_duplicates,
+            replace=replace,
             progress=progress,
         )
     if json:

@@ -19,6 +19,7 @@ from hematokit.evaluation.predictor import Predictor, training_of, training_stor
 from hematokit.evaluation.sources import ALL_CELLS, CellSource, ImageCells, StoreCells
 from hematokit.progress import Progress, no_progress
 from hematokit.store import PatchStore, open_store
+from hematokit.store.patients import on_several_sides, some_of
 from hematokit.taxonomy import MATEK_21, Taxonomy
 
 __all__ = ["REST", "Evaluation", "Predictor", "evaluate_images", "evaluate_store"]
@@ -150,7 +151,10 @@ def evaluate_store(
     training = training_of(model)
     own = bool(training.get("store_hash")) and training.get("store_hash") == store.content_hash
     about = {"store": str(store.path), "store_hash": store.content_hash, "split": split, "images": None}
-    notes = [*_split_notes(training, store, split, own), *_seen_notes(model, store, source.cells["pixel_sha256"], own)]
+    notes = [
+        *_split_notes(training, store, split, own),
+        *_seen_notes(model, store, source.cells["pixel_sha256"], own, source.cells["patient_id"]),
+    ]
     return _evaluate(
         model, source, truth, wanted, about, notes, _distribution(store), batch_size, seed, bootstrap, progress
     )
@@ -326,11 +330,17 @@ def _split_notes(training: Mapping[str, Any], store: PatchStore, split: str, own
             "The store was split again since the training: cells evaluated here may have been trained on, "
             "and the figures may be far too good. Train again, or restore the split with its seed."
         )
+    patients, groups = (on_several_sides(store.cells, column) for column in ("patient_id", "group"))
+    if patients or groups:
+        what = f"{len(patients)} patients ({some_of(patients)})" if patients else f"{len(groups)} groups of duplicates"
+        notes.append(f"The split divides the cells of {what}: the figures may be too good. Split and train again.")
     return notes
 
 
-def _seen_notes(model: Predictor, store: PatchStore | None, digests: pd.Series, own: bool) -> list[str]:
-    """Look for cells from elsewhere, pixel for pixel, among those trained on, if that store is in reach."""
+def _seen_notes(
+    model: Predictor, store: PatchStore | None, digests: pd.Series, own: bool, patients: pd.Series | None = None
+) -> list[str]:
+    """Look for cells from elsewhere, and their patients, among those trained on, if that store is in reach."""
     path = training_store(model)
     if own or path is None or (store is not None and path.resolve() == store.path.resolve()):
         return []
@@ -338,12 +348,20 @@ def _seen_notes(model: Predictor, store: PatchStore | None, digests: pd.Series, 
         trained = open_store(path).cells
     except HematokitError:
         return ["The store the model was trained on is out of reach: whether these cells were trained on is not known."]
-    seen = int(digests.isin(set(trained.loc[trained["split"].isin(["train", "val"]), "pixel_sha256"])).sum())
-    if not seen:
-        return []
-    return [
-        f"{seen} of {len(digests)} cells are, pixel for pixel, cells of the training or validation split: too good."
-    ]
+    trained = trained[trained["split"].isin(["train", "val"])]
+    notes = []
+    seen = int(digests.isin(set(trained["pixel_sha256"])).sum())
+    if seen:
+        notes.append(
+            f"{seen} of {len(digests)} cells are, pixel for pixel, cells of the training or validation split: too good."
+        )
+    known = 0 if patients is None else int(patients.isin(set(trained["patient_id"]) - {""}).sum())
+    if known:
+        notes.append(
+            f"{known} of {len(digests)} cells have a patient_id of the training or validation split: if these are the "
+            "same patients, the figures are too good."
+        )
+    return notes
 
 
 def _excluded(training: Mapping[str, Any]) -> set[str]:

@@ -18,6 +18,7 @@ from hematokit.errors import FieldError, ImageError
 from hematokit.fields.cells import DETECTION_COLUMNS, name_cells
 from hematokit.fields.naming import safe_name
 from hematokit.fields.review import Review
+from hematokit.fields.smears import SmearMatch, match_smears
 from hematokit.fields.tile_cells import CellSource, FieldCells
 from hematokit.fields.tile_rows import append_patches, store_rows
 from hematokit.fields.tile_summary import TileSummary, TileTally
@@ -35,6 +36,7 @@ from hematokit.store.corrections import (
 )
 from hematokit.store.fields import field_folder, write_field
 from hematokit.store.grouping import regroup
+from hematokit.store.importing import other_smears
 from hematokit.store.patchstore import PatchStore, open_store
 from hematokit.store.schema import ROOT_FILE
 from hematokit.store.writer import StoreWriter
@@ -120,7 +122,7 @@ def _store(pairs: Mapping[Path, Review], store_path: Path, others: bool, tiling:
     started = time.monotonic()
     there = open_store(store_path) if (store_path / ROOT_FILE).exists() else None
     taken = {path: _chosen(review, others) for path, review in pairs.items()}
-    own = set() if there is None else set(_stored(there, list(pairs)))
+    own = {} if there is None else _stored(there, list(pairs))
     if not own and not sum(len(table) for table in taken.values()):
         raise FieldError("no cell has been reviewed yet; give cells a class, or confirm the one they have, first")
     classes = next(iter(pairs.values())).taxonomy if there is None else there.taxonomy
@@ -129,6 +131,12 @@ def _store(pairs: Mapping[Path, Review], store_path: Path, others: bool, tiling:
         where = "taxonomy of the first field" if there is None else f"store {store_path}"
         raise FieldError(f"class {printable(unknown[0])!r} is not in the {where}; correct those cells, or take another")
     new = {path: table for path, table in taken.items() if path not in own}
+    table, named = tiling["smears"], match_smears(tiling["smears"], list(pairs))
+    tiling = {**tiling, "smears": SmearMatch(named.said)}
+    different = 0
+    for path, record in own.items():
+        smear, patient = named.said.get(path, ("", ""))
+        different += smear not in ("", record["smear_id"]) or patient not in ("", record["patient_id"])
     update = _Update()
     if there is not None and own:
         near = tiling["near_duplicates"] and not new
@@ -146,6 +154,7 @@ def _store(pairs: Mapping[Path, Review], store_path: Path, others: bool, tiling:
         summary = TileTally().summarize(there, 0, time.monotonic() - started)
     return replace(
         summary,
+        warnings=(*named.warnings, *other_smears(different, store_path, table), *summary.warnings),
         fields=len(pairs),
         present_fields=len(own),
         added=summary.added + update.added,

@@ -114,13 +114,15 @@ class SmearTable:
         self._used_exactly.add(exact.line)
         return exact.said
 
-    def match(self, fields: Mapping[Path, str]) -> SmearMatch:
+    def match(self, fields: Mapping[Path, str], *, partly: bool = False) -> SmearMatch:
         """Find the smears and patients of all fields of a command, before anything is done to one of them.
 
         Parameters
         ----------
         fields : mapping of Path to str
             Id of each field by its file.
+        partly : bool
+            The table need not name every field, and others have their smears already: no warning of that.
 
         Returns
         -------
@@ -145,7 +147,7 @@ class SmearTable:
             )
         warnings = []
         unmatched = [printable(path.name) for path in fields if path not in named]
-        if unmatched:
+        if unmatched and not partly:
             warnings.append(
                 f"{shown} gives no smear and no patient for {len(unmatched)} of {len(fields)} fields "
                 f"({some_of(unmatched)})"
@@ -156,6 +158,8 @@ class SmearTable:
             warnings.append(
                 f"{len(unused)} of {len(self.entries)} rows of {shown} were used for no field given ({listed})"
             )
+        if partly:
+            return SmearMatch(found, tuple(warnings), len(unmatched))
         smears, patients = [smear for smear, _ in named.values()], [patient for _, patient in named.values()]
         warnings += id_warnings(smears, patients, f"fields that {shown} names")
         return SmearMatch(found, tuple(warnings), len(unmatched))

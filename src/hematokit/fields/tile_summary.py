@@ -8,6 +8,7 @@ from typing import Any
 
 from hematokit.store.importing import count_without_split, pixel_size_warnings
 from hematokit.store.patchstore import PatchStore
+from hematokit.store.patients import some_of
 from hematokit.store.pixelsizes import summarize_pixel_sizes
 
 __all__ = ["TileSummary", "TileTally"]
@@ -49,7 +50,12 @@ class TileSummary:
         Labelled cells that an existing split does not cover.
     seconds : float
     warnings : tuple of str
-        What is doubtful about the smears and patients, and about the pixel sizes of the cells in the store now.
+        What is doubtful about the smears and patients, corrections that no longer apply, and what is doubtful about
+        the pixel sizes of the cells in the store now.
+    replaced_fields : int
+        Fields in the store whose cells gave way to others.
+    removed : int
+        Cells that these fields had before.
     """
 
     store: str
@@ -69,6 +75,8 @@ class TileSummary:
     without_split: int
     seconds: float
     warnings: tuple[str, ...] = ()
+    replaced_fields: int = 0
+    removed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -80,6 +88,8 @@ class TileSummary:
             f"{self.added} cells of {self.added_fields} fields added to {self.store} in {self.seconds:.1f} s; "
             f"{self.present_fields} of {self.fields} fields were there already"
         ]
+        if self.replaced_fields:
+            lines.append(f"the cells of {self.replaced_fields} fields were replaced: {self.removed} cells removed")
         if self.without_cells:
             lines.append(f"{self.without_cells} of the fields added have no cells")
         if self.rejected:
@@ -113,11 +123,26 @@ class TileTally:
     left_out: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     warnings: list[str] = field(default_factory=list)
+    copies: list[str] = field(default_factory=list)
+    replaced_fields: int = 0
+    removed: int = 0
+    corrections_lost: int = 0
 
     def summarize(self, store: PatchStore, files: int, seconds: float) -> TileSummary:
         """Tell what was done to a store with so many files in so many seconds."""
         cells = store.cells
         counts = cells["label"].value_counts()
+        warnings = list(self.warnings)
+        if self.copies:
+            warnings.append(
+                f"{len(self.copies)} fields are copies of another field under another name ({some_of(self.copies)}): "
+                "their cells count twice, on the same side of a split"
+            )
+        if self.corrections_lost:
+            warnings.append(
+                f"the corrections of {self.corrections_lost} cells no longer apply, because these cells were removed; "
+                f"'hematokit store corrections {store.path}' lists them"
+            )
         return TileSummary(
             store=str(store.path),
             fields=files,
@@ -135,5 +160,7 @@ class TileTally:
             unlabelled=int((cells["label"] == "").sum()),
             without_split=count_without_split(store),
             seconds=round(seconds, 3),
-            warnings=(*self.warnings, *pixel_size_warnings(summarize_pixel_sizes(cells), store.path)),
+            warnings=(*warnings, *pixel_size_warnings(summarize_pixel_sizes(cells), store.path)),
+            replaced_fields=self.replaced_fields,
+            removed=self.removed,
         )

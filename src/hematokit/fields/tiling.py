@@ -2,8 +2,8 @@
 
 Fields are taken one by one, in the order of their names. The cells of a field and its row in the table of fields are
 committed together or not at all, so a run that was killed goes on with the first field that is not in the store. Like
-an import it adds and never changes: a field that is there with other content, or whose cells would now be others, is
-refused with a reason.
+an import it adds and does not change: a field that is there with other content, or whose cells would now be others, is
+refused with a reason. Only where that is asked for do the cells of a field give way to others.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import pandas as pd
 
 from hematokit.errors import FieldError, ImageError, StoreError
 from hematokit.fields.cells import name_cells
@@ -30,11 +31,12 @@ from hematokit.imaging.fieldfiles import field_name, list_fields, open_field
 from hematokit.imaging.fieldfiles.pixelsize import check_given
 from hematokit.imaging.reading import printable
 from hematokit.progress import Progress, no_progress
+from hematokit.store.corrections import standing_corrections
 from hematokit.store.creating import create_store
-from hematokit.store.fields import hash_folder, write_field
+from hematokit.store.fields import field_folder, hash_folder, write_field
 from hematokit.store.files import disk_errors
 from hematokit.store.grouping import regroup
-from hematokit.store.importing import check_fit, update_rejects
+from hematokit.store.importing import check_fit, count_other_smears, other_smears, update_rejects
 from hematokit.store.patchstore import PatchStore, open_store
 from hematokit.store.schema import ROOT_FILE
 from hematokit.store.writer import StoreWriter
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
 
 __all__ = ["TileSummary", "hash_source", "tile_fields"]
+
+_OF_SMEARS: Final = ("smear_id", "patient_id")
 
 
 def tile_fields(
@@ -56,13 +60,14 @@ def tile_fields(
     class_map: Sequence[str] | None = None,
     class_names: str | Path | None = None,
     only: Collection[str] | None = None,
-    smears: str | Path | None = None,
+    smears: str | Path | SmearMatch | None = None,
     pixel_size_um: float | None = None,
     force_pixel_size: bool = False,
     taxonomy: Taxonomy | None = None,
     patch_size: int | None = None,
     codec: str | None = None,
     near_duplicates: bool = True,
+    replace: bool = False,
     progress: Progress = no_progress,
 ) -> TileSummary:
     """Put whole fields into a patch store, which is created if need be: their images, cells and patches.
@@ -89,8 +94,8 @@ def tile_fields(
         File of the names of the classes of YOLO files.
     only : collection of str, optional
         Names or codes of the classes of `cells` to take; others are left out.
-    smears : str or Path, optional
-        CSV that says which smear and patient a field is from.
+    smears : str, Path or SmearMatch, optional
+        CSV that says which smear and patient a field is from; or what `match_smears` made of it.
     pixel_size_um : float, optional
         Micrometres per pixel, for files that do not state it.
     force_pixel_size : bool
@@ -103,6 +108,10 @@ def tile_fields(
         How a new store packs patches, ``"raw"`` by default.
     near_duplicates : bool
         Search for patches of different fields that show the same cell, too, not only for equal pixels.
+    replace : bool
+        Replace the cells, smear and patient of fields that are in the store with others; without it such fields are
+        refused. Cells at the same place keep their id, and with it what people corrected; the new cells are in no
+        split.
     progress : Progress
         Told the number of fields done.
 
@@ -141,13 +150,13 @@ def tile_fields(
         names = None if class_names is None else read_class_names(Path(class_names))
         meaning = ClassNames(classes, load_class_map(class_map or (), classes))
         cells_of = given_cells(KnownCellFiles(Path(cells), files, names), meaning, only, size)
-    named = match_smears(smears, files)
+    named = smears if isinstance(smears, SmearMatch) else match_smears(smears, files)
     tally.warnings += named.warnings
     with ExitStack() as held:
         if store is None:
             store = create_store(store_path, patch_size=size, taxonomy=taxonomy, codec=codec or "raw")
         writer = held.enter_context(store.writer())
-        tiling = _Tiling(store, writer, cells_of, named, tally, pixel_size_um, force_pixel_size)
+        tiling = _Tiling(store, writer, cells_of, named, tally, pixel_size_um, force_pixel_size, replace)
         with disk_errors(store_path, lambda: writer.committed):
             for number, path in enumerate(files):
                 progress(number, len(files), field_name(path))
@@ -157,6 +166,8 @@ def tile_fields(
             progress(len(files), len(files), f"{len(tally.rejects)} rejected" if tally.rejects else "")
         update_rejects(store, writer, (printable(str(path)) for path in files), tally.rejects)
         regroup(store, writer, near=near_duplicates, progress=progress)
+    table = None if isinstance(smears, SmearMatch) else smears
+    tally.warnings += other_smears(count_other_smears(tally.rejects), store_path, table)
     return tally.summarize(store, len(files), time.monotonic() - started)
 
 
@@ -194,6 +205,7 @@ class _Tiling:
         tally: TileTally,
         pixel_size_um: float | None,
         force_pixel_size: bool,
+        replace: bool,
     ) -> None:
         self.store = store
         self.writer = writer
@@ -202,12 +214,23 @@ class _Tiling:
         self.tally = tally
         self.pixel_size_um = pixel_size_um
         self.force_pixel_size = force_pixel_size
+        self.replace = replace
         there = store.fields
         records = [dict(zip(there.columns, row, strict=True)) for row in there.itertuples(index=False)]
-        self.by_content = {(record["name"], record["sha256"]): record for record in records}
-        self.by_source = {record["source"]: record for record in records}
         cells = writer.cells
         self.cell_ids = set(cells["cell_id"])
+        self.ids_of = cells.groupby("field_id")["cell_id"].agg(list).to_dict()
+        self.pixel_sizes = dict(zip(cells["field_id"], cells["pixel_size_um"], strict=True))
+        for column in ("smear_id", "patient_id"):
+            # Older stores note in the cells only what a table of known cells said of them.
+            of_cells = dict(zip(cells["field_id"], cells[column], strict=True))
+            for record in records:
+                record[column] = record[column] or of_cells.get(record["field_id"], "")
+        self.by_content = {(record["name"], record["sha256"]): record for record in records}
+        self.by_source = {record["source"]: record for record in records}
+        self.fresh: set[str] = set()
+        self.names = {record["sha256"]: record["name"] for record in records}
+        self.corrected = {entry.cell_id for entry in standing_corrections(store.corrections)}
         # Crops are fields too, though the store has no image of them.
         self.field_ids = {name.casefold() for name in [*there["field_id"], *cells["field_id"]]}
 
@@ -233,7 +256,16 @@ class _Tiling:
         cells = self.cells_of(opened, self.tally)
         self.tally.rejects += [(source, reason, message) for reason, message in cells.rejects]
         if present is not None:
-            _check_same(present, source, cells.identity, opened.pixel_size_um, smear, patient)
+            stated = _stated(cells, smear, patient)
+            try:
+                _check_same(present, source, cells.identity, opened.pixel_size_um, *stated)
+            except ImageError as error:
+                # A field of this call, under another path, is not committed yet.
+                committed = present["field_id"] not in self.fresh
+                if not self.replace or not committed or error.reason == "pixel-size-differs":
+                    raise
+                self._replace(present, cells, smear, patient, progress)
+                return
             self.tally.present_fields += 1
             return
         self._add(opened, cells, source, digest, smear, patient, progress)
@@ -247,15 +279,8 @@ class _Tiling:
     ) -> None:
         found = cells.find(progress)
         field_id = _make_field_id(opened.name, self.field_ids, digest)
-        table = name_cells(found, field_id, source, smear_id=smear, patient_id=patient)
-        folder, stored = write_field(self.store.path, field_id, opened, source=source, progress=progress)
-        pixel_size_um = np.nan if opened.pixel_size_um is None else opened.pixel_size_um
-        rows = store_rows(table, digest, self.cell_ids, pixel_size_um)
-        for column, value in (("smear_id", smear), ("patient_id", patient)):
-            # A table of known cells may state them for each cell.
-            if column in found.columns and not value:
-                rows[column] = found[column].to_numpy(dtype=object)
-        append_patches(self.writer, self.store.patch_size, folder, opened.height, opened.width, rows)
+        stored = write_field(self.store.path, field_id, opened, source=source, progress=progress)[1]
+        stated = _stated(cells, smear, patient)
         record = {
             "field_id": field_id,
             "name": printable(opened.name),
@@ -263,19 +288,67 @@ class _Tiling:
             "sha256": digest,
             "height": opened.height,
             "width": opened.width,
-            "pixel_size_um": pixel_size_um,
-            "cells": len(table),
+            "pixel_size_um": np.nan if opened.pixel_size_um is None else opened.pixel_size_um,
+            "cells": len(found),
             "cells_from": json.dumps(cells.identity, sort_keys=True),
-            "smear_id": smear,
-            "patient_id": patient,
+            "smear_id": stated[0],
+            "patient_id": stated[1],
             "stored_sha256": stored,
         }
+        self._append(found, record, smear, patient)
         self.writer.add_field(record)
         self.field_ids.add(field_id.casefold())
+        self.fresh.add(field_id)
         self.by_content[record["name"], digest] = self.by_source[source] = record
+        if self.names.setdefault(digest, record["name"]) != record["name"]:
+            self.tally.copies.append(f"{record['name']} of {self.names[digest]}")
         self.tally.added_fields += 1
-        self.tally.added += len(table)
-        self.tally.without_cells += not len(table)
+        self.tally.without_cells += not len(found)
+
+    def _append(self, found: pd.DataFrame, record: Mapping[str, Any], smear: str, patient: str) -> list[str]:
+        """Append the cells of a field whose image is in the store, and return their ids."""
+        of_field = {column: record[column] for column in _OF_SMEARS}
+        table = name_cells(found, record["field_id"], record["source"], **of_field)
+        # That of cells may have been set since the field was tiled.
+        size = self.pixel_sizes.get(record["field_id"], record["pixel_size_um"])
+        rows = store_rows(table, record["sha256"], self.cell_ids, size)
+        for column, value in zip(_OF_SMEARS, (smear, patient), strict=True):
+            # A table of known cells may state them for each cell.
+            if column in found.columns and not value:
+                rows[column] = found[column].where(found[column] != "", record[column]).to_numpy(dtype=object)
+        folder = field_folder(self.store.path, record["field_id"])
+        append_patches(self.writer, self.store.patch_size, folder, record["height"], record["width"], rows)
+        self.tally.added += len(rows)
+        return list(rows["cell_id"])
+
+    def _replace(
+        self, present: dict[str, Any], cells: FieldCells, smear: str, patient: str, progress: Progress
+    ) -> None:
+        """Put other cells in the place of those of a field that is in the store; its image stays."""
+        found = cells.find(progress)
+        stated = _stated(cells, smear, patient)
+        field_id = present["field_id"]
+        old = set(self.ids_of.get(field_id, ()))
+        self.cell_ids -= old
+        present["cells"] = len(found)
+        present["cells_from"] = json.dumps(cells.identity, sort_keys=True)
+        for column, value in zip(_OF_SMEARS, stated, strict=True):
+            present[column] = value or present[column]
+        new = self._append(found, present, smear, patient)
+        self.writer.replace_field(present)
+        self.fresh.add(field_id)
+        self.tally.replaced_fields += 1
+        self.tally.removed += len(old)
+        self.tally.corrections_lost += len((old - set(new)) & self.corrected)
+
+
+def _stated(cells: FieldCells, smear: str, patient: str) -> tuple[str, str]:
+    """Smear and patient of a field: as the table of smears says, or else its known cells."""
+    if "known_cells" not in cells.identity or (smear and patient):
+        return smear, patient
+    found = cells.find(no_progress)
+    of_cells = [str(found[name].iloc[0]) if name in found.columns and len(found) else "" for name in _OF_SMEARS]
+    return smear or of_cells[0], patient or of_cells[1]
 
 
 def _check_same(
@@ -291,23 +364,29 @@ def _check_same(
     if size != pixel_size_um:
         stated = "no pixel size" if size is None else f"a pixel size of {size:g} um"
         now = "none" if pixel_size_um is None else f"{pixel_size_um:g} um"
-        raise _differs("pixel-size", source, f"with {stated}, not {now}", "--pixel-size")
+        raise _differs("pixel-size", source, f"with {stated}, not {now}", "leave --pixel-size as it was")
     # A table that does not say the smear or patient contradicts nobody.
     if smear not in ("", present["smear_id"]):
-        raise _differs("smear", source, f"with the smear {present['smear_id']!r}, not {smear!r}", "--smears")
+        raise _differs("smear", source, f"with the smear {present['smear_id']!r}, not {smear!r}", _SET_SMEARS)
     if patient not in ("", present["patient_id"]):
-        raise _differs("patient", source, f"with the patient {present['patient_id']!r}, not {patient!r}", "--smears")
+        raise _differs("patient", source, f"with the patient {present['patient_id']!r}, not {patient!r}", _SET_SMEARS)
     if not same_cells(json.loads(present["cells_from"]), identity):
         raise _differs(
-            "cells", source, "with cells that were found or given otherwise", "--detector, --set, --cells and its file"
+            "cells",
+            source,
+            "with cells that were detected or given otherwise",
+            "leave --detector, --set, --cells and its file as they were, replace the cells with --replace",
         )
 
 
-def _differs(what: str, source: str, how: str, options: str) -> ImageError:
+_SET_SMEARS: Final = "set it with 'hematokit store set-smears'"
+
+
+def _differs(what: str, source: str, how: str, remedy: str) -> ImageError:
     return ImageError(
         f"{what}-differ" if what == "cells" else f"{what}-differs",
-        f"{source} is in the store {how}; tiling never changes what is there: leave {options} as it was, or tile into "
-        "a new store",
+        f"{source} is in the store {how}; tiling does not change what is there by itself: {remedy}, or tile into a new "
+        "store",
     )
 
 

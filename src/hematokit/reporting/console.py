@@ -18,7 +18,7 @@ __all__ = ["evaluation_lines", "print_comparison"]
 def evaluation_lines(evaluation: Evaluation) -> list[str]:
     """Say in a few lines what came out and where it lies."""
     scores = evaluation.scores
-    lines = [f"Mind: {note}" for note in evaluation.notes]
+    lines = [f"Warning: {note}" for note in evaluation.notes]
     if scores is None:
         lines.append(
             f"{len(evaluation.predictions):,} images classified; none has a label, so there is nothing to score"

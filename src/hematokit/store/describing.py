@@ -14,6 +14,7 @@ import pandas as pd
 from hematokit.store.correction import OF_CELLS
 from hematokit.store.corrections import standing_corrections
 from hematokit.store.patchstore import PatchStore, open_store
+from hematokit.store.patients import on_several_sides
 from hematokit.store.pixelsizes import PixelSizes, summarize_pixel_sizes
 
 __all__ = ["StoreInfo", "describe_store"]
@@ -153,7 +154,6 @@ def describe_store(path: str | Path, *, rejects: bool = False) -> StoreInfo:
     cells, refused = store.cells, store.rejects
     labels = cells["label"].value_counts()
     splits = cells["split"].value_counts()
-    divided = cells[cells["split"] != ""]
     return StoreInfo(
         store=str(path),
         schema_version=store.schema_version,
@@ -172,7 +172,7 @@ def describe_store(path: str | Path, *, rejects: bool = False) -> StoreInfo:
         groups_stale=store.groups_stale,
         split_info=store.split_info,
         splits={name: int(splits[name]) for name in ("train", "val", "test", "") if name in splits},
-        straddling_groups=int((divided.groupby("group")["split"].nunique() > 1).sum()),
+        straddling_groups=len(on_several_sides(cells, "group")),
         rejects={str(reason): int(count) for reason, count in refused["reason"].value_counts().sort_index().items()},
         reject_messages=[f"{row.reason}: {row.message}" for row in refused.itertuples()] if rejects else None,
         content_hash=store.content_hash,

@@ -282,7 +282,7 @@ def discard_field(store: Path, field_id: str) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def remove_uncommitted_fields(store: Path, committed: int) -> None:
+def remove_uncommitted_fields(store: Path, committed: int, first: int = 0) -> None:
     """Remove what killed writers left under ``fields``. Only the holder of the store's lock may call this.
 
     Parameters
@@ -291,11 +291,13 @@ def remove_uncommitted_fields(store: Path, committed: int) -> None:
         Folder of the store.
     committed : int
         Number of committed fields.
+    first : int
+        First row of ``fields.parquet`` that is of a committed field.
     """
     fields = store / schema.FIELDS_FOLDER
     if not fields.is_dir():
         return
-    known = set(schema.read_fields(store, committed)["field_id"].to_pylist())
+    known = set(schema.read_fields(store, committed, first)["field_id"].to_pylist())
     for folder in fields.iterdir():
         if folder.name.startswith(TEMPORARY_PREFIX):
             if folder.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from hematokit.store.patchstore import PatchStore
 from hematokit.store.schema import FINGERPRINTS_FILE
 from hematokit.store.writer import StoreWriter
 
-__all__ = ["Regrouped", "exact_groups", "regroup"]
+__all__ = ["Regrouped", "exact_groups", "group_cells", "regroup"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +95,49 @@ def regroup(store: PatchStore, writer: StoreWriter, *, near: bool, progress: Pro
     cells, state = writer.cells, writer.state
     known: Fingerprints | None = None
     if len(cells) and (state.groups_stale or (near and not state.groups_near)):
-        if near:
-            store.refresh()
-            known = _load(store)
-            groups, known = assign_groups(store.read_rows, cells, known, progress)
-            with disk_errors(store.path, lambda: writer.committed):
-                known.save(store.path / FINGERPRINTS_FILE)
-        else:
-            groups = exact_groups(cells)
-        cells = cells.assign(group=np.asarray(groups, dtype=object))
+        cells, known = group_cells(store, writer, cells, near=near, progress=progress)
         writer.replace_cells(cells, groups_stale=False, groups_near=near)
     elif len(cells) and state.groups_near:
         known = _load(store)
     return _count(apply_corrections(cells, store.corrections), known)
+
+
+def group_cells(
+    store: PatchStore, writer: StoreWriter, cells: pd.DataFrame, *, near: bool, progress: Progress = no_progress
+) -> tuple[pd.DataFrame, Fingerprints | None]:
+    """Compute the column ``group`` of all committed cells, and commit nothing.
+
+    Parameters
+    ----------
+    store, writer, near, progress
+        As of `regroup`.
+    cells : DataFrame
+        ``writer.cells``, possibly with other patients.
+
+    Returns
+    -------
+    DataFrame
+        `cells` with the groups.
+    Fingerprints or None
+        What the search for near duplicates remembers; None without one.
+    """
+    store.refresh()
+    # Copies of one file are one field, whatever they are called.
+    fields = store.fields
+    first = dict(zip(fields["field_id"], fields.groupby("sha256")["field_id"].transform("first"), strict=True))
+    people = cells.assign(
+        field_id=[first.get(name, name) for name in cells["field_id"]],
+        # Accents that are composed or not look the same, so they name the same patient.
+        patient_id=[unicodedata.normalize("NFC", name) for name in cells["patient_id"]],
+    )
+    known: Fingerprints | None = None
+    if near:
+        groups, known = assign_groups(store.read_rows, people, _load(store), progress)
+        with disk_errors(store.path, lambda: writer.committed):
+            known.save(store.path / FINGERPRINTS_FILE)
+    else:
+        groups = exact_groups(people)
+    return cells.assign(group=np.asarray(groups, dtype=object)), known
 
 
 def _load(store: PatchStore) -> Fingerprints | None:

@@ -34,7 +34,10 @@ from hematokit.store.sources import Listing, open_source
 from hematokit.store.writer import StoreWriter
 from hematokit.taxonomy import MATEK_21, Taxonomy
 
-__all__ = ["ImportSummary", "import_crops"]
+__all__ = ["OTHER_SMEARS", "ImportSummary", "import_crops"]
+
+OTHER_SMEARS: Final = ("smear-differs", "patient-differs")
+"""Reasons to refuse what is in a store with another smear or patient."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class ImportSummary:
     pixel_sizes : PixelSizes
         Pixel sizes of the patches in the store now.
     warnings : tuple of str
-        What is unknown of the pixel sizes, or does not agree.
+        What is unknown of the pixel sizes, or does not agree; smears and patients that contradict those in the store.
     seconds : float
     """
 
@@ -122,8 +125,7 @@ class ImportSummary:
             lines.append(f"{self.conflicting_duplicates} pairs of duplicates have labels that contradict each other")
         if self.without_split:
             lines.append(f"{self.without_split} cells are in no split yet; run 'hematokit split {self.store}'")
-        lines += [f"Warning: {text}" for text in self.warnings]
-        return lines
+        return [*lines, *(f"Warning: {text}" for text in self.warnings)]
 
 
 class _Names:
@@ -231,7 +233,9 @@ class _Import:
                     return ImageError(
                         f"{what}-differs",
                         f"{item.source} is in the store with the {what} {old_value!r}, not {new_value!r}; an import "
-                        "never changes cells: correct it in the store, or import into a new one",
+                        "never changes cells: correct it in the store"
+                        + ("" if what == "label" else " with 'hematokit store set-smears'")
+                        + ", or import into a new one",
                     )
         if known is None and item.source in self.keys_by_source:
             return ImageError(
@@ -355,7 +359,11 @@ def import_crops(
         overlaps=regrouped.overlap,
         without_split=count_without_split(store),
         pixel_sizes=sizes,
-        warnings=(*_count_notes(outcome.notes), *pixel_size_warnings(sizes, store_path)),
+        warnings=(
+            *other_smears(count_other_smears(outcome.rejects), store_path, labels or src),
+            *_count_notes(outcome.notes),
+            *pixel_size_warnings(sizes, store_path),
+        ),
         seconds=round(time.monotonic() - started, 3),
     )
 
@@ -377,6 +385,21 @@ def pixel_size_warnings(sizes: PixelSizes, store: Path) -> list[str]:
     if sizes.common is None and sizes.smallest is not None:
         return [f"{problem}: a model trained on all of them has no pixel size, so fields are not rescaled for it"]
     return [f"{problem}; state it with 'hematokit store set-pixel-size {store} UM', so that models record it"]
+
+
+def count_other_smears(rejects: Iterable[tuple[str, str, str]]) -> int:
+    """Count the files refused because of their smear or patient, given the source, reason and message of each."""
+    return sum(reason in OTHER_SMEARS for _, reason, _ in rejects)
+
+
+def other_smears(count: int, store: str | Path, table: str | Path | None) -> list[str]:
+    """Say that so many files are in a store with another smear or patient than a table gives, and what to do."""
+    if not count:
+        return []
+    return [
+        f"{count} files are in the store with another smear or patient, which stays as it was: to set it, run "
+        f"'hematokit store set-smears {store} {table or 'TABLE.csv'}'"
+    ]
 
 
 def count_without_split(store: PatchStore) -> int:

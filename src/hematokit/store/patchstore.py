@@ -188,7 +188,7 @@ class PatchStore:
 
     @cached_property
     def _fields(self) -> pa.Table:
-        return schema.read_fields(self.path, self._state.fields)
+        return schema.read_fields(self.path, self._state.fields, self._state.fields_first)
 
     @property
     def fields(self) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-__all__ = ["id_warnings", "some_of"]
+__all__ = ["id_warnings", "on_several_sides", "some_of"]
 
 
 def some_of(names: Sequence[str], count: int = 3) -> str:
@@ -34,32 +34,54 @@ def id_warnings(smears: Sequence[str], patients: Sequence[str], what: str) -> li
     Returns
     -------
     list of str
-        A line each: patients known for some only, identifiers that differ by case, spaces or the form of accents only,
-        and smears with several patients.
+        A line each: patients known for some only, identifiers that differ by case or spaces only, and
+        smears with several patients.
     """
-    table = pd.DataFrame({"smear": list(smears), "patient": list(patients)}, dtype=object)
+    # Accents that are composed or not look the same; groups do not tell them apart either.
+    ids = {"smear": smears, "patient": patients}
+    table = pd.DataFrame({name: [unicodedata.normalize("NFC", i) for i in ids[name]] for name in ids}, dtype=object)
     lines = []
     unknown = int((table["patient"] == "").sum())
     if 0 < unknown < len(table):
         lines.append(f"{unknown} of {len(table)} {what} have no patient, though the others have one")
     pairs = table.drop_duplicates()
     for name in ("patient", "smear"):
-        ids = pairs.loc[pairs[name] != "", name].drop_duplicates().sort_values()
-        alike = [list(group) for _, group in ids.groupby(ids.map(_essence)) if len(group) > 1]
+        known = pairs.loc[pairs[name] != "", name].drop_duplicates().sort_values()
+        alike = [list(group) for _, group in known.groupby(known.map(_essence)) if len(group) > 1]
         if alike:
             listed = some_of([" and ".join(map(repr, group)) for group in alike])
             lines.append(
                 f"{name}s {listed} differ only by case or spaces and count as different {name}s; write each in one way"
             )
-    known = pairs[(pairs["smear"] != "") & (pairs["patient"] != "")]
+    both = pairs[(pairs["smear"] != "") & (pairs["patient"] != "")]
     several = [
         f"{smear!r} of {' and '.join(map(repr, sorted(group)))}"
-        for smear, group in known.groupby("smear")["patient"]
+        for smear, group in both.groupby("smear")["patient"]
         if len(group) > 1
     ]
     if several:
         lines.append(f"a smear is of one patient, but these have several: {some_of(several)}")
     return lines
+
+
+def on_several_sides(cells: pd.DataFrame, column: str) -> list[str]:
+    """Find the patients, smears or groups whose cells a split divides.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        With ``split``, empty for cells in no split.
+    column : str
+        ``"patient_id"``, ``"smear_id"`` or ``"group"``; an empty value is none.
+
+    Returns
+    -------
+    list of str
+        Sorted.
+    """
+    divided = cells[(cells["split"] != "") & (cells[column] != "")]
+    sides = divided.groupby(column)["split"].nunique()
+    return [str(name) for name in sides.index[sides > 1]]
 
 
 def _essence(text: str) -> str:

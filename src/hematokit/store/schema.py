@@ -144,12 +144,19 @@ class TableState:
     fields : int
         Rows of ``fields.parquet`` that are committed. That file only ever grows past them, and is replaced before the
         cells are, so a reader of any moment finds them.
+    fields_first : int
+        The first of these rows. Those before it are what was committed earlier of fields that have changed since.
+    rows : int
+        Rows of ``patches`` that were ever committed, with those whose cells were removed since; they are not used
+        again, so that a reader of an earlier table never gets other patches. 0 in stores that do not say it.
     """
 
     split_info: dict[str, Any] | None = None
     groups_stale: bool = False
     groups_near: bool = True
     fields: int = 0
+    fields_first: int = 0
+    rows: int = 0
 
 
 def empty_cells() -> pa.Table:
@@ -186,7 +193,10 @@ def read_cells(store: Path) -> tuple[pa.Table, TableState]:
             split_info=info["split"],
             groups_stale=bool(info["groups_stale"]),
             groups_near=bool(info["groups_near"]),
-            fields=int(info.get("fields", 0)),  # stores of before there were fields lack it
+            # Older stores lack these.
+            fields=int(info.get("fields", 0)),
+            fields_first=int(info.get("fields_first", 0)),
+            rows=int(info.get("rows", 0)),
         )
         if "pixel_size_um" not in whole.column_names:
             whole = _with_pixel_sizes(whole, read_fields(store, state.fields))
@@ -222,6 +232,8 @@ def write_cells(store: Path, table: pa.Table, state: TableState) -> None:
         "groups_stale": state.groups_stale,
         "groups_near": state.groups_near,
         "fields": state.fields,
+        "fields_first": state.fields_first,
+        "rows": state.rows,
     }
     metadata = {_METADATA_KEY: json.dumps(info).encode()}
     write_table(store / CELLS_FILE, table.replace_schema_metadata(metadata))
@@ -233,8 +245,8 @@ def fields_to_arrow(fields: pd.DataFrame) -> pa.Table:
     return table.replace_schema_metadata()
 
 
-def read_fields(store: Path, count: int) -> pa.Table:
-    """Read the first `count` rows of the table of fields, which are the committed ones.
+def read_fields(store: Path, count: int, first: int = 0) -> pa.Table:
+    """Read `count` rows of the table of fields from row `first` on, which are the committed ones.
 
     Raises
     ------
@@ -244,11 +256,11 @@ def read_fields(store: Path, count: int) -> pa.Table:
     if not count:
         return _FIELD_SCHEMA.empty_table()
     table = _read(store, FIELDS_FILE, _FIELD_SCHEMA, _RESTORE)
-    if table.num_rows < count:
+    if table.num_rows < first + count:
         raise StoreError(
-            f"{store / FIELDS_FILE} is damaged (it has {table.num_rows} rows, {count} are committed); {_RESTORE}"
+            f"{store / FIELDS_FILE} is damaged (it has {table.num_rows} rows, {first + count} are committed); {_RESTORE}"
         )
-    return table.slice(0, count)
+    return table.slice(first, count)
 
 
 def write_fields(store: Path, table: pa.Table) -> None:

@@ -23,6 +23,7 @@ from hematokit.progress import Progress, no_progress
 from hematokit.store.corrections import apply_corrections
 from hematokit.store.grouping import regroup
 from hematokit.store.patchstore import open_store
+from hematokit.store.patients import id_warnings, on_several_sides, some_of
 
 __all__ = ["SPLITS", "SplitSummary", "assign_split", "split_store"]
 
@@ -50,7 +51,7 @@ class SplitSummary:
     changed : int
         Cells that the replaced split had elsewhere.
     warnings : tuple of str
-        Classes with too few cells, or shares that whole groups did not allow.
+        Classes with too few cells, shares that whole groups did not allow, and what is doubtful about the patients.
     unlabelled : int
         Cells without a class; they are in no split.
     """
@@ -91,7 +92,7 @@ class SplitSummary:
         )
         if self.unlabelled:
             lines.append(f"note: {self.unlabelled} cells without a label are in no split")
-        return [*lines, *(f"note: {warning}" for warning in self.warnings)]
+        return [*lines, *(f"Warning: {warning}" for warning in self.warnings)]
 
 
 def _check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
@@ -277,9 +278,31 @@ def split_store(
         hash=split_hash,
         replaced=old,
         changed=changed,
-        warnings=tuple(_warnings(counted[labelled], wanted)),
+        warnings=(*_warnings(counted[labelled], wanted), *_patient_warnings(counted[labelled], path)),
         unlabelled=int((~labelled).sum()),
     )
+
+
+def _patient_warnings(cells: pd.DataFrame, store: str | Path) -> list[str]:
+    """How cells of one patient may be on several sides although their groups are not, or on one for a wrong reason."""
+    lines = id_warnings(cells["smear_id"].tolist(), cells["patient_id"].tolist(), "cells")
+    smears = on_several_sides(cells[cells["patient_id"] == ""], "smear_id")
+    if smears:
+        lines.append(
+            f"cells of {len(smears)} smears without a patient are on several sides ({some_of(smears)}): only patients "
+            "keep cells of several fields together; give each smear its patient, or its own name as patient_id"
+        )
+    known = cells[cells["patient_id"] != ""]
+    people = known.groupby("group")["patient_id"].unique()
+    joined = [" and ".join(sorted(map(str, group))) for group in people if len(group) > 1]
+    if joined:
+        lines.append(
+            f"{len(joined)} groups join several patients, whose cells are duplicates of each other or of one field "
+            f"({some_of(joined)}): check that these are not one patient under two names"
+        )
+    if lines:
+        lines[-1] += f"; 'hematokit store set-smears {store} TABLE.csv' sets smears and patients"
+    return lines
 
 
 def _split_hash(cells: pd.DataFrame) -> str:

@@ -90,10 +90,11 @@ class StoreWriter:
             self._table = store._table
             self._state = store._state
             highest = pc.max(self._table["row"]).as_py()
-            self._first_row = _next_shard(0 if highest is None else highest + 1)
+            self._first_row = _next_shard(max(self._state.rows, 0 if highest is None else highest + 1))
             self._pending: list[pa.Table] = []
             self._pending_rows = 0
             self._pending_fields: list[dict[str, Any]] = []
+            self._replaced_fields: dict[str, dict[str, Any]] = {}
             # Patches not yet sent to a shard: they begin at row `_buffer_row`, always a shard's first.
             self._buffer = np.empty((0,), np.uint8)
             self._buffer_row = self._first_row
@@ -187,6 +188,16 @@ class StoreWriter:
         """
         self._pending_fields.append({name: record[name] for name in schema.FIELD_COLUMNS})
 
+    def replace_field(self, record: Mapping[str, Any]) -> None:
+        """Note that the committed cells of a field give way to those appended for it; it counts with the next commit.
+
+        Parameters
+        ----------
+        record : mapping
+            The columns `hematokit.store.schema.FIELD_COLUMNS`, with the ``field_id`` of a committed field.
+        """
+        self._replaced_fields[record["field_id"]] = {name: record[name] for name in schema.FIELD_COLUMNS}
+
     def commit_if_due(self) -> bool:
         """Commit if the pending cells fill their shards and enough time has passed since the last commit.
 
@@ -216,7 +227,7 @@ class StoreWriter:
         limit = _COMMIT_SECONDS
         if self._pending_rows >= schema.SHARD_PATCHES:
             limit = min(_COMMIT_EVERY * self._commit_cost, _COMMIT_SECONDS)
-        if not self._pending_fields or self._waited() < limit:
+        if not (self._pending_fields or self._replaced_fields) or self._waited() < limit:
             return False
         self.commit()
         return True
@@ -232,21 +243,24 @@ class StoreWriter:
         StoreError
             If the disk is full; the store is then as after the last commit.
         """
-        if not self._pending_rows and not self._pending_fields:
+        if not self._pending_rows and not self._pending_fields and not self._replaced_fields:
             return
         with disk_errors(self._path, lambda: self.committed):
             self._flush()
             self._drain()
-            table = pa.concat_tables([self._table, *self._pending]).combine_chunks()
-            state = replace(self._state, groups_stale=self._state.groups_stale or self._pending_rows > 0)
-            if self._pending_fields:
-                fields = schema.fields_to_arrow(pd.DataFrame(self._pending_fields))
-                if state.fields:
-                    fields = pa.concat_tables([schema.read_fields(self._path, state.fields), fields])
-                schema.write_fields(self._path, fields.combine_chunks())
-                state.fields = fields.num_rows
-            self._replace(table, state)
-            self._pending_fields = []
+            kept = self._table
+            state = replace(self._state, rows=self._first_row + self._pending_rows)
+            state.groups_stale = state.groups_stale or self._pending_rows > 0 or bool(self._replaced_fields)
+            if self._replaced_fields:
+                gone = pc.is_in(kept["field_id"], pa.array(list(self._replaced_fields), pa.string()))
+                kept = kept.filter(pc.invert(gone))
+                present = schema.read_fields(self._path, state.fields, state.fields_first).to_pylist()
+                changed = [self._replaced_fields.get(row["field_id"], row) for row in present]
+                self._write_fields(pd.DataFrame([*changed, *self._pending_fields]), state, other_version=True)
+            elif self._pending_fields:
+                self._write_fields(pd.DataFrame(self._pending_fields), state, other_version=False)
+            self._replace(pa.concat_tables([kept, *self._pending]).combine_chunks(), state)
+            self._pending_fields, self._replaced_fields = [], {}
             self._first_row = self._buffer_row = _next_shard(self._first_row + self._pending_rows)
             self._pending, self._pending_rows = [], 0
 
@@ -254,6 +268,7 @@ class StoreWriter:
         self,
         cells: pd.DataFrame,
         *,
+        fields: pd.DataFrame | None = None,
         split_info: dict[str, Any] | None = _KEEP,
         groups_stale: bool = _KEEP,
         groups_near: bool = _KEEP,
@@ -265,6 +280,8 @@ class StoreWriter:
         cells : DataFrame
             All committed cells, each with the ``cell_id``, ``row`` and ``pixel_sha256`` it has; columns
             `CELL_COLUMNS`.
+        fields : DataFrame, optional
+            All committed fields with changed columns, in their order.
         split_info, groups_stale, groups_near
             Replace what is committed under these names; left out, they stay.
 
@@ -281,20 +298,30 @@ class StoreWriter:
         order = [("row", "ascending")]
         if not table.select(fixed).sort_by(order).equals(self._table.select(fixed).sort_by(order)):
             raise ValueError("replace_cells takes exactly the committed cells, with the rows and hashes they have")
-        old = self._state
-        state = schema.TableState(
-            old.split_info if split_info is _KEEP else split_info,
-            old.groups_stale if groups_stale is _KEEP else groups_stale,
-            old.groups_near if groups_near is _KEEP else groups_near,
-            old.fields,
-        )
+        given: dict[str, Any] = {"split_info": split_info, "groups_stale": groups_stale, "groups_near": groups_near}
+        state = replace(self._state, **{name: value for name, value in given.items() if value is not _KEEP})
         with disk_errors(self._path, lambda: self.committed):
+            if fields is not None:
+                self._write_fields(fields, state, other_version=True)
             self._replace(table, state)
 
     def write_rejects(self, rejects: pd.DataFrame) -> None:
         """Replace the table of refused files (columns ``source``, ``reason``, ``message``)."""
         with disk_errors(self._path, lambda: self.committed):
             schema.write_rejects(self._path, rejects)
+
+    def _write_fields(self, fields: pd.DataFrame, state: schema.TableState, *, other_version: bool) -> None:
+        """Put rows behind those of ``fields.parquet``, and note in `state` which of them count with the next commit.
+
+        Those that are there stay, whatever becomes of this writer: the committed table says that they count.
+        """
+        before = schema.read_fields(self._path, state.fields_first + state.fields)
+        more = schema.fields_to_arrow(fields)
+        schema.write_fields(self._path, pa.concat_tables([before, more]).combine_chunks())
+        if other_version:
+            state.fields_first, state.fields = before.num_rows, more.num_rows
+        else:
+            state.fields += more.num_rows
 
     def _replace(self, table: pa.Table, state: schema.TableState) -> None:
         started = time.monotonic()
@@ -335,7 +362,7 @@ class StoreWriter:
         """Remove what a killed writer left: shards past the committed rows, fields, and temporary files."""
         remove_leftovers(self._path)
         remove_leftovers(self._path / schema.ARRAY_FOLDER)
-        remove_uncommitted_fields(self._path, self._state.fields)
+        remove_uncommitted_fields(self._path, self._state.fields, self._state.fields_first)
         first_shard = self._first_row // schema.SHARD_PATCHES
         for folder in (self._path / schema.ARRAY_FOLDER / "c").glob("*"):
             if not folder.name.isdigit():

@@ -17,6 +17,7 @@ from hematokit.models.classifier import shrink_patches
 from hematokit.progress import Progress, no_progress
 from hematokit.specs import InputSpec
 from hematokit.store import PatchStore, PixelSizes, summarize_pixel_sizes
+from hematokit.store.patients import on_several_sides, some_of
 from hematokit.taxonomy import CellClass, Taxonomy
 from hematokit.training.memory import available_memory, local_processes
 
@@ -55,6 +56,8 @@ class TrainingData:
         Cells without a label, which take no part either.
     pixel_sizes : PixelSizes
         Of the cells in ``train``.
+    divided_groups : int
+        Groups of duplicates, fields or patients with cells on several sides of the split.
     """
 
     taxonomy: Taxonomy
@@ -62,6 +65,7 @@ class TrainingData:
     left_out: dict[str, int]
     unlabelled: int = 0
     pixel_sizes: PixelSizes = field(default_factory=lambda: PixelSizes(0, 0, None, None, None))
+    divided_groups: int = 0
 
     @property
     def pixel_size_um(self) -> float | None:
@@ -110,11 +114,17 @@ def select_cells(store: PatchStore, exclude: list[str] | None = None, one_vs_res
     Raises
     ------
     TrainingError
-        If the store has no split, or fewer than two classes have training cells.
+        If the store has no split or one that divides a patient's cells, or fewer than two classes have training cells.
     """
     cells = store.cells
     if store.split_info is None or not (cells["split"] == "train").any():
         raise TrainingError(f"store {store.path} has no training split; run: hematokit split '{store.path}'")
+    patients = on_several_sides(cells, "patient_id")
+    if patients:
+        raise TrainingError(
+            f"the split of store {store.path} divides the cells of {len(patients)} patients ({some_of(patients)}), so "
+            f"figures on its test cells would be too good; run: hematokit split '{store.path}'"
+        )
     taxonomy = store.taxonomy
     if exclude is None:
         excluded = {entry.code for entry in taxonomy if entry.reject} - {one_vs_rest}
@@ -154,7 +164,8 @@ def select_cells(store: PatchStore, exclude: list[str] | None = None, one_vs_res
         )
     counts = {str(code): int(count) for code, count in left_out.items()}
     sizes = summarize_pixel_sizes(used[used["split"] == "train"])
-    return TrainingData(chosen, splits, counts, len(cells) - len(labelled), sizes)
+    divided = len(on_several_sides(cells, "group"))
+    return TrainingData(chosen, splits, counts, len(cells) - len(labelled), sizes, divided)
 
 
 class PatchFeed:

@@ -272,6 +272,11 @@ def _announce(say: Callable[[str], None], data: TrainingData, choice: BackboneCh
         say(f"{data.unlabelled} cells of the store have no label and take no part")
     if warning := data.pixel_size_warning():
         say(f"Warning: {warning}")
+    if data.divided_groups:
+        say(
+            f"Warning: {data.divided_groups} groups of duplicates have cells on several sides of the split, because "
+            f"cells were added after it, so figures may be too good; to split again: hematokit split '{facts['store']}'"
+        )
 
 
 def _finish(
