@@ -92,6 +92,35 @@ def test_smears_that_fit_in_part_are_a_warning(folder: Path, capsys: pytest.Capt
     assert sum("part.csv" in warning for warning in summary["warnings"]) == 2
 
 
+def test_wrong_smears_and_cells_are_mended_in_the_store(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert Run(capsys, [*TILE, "--patch-size", "32"]).code == 0
+    assert Run(capsys, ["split", "store.zarr", "--fractions", "0.4", "0.3", "0.3"]).code == 0
+    (folder / "smears.csv").write_text("file,patient_id\n" + "".join(f"f{number}.png,P\n" for number in range(4)))
+    run = Run(capsys, [*TILE, "--smears", "smears.csv"])
+    assert (run.code, "hematokit store set-smears store.zarr smears.csv" in run.out) == (0, True)
+    run = Run(capsys, ["store", "set-smears", "store.zarr", "smears.csv"])
+    assert run.code == 0
+    assert "9 cells of 4 fields" in run.out
+    assert "Warning: the split was removed" in run.out
+    run = Run(capsys, ["train", "store.zarr", "--output", "run", "--backbone", "timm:test_resnet"])
+    assert (run.code, "hematokit split 'store.zarr'" in run.err) == (2, True)
+    Run(capsys, ["split", "store.zarr", "--fractions", "0.4", "0.3", "0.3"])
+    assert open_store("store.zarr").cells["split"].nunique() == 1
+    summary = json.loads(Run(capsys, ["store", "set-smears", "store.zarr", "smears.csv", "--json"]).out)
+    assert (summary["cells"], summary["removed_split"]) == (0, None)
+    run = Run(capsys, ["store", "set-smears", "store.zarr", "voc"])
+    assert (run.code, run.err.count("\n")) == (2, 1)
+
+    for path in (folder / "voc").glob("*.xml"):
+        first = "<name>Blast</name><bndbox><xmin>10<"
+        path.write_text(path.read_text().replace(first, first.replace("Blast", "lympho")))
+    assert "3 cells-differ" in Run(capsys, TILE).out
+    run = Run(capsys, [*TILE, "--replace"])
+    assert run.code == 0
+    assert "the cells of 3 fields were replaced: 9 cells removed" in run.out
+    assert open_store("store.zarr").cells["label"].value_counts().to_dict() == {"LYT": 6, "BLA": 3}
+
+
 def test_what_is_not_known_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(capsys, ["tile", "fields ü", "store.zarr", "--cells", "voc", "--patch-size", "32"])
     assert run.code == 0

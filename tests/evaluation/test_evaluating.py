@@ -166,6 +166,30 @@ def test_a_reader_is_warned_of_figures_that_are_too_good(tiny_store: Path, tmp_p
     assert "out of reach" in note
 
 
+def test_a_reader_is_warned_of_patients_that_were_trained_on(tiny_store: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_store, tmp_path / "s.zarr")
+    store = open_store(tmp_path / "s.zarr")
+    cells = store.cells
+    own = {"store": str(store.path), "store_hash": store.content_hash, "split": store.split_info}
+    first = {split: cells.index[cells["split"] == split][0] for split in ("train", "test")}
+    with store.writer() as writer:
+        writer.replace_cells(cells.assign(patient_id=cells["patient_id"].mask(cells.index == first["train"], "P1")))
+    assert evaluate_store(ByColour(training=own), store, bootstrap=0).notes == ()
+    write_crops(tmp_path / "new", {"BLA": 2, "LYT": 3}, seed=9)
+    names = sorted(path.relative_to(tmp_path / "new") for path in (tmp_path / "new").rglob("*.png"))
+    rows = [f"{name},{name.parent},P{number % 2}" for number, name in enumerate(names)]
+    (tmp_path / "new" / "labels.csv").write_text("\n".join(["path,label,patient_id", *rows]))
+    import_crops(tmp_path / "new" / "labels.csv", tmp_path / "new.zarr", patch_size=64, near_duplicates=False)
+    (note,) = evaluate_store(ByColour(training=own), open_store(tmp_path / "new.zarr"), "all", bootstrap=0).notes
+    assert note.startswith("2 of 5 cells have a patient_id of the training or validation split")
+
+    with store.writer() as writer:
+        inside = cells.index.isin(list(first.values()))
+        writer.replace_cells(cells.assign(patient_id=cells["patient_id"].mask(inside, "P1")))
+    (note,) = evaluate_store(ByColour(training=own), store, bootstrap=0).notes
+    assert note.startswith("The split divides the cells of 1 patients (P1)")
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Labelled, unlabelled, excluded, repeated and unusable images."""

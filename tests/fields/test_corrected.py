@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hematokit import set_smears
 from hematokit.errors import FieldError, ImageError
 from hematokit.evaluation.evaluate import evaluate_store
 from hematokit.fields.cells import name_cells
@@ -100,6 +101,27 @@ def test_the_usual_side_is_that_of_the_others_else_of_a_cell_in_micrometres() ->
     assert usual_side(cells, 0.5, 250) == 20
     assert usual_side(cells[:0], 0.5, 250) == 24
     assert usual_side(None, None, 250) == 83
+
+
+def test_smears_of_reviewed_fields_are_checked_before_anything_is_written(
+    review: Review, picture: Path, tmp_path: Path
+) -> None:
+    review.confirm(review.cells["cell_id"].tolist()[:2])
+    store, table = tmp_path / "marrow.zarr", tmp_path / "smears.csv"
+    table.write_text("file,smear_id,patient_id\nother.jpg,S1,P1\n")
+    with pytest.raises(FieldError, match="names none of the 1 fields"):
+        store_corrected(review, picture, store, smears=table, **QUIET)
+    assert not store.exists()
+    store_corrected(review, picture, store, **QUIET)
+    table.write_text("file,smear_id,patient_id\n102.jpg,S1,P1\n")
+    review.confirm(review.cells["cell_id"].tolist()[2:3])
+    summary = store_corrected(review, picture, store, smears=table, near_duplicates=False)
+    assert summary.added == 1
+    assert f"hematokit store set-smears {store} {table}" in summary.warnings[0]
+    set_smears(store, table)
+    assert set(open_store(store).cells["patient_id"]) == {"P1"}
+    summary = store_corrected(review, picture, store, smears=table, near_duplicates=False)
+    assert not any("set-smears" in warning for warning in summary.warnings)
 
 
 # --- a training set ---------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from hematokit import set_smears
 from hematokit.errors import ImageError, StoreError
 from hematokit.store import create_store, import_crops, open_store, set_pixel_size, verify_store
 from hematokit.taxonomy import CellClass, Taxonomy
@@ -136,6 +138,14 @@ def test_changed_files_and_changed_labels_are_told_not_taken(make_folder: Folder
     assert summary.added == 0
     assert reasons(store) == {"a.png": "changed-file", "b.png": "label-differs", "c.png": "patient-differs"}
     assert open_store(store).cells.equals(before)
+    remedy = (
+        f"Warning: 1 files are in the store with another smear or patient.*hematokit store set-smears {store} {table}"
+    )
+    assert any(re.search(remedy, line) for line in summary.lines())
+    # As the warning says.
+    set_smears(store, table)
+    assert open_store(store).cells["patient_id"].tolist() == ["", "p1", "p2"]
+    assert not import_crops(table, store).rejected.get("patient-differs")
 
 
 def test_equal_pixels_share_a_group_and_contradictions_are_told(make_folder: Folder, tmp_path: Path) -> None:

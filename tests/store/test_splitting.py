@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,6 +138,61 @@ def test_patients_stay_on_one_side(make_folder: Callable[..., Path], tmp_path: P
     cells = open_store(tmp_path / "store.zarr").cells
     assert (cells.groupby("patient_id")["split"].nunique() == 1).all()
     assert cells["split"].nunique() == 3
+
+
+def store_of(make_folder: Callable[..., Path], path: Path, *rows: str) -> Path:
+    """A store of crops with the smears and patients given, ``"S1,P1"``, one a crop."""
+    folder = make_folder({f"x{number}": number for number in range(len(rows))})
+    lines = [f"x{number}.png,{'BLA' if number % 2 else 'PMO'},{row}" for number, row in enumerate(rows)]
+    (folder / "labels.csv").write_text("\n".join(["path,label,smear_id,patient_id", *lines]), encoding="utf-8")
+    import_crops(folder / "labels.csv", path, patch_size=16)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (["S1,P1", "S2,P2", "S3,"] * 4, "4 of 12 cells have no patient, though the others have one"),
+        (["S1,P 1", "S2,p1", "S3,P2"] * 4, "patients 'P 1' and 'p1' differ only by case or spaces"),
+        (["S1,P1", "S1,P2", "S3,P3"] * 4, "a smear is of one patient, but these have several: 'S1' of 'P1' and 'P2'"),
+        (["S1,"] * 12, "cells of 1 smears without a patient are on several sides (S1)"),
+    ],
+)
+def test_what_lets_a_patient_get_to_several_sides_is_said(
+    make_folder: Callable[..., Path], tmp_path: Path, rows: list[str], said: str
+) -> None:
+    path = store_of(make_folder, tmp_path / "store.zarr", *rows)
+    lines = split_store(path, (0.4, 0.3, 0.3)).lines()
+    warnings = [line for line in lines if line.startswith("Warning: ") and "share of" not in line]
+    (line,) = [line for line in warnings if said in line]
+    assert f"hematokit store set-smears {path} TABLE.csv" in line
+
+
+def test_complete_patients_are_no_warning(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    rows = [f"S{number},P{number // 2}" for number in range(24)]
+    assert split_store(store_of(make_folder, tmp_path / "store.zarr", *rows), (0.5, 0.25, 0.25)).warnings == ()
+
+
+def test_a_duplicate_across_patients_is_said(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_folder({f"x{number}": number % 11 for number in range(12)})  # the last is the first again
+    lines = [f"x{number}.png,BLA,P{number}" for number in range(12)]
+    (folder / "labels.csv").write_text("\n".join(["path,label,patient_id", *lines]))
+    import_crops(folder / "labels.csv", tmp_path / "store.zarr", patch_size=16)
+    (warning,) = split_store(tmp_path / "store.zarr").warnings
+    assert warning.startswith("1 groups join several patients")
+    assert "P0 and P11" in warning
+
+
+def test_a_patient_in_two_forms_of_unicode_is_one(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    names = [unicodedata.normalize(form, "Müller") for form in ("NFC", "NFD")]
+    path = store_of(
+        make_folder, tmp_path / "store.zarr", *(f"S{number},{name}" for number, name in enumerate(names * 6))
+    )
+    summary = split_store(path, (0.4, 0.3, 0.3))
+    cells = open_store(path).cells
+    assert cells["patient_id"].nunique() == 2
+    assert cells["group"].nunique() == cells["split"].nunique() == 1
+    assert not any("Müller" in warning for warning in summary.warnings)
 
 
 def test_an_empty_store_cannot_be_split(tmp_path: Path) -> None:

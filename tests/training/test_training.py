@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from hematokit import HematokitError, export, import_crops, load_model, open_store, set_pixel_size, split_store, train
+from hematokit.errors import TrainingError
 from tinykit import TINY, write_crops
 
 
@@ -313,6 +314,23 @@ def test_stores_that_cannot_be_trained_on(tmp_path: Path) -> None:
         train(unsplit(tmp_path / "b"), tmp_path / "run", settings=TINY)
     with pytest.raises(HematokitError, match="missing"):
         train(tmp_path / "missing.zarr", tmp_path / "run", settings=TINY)
+
+
+def test_a_split_that_divides_a_patient_or_a_group(tiny_store: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_store, tmp_path / "s.zarr")
+    store = open_store(tmp_path / "s.zarr")
+    cells = store.cells
+    two = [cells.index[cells["split"] == split][0] for split in ("train", "test")]
+    with store.writer() as writer:
+        writer.replace_cells(cells.assign(group=cells["group"].mask(cells.index.isin(two), "one")))
+    said: list[str] = []
+    train(tmp_path / "s.zarr", tmp_path / "run", settings=TINY, epochs=1, log=said.append)
+    assert any(line.startswith("Warning: 1 groups of duplicates have cells on several sides") for line in said)
+    with store.writer() as writer:
+        writer.replace_cells(cells.assign(patient_id=cells["patient_id"].mask(cells.index.isin(two), "P1")))
+    with pytest.raises(TrainingError, match=r"divides the cells of 1 patients \(P1\).*hematokit split"):
+        train(tmp_path / "s.zarr", tmp_path / "run2", settings=TINY)
+    assert not (tmp_path / "run2").exists()
 
 
 def test_a_class_with_one_cell(tmp_path: Path) -> None:

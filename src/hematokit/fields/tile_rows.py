@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -48,7 +48,7 @@ def store_rows(table: pd.DataFrame, digest: str, taken: set[str], pixel_size_um:
         chosen = cell_id if cell_id not in taken else f"{cell_id}-{key[:8]}"
         taken.add(chosen)
         ids.append(chosen)
-    new = {"cell_id": ids, "source_key": keys, "row": 0, "group": "", "split": "", "pixel_sha256": ""}
+    new: dict[str, Any] = {"cell_id": ids, "source_key": keys, "row": 0, "group": "", "split": "", "pixel_sha256": ""}
     rows = table.assign(**new, pixel_size_um=pixel_size_um)
     return rows[list(CELL_COLUMNS)]
 
