@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tracemalloc
@@ -158,7 +159,7 @@ def record(folder: Path, digest: str, cells: int) -> dict[str, Any]:
         "field_id": folder.name,
         "name": folder.name,
         "source": f"in/{folder.name}.png",
-        "sha256": "0" * 64,
+        "sha256": hashlib.sha256(folder.name.encode()).hexdigest(),
         "height": 600,
         "width": 70,
         "pixel_size_um": float("nan"),

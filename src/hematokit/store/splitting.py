@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -293,7 +294,7 @@ def _patient_warnings(cells: pd.DataFrame, store: str | Path) -> list[str]:
             "keep cells of several fields together; give each smear its patient, or its own name as patient_id"
         )
     known = cells[cells["patient_id"] != ""]
-    people = known.groupby("group")["patient_id"].unique()
+    people = known["patient_id"].map(lambda name: unicodedata.normalize("NFC", name)).groupby(known["group"]).unique()
     joined = [" and ".join(sorted(map(str, group))) for group in people if len(group) > 1]
     if joined:
         lines.append(
