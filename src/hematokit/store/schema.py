@@ -257,9 +257,8 @@ def read_fields(store: Path, count: int, first: int = 0) -> pa.Table:
         return _FIELD_SCHEMA.empty_table()
     table = _read(store, FIELDS_FILE, _FIELD_SCHEMA, _RESTORE)
     if table.num_rows < first + count:
-        raise StoreError(
-            f"{store / FIELDS_FILE} is damaged (it has {table.num_rows} rows, {first + count} are committed); {_RESTORE}"
-        )
+        detail = f"it has {table.num_rows} rows, {first + count} are committed"
+        raise StoreError(f"{store / FIELDS_FILE} is damaged ({detail}); {_RESTORE}")
     return table.slice(first, count)
 
 
