@@ -71,6 +71,8 @@ def tile_command(
     interrupted.
 
     Example: hematokit tile smears/ marrow.zarr --pixel-size 0.17
+
+    Corrected annotations: hematokit tile smears/ marrow.zarr --cells corrected.csv --replace
     """
     from hematokit.assignments import plugin_options
     from hematokit.fields.tiling import tile_fields
