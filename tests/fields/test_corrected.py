@@ -122,6 +122,8 @@ def test_smears_of_reviewed_fields_are_checked_before_anything_is_written(
     assert set(open_store(store).cells["patient_id"]) == {"P1"}
     summary = store_corrected(review, picture, store, smears=table, near_duplicates=False)
     assert not any("set-smears" in warning for warning in summary.warnings)
+    store_corrected(review, picture, tmp_path / "new.zarr", smears=table, **QUIET)
+    assert open_store(tmp_path / "new.zarr").fields["patient_id"].tolist() == ["P1"]
 
 
 # --- a training set ---------------------------------------------------------------------------------------------------

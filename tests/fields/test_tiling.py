@@ -23,7 +23,7 @@ from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import Box
 from hematokit.registry import PluginInfo, load_plugins
 from hematokit.specs import DetectorSpec, Option
-from hematokit.store import open_store, split_store, verify_store
+from hematokit.store import describe_store, open_store, split_store, verify_store
 from hematokit.store.corrections import CORRECTIONS_FILE, Correction, append_corrections, new_edit, utc_now
 from hematokit.store.schema import hash_pixels
 
@@ -207,6 +207,7 @@ def test_replaced_cells(fields: Path, tmp_path: Path) -> None:
     assert set(now["split"]) == {""}
     assert opened.fields[["field_id", "cells"]].to_numpy().tolist() == [["f0", 4], ["f1", 0]]
     assert summary.without_split == 4
+    assert describe_store(store).corrections == {"label": 1}
     assert verify_store(store).ok
     assert tile(fields, store, cells=tmp_path / "corrected.csv", replace=True).present_fields == 2
 

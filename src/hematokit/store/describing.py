@@ -181,8 +181,13 @@ def describe_store(path: str | Path, *, rejects: bool = False) -> StoreInfo:
 
 
 def _count_corrections(store: PatchStore) -> dict[str, int]:
-    """Cells by what was done to them last; a cell corrected three times is one cell."""
-    last = {entry.cell_id: entry.kind for entry in standing_corrections(store.corrections)}
+    """Cells by what was done to them last; a cell corrected three times is one cell, one that was replaced is none."""
+    there = set(store.committed_cells["cell_id"]) if store.corrections else set()
+    last = {
+        entry.cell_id: entry.kind
+        for entry in standing_corrections(store.corrections)
+        if entry.kind == "add" or entry.cell_id in there
+    }
     kinds = Counter(last.values())
     return {kind: kinds[kind] for kind in OF_CELLS if kinds[kind]}
 
