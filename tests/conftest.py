@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from hematokit.store import import_crops, split_store
+from hematokit.imaging.synthetic import PIXEL_SIZE_UM
+from hematokit.store import import_crops, set_pixel_size, split_store
 from hematokit.training import train
 from tinykit import TINY, write_crops
 
@@ -59,3 +61,13 @@ def tiny_run(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     run = tmp_path_factory.mktemp("runs") / "tiny"
     train(tiny_store, run, settings=TINY)
     return run
+
+
+@pytest.fixture(scope="session")
+def measured_run(tiny_store: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run with the same weights, trained at the pixel size of drawn cells; tests must not change it."""
+    folder = tmp_path_factory.mktemp("measured")
+    store, run = shutil.copytree(tiny_store, folder / "store.zarr"), shutil.copytree(tiny_run, folder / "run")
+    set_pixel_size(store, PIXEL_SIZE_UM)
+    train(store, run, resume=True)
+    return Path(run)

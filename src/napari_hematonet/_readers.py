@@ -132,7 +132,8 @@ def _result_layers(results: Results, result: FieldResult, model: str, *, visible
         pixel_size_um=result.pixel_size_um,
     )
     identity = results.model_identity if model else ""
-    return [*layers, _cells(review, result.field_id, field, placement, visible, model, identity)]
+    scale = results.model_pixel_size_um
+    return [*layers, _cells(review, result.field_id, field, placement, visible, model, identity, scale)]
 
 
 def store_layers(path: Path) -> list[LayerData]:
@@ -187,8 +188,17 @@ def _cells(
     visible: bool,
     model: str = "",
     identity: str = "",
+    model_pixel_size_um: float | None = None,
 ) -> LayerData:
-    state = FieldState(review, name, field, model, pixel_size_um=review.pixel_size_um, model_identity=identity)
+    state = FieldState(
+        review,
+        name,
+        field,
+        model,
+        pixel_size_um=review.pixel_size_um,
+        model_identity=identity,
+        model_pixel_size_um=model_pixel_size_um,
+    )
     data, options, kind = cells_layer_data(state, name=f"cells of {name}", placement=placement)
     return data, {**options, "visible": visible}, kind
 

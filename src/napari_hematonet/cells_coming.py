@@ -196,6 +196,7 @@ class ComingCells:
             classifier=self._model,
             detector=self._request.detector,
             pixel_size_um=field.pixel_size_um,
+            model_pixel_size_um=self._request.model_pixel_size_um,
             plane=getattr(field, "plane", ()),
         )
         return add_cells_layer(self._viewer, review, image=self.image, state=state, name=self._name, visible=False)

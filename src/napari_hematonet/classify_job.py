@@ -48,6 +48,8 @@ class ClassifyRequest:
         Polygons in pixels of the field; empty for the whole of it.
     runtime : str
         What computes the model, as `hematokit.load_model` takes it.
+    model_pixel_size_um : float, optional
+        Pixel size the model was trained at, instead of what it records.
     """
 
     field: Field
@@ -58,6 +60,7 @@ class ClassifyRequest:
     detector: str = "nuclei"
     region: tuple[npt.NDArray[np.float64], ...] = ()
     runtime: str = "torch"
+    model_pixel_size_um: float | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def classify_steps(request: ClassifyRequest, background: Background) -> Iterator
         field_id=request.field_id,
         source=request.source,
         region=request.region,
-        model_pixel_size_um=model.config.pixel_size_um,
+        model_pixel_size_um=request.model_pixel_size_um,
         progress=background.tell,
         note=note,
         moved=lambda copy: notes.append(Moved(copy)),

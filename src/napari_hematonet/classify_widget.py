@@ -108,17 +108,18 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             step=0.05,
             tooltip="Cells with a lower probability are drawn hollow and counted as unsure",
         )
-        self.pixel_size = FloatSpinBox(
-            name="pixel_size",
-            label="Pixel size (µm)",
-            value=0.0,
-            min=0.0,
-            max=10.0,
-            step=0.01,
-            tooltip="Micrometres per pixel, used where the image does not say; 0: unknown",
+        self.pixel_size = _pixel_size_box(
+            "pixel_size",
+            "Pixel size (µm)",
+            "Micrometres per pixel, used where the image does not say; 0: unknown",
+            "as the image says",
         )
-        self.pixel_size.native.setDecimals(4)
-        self.pixel_size.native.setSpecialValueText("as the image says")
+        self.model_pixel_size = _pixel_size_box(
+            "model_pixel_size",
+            "Model's pixel size (µm)",
+            "Micrometres per pixel of the images that the model was trained on, for a model that does not record them",
+            "as the model says",
+        )
         wanted = str(setting("detector"))
         if wanted in self.detector.choices:
             self.detector.value = wanted
@@ -131,6 +132,7 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
                 self.region,
                 self.threshold,
                 self.pixel_size,
+                self.model_pixel_size,
             ],
             labels=True,
         )
@@ -256,6 +258,7 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             str(self.detector.value),
             self._field.outlines(image),
             str(self.runtime.value),
+            float(self.model_pixel_size.value) or None,
         )
 
     @guarded
@@ -385,6 +388,13 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         what = "image" if event.value is cells.image else "layer of cells"
         self._say(f"Stopped: the {what} was removed")
         notify(f"the classification has stopped, because its {what} was removed")
+
+
+def _pixel_size_box(name: str, label: str, tooltip: str, unset: str) -> FloatSpinBox:
+    box = FloatSpinBox(name=name, label=label, value=0.0, min=0.0, max=10.0, step=0.01, tooltip=tooltip)
+    box.native.setDecimals(4)
+    box.native.setSpecialValueText(unset)
+    return box
 
 
 def _detectors() -> list[tuple[str, str]]:

@@ -62,7 +62,19 @@ def cells_words(layer: Points, count: int, examination: Examination | None) -> s
     said += "."
     if examination is not None and examination.suitability.flag != "ok":
         said += f" Warning: {'; '.join(examination.suitability.reasons) or examination.suitability.flag}."
-    return said + ("" if state is None or state.field is None else _remarks(state.field.notes))
+    if state is None or state.field is None:
+        return said
+    if state.classifier is not None:
+        from hematokit.fields.classifying import model_pixel_size, scale_warnings
+
+        warnings = scale_warnings(
+            model_pixel_size(state.classifier, state.model_pixel_size_um),
+            state.field.pixel_size_um is None,
+            field_option="Pixel size above",
+            model_option="Model's pixel size above",
+        )
+        said += "".join(f" Warning: {warning}." for warning in warnings)
+    return said + _remarks(state.field.notes)
 
 
 def nothing_words(request: ClassifyRequest) -> tuple[str, str]:

@@ -55,7 +55,6 @@ def classified_cell(state: FieldState, y: float, x: float) -> Iterator[Added]:
     model = state.classifier
     if model is None:
         raise FieldError("these cells come without a model, so a missed one cannot be classified; classify the field")
-    config = getattr(model, "config", None)
     row = classify_one(
         state.field,
         model,
@@ -63,7 +62,7 @@ def classified_cell(state: FieldState, y: float, x: float) -> Iterator[Added]:
         x,
         cells=state.review.cells,
         field_id=state.review.field_id,
-        model_pixel_size_um=getattr(config, "pixel_size_um", None),
+        model_pixel_size_um=state.model_pixel_size_um,
     )
     yield Added(state, row)
 
@@ -92,6 +91,7 @@ def stored_cells(state: FieldState, store: Path, tell: Progress) -> Iterator[Sto
     said = [note for note in summary.notes if "--pixel-size" not in note]
     if len(said) < len(summary.notes):
         said.append("without a pixel size, as nobody knows it")
+    said += [warning for warning in summary.warnings if "set-pixel-size" not in warning]
     notes = "".join(f"; {note}" for note in said)
     count = "1 cell" if summary.added == 1 else f"{summary.added:,} cells"
     name = shlex.quote(str(store))

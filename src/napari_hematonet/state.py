@@ -68,6 +68,8 @@ class FieldState:
         Name of the detector that found the cells.
     pixel_size_um : float or None
         Micrometres per pixel of the field.
+    model_pixel_size_um : float or None
+        Pixel size of the model that was given instead of what the model records.
     plane : tuple of int
         Which plane of a stack the field is; empty for a plain image.
     model_identity : str
@@ -82,6 +84,7 @@ class FieldState:
     classifier: Any | None = None
     detector: str = ""
     pixel_size_um: float | None = None
+    model_pixel_size_um: float | None = None
     plane: tuple[int, ...] = ()
     model_identity: str = ""
     image: weakref.ref[Layer] | None = dataclasses.field(default=None, repr=False)

@@ -248,8 +248,9 @@ def _work(job: WhyJob, request: Request, background: Background) -> Iterator[obj
     found = {key: known for key in keys if (known := job._known(key)) is not None}
     missing = [(key, pair) for key, pair in zip(keys, pairs, strict=True) if key not in found]
     if keys[0] not in found:
-        size = getattr(state.classifier, "patch_size", None)
-        yield Crop(pairs[0][0], cell_crop(state.field, table.loc[[pairs[0][0]]], size))
+        one = table.loc[[pairs[0][0]]]
+        scale = state.model_pixel_size_um
+        yield Crop(pairs[0][0], cell_crop(state.field, one, state.classifier, model_pixel_size_um=scale))
     if missing:
         notes: list[str] = []
         rows = table.loc[[pair[0] for _, pair in missing]]
@@ -263,6 +264,7 @@ def _work(job: WhyJob, request: Request, background: Background) -> Iterator[obj
             classifier,
             job._explainer(request.method),
             targets,
+            model_pixel_size_um=state.model_pixel_size_um,
             progress=background.tell,
             log=notes.append,
         )

@@ -11,17 +11,22 @@ from typing import Any
 
 import napari
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from hematokit.errors import ModelError
 from hematokit.explanation.at_cells import explainable
 from hematokit.fields.detection import NamedDetector
-from hematokit.imaging.synthetic import synthesize_field
+from hematokit.imaging.geometry import patch_box
+from hematokit.imaging.synthetic import PIXEL_SIZE_UM, synthesize_field
+from hematokit.reporting import classify
 from napari_hematonet import classify_job, demo_model
 from napari_hematonet.background import Background
 from napari_hematonet.classify_widget import ClassifyWidget
-from napari_hematonet.state import cells_layers, current_layer, state_of
+from napari_hematonet.review_job import classified_cell
+from napari_hematonet.state import FieldState, cells_layers, current_layer, state_of
+from napari_hematonet.why_job import Request, WhyJob
 from tinykit import seal_bundle
 
 WAIT = 60_000
@@ -82,6 +87,52 @@ def test_a_picture_from_disk_gets_its_cells(
     viewer.layers.remove(other)
     click_run(qtbot, form)
     assert [cells.visible for cells in cells_layers(viewer)] == [False, False, True]
+
+
+def test_a_field_of_another_pixel_size_is_rescaled_to_the_model(
+    viewer: napari.Viewer,
+    form: ClassifyWidget,
+    pixels: np.ndarray,
+    tiny_run: Path,
+    measured_run: Path,
+    tmp_path: Path,
+    qtbot: Any,
+) -> None:
+    path, coarse = tmp_path / "smear.png", 2 * PIXEL_SIZE_UM
+    Image.fromarray(pixels[::2, ::2]).save(path)
+    scales = {"pixel_size_um": coarse, "model_pixel_size_um": PIXEL_SIZE_UM}
+    classify([path], tiny_run, tmp_path / "out", device="cpu", runtime="torch", **scales)
+    expected = pd.read_parquet(tmp_path / "out" / "fields" / "smear" / "cells.parquet").set_index("cell_id")
+    viewer.open(str(path))
+
+    def run(model: Path, size: float, model_size: float) -> tuple[FieldState, str]:
+        form.model.choose(model)
+        form.pixel_size.value, form.model_pixel_size.value = size, model_size
+        click_run(qtbot, form)
+        state = state_of(cells_layers(viewer)[-1])
+        assert state is not None
+        return state, form.status.text()
+
+    for model, model_size in ((measured_run, 0.0), (tiny_run, round(PIXEL_SIZE_UM, 4))):
+        state, said = run(model, round(coarse, 4), model_size)
+        cells = state.review.cells.set_index("cell_id")
+        np.testing.assert_allclose(cells["p_BLA"], expected.loc[cells.index, "p_BLA"], atol=2e-5)
+        assert "Warning" not in said
+        # A cell that is added, and the reason for one, are of the same patch.
+        first = cells.iloc[0]
+        (added,) = classified_cell(state, float(first["y"]), float(first["x"]))
+        assert added.row["p_BLA"].item() == pytest.approx(first["p_BLA"], abs=2e-5)
+        found: list[Any] = []
+        job = WhyJob()
+        job.answered.connect(found.append)
+        job.ask(Request(state, (cells.index[0],), (first["predicted"],), "grad-cam"))
+        qtbot.waitUntil(lambda: bool(found), timeout=WAIT)
+        assert found[0].box == patch_box(first["y"], first["x"], state.classifier.patch_size // 2)
+    _, said = run(measured_run, 0.0, 0.0)
+    assert "Warning: the pixel size of 1 field is not known" in said
+    assert "give it with Pixel size above" in said
+    _, said = run(tiny_run, coarse, 0.0)
+    assert "Warning: the pixel size that the model was trained at is not known" in said
 
 
 def test_corrections_of_a_plain_image_outlive_the_viewer(

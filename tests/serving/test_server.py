@@ -22,9 +22,9 @@ from PIL import Image
 import hematokit
 from hematokit.cli.main import main
 from hematokit.imaging.reading import read_rgb
-from hematokit.imaging.synthetic import synthesize_field
+from hematokit.imaging.synthetic import PIXEL_SIZE_UM, synthesize_field
 from hematokit.reporting.exporting import export
-from servingkit import KEY, Server, command
+from servingkit import KEY, Server, command, running
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -139,6 +139,37 @@ def test_a_field_gets_what_the_command_writes(
     assert answer["field"]["pixel_size_source"] == "given"
     assert answer["picture"]["data"].startswith("data:image/jpeg;base64,")
     assert list(server.temporary.iterdir()) == []
+
+
+def test_a_field_is_rescaled_to_the_model_or_the_answer_warns(
+    server: Server, field: np.ndarray, measured_run: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    body, coarse = png(field[::2, ::2]), {"pixel_size_um": 2 * PIXEL_SIZE_UM, "name": "field.png"}
+    (tmp_path / "field.png").write_bytes(body)
+    hematokit.classify(
+        [tmp_path / "field.png"],
+        tiny_run,
+        tmp_path / "out",
+        pixel_size_um=2 * PIXEL_SIZE_UM,
+        model_pixel_size_um=PIXEL_SIZE_UM,
+        runtime="torch",
+        device="cpu",
+    )
+    expected = json.loads(next((tmp_path / "out").rglob("cells.geojson")).read_text())
+    words = command("serve", measured_run, "--port", 0, "--runtime", "torch", "--device", "cpu", "--json")
+    with running(words, tmp_path / "temporary") as measured, measured.client() as client:
+        answer = client.post("/v1/fields", params=coarse, content=body).json()
+        unknown = client.post("/v1/fields", params={"name": "field.png"}, content=body).json()
+        assert client.get("/v1/model").json()["pixel_size_um"] == PIXEL_SIZE_UM
+    assert len(expected["features"]) > 2
+    for one, other in zip(answer["cells"]["features"], expected["features"], strict=True):
+        assert one["properties"]["measurements"] == pytest.approx(other["properties"]["measurements"], abs=2e-5)
+    assert answer["warnings"] == []
+    assert ["1 field is not known" in warning for warning in unknown["warnings"]] == [True]
+    assert "give it with pixel_size_um" in unknown["warnings"][0]
+    with server.client() as client:
+        warnings = client.post("/v1/fields", params=coarse, content=body).json()["warnings"]
+    assert ["the model was trained at is not known" in warning for warning in warnings] == [True]
 
 
 def test_a_tiff_brings_its_pixel_size(server: Server, field: np.ndarray, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 from hematokit import __version__
 from hematokit.errors import EvaluationError, HematokitError, ModelError
 from hematokit.evaluation.metrics import OVERALL_METRICS, Scores, score
-from hematokit.evaluation.predictor import Predictor, training_of, training_store
+from hematokit.evaluation.predictor import Predictor, scale_mismatch, training_of, training_store
 from hematokit.evaluation.sources import ALL_CELLS, CellSource, ImageCells, StoreCells
 from hematokit.progress import Progress, no_progress
 from hematokit.store import PatchStore, open_store
@@ -154,6 +154,7 @@ def evaluate_store(
     notes = [
         *_split_notes(training, store, split, own),
         *_seen_notes(model, store, source.cells["pixel_sha256"], own, source.cells["patient_id"]),
+        *_scale_notes(scale_mismatch(model, source.cells.iloc[wanted], store)),
     ]
     return _evaluate(
         model, source, truth, wanted, about, notes, _distribution(store), batch_size, seed, bootstrap, progress
@@ -202,7 +203,8 @@ def evaluate_images(
     evaluation = _evaluate(
         model, source, truth, everything, about, [], _counts_frame(counted), batch_size, seed, bootstrap, progress
     )
-    notes = _seen_notes(model, None, evaluation_digests(source), False)
+    notes = [*_seen_notes(model, None, evaluation_digests(source), False)]
+    notes += _scale_notes(scale_mismatch(model, source.cells))
     if len(evaluation.rejects):
         notes.append(f"{len(evaluation.rejects)} image files could not be used; rejects.csv says which and why.")
     return Evaluation(**{**evaluation.__dict__, "notes": (*evaluation.notes, *notes)})
@@ -362,6 +364,10 @@ def _seen_notes(
             "same patients, the figures are too good."
         )
     return notes
+
+
+def _scale_notes(said: str) -> list[str]:
+    return [f"{said[:1].upper()}{said[1:]}."] if said else []
 
 
 def _excluded(training: Mapping[str, Any]) -> set[str]:

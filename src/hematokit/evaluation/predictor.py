@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit.errors import HematokitError
-from hematokit.store import PatchStore, open_store
+from hematokit.store import PatchStore, open_store, summarize_pixel_sizes
 from hematokit.taxonomy import Taxonomy
 
-__all__ = ["Predictor", "open_training_store", "training_of", "training_store"]
+__all__ = ["Predictor", "open_training_store", "scale_mismatch", "training_of", "training_store"]
 
 
 class Predictor(Protocol):
@@ -54,6 +54,23 @@ def training_store(model: Predictor) -> Path | None:
     """Path of the store that a classifier was trained on, as its bundle states it; ``None`` where it does not."""
     stated = training_of(model).get("store")
     return Path(str(stated)) if stated else None
+
+
+def scale_mismatch(model: Predictor, cells: pd.DataFrame, store: PatchStore | None = None) -> str:
+    """Say in one line why cells may not have the scale that a classifier was trained at; empty if they have it.
+
+    Parameters
+    ----------
+    model : Predictor
+    cells : DataFrame
+        With the column ``pixel_size_um``.
+    store : PatchStore, optional
+        Where they are from. An unknown pixel size is no doubt in the classifier's own training store, nor of image
+        files, which rarely state it.
+    """
+    own = store is not None and training_of(model).get("store_hash") == store.content_hash
+    recorded = getattr(getattr(model, "config", None), "pixel_size_um", None)
+    return summarize_pixel_sizes(cells).mismatch(recorded, unknown=store is not None and not own)
 
 
 def open_training_store(

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit.errors import EvaluationError, ImageError
+from hematokit.imaging.fieldfiles import stated_pixel_size
 from hematokit.imaging.reading import IMAGE_SUFFIXES, decode_rgb, printable, read_bytes
 from hematokit.store import PatchStore
 
@@ -162,13 +163,15 @@ class ImageCells:
                 "label": labels,
                 "group": "",
                 "pixel_sha256": "",
+                "pixel_size_um": np.nan,
             }
         ).astype({"cell_id": object, "source": object, "label": object, "group": object, "pixel_sha256": object})
         self._rejects: list[tuple[str, str, str]] = []
+        self._sizes = self._cells["pixel_size_um"].to_numpy(np.float64, copy=True)
 
     @property
     def cells(self) -> pd.DataFrame:
-        """See `CellSource`; hashes and groups are known once `batches` is exhausted."""
+        """See `CellSource`; hashes, groups and pixel sizes are known once `batches` is exhausted."""
         return self._cells
 
     @property
@@ -179,6 +182,7 @@ class ImageCells:
     def batches(self, positions: Positions, size: int) -> Iterator[tuple[Positions, Patches]]:
         """See `CellSource`."""
         digests = self._cells["pixel_sha256"].to_numpy(dtype=object, copy=True)
+        self._sizes = self._cells["pixel_size_um"].to_numpy(np.float64, copy=True)
         self._rejects.clear()
         # Pillow decodes outside the interpreter lock; two batches under way bound the memory.
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
@@ -206,7 +210,9 @@ class ImageCells:
                 yield np.array(good, dtype=np.int64), np.stack(patches)
         # The same picture twice in a folder is one observation.
         twice = pd.Series(digests).duplicated(keep=False).to_numpy() & (digests != "")
-        self._cells = self._cells.assign(pixel_sha256=digests, group=np.where(twice, digests, ""))
+        self._cells = self._cells.assign(
+            pixel_sha256=digests, group=np.where(twice, digests, ""), pixel_size_um=self._sizes
+        )
 
     def read(self, positions: Positions) -> Patches:
         """See `CellSource`."""
@@ -218,8 +224,11 @@ class ImageCells:
     def _read_one(self, position: int) -> Patches | ImageError:
         path, side = self._files[position], self.patch_size
         try:
+            data = read_bytes(path)
             # The size is judged by the header: a wrong one is never decoded.
-            return decode_rgb(read_bytes(path), name=str(path), expect=(side, side))
+            patch = decode_rgb(data, name=str(path), expect=(side, side))
+            self._sizes[position] = stated_pixel_size(data).um or np.nan
+            return patch
         except ImageError as error:
             if error.reason == "wrong-size":
                 return ImageError("wrong-size", f"{error}, which the model takes; crop, pad or resize it")

@@ -19,7 +19,7 @@ from hematokit.errors import ExplanationError
 from hematokit.explanation.field_saliency import blend_maps, cell_boxes
 from hematokit.explanation.placing import maps_to_patch
 from hematokit.explanation.running import NamedExplainer, explain_in_batches
-from hematokit.fields.classifying import cut_patches, patch_side
+from hematokit.fields.classifying import cut_patches, field_patch_side
 from hematokit.imaging.geometry import Box
 from hematokit.imaging.reading import printable
 from hematokit.progress import Progress, no_progress
@@ -106,7 +106,9 @@ def explainable(classifier: Any, model: str, *, device: str = "auto", identity: 
     return cast("Classifier", loaded)
 
 
-def cell_crop(field: Field, cells: pd.DataFrame, patch_size: int | None = None) -> npt.NDArray[np.uint8]:
+def cell_crop(
+    field: Field, cells: pd.DataFrame, classifier: Any = None, *, model_pixel_size_um: float | None = None
+) -> npt.NDArray[np.uint8]:
     """Cut the picture of one cell.
 
     Parameters
@@ -114,15 +116,20 @@ def cell_crop(field: Field, cells: pd.DataFrame, patch_size: int | None = None) 
     field : Field
     cells : DataFrame
         One row of a cells table.
-    patch_size : int, optional
-        Side in pixels of the field; without it, the cell's box with room around it.
+    classifier : CellClassifier, optional
+        The patch that it takes; without it, the cell's box with room around it.
+    model_pixel_size_um : float, optional
+        As for `explain_at`.
 
     Returns
     -------
     ndarray of uint8, shape (side, side, 3)
     """
-    side = patch_size or max(8, round(_ROOM * float(cells[["height", "width"]].to_numpy(np.float64).max())))
-    pixels: npt.NDArray[np.uint8] = cut_patches(field, cells, side)[0]
+    if classifier is None:
+        size = side = max(8, round(_ROOM * float(cells[["height", "width"]].to_numpy(np.float64).max())))
+    else:
+        size, side = classifier.patch_size, field_patch_side(field, classifier, model_pixel_size_um)
+    pixels: npt.NDArray[np.uint8] = cut_patches(field, cells, size, side=side)[0]
     return pixels
 
 
@@ -153,7 +160,7 @@ def explain_at(
     targets : sequence of str
         For each cell, the code of the class that is asked about.
     model_pixel_size_um : float, optional
-        Pixel size the model was trained at, if its bundle does not say.
+        Pixel size the model was trained at, instead of what its bundle says.
     batch_size : int
         Cells at a time.
     progress : Progress
@@ -177,8 +184,7 @@ def explain_at(
     import torch
 
     places = np.array([_place(classifier, code) for code in targets], np.int64)
-    scale = model_pixel_size_um or (classifier.config.pixel_size_um if classifier.has_config else None)
-    side = patch_side(classifier.patch_size, field.pixel_size_um, scale)
+    side = field_patch_side(field, classifier, model_pixel_size_um)
     boxes = cell_boxes(cells[["y", "x"]].to_numpy(np.float64), side)
     names = cells["cell_id"].astype(str).tolist()
     done = 0

@@ -14,6 +14,7 @@ import pandas as pd
 
 from hematokit.errors import EvaluationError, ExplanationError, ImageError
 from hematokit.evaluation.sources import ALL_CELLS, StoreCells
+from hematokit.imaging.fieldfiles import stated_pixel_size
 from hematokit.imaging.reading import IMAGE_SUFFIXES, decode_rgb, printable, read_bytes
 
 if TYPE_CHECKING:
@@ -23,7 +24,17 @@ __all__ = ["PREDICTED", "TRUE", "ChosenCells", "cells_of_images", "cells_of_stor
 
 PREDICTED: Final = "predicted"
 TRUE: Final = "true"
-_COLUMNS: Final = ("cell_id", "field_id", "source", "label", "smear_id", "patient_id", "group", "split")
+_COLUMNS: Final = (
+    "cell_id",
+    "field_id",
+    "source",
+    "label",
+    "smear_id",
+    "patient_id",
+    "group",
+    "split",
+    "pixel_size_um",
+)
 
 Positions = npt.NDArray[np.int64]
 Patches = npt.NDArray[np.uint8]
@@ -159,6 +170,7 @@ def cells_of_images(paths: Iterable[Path], codes: Sequence[str], patch_size: int
     cells = pd.DataFrame(
         {"cell_id": ids, "source": [printable(str(file)) for _, file in files], "label": labels}, dtype=object
     )
+    cells["pixel_size_um"] = np.array([stated_pixel_size(read_bytes(file)).um for _, file in files], np.float64)
 
     def read(positions: Positions) -> Patches:
         return np.stack([_read_image(files[place][1], patch_size) for place in positions.tolist()])

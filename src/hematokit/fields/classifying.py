@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import pandas as pd
 
 from hematokit.errors import FieldError
 from hematokit.fields.cells import order_columns
+from hematokit.imaging.fieldfiles.pixelsize import check_given, is_same_size
 from hematokit.imaging.geometry import cut_patch, patch_box
 from hematokit.progress import Progress, no_progress
 
@@ -18,10 +19,16 @@ if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
     from hematokit.taxonomy import Taxonomy
 
-__all__ = ["CellClassifier", "classify_cells", "classify_in_batches", "cut_patches", "patch_side"]
-
-_TOLERANCE: Final = 0.02
-"""Pixel sizes that differ by less are taken for equal: resampling by a hundredth only blurs."""
+__all__ = [
+    "CellClassifier",
+    "classify_cells",
+    "classify_in_batches",
+    "cut_patches",
+    "field_patch_side",
+    "model_pixel_size",
+    "patch_side",
+    "scale_warnings",
+]
 
 _LARGEST_SIDE: Final = 4096
 
@@ -59,16 +66,89 @@ def patch_side(patch_size: int, pixel_size_um: float | None, model_pixel_size_um
     """
     if pixel_size_um is None or model_pixel_size_um is None:
         return patch_size
-    ratio = model_pixel_size_um / pixel_size_um
-    if abs(ratio - 1) < _TOLERANCE:
+    if is_same_size(model_pixel_size_um, pixel_size_um):
         return patch_size
-    side = round(patch_size * ratio)
+    side = round(patch_size * model_pixel_size_um / pixel_size_um)
     if not 8 <= side <= _LARGEST_SIDE:
         raise FieldError(
             f"a pixel of {pixel_size_um:g} um does not go with a model of {model_pixel_size_um:g} um: a patch would "
             f"take {side} pixels; check the pixel size (--pixel-size, --force-pixel-size)"
         )
     return side
+
+
+def model_pixel_size(model: Any, given: float | None = None) -> float | None:
+    """Pixel size in micrometres that a model takes its patches at.
+
+    Parameters
+    ----------
+    model : CellClassifier
+    given : float, optional
+        Goes before what the model's configuration records.
+
+    Returns
+    -------
+    float or None
+        None where nobody knows it.
+
+    Raises
+    ------
+    ImageError
+        If `given` is not a finite number above 0.
+    """
+    check_given(given)
+    if given is not None:
+        return given
+    config = getattr(model, "config", None) if getattr(model, "has_config", True) else None
+    return getattr(config, "pixel_size_um", None)
+
+
+def field_patch_side(field: Field, model: CellClassifier, model_pixel_size_um: float | None = None) -> int:
+    """How many pixels of a field a patch of a model takes; see `patch_side`.
+
+    Parameters
+    ----------
+    field : Field
+        The opened field, or anything with its ``pixel_size_um``.
+    model : CellClassifier
+    model_pixel_size_um : float, optional
+        Instead of what the model's configuration records.
+    """
+    return patch_side(model.patch_size, field.pixel_size_um, model_pixel_size(model, model_pixel_size_um))
+
+
+def scale_warnings(
+    model_pixel_size_um: float | None,
+    unknown: int,
+    *,
+    field_option: str = "--pixel-size",
+    model_option: str = "--model-pixel-size",
+) -> list[str]:
+    """Say in one line each which pixel sizes are unknown, so that patches are cut without rescaling.
+
+    Parameters
+    ----------
+    model_pixel_size_um : float or None
+        From `model_pixel_size`.
+    unknown : int
+        Fields of unknown pixel size.
+    field_option, model_option : str
+        Where a user gives them.
+    """
+    warnings = []
+    if unknown:
+        scale = "that of the model" if model_pixel_size_um is None else f"the model's {model_pixel_size_um:.4g} um"
+        which = "1 field" if unknown == 1 else f"{unknown:,} fields"
+        warnings.append(
+            f"the pixel size of {which} is not known, so sizes were judged from the cells themselves and patches were "
+            f"not rescaled to {scale}; give it with {field_option}"
+        )
+    if model_pixel_size_um is None:
+        warnings.append(
+            "the pixel size that the model was trained at is not known, so patches were not rescaled to it; give it "
+            f"with {model_option}"
+        )
+    return warnings
 
 
 def cut_patches(field: Field, cells: pd.DataFrame, size: int, *, side: int | None = None) -> npt.NDArray[np.uint8]:
@@ -124,7 +204,8 @@ def classify_cells(
     model : CellClassifier
         From `hematokit.load_model`.
     model_pixel_size_um : float, optional
-        Pixel size of the images that the model was trained on; patches are resampled where the field's differs.
+        Pixel size of the images that the model was trained on, instead of what its configuration records; patches are
+        resampled where the field's differs.
     batch_size : int
         Patches classified at a time, which bounds the memory.
     progress : Progress
@@ -171,7 +252,7 @@ def classify_in_batches(
     rows, predictions : slice, DataFrame
         The rows of `cells`, by position, and their prediction columns. Without cells, one empty pair.
     """
-    side = patch_side(model.patch_size, field.pixel_size_um, model_pixel_size_um)
+    side = field_patch_side(field, model, model_pixel_size_um)
     for start in range(0, max(len(cells), 1), batch_size):
         rows = slice(start, min(start + batch_size, len(cells)))
         patches = cut_patches(field, cells.iloc[rows], model.patch_size, side=side)

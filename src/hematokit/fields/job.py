@@ -351,12 +351,11 @@ class FieldJob:
             clock.lap("detect")
             unsure = None
             if model is not None:
-                scale = self.model_pixel_size_um or model.config.pixel_size_um
                 cells = classify_cells(
                     opened,
                     cells,
                     model,
-                    model_pixel_size_um=scale,
+                    model_pixel_size_um=self.model_pixel_size_um,
                     batch_size=self.batch_size,
                     progress=_counted(note, task, "cells classified"),
                 )

@@ -9,7 +9,7 @@ import pandas as pd
 
 from hematokit.errors import FieldError
 from hematokit.fields.cells import DETECTION_COLUMNS, empty_detections, name_cells
-from hematokit.fields.classifying import CellClassifier, classify_cells, patch_side
+from hematokit.fields.classifying import CellClassifier, classify_cells, field_patch_side
 from hematokit.imaging.geometry import patch_box
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def classify_one(
     field_id, source : str
         For the row.
     model_pixel_size_um : float, optional
-        Pixel size that the model was trained at.
+        Pixel size that the model was trained at, instead of what its configuration records.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def classify_one(
             f"y {y:g}, x {x:g} is outside the field of {field.width}x{field.height} px; point at a cell inside"
         )
     if side is None:
-        patch = patch_side(classifier.patch_size, field.pixel_size_um, model_pixel_size_um)
+        patch = field_patch_side(field, classifier, model_pixel_size_um)
         side = usual_side(cells, field.pixel_size_um, patch)
     box = patch_box(y, x, side).clipped(field.height, field.width)
     assert box is not None  # the centre is inside

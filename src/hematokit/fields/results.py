@@ -69,6 +69,8 @@ class Results:
         Where the model that classified the cells lay; None where nobody knows. See `find_model_of`.
     model_identity : str
         Which model that was, as `hematokit.models.bundle.bundle_identity` gives it; empty where that is not known.
+    model_pixel_size_um : float or None
+        Pixel size of the model that was given instead of what the model records.
     """
 
     path: Path
@@ -77,6 +79,7 @@ class Results:
     unsure_below: float
     model: Path | None = None
     model_identity: str = ""
+    model_pixel_size_um: float | None = None
 
 
 def is_results_folder(path: Path) -> bool:
@@ -139,6 +142,7 @@ def open_results(folder: str | Path) -> Results:
     model = run.get("model")
     used = job.get("model") if isinstance(job, dict) else None
     identity = used.get("sha256") if isinstance(used, dict) else None
+    scale = used.get("pixel_size_um") if isinstance(used, dict) else None
     return Results(
         path,
         fields,
@@ -146,6 +150,7 @@ def open_results(folder: str | Path) -> Results:
         below,
         Path(model) if isinstance(model, str) and model else None,
         identity if isinstance(identity, str) else "",
+        float(scale) if isinstance(scale, int | float) else None,
     )
 
 

@@ -91,7 +91,7 @@ def usable_folder(output: str | Path) -> Path:
     return folder
 
 
-def written(folder: Path, documents: Documents, started: float) -> CheckResult:
+def written(folder: Path, documents: Documents, started: float, warnings: Sequence[str] = ()) -> CheckResult:
     paths = {}
     with one_line_write_errors(folder, ExplanationError, "make room or choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,5 +99,9 @@ def written(folder: Path, documents: Documents, started: float) -> CheckResult:
             write_atomically(folder / file, content)
             paths[name] = folder / file
     return CheckResult(
-        documents.table, documents.document, paths, tuple(documents.lines), round(time.monotonic() - started, 1)
+        documents.table,
+        documents.document,
+        paths,
+        (*(f"Warning: {warning}" for warning in warnings), *documents.lines),
+        round(time.monotonic() - started, 1),
     )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from hematokit.errors import ExplanationError
-from hematokit.evaluation.predictor import open_training_store
+from hematokit.evaluation.predictor import open_training_store, scale_mismatch
 from hematokit.explanation.data_randomisation import DataRandomisation, Twins
 from hematokit.explanation.faithfulness import Faithfulness
 from hematokit.explanation.localisation import Localisation
@@ -19,7 +19,7 @@ from hematokit.explanation.sanity import ParameterRandomisation
 from hematokit.explanation.selection import ChosenCells, cells_of_store, target_chooser
 from hematokit.models import find_bundle, load_model
 from hematokit.models.classifier import Classifier
-from hematokit.store import PatchStore
+from hematokit.store import PatchStore, summarize_pixel_sizes
 from hematokit.training.data import REST
 
 __all__ = [
@@ -101,6 +101,18 @@ class Subject:
     def groups(self) -> npt.NDArray[np.object_] | None:
         cells = self.chosen.cells
         return cells["group"].to_numpy(dtype=object) if "group" in cells.columns else None
+
+    @property
+    def pixel_size_um(self) -> float | None:
+        """Pixel size of the cells, or that of the model where it is not known."""
+        found = summarize_pixel_sizes(self.chosen.cells).common
+        return self.classifier.config.pixel_size_um if found is None else found
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is doubtful about the scale of the cells."""
+        said = scale_mismatch(self.classifier, self.chosen.cells, self.store)
+        return [f"{self.name}: {said}"] if said else []
 
     @property
     def backbone(self) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from hematokit import __version__
 from hematokit.errors import FieldError
+from hematokit.fields.classifying import model_pixel_size, scale_warnings
 from hematokit.fields.differential import Differential, count_differential
 from hematokit.fields.exports import csv_text, write_csv, write_parquet
 from hematokit.fields.folder import (
@@ -66,6 +67,8 @@ class FieldsResult:
         What of the table of smears does not fit the fields.
     worked : int
         Fields that were worked on in this call; the others were done before.
+    model_pixel_size_um : float or None
+        Pixel size that the model was trained at.
     """
 
     output: Path
@@ -76,6 +79,13 @@ class FieldsResult:
     unmatched: int = 0
     smear_warnings: tuple[str, ...] = ()
     worked: int = 0
+    model_pixel_size_um: float | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is doubtful about how the fields were read."""
+        scale = _scale_notes(self.fields, self.differential is not None, self.model_pixel_size_um)
+        return [*scale, *self.smear_warnings]
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -91,7 +101,7 @@ class FieldsResult:
             "failed": [{"source": row.source, "message": row.message} for row in self.failed.itertuples(index=False)],
             "cells": int(self.fields["cells"].sum()),
             "flags": {str(flag): int(count) for flag, count in self._flags().items()},
-            "warnings": _notes(self.fields, self.smear_warnings),
+            "warnings": self.warnings,
             "seconds": round(self.seconds, 3),
             "paths": {name: str(path) for name, path in self.paths.items()},
         }
@@ -113,7 +123,7 @@ class FieldsResult:
         if len(flags):
             said = ", ".join(f"{count} {flag}" for flag, count in flags.items())
             lines.append(f"Warning: not every field is fit for reading ({said}); fields.csv says why")
-        lines += [f"Warning: {note}" for note in _notes(self.fields, self.smear_warnings)]
+        lines += [f"Warning: {note}" for note in self.warnings]
         for row in list(self.failed.itertuples(index=False))[:5]:
             lines.append(f"Failed: {row.message}")
         if len(self.failed) > 5:
@@ -128,16 +138,17 @@ class FieldsResult:
         return [] if self.differential is None else self.differential.lines()
 
 
-def _notes(fields: pd.DataFrame, smear_warnings: Sequence[str]) -> list[str]:
-    """Warnings about how the fields were read."""
-    notes = []
+def _scale_notes(fields: pd.DataFrame, classified: bool, model_pixel_size_um: float | None) -> list[str]:
+    """Which pixel sizes are unknown, and what that means."""
     unknown = int((fields["pixel_size_um"].isna() & (fields["status"] == "done")).sum())
-    if unknown:
-        notes.append(
-            f"the pixel size of {_fields(unknown)} is not known, so sizes were judged from the cells themselves; give "
-            "it with --pixel-size"
-        )
-    return [*notes, *smear_warnings]
+    if classified:
+        return scale_warnings(model_pixel_size_um, unknown)
+    if not unknown:
+        return []
+    return [
+        f"the pixel size of {_fields(unknown)} is not known, so sizes were judged from the cells themselves; give it "
+        "with --pixel-size"
+    ]
 
 
 def _fields(count: int) -> str:
@@ -269,7 +280,7 @@ def classify(
         Micrometres per pixel of fields whose file does not say; of all fields with `force_pixel_size`.
     force_pixel_size : bool
     model_pixel_size_um : float, optional
-        Pixel size the model was trained at, if its bundle does not say; patches of fields with another one are
+        Pixel size the model was trained at, instead of what its bundle says; patches of fields with another one are
         resampled to it.
     smears : path, optional
         CSV that maps files to smear and patient.
@@ -321,6 +332,7 @@ def classify(
     loaded = job.load_model()
     assert loaded is not None  # a model was named
     job = replace(job, model_identity=loaded.identity)
+    scale = model_pixel_size(loaded, model_pixel_size_um)
     results, now, outcomes = _run(paths, job, smears, scheduler, progress)
     folder = results.path
     predictions = read_predictions(results, outcomes)
@@ -355,7 +367,7 @@ def classify(
         facts=facts,
         overlays=overlays,
         folder=folder,
-        notes=[*_notes(table, results.warnings), *_stale_notes(stale)],
+        notes=[*_scale_notes(table, True, scale), *results.warnings, *_stale_notes(stale)],
         reproduce=[command("hematokit", "classify", *results.inputs, "--model", model, "--output", output)],
     )
     picture = to_png(cell_types_figure(differential))
@@ -374,7 +386,15 @@ def classify(
     _raise_if_all_failed(now)
     seconds = time.monotonic() - started
     return FieldsResult(
-        Path(output), table, differential, written, seconds, results.unmatched, results.warnings, len(results.worked)
+        Path(output),
+        table,
+        differential,
+        written,
+        seconds,
+        results.unmatched,
+        results.warnings,
+        len(results.worked),
+        scale,
     )
 
 

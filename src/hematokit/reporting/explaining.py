@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from hematokit.errors import ExplanationError
-from hematokit.evaluation.predictor import open_training_store
+from hematokit.evaluation.predictor import open_training_store, scale_mismatch
 from hematokit.explanation.collecting import check_threshold, collect_doubt, collect_maps
 from hematokit.explanation.running import NamedExplainer, make_explainers
 from hematokit.explanation.selection import PREDICTED, ChosenCells, cells_of_images, cells_of_store, target_chooser
@@ -25,6 +25,7 @@ from hematokit.reporting.explained_pictures import CellDrawer, draw_classes, dra
 
 if TYPE_CHECKING:
     from hematokit.models import Classifier
+    from hematokit.store import PatchStore
 
 __all__ = ["DEFAULT_METHODS", "ExplanationResult", "explain"]
 
@@ -92,7 +93,7 @@ class ExplanationResult:
         """The summary for a person, one statement per line."""
         again = f" ({self.done_before:,} of them before)" if self.done_before else ""
         lines = [f"{len(self.cells):,} cells explained by {', '.join(self.methods)}{again}, {self.seconds:.1f} s"]
-        lines += [f"Mind: {note}" for note in self.notes]
+        lines += [f"Warning: {note}" for note in self.notes]
         if self.doubtful is not None:
             lines.append(f"In doubt (misclassified or unsure): {len(self.doubtful):,} cells")
         lines += [f"{name.capitalize()}: {path}" for name, path in self.paths.items()]
@@ -187,7 +188,13 @@ def explain(
     bundle = find_bundle(model)
     explainers = make_explainers(methods, options, seed=seed)
     classifier = load_model(bundle, device=device, runtime="torch")
-    chosen = _choose(classifier, Path(model), store, images, cells, split, per_class, seed)
+    opened = None if images is not None else _open(classifier, Path(model), store)
+    if opened is None:
+        paths = [Path(image) for image in images or ()]
+        chosen = cells_of_images(paths, classifier.codes, classifier.patch_size)
+    else:
+        chosen = cells_of_store(opened, classifier.codes, cell_ids=cells, split=split, per_class=per_class, seed=seed)
+    mismatch = scale_mismatch(classifier, chosen.cells, opened)
     return write_explanation(
         output,
         classifier,
@@ -199,6 +206,7 @@ def explain(
         pictures=pictures,
         batch_size=batch_size,
         started=started,
+        notes=[mismatch] if mismatch else [],
         progress=progress,
     )
 
@@ -288,25 +296,14 @@ def write_explanation(
     return ExplanationResult(Path(output), table, tuple(explainers), paths, seconds, before, doubtful, told)
 
 
-def _choose(
-    classifier: Classifier,
-    model: Path,
-    store: str | Path | None,
-    images: Sequence[str | Path] | None,
-    cells: Sequence[str] | None,
-    split: str,
-    per_class: int | None,
-    seed: int,
-) -> ChosenCells:
-    if images is not None:
-        return cells_of_images([Path(image) for image in images], classifier.codes, classifier.patch_size)
+def _open(classifier: Classifier, model: Path, store: str | Path | None) -> PatchStore:
     opened = open_training_store(classifier, model, store, ExplanationError)
     if opened.patch_size != classifier.patch_size:
         raise ExplanationError(
             f"store {opened.path} has patches of {opened.patch_size} px and {model} takes {classifier.patch_size} px; "
             "import the images again with that patch size"
         )
-    return cells_of_store(opened, classifier.codes, cell_ids=cells, split=split, per_class=per_class, seed=seed)
+    return opened
 
 
 def notes_on(

@@ -20,7 +20,13 @@ from hematokit.explanation.running import make_explainers
 from hematokit.explanation.selection import PREDICTED, ChosenCells
 from hematokit.explanation.storing import MapArrays, writing
 from hematokit.fields.cells import name_cells
-from hematokit.fields.classifying import classify_cells, cut_patches, patch_side
+from hematokit.fields.classifying import (
+    classify_cells,
+    cut_patches,
+    model_pixel_size,
+    patch_side,
+    scale_warnings,
+)
 from hematokit.fields.detection import examine_field, make_detector
 from hematokit.fields.job import file_stamp
 from hematokit.fields.naming import safe_name
@@ -87,7 +93,7 @@ def explain_field(
         Micrometres per pixel of a field whose file does not say; of any with `force_pixel_size`.
     force_pixel_size : bool
     model_pixel_size_um : float, optional
-        Pixel size the model was trained at, if its bundle does not say.
+        Pixel size the model was trained at, instead of what its bundle says.
 
     Returns
     -------
@@ -112,7 +118,7 @@ def explain_field(
         found = name_cells(examine_field(opened, finder).cells, field_id, printable(str(field)))
         if not len(found):
             raise ExplanationError(f"{printable(str(field))} has no cells that detector {detector!r} finds")
-        scale = model_pixel_size_um or classifier.config.pixel_size_um
+        scale = model_pixel_size(classifier, model_pixel_size_um)
         side = patch_side(classifier.patch_size, opened.pixel_size_um, scale)
         classified = classify_cells(
             opened, found, classifier, model_pixel_size_um=scale, batch_size=batch_size, progress=progress
@@ -136,7 +142,7 @@ def explain_field(
             started=started,
             deciding={"detector": finder.identity(), "pixel sizes": [opened.pixel_size_um, scale]},
             lay_over=lay_over,
-            notes=opened.notes,
+            notes=[*opened.notes, *scale_warnings(scale, opened.pixel_size_um is None)],
             progress=progress,
         )
 

@@ -75,7 +75,7 @@ def check_faithfulness(
     detector_options : mapping, optional
         Its options.
     pixel_size_um : float, optional
-        Micrometres per pixel of the patches; by default what the bundle says, if it does.
+        Micrometres per pixel of the patches; by default what the store says, else the bundle, if they do.
     progress : Progress
         Told what is done of the part under way; raising from it cancels, and nothing is written.
 
@@ -107,9 +107,10 @@ def check_faithfulness(
     if detector is not None:
         spec = load_plugins().detectors.get(detector)
         finder = spec.factory(**spec.resolve_options(detector_options))
-    checked = []
+    checked, warnings = [], []
     for name, path in model_names(models).items():
         subject = load_subject(name, path, store, cell_ids, split, per_class, target, seed, device)
+        warnings += subject.warnings
         maps: dict[str, npt.NDArray[np.float32]] = {}
         impossible = {}
         for method, named in made.items():
@@ -132,7 +133,7 @@ def check_faithfulness(
         if finder is not None:
             masks = find_cell_masks(
                 finder, subject.patches, subject.classifier.input_spec, progress=prefixed(progress, name),
-                pixel_size_um=pixel_size_um or getattr(subject.classifier.config, "pixel_size_um", None),
+                pixel_size_um=pixel_size_um or subject.pixel_size_um,
             )  # fmt: skip
         located = None if masks is None else localisation(maps, masks, labels, groups=subject.groups, seed=seed)
         missing = 0 if masks is None else int((~masks.found).sum())
@@ -152,6 +153,7 @@ def check_faithfulness(
         "Seed": seed,
         "hematokit": __version__,
         "Made": datetime.now(UTC).isoformat(timespec="minutes"),
+        **({"Warning": "; ".join(warnings)} if warnings else {}),
     }
     documents = faithfulness_documents(checked, settings=settings, command=command)
-    return written(folder, documents, started)
+    return written(folder, documents, started, warnings)

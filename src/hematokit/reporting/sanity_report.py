@@ -143,9 +143,10 @@ def check_sanity(
     explainers: dict[str, Explainer] = {
         name: made.explainer for name, made in explainers_by_name(methods, options, seed).items()
     }
-    checked = []
+    checked, warnings = [], []
     for name, path in model_names(models).items():
         subject = load_subject(name, path, store, cell_ids, split, per_class, target, seed, device)
+        warnings += subject.warnings
         if len(subject.images) < 2:
             raise ExplanationError("the check compares cells with each other and needs two or more; give more cells")
         checks = _check_parameters(subject, explainers, blocks, draws, examples, seed, batch_size, progress)
@@ -168,9 +169,10 @@ def check_sanity(
         "Seed": seed,
         "hematokit": __version__,
         "Made": datetime.now(UTC).isoformat(timespec="minutes"),
+        **({"Warning": "; ".join(warnings)} if warnings else {}),
     }
     documents = sanity_documents(checked, control=CONTROL, settings=settings, command=command)
-    return written(folder, documents, started)
+    return written(folder, documents, started, warnings)
 
 
 def _check_parameters(

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from hematokit import __version__
 from hematokit.errors import BusyError, FieldError, HematokitError, ImageError, ServingError
+from hematokit.fields.classifying import model_pixel_size
 from hematokit.fields.detection import make_detector
 from hematokit.fields.tallies import below_threshold
 from hematokit.imaging.reading import decode_rgb
@@ -164,7 +165,7 @@ class _Service:
         self._worker = FieldWorker(
             self._detector,
             QueuedModel(self._model.patch_size, self._model.taxonomy, self._batcher),
-            settings.model_pixel_size_um or self._model.config.pixel_size_um,
+            model_pixel_size(self._model, settings.model_pixel_size_um),
             settings.field_pixels,
             settings.field_cells,
             settings.field_seconds,

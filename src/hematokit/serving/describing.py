@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from hematokit import __version__
+from hematokit.fields.classifying import model_pixel_size
 from hematokit.fields.groups import counting_groups
 from hematokit.reporting.text import RESEARCH_USE
 from hematokit.serving.settings import ServeSettings
@@ -60,7 +61,7 @@ def describe_model(model: Classifier, settings: ServeSettings) -> dict[str, Any]
             for entry in model.taxonomy
         ],
         "patch_size": model.patch_size,
-        "pixel_size_um": settings.model_pixel_size_um or config.pixel_size_um,
+        "pixel_size_um": model_pixel_size(model, settings.model_pixel_size_um),
         "runtime": getattr(model, "runtime", "torch"),
         "device": str(model.device),
         "detector": settings.detector,

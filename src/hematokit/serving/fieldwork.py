@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Final
 
 from hematokit.errors import FieldError, ImageError, ServingError
 from hematokit.fields.cells import name_cells
-from hematokit.fields.classifying import CellClassifier, classify_cells
+from hematokit.fields.classifying import CellClassifier, classify_cells, scale_warnings
 from hematokit.fields.detection import NamedDetector, examine_field
 from hematokit.fields.differential import count_differential
 from hematokit.fields.exports import write_geojson
@@ -102,7 +102,7 @@ class FieldWorker:
         -------
         dict
             ``field`` (facts), ``geojson`` (the text of a feature collection), ``differential``, ``cells`` (number),
-            ``seconds``, and ``picture`` where it was asked for.
+            ``warnings`` (pixel sizes that are unknown), ``seconds``, and ``picture`` where it was asked for.
 
         Raises
         ------
@@ -160,6 +160,12 @@ class FieldWorker:
                 "cells": len(cells),
                 "geojson": path.with_name("cells.geojson").read_text(encoding="utf-8"),
                 "differential": differential.to_dict(),
+                "warnings": scale_warnings(
+                    self.model_pixel_size_um,
+                    opened.pixel_size_um is None,
+                    field_option="pixel_size_um",
+                    model_option="--model-pixel-size when the server is started",
+                ),
                 "seconds": watch.seconds,
             }
             if question.picture:

@@ -66,6 +66,28 @@ class PixelSizes:
             parts.append(f"the {cells} have different pixel sizes, {self.text}")
         return "; ".join(parts)
 
+    def mismatch(self, model_um: float | None, *, unknown: bool = True) -> str:
+        """Say in one line why the cells may not have the scale that a model was trained at; empty if they have it.
+
+        Parameters
+        ----------
+        model_um : float or None
+            Pixel size that the model was trained at.
+        unknown : bool
+            Say so where one of the two is not known, too.
+        """
+        known = [size for size in (self.smallest, self.largest) if size is not None]
+        if model_um is not None and not all(is_same_size(model_um, size) for size in known):
+            return (
+                f"the cells have a pixel size of {self.text}, the model was trained at {model_um:.4g} um: crops are "
+                "not rescaled, so the model sees them at the wrong scale; give crops of its pixel size"
+            )
+        if unknown and model_um is None:
+            return "the pixel size that the model was trained at is not known: make sure that the cells have its scale"
+        if unknown and self.unknown:
+            return f"{self.problem()}: make sure that they have the scale of the model, {model_um:.4g} um per pixel"
+        return ""
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)

@@ -132,7 +132,7 @@ function showField(found, name, unsureBelow) {
   const size = found.field.pixel_size_um ? `${found.field.pixel_size_um} µm per pixel` : null;
   const all = found.differential.all;
   const notes = [...found.field.notes, ...found.field.reasons.map((reason) => `Not fit for reading: ${reason}`)];
-  if (!size) notes.push("The pixel size is not known, so sizes were judged from the cells themselves.");
+  notes.push(...found.warnings);
   notes.push(...all.notes, ...found.differential.notes);
   get("notes").replaceChildren(...[...new Set(notes)].map((note) => element("li", { textContent: note[0].toUpperCase() + note.slice(1) })));
   const seconds = Object.values(found.seconds).reduce((sum, part) => sum + part, 0);
