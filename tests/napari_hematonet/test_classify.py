@@ -127,7 +127,8 @@ def test_a_field_of_another_pixel_size_is_rescaled_to_the_model(
         job.answered.connect(found.append)
         job.ask(Request(state, (cells.index[0],), (first["predicted"],), "grad-cam"))
         qtbot.waitUntil(lambda found=found: bool(found), timeout=WAIT)
-        assert found[0].box == patch_box(first["y"], first["x"], state.classifier.patch_size // 2)
+        patch = patch_box(first["y"], first["x"], state.classifier.patch_size // 2)
+        assert found[0].box == patch.clipped(state.field.height, state.field.width)
     _, said = run(measured_run, 0.0, 0.0)
     assert "Warning: the pixel size of 1 field is not known" in said
     assert "give it with Pixel size above" in said
