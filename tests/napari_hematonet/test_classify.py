@@ -129,6 +129,9 @@ def test_a_field_of_another_pixel_size_is_rescaled_to_the_model(
         qtbot.waitUntil(lambda found=found: bool(found), timeout=WAIT)
         patch = patch_box(first["y"], first["x"], state.classifier.patch_size // 2)
         assert found[0].box == patch.clipped(state.field.height, state.field.width)
+    # The layer has got its pixel size, so another one is opened.
+    viewer.layers.clear()
+    viewer.open(str(path))
     _, said = run(measured_run, 0.0, 0.0)
     assert "Warning: the pixel size of 1 field is not known" in said
     assert "give it with Pixel size above" in said
