@@ -71,6 +71,9 @@ class _Keys(QObject):  # type: ignore[misc] # Qt has no types here
                 reason = "several layers are selected" if active is None else "no cell is selected"
                 notify(f"nothing was deleted: {reason}; the trash button below the list removes layers", "warning")
                 return True
+        elif event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
+            if active is None:
+                return False
         elif not text or not text.isprintable() or text.isspace():
             return False
         # From here it goes up to the picture, as any key that the list has no use for.

@@ -20,9 +20,11 @@ from test_readers import write_results
 from cellkit import made_up_cells
 from hematokit.explanation import at_cells
 from hematokit.fields.review import Review
+from hematokit.imaging.geometry import Box
+from hematokit.imaging.synthetic import synthesize_field
 from hematokit.store.corrections import read_corrections
 from hematokit.taxonomy import MATEK_21
-from napari_hematonet import review_widget
+from napari_hematonet import classify_job, review_widget
 from napari_hematonet.cells_layer import add_cells_layer
 from napari_hematonet.class_visibility import show_classes
 from napari_hematonet.classify_widget import ClassifyWidget
@@ -31,7 +33,7 @@ from napari_hematonet.following import select_cells, selected_cells
 from napari_hematonet.legend_widget import LegendWidget
 from napari_hematonet.map_layer import WHY_KEY, WHY_LAYER
 from napari_hematonet.review_widget import ReviewWidget
-from napari_hematonet.state import FieldState, current_layer, is_shown
+from napari_hematonet.state import FieldState, current_layer, is_shown, nothing_shown
 from napari_hematonet.why_widget import WhyWidget
 
 SHIFT = Qt.KeyboardModifier.ShiftModifier
@@ -176,9 +178,11 @@ def test_a_hidden_layer_is_not_counted_exported_or_corrected(
     assert b.layer in viewer.layers
     assert all(now.equals(then) for now, then in zip((a.review.cells, b.review.cells), before, strict=True))
     assert len(b.layer.data) == len(b.review.cells)
-    # Buttons act on what is shown; undoing, too.
+    # Buttons act on what is shown; undoing, too, and a second time finds nothing of the hidden layer's.
     review.undo_button.click()
     assert labels(a) == []
+    review.undo_button.click()
+    assert review.status.text() == "There is nothing to undo."
     assert len(b.review.cells) == 8
     a.layer.visible = False
     said = "The cells are hidden: click the eye of their layer to show them."
@@ -280,6 +284,7 @@ def test_cells_of_another_plane_of_a_stack_are_not_meant(qapp: Any) -> None:
             model.dims.set_point(0, 2.0 * plane)
             assert current_layer(model) is layer
     assert not is_shown(layers[0], model)
+    assert "move the slider" in nothing_shown(model)
     model.dims.ndisplay = 3  # all planes at once
     assert is_shown(layers[0], model)
     layers[1].selected_data = {0}
@@ -422,6 +427,9 @@ def test_a_letter_over_the_list_of_layers_is_the_chosen_cells(viewer: Any, two: 
     QTest.keyClick(layer_list(viewer), Qt.Key.Key_C)
     assert viewer.layers.selection.active in (a.layer, b.layer)
     assert (labels(a), labels(b)) == (["PLM"], [])
+    click_layer(viewer, b.layer)
+    QTest.keyClick(layer_list(viewer), Qt.Key.Key_Return)
+    assert b.review.cells["reviewed"].tolist() == [True] + [False] * (len(CENTRES) - 1)
 
 
 # --- napari's own tools -----------------------------------------------------------------------------------------------
@@ -679,9 +687,6 @@ def test_results_of_a_run_do_not_replace_the_list_that_was_chosen_meanwhile(
 def test_cells_that_come_late_do_not_take_the_docks_away(
     viewer: Any, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hide: bool
 ) -> None:
-    from hematokit.imaging.synthetic import synthesize_field
-    from napari_hematonet import classify_job
-
     go = threading.Event()
     real = classify_job.get_model
 
@@ -714,12 +719,47 @@ def test_cells_that_come_late_do_not_take_the_docks_away(
     assert review.follower.layer is new
 
 
+def test_layers_that_are_renamed_moved_or_copied_while_a_field_is_classified(
+    viewer: Any, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[tuple[str, str]]
+) -> None:
+    from napari.layers._layer_actions import _duplicate_layer
+
+    go = threading.Event()
+    real = classify_job.get_model
+
+    def get_model(*arguments: Any) -> Any:
+        go.wait(20)
+        return real(*arguments)
+
+    monkeypatch.setattr(classify_job, "get_model", get_model)
+    drawn = [synthesize_field(600, 800, cells=24, seed=seed).pixels for seed in (5, 6)]
+    image, other = (viewer.add_image(pixels, name=name) for pixels, name in zip(drawn, ("one", "two"), strict=True))
+    form, legend = dock(viewer, ClassifyWidget), dock(viewer, LegendWidget)
+    form.model.choose(tiny_run)
+    form.image.value = "one"
+    form.run_button.click()
+    image.name, other.name = "two again", "one"
+    viewer.layers.move(0, 2)
+    viewer.layers.selection.active = image
+    _duplicate_layer(viewer.layers)
+    viewer.layers.selection.active = image
+    go.set()
+    wait_for(lambda: not form.running, 60)
+    layer = viewer.layers["cells of two again"]
+    state = layer.metadata["hematokit"]
+    assert viewer.layers.selection.active is legend.layer is layer
+    assert state.is_of(image, viewer)
+    assert not state.is_of(other, viewer)
+    np.testing.assert_array_equal(state.field.read(Box(0, 0, 600, 800)), drawn[0])
+    viewer.layers.selection.active = other
+    assert legend.layer is layer  # the other image has no cells
+    assert not errors(told)
+
+
 # --- what is unsure ---------------------------------------------------------------------------------------------------
 
 
 def test_reviewed_cells_are_not_counted_as_unsure(viewer: Any, tiny_run: Path, qtbot: Any) -> None:
-    from hematokit.imaging.synthetic import synthesize_field
-
     viewer.add_image(synthesize_field(600, 800, cells=24, seed=5).pixels, name="smear")
     form = dock(viewer, ClassifyWidget)
     form.model.choose(tiny_run)

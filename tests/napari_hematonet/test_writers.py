@@ -24,6 +24,18 @@ def model() -> Any:
     return ViewerModel()
 
 
+def test_a_hidden_layer_that_is_saved_is_said(
+    qapp: Any, model: Any, tmp_path: Path, told: list[tuple[str, str]]
+) -> None:
+    layer = add_cells_layer(model, Review(made_up_cells(5), MATEK_21), name="cells of a")
+    layer.save(str(tmp_path / "shown.csv"), plugin="hematokit")
+    assert not told
+    layer.visible = False
+    layer.save(str(tmp_path / "hidden.csv"), plugin="hematokit")
+    assert told == [("warning", "layer 'cells of a' is hidden; its cells are saved all the same")]
+    assert (tmp_path / "hidden.csv").read_bytes() == (tmp_path / "shown.csv").read_bytes()
+
+
 def test_cells_are_saved_with_their_corrections(qapp: Any, model: Any, tmp_path: Path) -> None:
     review = Review(made_up_cells(25), MATEK_21)
     layer = add_cells_layer(model, review, image=model.add_image(np.zeros((1000, 1000, 3), np.uint8), scale=(3, 3)))
