@@ -49,3 +49,10 @@ def test_leading_classes_of_ties_and_of_one_class() -> None:
     assert leading_classes(np.array([[0.2, 0.4, 0.4], [0.5, 0.0, 0.5]])).tolist() == [[1, 2], [0, 2]]
     with pytest.raises(ExplanationError, match="only one"):
         leading_classes(np.ones((2, 1)))
+
+
+def test_a_missing_probability_is_unsure_and_a_reviewed_cell_is_not() -> None:
+    table = predictions([("", 0.40, 0.35, 0.25), ("", 0.40, 0.35, 0.25), ("", 0.40, 0.30, 0.30)])
+    table["probability"] = [np.nan, 0.4, 0.4]
+    found = doubtful_cells(table.assign(reviewed=[False, True, False]), CODES, unsure_below=0.5)
+    assert sorted(found.index) == [0, 2]

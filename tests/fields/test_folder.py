@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,10 +20,11 @@ import pytest
 from PIL import Image
 
 import hematokit
+from hematokit.cli.main import main
 from hematokit.errors import FieldError, ImageError, PluginError
 from hematokit.fields.folder import ResultsFolder, outcome_table, read_predictions, run_fields
 from hematokit.fields.job import FieldJob
-from hematokit.fields.results import open_results
+from hematokit.fields.results import find_model_of, open_results
 from hematokit.fields.review import Review
 from hematokit.imaging.synthetic import synthesize_field
 from pluginkit import run_hematokit
@@ -461,3 +464,39 @@ def test_corrections_of_another_image_do_not_count(tiny_run: Path, tmp_path: Pat
     assert not pd.read_csv(folder / "cells.csv")["reviewed"].any()
     assert "corrections are in corrections-before-" in other.fields["message"].iloc[0]
     assert len(list(folder.glob("corrections-before-*.jsonl"))) == 1
+
+
+def test_results_that_were_moved_with_their_images_and_model_find_them(tiny_run: Path, tmp_path: Path) -> None:
+    images = draw(tmp_path / "project" / "images", "a.png")
+    shutil.copytree(tiny_run, tmp_path / "project" / "run")
+    settings: dict[str, Any] = {"device": "cpu", "runtime": "torch"}
+    hematokit.classify([images], tmp_path / "project" / "run", tmp_path / "project" / "out", **settings)
+    moved = (tmp_path / "project").rename(tmp_path / "moved")
+    results = open_results(moved / "out")
+    assert results.fields[0].image == moved / "images" / "a.png"
+    assert find_model_of(results) == moved / "run"
+
+
+def test_the_report_says_the_command_that_makes_it_again(tiny_run: Path, tmp_path: Path) -> None:
+    one, two = draw(tmp_path / "o n e", "a.png"), draw(tmp_path / "two", "c.png", seed=7)
+    smears = tmp_path / "smears.csv"
+    smears.write_text("file,patient_id\na.png,P1\nc.png,P2\n")
+    settings: dict[str, Any] = {
+        "unsure_below": 0.9,
+        "exclude_border": True,
+        "pixel_size_um": 0.1,
+        "force_pixel_size": True,
+        "detector_options": {"min_score": 0.6},
+        "runtime": "torch",
+        "smears": smears,
+    }
+    for path in (one, two):
+        hematokit.classify([path], tiny_run, tmp_path / "out", **settings)
+    page = (tmp_path / "out" / "report.html").read_text()
+    line = html.unescape(next(line for line in page.splitlines() if "hematokit classify" in line))
+    words = shlex.split(line.split("<pre>")[-1].split("</pre>")[0])
+    words[words.index("--output") + 1] = str(tmp_path / "again")
+    assert main([*words[1:], "--runtime", "torch"]) == 0
+    assert counts_in(tmp_path / "again") == counts_in(tmp_path / "out")
+    jobs = [json.loads((tmp_path / name / "run.json").read_text())["job"] for name in ("out", "again")]
+    assert jobs[0] == jobs[1]

@@ -87,6 +87,19 @@ def test_predictions_of_an_older_bundle_are_made_again(runs: list[Path], tmp_pat
     assert result.comparison.pairs[0].macro_f1_difference == 0.0
 
 
+@pytest.mark.parametrize("key", ["store_hash", "split_hash"])
+def test_predictions_of_a_store_that_has_changed_are_made_again(runs: list[Path], tmp_path: Path, key: str) -> None:
+    run = tmp_path / "changed"
+    shutil.copytree(runs[2], run)
+    path = run / "evaluation" / "test" / "metrics.json"
+    document = json.loads(path.read_text())
+    assert document["evaluated"][key]
+    document["evaluated"][key] = "of the labels, or the split, at that time"
+    path.write_text(json.dumps(document))
+    result = compare([runs[0], run], output=tmp_path / "out", device="cpu")
+    assert result.comparison.pairs[0].macro_f1_difference == 0.0
+
+
 def test_runs_of_one_name_are_told_apart(runs: list[Path], tmp_path: Path) -> None:
     again = tmp_path / "elsewhere" / "good"
     shutil.copytree(runs[0], again)

@@ -81,6 +81,34 @@ def test_tensorboard_reads_the_events(tiny_run: Path) -> None:
     assert np.allclose(written, [float(row["train_loss"]) for row in figures(tiny_run)], atol=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [16, 512])
+def test_resuming_hides_no_events_of_what_was_done(tiny_store: Path, tmp_path: Path, batch_size: int) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = TINY | {"batch_size": batch_size}
+    for parts in (False, True):
+        run = tmp_path / str(parts)
+        train(tiny_store, run, settings=settings, **({"stop_after": 2} if parts else {}))
+        if parts:
+            train(output=run, resume=True)
+    read = []
+    for parts in (False, True):
+        events = EventAccumulator(str(tmp_path / str(parts)))
+        events.Reload()
+        read.append({tag: [event.step for event in events.Scalars(tag)] for tag in ("epoch/train_loss", "step/loss")})
+    assert read[0] == read[1]
+    assert read[0]["epoch/train_loss"] == [1, 2, 3]
+
+
+def test_a_run_finds_its_store_from_any_folder(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_store.parent)
+    train(tiny_store.name, tmp_path / "run", settings=TINY, stop_after=1)
+    monkeypatch.chdir(tmp_path)
+    assert train(output="run", resume=True).finished
+
+
 def test_same_seed_same_model(tiny_store: Path, tiny_run: Path, tmp_path: Path) -> None:
     train(tiny_store, tmp_path / "again", settings=TINY)
     assert_same_weights(tiny_run, tmp_path / "again")

@@ -150,7 +150,7 @@ def evaluate_store(
         )
     training = training_of(model)
     own = bool(training.get("store_hash")) and training.get("store_hash") == store.content_hash
-    about = {"store": str(store.path), "store_hash": store.content_hash, "split": split, "images": None}
+    about = {"store": str(store.path), **data_identity(store), "split": split, "images": None}
     notes = [
         *_split_notes(training, store, split, own),
         *_seen_notes(model, store, source.cells["pixel_sha256"], own, source.cells["patient_id"]),
@@ -159,6 +159,11 @@ def evaluate_store(
     return _evaluate(
         model, source, truth, wanted, about, notes, _distribution(store), batch_size, seed, bootstrap, progress
     )
+
+
+def data_identity(store: PatchStore) -> dict[str, Any]:
+    """What of a store decides the figures of one of its splits: ``store_hash`` and ``split_hash``."""
+    return {"store_hash": store.content_hash, "split_hash": (store.split_info or {}).get("hash")}
 
 
 def evaluate_images(
@@ -199,7 +204,7 @@ def evaluate_images(
     source = ImageCells(Path(folder), frozenset(known), model.patch_size)
     truth = _true_codes(source.cells["label"], model)
     everything = np.arange(len(truth), dtype=np.int64)
-    about = {"store": None, "store_hash": None, "split": None, "images": str(folder)}
+    about = {"store": None, "store_hash": None, "split_hash": None, "split": None, "images": str(folder)}
     evaluation = _evaluate(
         model, source, truth, everything, about, [], _counts_frame(counted), batch_size, seed, bootstrap, progress
     )

@@ -206,10 +206,8 @@ def _follow_moves(before: dict[str, Any], inside: Path, keys: Mapping[str, Path]
     alone has its name, size and time, and is no longer where it was, or there is the same file.
     """
     known = {str(key): str(field_id) for key, field_id in before.get("fields", {}).items()}
-    then = str(before.get("output") or inside)
-    if then != str(inside):
-        moved = {key: os.path.normpath(inside / os.path.relpath(key, then)) for key in known}
-        known = {new if (new := moved[key]) in keys and new not in known else key: known[key] for key in known}
+    moved = {key: str(path_from(before, inside, key)) for key in known}
+    known = {new if (new := moved[key]) in keys and new not in known else key: known[key] for key in known}
     by_name: dict[str, list[str]] = {}
     for key in known:
         if key not in keys:
@@ -224,6 +222,14 @@ def _follow_moves(before: dict[str, Any], inside: Path, keys: Mapping[str, Path]
             places[same[0]] = key
             by_name[path.name].remove(same[0])
     return {places.get(key, key): field_id for key, field_id in known.items()}
+
+
+def path_from(run: Mapping[str, Any], folder: Path, recorded: str) -> Path:
+    """Return where a path of ``run.json`` leads, now that the folder of results is `folder`, resolved."""
+    then = run.get("output")
+    if not isinstance(then, str) or then == str(folder):
+        return Path(recorded)
+    return Path(os.path.normpath(folder / os.path.relpath(recorded, then)))
 
 
 def _is_moved(old: str, path: Path, stamp: str, done: FieldOutcome | None) -> bool:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from hematokit.errors import FieldError, HematokitError, TaxonomyError
 from hematokit.fields.exports import read_parquet
-from hematokit.fields.folder import RUN_FILE
+from hematokit.fields.folder import RUN_FILE, path_from
 from hematokit.fields.job import CELLS, DONE, FIELDS_FOLDER
 from hematokit.fields.tallies import UNSURE_BELOW
 from hematokit.imaging.reading import printable
@@ -119,7 +119,13 @@ def open_results(folder: str | Path) -> Results:
     known = run.get("fields")
     if run.get("kind") != _KIND or not isinstance(known, dict):
         raise FieldError(f"{shown} holds no results of fields; give what 'hematokit classify' wrote")
-    images = {str(field_id): Path(str(image)) for image, field_id in known.items()}
+
+    def place(recorded: str) -> Path:
+        """Where something was, or is if it was moved together with the results."""
+        together = path_from(run, path.resolve(), recorded)
+        return together if together.exists() else Path(recorded)
+
+    images = {str(field_id): place(str(image)) for image, field_id in known.items()}
     fields = []
     for field_id in sorted(images):
         # Ids become names of folders; what a stranger's run.json says must not lead elsewhere.
@@ -148,7 +154,7 @@ def open_results(folder: str | Path) -> Results:
         fields,
         _taxonomy(path),
         below,
-        Path(model) if isinstance(model, str) and model else None,
+        place(model) if isinstance(model, str) and model else None,
         identity if isinstance(identity, str) else "",
         float(scale) if isinstance(scale, int | float) else None,
     )

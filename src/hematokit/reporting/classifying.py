@@ -368,7 +368,7 @@ def classify(
         overlays=overlays,
         folder=folder,
         notes=[*_scale_notes(table, True, scale), *results.warnings, *_stale_notes(stale)],
-        reproduce=[command("hematokit", "classify", *results.inputs, "--model", model, "--output", output)],
+        reproduce=[_reproduce(results, model, output, exclude_border, smears)],
     )
     picture = to_png(cell_types_figure(differential))
     written = {
@@ -434,6 +434,28 @@ def _counted(outcomes: Sequence[FieldOutcome], cells: pd.DataFrame, differential
         else outcome
         for outcome in outcomes
     ]
+
+
+def _reproduce(
+    results: ResultsFolder, model: str | Path, output: str | Path, exclude_border: bool, smears: str | Path | None
+) -> str:
+    """The command that makes the same again: the paths of all calls, and the settings that are not the defaults."""
+    job, usual = results.job, FieldJob("")
+    words: list[object] = ["hematokit", "classify", *results.inputs, "--model", model, "--output", output]
+    for name, option in (
+        ("detector", "--detector"),
+        ("unsure_below", "--unsure-below"),
+        ("pixel_size_um", "--pixel-size"),
+        ("model_pixel_size_um", "--model-pixel-size"),
+    ):
+        if getattr(job, name) != getattr(usual, name):
+            words += [option, getattr(job, name)]
+    for name, value in job.detector_options.items():
+        words += ["--set", f"detector.{name}={value}"]
+    words += ["--force-pixel-size"] if job.force_pixel_size else []
+    words += ["--exclude-border"] if exclude_border else []
+    words += ["--smears", smears] if smears is not None else []
+    return command(*words)
 
 
 def _stale_notes(field_ids: Sequence[str]) -> list[str]:

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import pandas as pd
 
-from hematokit.errors import EvaluationError, TaxonomyError
+from hematokit.errors import EvaluationError, HematokitError, TaxonomyError
 from hematokit.evaluation.comparison import Comparison, compare_predictions
+from hematokit.evaluation.evaluate import data_identity
 from hematokit.evaluation.files import METRICS, PREDICTIONS, read_predictions
 from hematokit.evaluation.metrics import CLASS_METRICS, LOW_SUPPORT, OVERALL_METRICS
 from hematokit.files import one_line_write_errors, write_atomically
@@ -20,6 +21,7 @@ from hematokit.progress import Progress, no_progress
 from hematokit.reporting.evaluating import evaluate, evaluation_folder
 from hematokit.reporting.pages import environment
 from hematokit.reporting.text import command
+from hematokit.store import open_store
 from hematokit.taxonomy import CellClass, Taxonomy
 
 __all__ = ["TABLE_METRICS", "RunComparison", "compare", "comparison_table"]
@@ -64,8 +66,8 @@ def compare(
 ) -> RunComparison:
     """Compare runs on the same cells.
 
-    A run without predictions for the split, or with those of an older bundle, is evaluated first. Writes
-    ``comparison.json``, ``comparison.csv`` and ``comparison.html``.
+    A run without predictions for the split, or with those of an older bundle or of a store that has changed since, is
+    evaluated first. Writes ``comparison.json``, ``comparison.csv`` and ``comparison.html``.
 
     Parameters
     ----------
@@ -208,19 +210,27 @@ def _predictions(
     run: Path, bundle: Path, config: Mapping[str, Any], split: str, device: str, batch_size: int, progress: Progress
 ) -> pd.DataFrame:
     folder = evaluation_folder(bundle, split=split)
-    if (folder / PREDICTIONS).is_file() and _evaluated_bundle(folder) == config.get("created"):
+    if (folder / PREDICTIONS).is_file() and _is_current(folder, config):
         table = read_predictions(folder)
         if table is not None:
             return table
     return evaluate(run, split=split, device=device, batch_size=batch_size, progress=progress).predictions
 
 
-def _evaluated_bundle(folder: Path) -> object:
-    """When the bundle was made that the predictions come from; a run trained on has a newer one."""
+def _is_current(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether predictions are of the bundle, and of the cells, labels and split of its store, as they are now."""
     try:
-        return json.loads((folder / METRICS).read_text(encoding="utf-8"))["evaluated"]["model_created"]
+        evaluated = json.loads((folder / METRICS).read_text(encoding="utf-8"))["evaluated"]
+        if evaluated["model_created"] != config.get("created"):
+            return False
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return False
+    try:
+        now = data_identity(open_store(config["training"]["store"]))
+    except (HematokitError, KeyError, TypeError):
+        # Out of reach: there is nothing that could be evaluated instead.
+        return True
+    return all(evaluated.get(key, value) == value for key, value in now.items())
 
 
 def _write(folder: Path, comparison: Comparison, table: pd.DataFrame, page: str) -> dict[str, Path]:

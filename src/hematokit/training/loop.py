@@ -150,8 +150,9 @@ class Loop:
         if self.accelerator.is_main_process:
             from torch.utils.tensorboard import SummaryWriter
 
-            # Events of steps that a resumed training does again are hidden by the purge.
-            self.writer = SummaryWriter(str(self.run_folder.path), purge_step=self.state.epoch)
+            # Events of steps that a resumed training does again are hidden by the purge, and no others.
+            done = self.state.epoch * len(self._batches()) + self.state.step
+            self.writer = SummaryWriter(str(self.run_folder.path), purge_step=done + 1)
         try:
             # A resumed run may find that it has done all that is now asked for.
             self.state.finished = self._complete()
@@ -195,17 +196,21 @@ class Loop:
         tired = bool(patience) and state.best is not None and state.epoch - state.best_epoch >= patience
         return tired or state.epoch >= self.config.epochs
 
+    def _batches(self) -> list[npt.NDArray[np.int64]]:
+        """Positions of the cells of each batch of the current epoch."""
+        order = epoch_order(
+            self.data.splits["train"].labels,
+            epoch=self.state.epoch,
+            seed=self.config.seed,
+            oversample=self.config.balance == "oversample",
+            target=self.config.target_per_class,
+        )
+        return epoch_batches(order, self.config.batch_size)
+
     def _epoch(self) -> bool:
         """Do the rest of the current epoch; false if a stop was asked for in it."""
         config, state = self.config, self.state
-        order = epoch_order(
-            self.data.splits["train"].labels,
-            epoch=state.epoch,
-            seed=config.seed,
-            oversample=config.balance == "oversample",
-            target=config.target_per_class,
-        )
-        batches = epoch_batches(order, config.batch_size)
+        batches = self._batches()
         if self.accelerator.num_processes > min(map(len, batches)):
             raise TrainingError(
                 f"batch size {config.batch_size} is less than one cell for each of {self.accelerator.num_processes} "
@@ -236,7 +241,7 @@ class Loop:
                 state.total_cells += pending_cells
                 state.step = step + 1
                 pending, pending_cells = torch.zeros((), device=self.device), 0
-                self._report(len(order), len(batches), rate, begun, done_before)
+                self._report(sum(map(len, batches)), len(batches), rate, begun, done_before)
                 if stop and step + 1 < len(batches):
                     state.seconds += time.monotonic() - begun
                     return False

@@ -30,7 +30,7 @@ from hematokit.training.stopping import stop_on_signals
 __all__ = ["TrainResult", "train"]
 
 # What may differ between the start of a run and its resumption: none of these changes what is computed.
-RESUMABLE = {"epochs", "stop_after", "device", "workers", "cache", "patience", "output", "store"}
+RESUMABLE = {"epochs", "stop_after", "device", "workers", "cache", "compile", "patience", "output", "store"}
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,9 @@ def _resumed(run: RunFolder, given: dict[str, Any]) -> tuple[TrainConfig, dict[s
     settings, facts = run.read_config()
     before = make_config(settings)
     given = {key: value for key, value in given.items() if value is not None}
+    if "store" not in given and Path(str(facts.get("store", ""))).is_dir():
+        # The path that was typed may be relative to another working directory.
+        given["store"] = str(facts["store"])
     # How long the last call was meant to run says nothing about this one.
     config = make_config(settings, {"stop_after": None}, given)
     for key in TrainConfig.model_fields:
