@@ -263,3 +263,13 @@ def test_whenever_early_stopping_is_stopped_the_bundle_comes(
     assert load_model(run, "cpu").config.training["best_epoch"] == epochs - 2
     assert len((run / "metrics.csv").read_text().splitlines()) == epochs + 1
     assert (run / "summary.json").is_file()
+
+
+def test_a_slice_that_was_interrupted_is_not_taken_for_a_whole_one(tiny_store: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STOPPED, "loop", "_step", "2", str(int(signal.SIGTERM))]
+    options = arguments(tiny_store, tmp_path / "run", epochs=4, stop_after=2)
+    done = subprocess.run([*command, *options], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 130, done.stderr
+    resumed = run_hematokit("train", "--resume", "--output", str(tmp_path / "run"), "--stop-after", "2")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Stopped after 2 epochs" in resumed.stdout

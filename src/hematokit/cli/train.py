@@ -127,7 +127,8 @@ def register(app: typer.Typer) -> None:
             echo(f"Next: hematokit evaluate {result.run}")
         elif main:
             echo(f"Stopped after {result.epochs} epochs. Go on with: hematokit train --resume --output {result.run}")
-        if not result.finished and stop_after is None:
+        planned = settings.get("stop_after")
+        if not result.finished and (planned is None or result.epochs < int(planned)):
             raise typer.Exit(130)
 
 
