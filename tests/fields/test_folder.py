@@ -500,3 +500,24 @@ def test_the_report_says_the_command_that_makes_it_again(tiny_run: Path, tmp_pat
     assert counts_in(tmp_path / "again") == counts_in(tmp_path / "out")
     jobs = [json.loads((tmp_path / name / "run.json").read_text())["job"] for name in ("out", "again")]
     assert jobs[0] == jobs[1]
+
+
+def test_fields_that_an_earlier_call_did_not_come_to_are_a_warning(tmp_path: Path) -> None:
+    one, two, output = draw(tmp_path / "one", "a.png", "b.png"), draw(tmp_path / "two", "c.png"), tmp_path / "out"
+
+    def stop(done: int, total: int | None, message: str) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hematokit.detect([one], output, progress=stop)
+    result = hematokit.detect([two], output)
+    assert sorted(result.fields["field_id"]) == ["a", "c"]
+    assert any(
+        line.startswith("Warning: not finished in an earlier call, and in no figure: b;") for line in result.lines()
+    )
+    (output / "fields" / "a" / "field.json").write_text("{")
+    assert any("in no figure: a, b;" in line for line in hematokit.detect([two], output).lines())
+    for field_id in "ab":
+        shutil.rmtree(output / "fields" / field_id)
+    assert not any("in no figure" in line for line in hematokit.detect([two], output).lines())

@@ -27,6 +27,7 @@ from hematokit.parquet import read_table
 from hematokit.progress import Progress, no_progress
 from hematokit.registry import load_plugins
 from hematokit.store.corrections import CORRECTIONS_FILE, apply_corrections, read_corrections
+from hematokit.store.patients import some_of
 
 __all__ = ["RUN_FILE", "ResultsFolder", "outcome_table", "read_predictions", "run_fields", "whole_folder"]
 
@@ -51,7 +52,7 @@ class ResultsFolder:
     unmatched : int
         Fields that the table of smears does not name.
     warnings : tuple of str
-        What of the table of smears does not fit the fields.
+        What of the table of smears does not fit the fields, and which fields of earlier calls are not finished.
     earlier : list of FieldTask
         Fields of earlier calls that are not of this one: done or failed, and still in the folder.
     inputs : tuple of str
@@ -120,6 +121,15 @@ class ResultsFolder:
         units |= {ids[key]: match.said[path] for key, path in keys.items() if any(match.said.get(path, ()))}
         tasks = [FieldTask(key, str(path), ids[key], *units.get(ids[key], ("", ""))) for key, path in keys.items()]
         earlier = [FieldTask(key, recorded[id_].source, id_, *units[id_]) for key, id_ in others.items()]
+        unfinished = sorted(
+            id_ for key, id_ in known.items() if key not in keys and id_ not in recorded and job.folder(id_).is_dir()
+        )
+        warnings = list(match.warnings)
+        if unfinished:
+            warnings.append(
+                f"not finished in an earlier call, and in no figure: {some_of(unfinished)}; give their images again, "
+                "or remove their folders"
+            )
         inputs = tuple(dict.fromkeys([*before.get("inputs", ()), *map(str, paths)]))
         document = {
             "kind": _KIND,
@@ -136,12 +146,15 @@ class ResultsFolder:
         }
         with one_line_write_errors(folder, FieldError, "give another --output"):
             (folder / FIELDS_FOLDER).mkdir(parents=True, exist_ok=True)
+            for task in tasks:
+                # A field without a folder is one that was taken out.
+                job.folder(task.field_id).mkdir(exist_ok=True)
             write_json(folder / RUN_FILE, document)
             for left in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 left.unlink(missing_ok=True)
             for left in folder.glob(f"{FIELDS_FOLDER}/*/{TEMPORARY_PREFIX}*"):
                 left.unlink(missing_ok=True)
-        return cls(folder, job, tasks, match.unmatched, match.warnings, earlier, inputs)
+        return cls(folder, job, tasks, match.unmatched, tuple(warnings), earlier, inputs)
 
 
 def describe_job(job: FieldJob) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class FieldsResult:
     unmatched : int
         Fields that the table of smears does not name.
     smear_warnings : tuple of str
-        What of the table of smears does not fit the fields.
+        What of the table of smears does not fit the fields, and which fields of earlier calls are not finished.
     worked : int
         Fields that were worked on in this call; the others were done before.
     model_pixel_size_um : float or None
