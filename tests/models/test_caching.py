@@ -177,3 +177,14 @@ def test_explaining_takes_the_model_that_classified(bundle: Path) -> None:
     gc.collect()
     with pytest.raises(HematokitError, match="is another model than the one used so far"):
         explainable(classifier, str(bundle), device="cpu")
+
+
+def test_a_bundle_that_a_later_version_writes_again_is_the_same_model(bundle: Path) -> None:
+    before = bundle_identity(bundle)
+    config = json.loads((bundle / "config.json").read_text())
+    config["backbone"]["package_version"] = config["hematokit_version"] = "9.9.9"
+    seal_bundle(bundle, config)
+    assert bundle_identity(bundle) == before
+    config["backbone"]["package"] = "another-package"
+    seal_bundle(bundle, config)
+    assert bundle_identity(bundle) != before

@@ -145,11 +145,11 @@ class ResultsFolder:
             "research_use_only": True,
         }
         with one_line_write_errors(folder, FieldError, "give another --output"):
-            (folder / FIELDS_FOLDER).mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / RUN_FILE, document)
             for task in tasks:
                 # A field without a folder is one that was taken out.
-                job.folder(task.field_id).mkdir(exist_ok=True)
-            write_json(folder / RUN_FILE, document)
+                job.folder(task.field_id).mkdir(parents=True, exist_ok=True)
             for left in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 left.unlink(missing_ok=True)
             for left in folder.glob(f"{FIELDS_FOLDER}/*/{TEMPORARY_PREFIX}*"):
@@ -176,7 +176,7 @@ def _check_folder(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     """Return what ``run.json`` says, if `folder` is new, empty, or holds results of the same job."""
     if folder.exists() and not folder.is_dir():
         raise FieldError(f"{folder} is a file; give a folder with --output")
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or all(path.name.startswith(TEMPORARY_PREFIX) for path in folder.iterdir()):
         return {}
     try:
         said = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hematokit import __version__
 from hematokit.errors import ModelError
 from hematokit.files import write_atomically
+from hematokit.hookspecs import PROJECT
 from hematokit.imaging.reading import printable
 from hematokit.models.integrity import (
     MANIFEST,
@@ -270,6 +271,9 @@ def bundle_identity(path: Path) -> str:
 def _identity(config: BundleConfig, weights_sha256: str) -> str:
     deciding = {"taxonomy", "input", "temperature", "pixel_size_um", "backbone"}
     said = config.model_dump(mode="json", include=deciding)
+    if config.backbone.package == PROJECT:
+        # An upgrade after which a resumed run writes its bundle again makes no other model; 0.1.0 hashed its number.
+        said["backbone"]["package_version"] = "0.1.0"
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     digest.update(bytes.fromhex(weights_sha256))
     return digest.hexdigest()
