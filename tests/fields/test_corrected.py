@@ -126,6 +126,26 @@ def test_smears_of_reviewed_fields_are_checked_before_anything_is_written(
     assert open_store(tmp_path / "new.zarr").fields["patient_id"].tolist() == ["P1"]
 
 
+def test_reviewed_cells_keep_the_patient_that_they_were_classified_with(
+    classified: pd.DataFrame, picture: Path, tmp_path: Path
+) -> None:
+    known = classified.assign(smear_id="S1", patient_id="P1")
+    review = Review(known, MATEK_21, field_id="102", who="Ada", journal=tmp_path / CORRECTIONS_FILE)
+    review.confirm(review.cells["cell_id"].tolist()[:2])
+    store = tmp_path / "marrow.zarr"
+    store_corrected(review, picture, store, **QUIET)
+    review.confirm(review.cells["cell_id"].tolist()[2:3])
+    assert store_corrected(review, picture, store, near_duplicates=False).added == 1
+    for table in (open_store(store).cells, open_store(store).fields):
+        assert set(zip(table["smear_id"], table["patient_id"], strict=True)) == {("S1", "P1")}
+    (tmp_path / "smears.csv").write_text("file,patient_id\n102.jpg,P2\n")
+    summary = store_corrected(review, picture, tmp_path / "other.zarr", smears=tmp_path / "smears.csv", **QUIET)
+    assert not any("another" in warning for warning in summary.warnings)
+    assert set(open_store(tmp_path / "other.zarr").cells["patient_id"]) == {"P2"}
+    summary = store_corrected(review, picture, tmp_path / "other.zarr", near_duplicates=False)
+    assert any("set-smears" in warning for warning in summary.warnings), "the review says P1"
+
+
 # --- a training set ---------------------------------------------------------------------------------------------------
 
 

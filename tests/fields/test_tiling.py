@@ -159,6 +159,15 @@ def test_patients_that_the_known_cells_state_are_compared_too(fields: Path, tmp_
     cells.write_text(cells.read_text().replace("P2", "P1"))
     summary = tile(fields, store, cells=cells)
     assert (summary.present_fields, summary.rejected) == (1, {"no-cells": 1, "patient-differs": 1})
+    # As earlier versions left it: in the cells alone, and not in all of them.
+    opened = open_store(store)
+    with opened.writer() as writer:
+        people = [("P1" if name == "f0-00009-00009" else "") for name in opened.cells["cell_id"]]
+        writer.replace_cells(opened.cells.assign(patient_id=people), fields=opened.fields.assign(patient_id=""))
+    cells.write_text("field_id,y,x,label,patient_id\nf0,30,40,BLA,P3\nf0,9,9,LYT,P1\nf1,30,40,BLA,\n")
+    assert tile(fields, store, cells=cells).present_fields == 2
+    cells.write_text(cells.read_text().replace("P1", "P4"))
+    assert tile(fields, store, cells=cells).rejected == {"no-cells": 1, "patient-differs": 1}
     assert "hematokit store set-smears" in summary.warnings[0]
 
 

@@ -350,9 +350,12 @@ def test_a_split_that_divides_a_patient_or_a_group(tiny_store: Path, tmp_path: P
     cells = store.cells
     two = [cells.index[cells["split"] == split][0] for split in ("train", "test")]
     with store.writer() as writer:
-        writer.replace_cells(cells.assign(group=cells["group"].mask(cells.index.isin(two), "one")))
+        one = cells.query("split == 'val' and label == 'BLA'").index[0]
+        outside = cells["split"].mask(cells.index == one, "")
+        writer.replace_cells(cells.assign(group=cells["group"].mask(cells.index.isin(two), "one"), split=outside))
     said: list[str] = []
     train(tmp_path / "s.zarr", tmp_path / "run", settings=TINY, epochs=1, log=said.append)
+    assert any(line.startswith("Warning: 1 labelled cells are in no split") for line in said)
     assert any(line.startswith("Warning: 1 groups of duplicates have cells on several sides") for line in said)
     with store.writer() as writer:
         writer.replace_cells(cells.assign(patient_id=cells["patient_id"].mask(cells.index.isin(two), "P1")))

@@ -22,7 +22,7 @@ from hematokit.fields.smears import SmearMatch, match_smears
 from hematokit.fields.tile_cells import CellSource, FieldCells
 from hematokit.fields.tile_rows import append_patches, store_rows
 from hematokit.fields.tile_summary import TileSummary, TileTally
-from hematokit.fields.tiling import hash_source, tile_fields
+from hematokit.fields.tiling import OF_SMEARS, first_of, hash_source, tile_fields
 from hematokit.imaging.fieldfiles import field_name
 from hematokit.imaging.reading import printable
 from hematokit.progress import Progress, no_progress
@@ -84,7 +84,9 @@ def store_corrected(
         Folder of the store; made if need be, with the classes of the first review.
     others : bool
         Take the cells that nobody reviewed too, without a label.
-    smears, pixel_size_um, force_pixel_size, patch_size, codec, near_duplicates
+    smears
+        As `hematokit.fields.tiling.tile_fields` takes it; without it, those of the reviewed cells are taken.
+    pixel_size_um, force_pixel_size, patch_size, codec, near_duplicates
         As `hematokit.fields.tiling.tile_fields` takes them.
     progress : Progress
         Told the number of fields done.
@@ -135,8 +137,9 @@ def _store(pairs: Mapping[Path, Review], store_path: Path, others: bool, tiling:
     tiling = {**tiling, "smears": SmearMatch(named.said)}
     different = 0
     for path, record in own.items():
-        smear, patient = named.said.get(path, ("", ""))
-        different += smear not in ("", record["smear_id"]) or patient not in ("", record["patient_id"])
+        said = zip(OF_SMEARS, named.said.get(path, ("", "")), strict=True)
+        stated = {name: value or first_of(taken[path], name) for name, value in said}
+        different += any(value not in ("", record[name]) for name, value in stated.items())
     update = _Update()
     if there is not None and own:
         near = tiling["near_duplicates"] and not new
@@ -185,12 +188,13 @@ def _saved(field: Field, review: Review, folder: Path) -> Path:
 
 
 def _chosen(review: Review, others: bool) -> pd.DataFrame:
-    """The cells to store, with the columns of detections, their id and their label."""
+    """The cells to store, with the columns of detections, their id and their label, and their smear and patient."""
     cells = review.cells
     seen = cells["reviewed"].to_numpy(bool) & (cells["label"] != "").to_numpy(bool)
     table = cells.reindex(columns=list(DETECTION_COLUMNS))
     labels = {"label": cells["label"].where(seen, ""), "label_source": cells["label_source"].where(seen, "")}
-    table = table.assign(cell_id=cells["cell_id"], **labels)
+    people = {name: cells[name].fillna("") if name in cells.columns else "" for name in OF_SMEARS}
+    table = table.assign(cell_id=cells["cell_id"], **labels, **people)
     return table if others else table[seen].reset_index(drop=True)
 
 

@@ -45,9 +45,9 @@ from hematokit.taxonomy import MATEK_21, Taxonomy
 if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
 
-__all__ = ["TileSummary", "hash_source", "tile_fields"]
+__all__ = ["OF_SMEARS", "TileSummary", "first_of", "hash_source", "tile_fields"]
 
-_OF_SMEARS: Final = ("smear_id", "patient_id")
+OF_SMEARS: Final = ("smear_id", "patient_id")
 
 
 def tile_fields(
@@ -223,7 +223,8 @@ class _Tiling:
         self.pixel_sizes = dict(zip(cells["field_id"], cells["pixel_size_um"], strict=True))
         for column in ("smear_id", "patient_id"):
             # Older stores note in the cells only what a table of known cells said of them.
-            of_cells = dict(zip(cells["field_id"], cells[column], strict=True))
+            stated = cells[cells[column] != ""].drop_duplicates("field_id")
+            of_cells = dict(zip(stated["field_id"], stated[column], strict=True))
             for record in records:
                 record[column] = record[column] or of_cells.get(record["field_id"], "")
         self.by_content = {(record["name"], record["sha256"]): record for record in records}
@@ -307,12 +308,12 @@ class _Tiling:
 
     def _append(self, found: pd.DataFrame, record: Mapping[str, Any], smear: str, patient: str) -> list[str]:
         """Append the cells of a field whose image is in the store, and return their ids."""
-        of_field = {column: record[column] for column in _OF_SMEARS}
+        of_field = {column: record[column] for column in OF_SMEARS}
         table = name_cells(found, record["field_id"], record["source"], **of_field)
         # That of cells may have been set since the field was tiled.
         size = self.pixel_sizes.get(record["field_id"], record["pixel_size_um"])
         rows = store_rows(table, record["sha256"], self.cell_ids, size)
-        for column, value in zip(_OF_SMEARS, (smear, patient), strict=True):
+        for column, value in zip(OF_SMEARS, (smear, patient), strict=True):
             # A table of known cells may state them for each cell.
             if column in found.columns and not value:
                 rows[column] = found[column].where(found[column] != "", record[column]).to_numpy(dtype=object)
@@ -332,7 +333,7 @@ class _Tiling:
         self.cell_ids -= old
         present["cells"] = len(found)
         present["cells_from"] = json.dumps(cells.identity, sort_keys=True)
-        for column, value in zip(_OF_SMEARS, stated, strict=True):
+        for column, value in zip(OF_SMEARS, stated, strict=True):
             present[column] = value or present[column]
         new = self._append(found, present, smear, patient)
         self.writer.replace_field(present)
@@ -347,8 +348,12 @@ def _stated(cells: FieldCells, smear: str, patient: str) -> tuple[str, str]:
     if "known_cells" not in cells.identity or (smear and patient):
         return smear, patient
     found = cells.find(no_progress)
-    of_cells = [str(found[name].iloc[0]) if name in found.columns and len(found) else "" for name in _OF_SMEARS]
-    return smear or of_cells[0], patient or of_cells[1]
+    return smear or first_of(found, "smear_id"), patient or first_of(found, "patient_id")
+
+
+def first_of(cells: pd.DataFrame, column: str) -> str:
+    """Return the first smear or patient that cells state; empty if none does."""
+    return next((str(value) for value in cells[column] if value), "") if column in cells.columns else ""
 
 
 def _check_same(

@@ -58,6 +58,8 @@ class TrainingData:
         Of the cells in ``train``.
     divided_groups : int
         Groups of duplicates, fields or patients with cells on several sides of the split.
+    outside_split : int
+        Cells with a label that are in no split, and take no part.
     """
 
     taxonomy: Taxonomy
@@ -66,6 +68,7 @@ class TrainingData:
     unlabelled: int = 0
     pixel_sizes: PixelSizes = field(default_factory=lambda: PixelSizes(0, 0, None, None, None))
     divided_groups: int = 0
+    outside_split: int = 0
 
     @property
     def pixel_size_um(self) -> float | None:
@@ -164,8 +167,8 @@ def select_cells(store: PatchStore, exclude: list[str] | None = None, one_vs_res
         )
     counts = {str(code): int(count) for code, count in left_out.items()}
     sizes = summarize_pixel_sizes(used[used["split"] == "train"])
-    divided = len(on_several_sides(cells, "group"))
-    return TrainingData(chosen, splits, counts, len(cells) - len(labelled), sizes, divided)
+    divided, outside = len(on_several_sides(cells, "group")), int((used["split"] == "").sum())
+    return TrainingData(chosen, splits, counts, len(cells) - len(labelled), sizes, divided, outside)
 
 
 class PatchFeed:

@@ -275,6 +275,11 @@ def _announce(say: Callable[[str], None], data: TrainingData, choice: BackboneCh
         say(f"{data.unlabelled} cells of the store have no label and take no part")
     if warning := data.pixel_size_warning():
         say(f"Warning: {warning}")
+    if data.outside_split:
+        say(
+            f"Warning: {data.outside_split} labelled cells are in no split and take no part; to divide them too: "
+            f"hematokit split '{facts['store']}'"
+        )
     if data.divided_groups:
         say(
             f"Warning: {data.divided_groups} groups of duplicates have cells on several sides of the split, because "
