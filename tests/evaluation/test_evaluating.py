@@ -13,10 +13,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from hematokit import load_model
+from hematokit.cli.main import main
 from hematokit.errors import EvaluationError, ModelError
 from hematokit.evaluation.evaluate import evaluate_images, evaluate_store
 from hematokit.evaluation.files import read_predictions, write_evaluation
-from hematokit.store import create_store, import_crops, open_store, split_store
+from hematokit.imaging.synthetic import PIXEL_SIZE_UM
+from hematokit.store import create_store, import_crops, open_store, set_pixel_size, split_store
 from hematokit.taxonomy import MATEK_21, CellClass, Taxonomy
 from tinykit import COLOURS, write_crops
 
@@ -157,7 +160,8 @@ def test_a_reader_is_warned_of_figures_that_are_too_good(tiny_store: Path, tmp_p
     for index, patch in enumerate(store.patches(list(trained))):
         Image.fromarray(patch).save(tmp_path / "new" / "BLA" / f"seen{index}.png")
     import_crops(tmp_path / "new", tmp_path / "new.zarr", patch_size=64, near_duplicates=False)
-    (note,) = evaluate_store(ByColour(training=own), open_store(tmp_path / "new.zarr"), "all", bootstrap=0).notes
+    (note, scale) = evaluate_store(ByColour(training=own), open_store(tmp_path / "new.zarr"), "all", bootstrap=0).notes
+    assert scale.startswith("The pixel size that the model was trained at is not known")
     assert note.startswith("2 of 10 cells")
     (note,) = evaluate_images(ByColour(training=own), tmp_path / "new", bootstrap=0).notes
     assert note.startswith("2 of 10 cells")
@@ -180,7 +184,8 @@ def test_a_reader_is_warned_of_patients_that_were_trained_on(tiny_store: Path, t
     rows = [f"{name},{name.parent},P{number % 2}" for number, name in enumerate(names)]
     (tmp_path / "new" / "labels.csv").write_text("\n".join(["path,label,patient_id", *rows]))
     import_crops(tmp_path / "new" / "labels.csv", tmp_path / "new.zarr", patch_size=64, near_duplicates=False)
-    (note,) = evaluate_store(ByColour(training=own), open_store(tmp_path / "new.zarr"), "all", bootstrap=0).notes
+    (note, scale) = evaluate_store(ByColour(training=own), open_store(tmp_path / "new.zarr"), "all", bootstrap=0).notes
+    assert scale.startswith("The pixel size that the model was trained at is not known")
     assert note.startswith("2 of 5 cells have a patient_id of the training or validation split")
 
     with store.writer() as writer:
@@ -188,6 +193,65 @@ def test_a_reader_is_warned_of_patients_that_were_trained_on(tiny_store: Path, t
         writer.replace_cells(cells.assign(patient_id=cells["patient_id"].mask(inside, "P1")))
     (note,) = evaluate_store(ByColour(training=own), store, bootstrap=0).notes
     assert note.startswith("The split divides the cells of 1 patients (P1)")
+
+
+def test_cells_of_another_pixel_size_are_a_warning(
+    measured_run: Path, tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, other = load_model(measured_run, device="cpu"), Path(shutil.copytree(tiny_store, tmp_path / "other.zarr"))
+
+    def notes(path: Path) -> list[str]:
+        return [note for note in evaluate_store(model, open_store(path), bootstrap=0).notes if "pixel size" in note]
+
+    assert notes(other) == []  # the same cells as those of the training
+    import_crops(write_crops(tmp_path / "new", {"BLA": 6, "LYT": 6}, seed=9), tmp_path / "new.zarr", patch_size=64)
+    split_store(tmp_path / "new.zarr", fractions=(0.4, 0.2, 0.4))
+    (said,) = notes(tmp_path / "new.zarr")
+    assert said.startswith("The pixel size of the cells is not known: make sure that they have the scale of the model")
+    set_pixel_size(tmp_path / "new.zarr", PIXEL_SIZE_UM)
+    assert notes(tmp_path / "new.zarr") == []
+    for path in (other, tmp_path / "new.zarr"):
+        set_pixel_size(path, 0.25, force=True)
+        (said,) = notes(path)
+        assert said.startswith("The cells have a pixel size of 0.25 um, the model was trained at 0.08625 um: crops are")
+    assert main(["evaluate", str(measured_run), "--store", str(other), "--device", "cpu"]) == 0
+    assert "Warning: The cells have a pixel size of 0.25 um" in capsys.readouterr().out
+    explained = [
+        "explain",
+        measured_run,
+        "--store",
+        other,
+        "--per-class",
+        1,
+        "--methods",
+        "grad-cam",
+        "--device",
+        "cpu",
+    ]
+    for check in ([], ["--faithfulness"]):
+        words = [*explained, "--output", tmp_path / f"why{len(check)}", *check, *([] if check else ["--no-pictures"])]
+        assert main([str(word) for word in words]) == 0
+        said = capsys.readouterr().out
+        assert any(line.startswith("Warning: ") and "pixel size of 0.25 um" in line for line in said.splitlines())
+    for number, size in enumerate((0.25, PIXEL_SIZE_UM)):
+        folder = tmp_path / f"images{number}" / "BLA"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(folder / "a.png", dpi=(25_400 / size,) * 2)
+        Image.new("RGB", (64, 64)).save(folder / "b.png")
+        found = evaluate_images(model, folder.parent, bootstrap=0).notes
+        assert ["pixel size of 0.25 um" in note for note in found if "pixel size" in note] == [True] * (1 - number)
+        words = [
+            "explain",
+            measured_run,
+            "--images",
+            folder,
+            "--output",
+            tmp_path / f"w{number}",
+            "--methods",
+            "grad-cam",
+        ]
+        assert main([str(word) for word in [*words, "--device", "cpu", "--no-pictures"]]) == 0
+        assert ("pixel size of 0.25 um" in capsys.readouterr().out) is (number == 0)
 
 
 @pytest.fixture
