@@ -15,7 +15,7 @@ from hematokit.files import replace_file
 from hematokit.imaging.synthetic import PIXEL_SIZE_UM, SAMPLE_COUNTS, synthesize_field, write_sample
 from hematokit.progress import Progress, no_progress
 from hematokit.reporting import FieldsResult, classify, evaluate
-from hematokit.store import import_crops, open_store, split_store
+from hematokit.store import import_crops, open_store, set_pixel_size, split_store
 from hematokit.training import RunFolder, train
 
 __all__ = ["DemoResult", "FieldDemo", "run_demo", "train_demo"]
@@ -172,7 +172,9 @@ def train_demo(
         counts = {code: _PER_SAMPLE * count for code, count in SAMPLE_COUNTS.items()}
         write_sample(sample, counts=counts, seed=seed, smears=_PER_SAMPLE * _SMEARS, progress=progress)
     step("Importing them into a patch store")
-    import_crops(mark, store, progress=progress)
+    import_crops(mark, store, pixel_size_um=PIXEL_SIZE_UM, progress=progress)
+    # A sample of an earlier version does not state it.
+    set_pixel_size(store, PIXEL_SIZE_UM)
     opened = open_store(store)
     if opened.split_info is None:
         split_store(store, seed=seed)

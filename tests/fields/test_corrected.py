@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from hematokit import set_smears
 from hematokit.errors import FieldError, ImageError
@@ -270,6 +271,28 @@ def test_cells_added_to_a_field_have_the_pixel_size_that_was_stated_since(
     review.correct(review.cells["cell_id"][1:2].tolist(), "MYB")
     assert store_corrected(review, picture, store, near_duplicates=False).warnings == ()
     assert open_store(store).cells["pixel_size_um"].tolist() == [0.25, 0.25]
+    with open_stored_field(open_store(store), "102") as field:
+        assert field.pixel_size_um == 0.25
+
+
+def test_fields_have_the_pixel_size_of_their_reviews(picture: Path, model: Classifier, tmp_path: Path) -> None:
+    images, reviews = [], []
+    for number, size in enumerate((0.1, 0.25)):
+        image = tmp_path / f"f{number}.png"
+        with open_field(picture) as field:
+            pixels = np.asarray(field.read(patch_box(200, 200, 300 + 20 * number)))
+        Image.fromarray(pixels).save(image)
+        with open_field(image, pixel_size_um=size) as field:
+            cells = classify_one(field, model, 100, 100, side=30, field_id=f"f{number}", source=str(image))
+        review = Review(cells, MATEK_21, field_id=f"f{number}", pixel_size_um=size)
+        review.confirm(review.cells["cell_id"].tolist())
+        images.append(image)
+        reviews.append(review)
+    summary = store_corrected(reviews, images, tmp_path / "marrow.zarr", **QUIET)
+    assert (summary.fields, summary.added_fields, summary.added) == (2, 2, 2)
+    assert open_store(tmp_path / "marrow.zarr").fields["pixel_size_um"].tolist() == [0.1, 0.25]
+    assert open_store(tmp_path / "marrow.zarr").cells["pixel_size_um"].tolist() == [0.1, 0.25]
+    assert "different pixel sizes" in summary.warnings[0]
 
 
 def test_others_come_without_a_label(review: Review, picture: Path, tmp_path: Path) -> None:
@@ -290,8 +313,6 @@ def test_mistakes_are_told_in_one_line(review: Review, picture: Path, tmp_path: 
         store_corrected(review, tmp_path / "none.png", store)
     small = tmp_path / "small.png"
     with open_field(picture) as field:
-        from PIL import Image
-
         Image.fromarray(field.read(patch_box(50, 50, 60))).save(small)
     with pytest.raises(FieldError, match=r"small\.png has 60x60 px.*was reviewed"):
         store_corrected(review, small, store, **QUIET)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +87,9 @@ def store_corrected(
         Take the cells that nobody reviewed too, without a label.
     smears
         As `hematokit.fields.tiling.tile_fields` takes it; without it, those of the reviewed cells are taken.
-    pixel_size_um, force_pixel_size, patch_size, codec, near_duplicates
+    pixel_size_um : float, optional
+        Of fields whose file does not say; by default that of their review.
+    force_pixel_size, patch_size, codec, near_duplicates
         As `hematokit.fields.tiling.tile_fields` takes them.
     progress : Progress
         Told the number of fields done.
@@ -146,7 +149,7 @@ def _store(pairs: Mapping[Path, Review], store_path: Path, others: bool, tiling:
         update.run(there, {path: pairs[path] for path in own}, taken, near, tiling["progress"])
     if new:
         made_with = classes if there is None else None
-        summary = tile_fields(list(new), store_path, cells=_reviewed_cells(new), taxonomy=made_with, **tiling)
+        summary = _tile(new, pairs, store_path, {**tiling, "taxonomy": made_with})
         if summary.rejected:
             sources = {printable(str(path)) for path in new}
             refused = open_store(store_path).rejects
@@ -163,6 +166,26 @@ def _store(pairs: Mapping[Path, Review], store_path: Path, others: bool, tiling:
         added=summary.added + update.added,
         notes=(*summary.notes, *update.notes()),
     )
+
+
+def _tile(
+    tables: Mapping[Path, pd.DataFrame], reviews: Mapping[Path, Review], store_path: Path, tiling: Mapping[str, Any]
+) -> TileSummary:
+    """Tile new fields, each with the pixel size of its review where none is given."""
+    by_size: dict[float | None, list[Path]] = {}
+    for path in tables:
+        size = reviews[path].pixel_size_um if tiling["pixel_size_um"] is None else tiling["pixel_size_um"]
+        by_size.setdefault(size, []).append(path)
+    cells = _reviewed_cells(tables)
+    done = [
+        tile_fields(paths, store_path, cells=cells, **{**tiling, "pixel_size_um": size})
+        for size, paths in by_size.items()
+    ]
+    sums = ("added", "added_fields", "without_cells", "cut_boxes")
+    counts: dict[str, Any] = {name: sum(getattr(summary, name) for summary in done) for name in sums}
+    rejected = sum((Counter(summary.rejected) for summary in done), Counter[str]())
+    notes = tuple(note for summary in done for note in summary.notes)
+    return replace(done[-1], **counts, rejected=dict(rejected), notes=notes)
 
 
 def _paired(

@@ -65,6 +65,8 @@ def field_folder(store: Path, field_id: str) -> Path:
 def open_stored_field(store: PatchStore, field_id: str) -> Field:
     """Open a field that a store keeps.
 
+    Where its file did not state a pixel size, the field has the one that was stated for its cells since.
+
     Raises
     ------
     StoreError
@@ -78,7 +80,9 @@ def open_stored_field(store: PatchStore, field_id: str) -> Field:
         raise StoreError(
             f"store {store.path} has no field {field_id!r}; the column 'field_id' of its fields lists them"
         )
-    return open_field(field_folder(store.path, field_id))
+    cells = store.cells
+    sizes = cells.loc[cells["field_id"] == field_id, "pixel_size_um"].dropna()
+    return open_field(field_folder(store.path, field_id), pixel_size_um=float(sizes.median()) if len(sizes) else None)
 
 
 def write_field(
