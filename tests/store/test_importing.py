@@ -473,8 +473,9 @@ def test_a_crop_that_is_scaled_has_the_pixel_size_of_its_patch(make_folder: Fold
     import_crops(folder, tmp_path / "a.zarr", patch_size=16, resize=True, pixel_size_um=0.1)
     import_crops(folder, tmp_path / "b.zarr", patch_size=64, pad=True, pixel_size_um=0.1)
     assert (sizes(tmp_path / "a.zarr"), sizes(tmp_path / "b.zarr")) == ({"a": 0.2}, {"a": 0.1})
-    again = import_crops(folder, tmp_path / "a.zarr", resize=True, pixel_size_um=0.1)
-    assert (again.present, again.warnings) == (1, ())
+    for resize in (True, False):
+        again = import_crops(folder, tmp_path / "a.zarr", resize=resize, pixel_size_um=0.1)
+        assert (again.present, again.warnings) == (1, ())
 
 
 @pytest.mark.parametrize("text", ["-1", "0", "inf", "nan", "0,1", "about 0.1"])

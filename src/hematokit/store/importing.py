@@ -215,8 +215,11 @@ class _Import:
     def _compare_size(self, loaded: Loaded) -> None:
         """Note a cell that is in the store with another pixel size than is stated now."""
         before, height, width = self.sizes[loaded.key]
-        now = self.fit.pixel_size(loaded.pixel_size_um, height, width)
-        if before == before and now == now and not is_same_size(now, before):
+        now = loaded.pixel_size_um
+        if now is None or before != before:
+            return
+        # It may have been scaled when it was imported, whatever is asked for now.
+        if not any(is_same_size(before, size) for size in (now, now * max(height, width) / self.fit.patch_size)):
             self.notes[
                 f"cells are in the store with a pixel size of {before:.4g} um, not {now:.4g}; an import never changes "
                 "cells: 'hematokit store set-pixel-size --force' does"
