@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hematokit.errors import HematokitError, ImageError, StoreError, describe_error
 from hematokit.fields.results import FieldResult, Results, find_model_of, is_results_folder, open_results
 from hematokit.fields.review import Review, whole_taxonomy
-from hematokit.imaging.fieldfiles import Field, open_field
+from hematokit.imaging.fieldfiles import Field, file_orientation, open_field
 from hematokit.imaging.reading import printable
 from hematokit.store.corrections import CORRECTIONS_FILE
 from napari_hematonet._settings import reviewer
@@ -117,7 +117,15 @@ def _result_layers(results: Results, result: FieldResult, model: str, *, visible
     placement: dict[str, Any] = {}
     layers: list[LayerData] = []
     try:
-        field = open_field(result.image, pixel_size_um=result.pixel_size_um, force_pixel_size=True)
+        field = open_field(
+            result.image, pixel_size_um=result.pixel_size_um, force_pixel_size=True, orient=result.oriented
+        )
+        if not result.oriented and (stated := file_orientation(result.image)) != 1:
+            notify(
+                f"{printable(result.field_id)} is shown as stored: its cells are from before the orientation that the "
+                f"image states ({stated}) was applied. Classify it into a new folder to see it turned",
+                "warning",
+            )
         layers.append(_image_layer(field, result.field_id, visible=visible))
         placement = field_placement(field)
     except ImageError as error:

@@ -30,7 +30,7 @@ from napari_hematonet.classify_job import (
 from napari_hematonet.demo_model import make_demo_model
 from napari_hematonet.docks import join_docks, open_dock
 from napari_hematonet.field_choice import FieldChoice
-from napari_hematonet.images import field_of
+from napari_hematonet.images import field_of, orientation_note
 from napari_hematonet.later import later
 from napari_hematonet.model_choice import ModelChoice, remember_model
 from napari_hematonet.napari_versions import scale_bar_of
@@ -249,6 +249,8 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         image = self._field.layer
         field = field_of(image, viewer=self._viewer, pixel_size_um=float(self.pixel_size.value) or None)
         assert image is not None  # field_of refuses that
+        if note := orientation_note(image):
+            notify(note, "warning")
         return ClassifyRequest(
             field,
             safe_name(field.name),

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hematokit.errors import HematokitError, ImageError
-from hematokit.imaging.fieldfiles import Field, field_name, open_field
+from hematokit.imaging.fieldfiles import Field, field_name, file_orientation, open_field
 from hematokit.imaging.fieldfiles.levels import Source, drop_alpha
 from hematokit.imaging.fieldfiles.pixelsize import PixelSize, check_given, from_lengths, nothing
 from hematokit.imaging.geometry import Box, to_napari
@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     import napari
     from napari.layers import Image, Layer
 
-__all__ = ["LayerField", "field_of", "from_field", "is_field_image", "show_in_micrometres", "to_field"]
+__all__ = [
+    "LayerField",
+    "field_of",
+    "from_field",
+    "is_field_image",
+    "orientation_note",
+    "show_in_micrometres",
+    "to_field",
+]
 
 _SMALLEST: Final = 32  # pixels; a nucleus is as wide
 _LOOKED_AT: Final = 512
@@ -155,6 +163,21 @@ def field_of(
     return field
 
 
+def orientation_note(layer: Layer) -> str:
+    """Say that an image is not shown as its metadata state; empty where it is.
+
+    napari's own readers show JPEG, PNG and TIFF as stored; the commands and `open_field` turn them.
+    """
+    file = _file_of(layer)
+    stated = 1 if file is None or layer.source.reader_plugin == "hematokit" else file_orientation(file)
+    if file is None or stated == 1:
+        return ""
+    return (
+        f"{printable(file.name)} is shown as stored, and its cells are placed there; its metadata state another "
+        f"orientation ({stated}), which 'hematokit classify' applies: open that folder of results to see it turned"
+    )
+
+
 def _check_pixels(layer: Image, shown: str) -> None:
     if not layer.rgb:
         shape = layer.data[0].shape if layer.multiscale else layer.data.shape
@@ -207,7 +230,8 @@ def _stated_size(layer: Image, file: Path | None, height: int, width: int) -> Pi
         return nothing
     # napari's own readers do not look for a pixel size.
     with contextlib.suppress(HematokitError), open_field(file) as opened:
-        if (opened.height, opened.width) == (height, width):
+        # napari's own readers do not apply an orientation either.
+        if {opened.height, opened.width} == {height, width}:
             return PixelSize(opened.pixel_size_um)
     return nothing
 

@@ -102,9 +102,10 @@ def stored_cells(state: FieldState, store: Path, tell: Progress) -> Iterator[Sto
 
 
 def _image_of(field: Field, plane: tuple[int, ...]) -> Path | Field:
-    """The file of a field; the field itself if it has none, because it was made in the viewer or is one of a stack."""
-    from hematokit.imaging.fieldfiles import field_name
+    """The file of a field; the field itself if it has none, is one of a stack, or is shown in another orientation."""
+    from hematokit.imaging.fieldfiles import field_name, file_orientation
 
     path = Path(field.path)
     own = path.exists() and not plane and (path.is_file() or field_name(path) == field.name)
+    own = own and file_orientation(path) == field.orientation
     return path if own else field

@@ -57,13 +57,6 @@ def test_real_crops_equal_pillow(real_data: Path) -> None:
         assert np.array_equal(read_rgb(path), np.asarray(Image.open(path).convert("RGB")))
 
 
-def test_orientation_is_not_applied() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by 90 degrees to see it upright"
-    pixels = noise(20, 30)
-    assert read_rgb(encode(Image.fromarray(pixels), "PNG", exif=exif)).shape == (20, 30, 3)
-
-
 def test_opaque_alpha_is_dropped_and_transparency_refused() -> None:
     pixels = noise(channels=4)
     pixels[..., 3] = 255

@@ -13,7 +13,7 @@ from hematokit.errors import ImageError
 from hematokit.fields.detection import detect_cells, make_detector
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import Box
-from napari_hematonet.images import field_of, is_field_image, show_in_micrometres
+from napari_hematonet.images import field_of, is_field_image, orientation_note, show_in_micrometres
 
 
 @pytest.fixture
@@ -132,3 +132,21 @@ def test_detection_sees_in_the_layer_what_it_sees_in_the_file(make_viewer: Any, 
     found = detect_cells(field_of(layer, viewer=model), detector)
     assert len(found) > 0
     assert np.allclose(found[["y", "x"]], expected[["y", "x"]])
+
+
+def test_an_image_that_napari_does_not_turn_is_said_and_kept_as_shown(model: Any, pixels: Any, tmp_path: Path) -> None:
+    from napari_hematonet.review_job import _image_of
+
+    exif = Picture.Exif()
+    for orientation in (1, 6):
+        exif[274] = orientation
+        Picture.fromarray(pixels).save(tmp_path / f"{orientation}.png", exif=exif, dpi=(254_000, 254_000))
+        (layer,) = model.open(tmp_path / f"{orientation}.png", plugin="napari")
+        assert layer.data.shape[:2] == (90, 120), "napari applies no orientation"
+        note = orientation_note(layer)
+        assert bool(note) == (orientation == 6)
+        field = field_of(layer)
+        assert (whole(field) == pixels).all()
+        assert field.pixel_size_um == pytest.approx(0.1, rel=1e-3)
+        # A store is made of what was looked at: of the file only where it is shown in the same way.
+        assert _image_of(field, ()) == (tmp_path / "1.png" if orientation == 1 else field)

@@ -91,6 +91,23 @@ def test_a_picture_that_has_gone_leaves_the_cells(
     assert any("only the cells" in message for _, message in told)
 
 
+@pytest.mark.parametrize("oriented", [True, False])
+def test_results_are_shown_in_the_orientation_of_their_cells(
+    qapp: Any, told: list[tuple[str, str]], tmp_path: Path, oriented: bool
+) -> None:
+    exif = Picture.Exif()
+    exif[274] = 6
+    pixels = np.random.default_rng(1).integers(0, 256, (300, 400, 3), np.uint8)
+    Picture.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    folder = write_results(tmp_path / "results", {"photo": tmp_path / "photo.png"})
+    done = folder / "fields" / "photo" / "field.json"
+    if oriented:
+        write_json(done, json.loads(done.read_text()) | {"orientation": 6})
+    image = read(folder)[0][0]
+    assert np.array_equal(np.asarray(image), np.rot90(pixels, -1) if oriented else pixels)
+    assert any("shown as stored" in message for _, message in told) != oriented
+
+
 def test_many_fields_are_not_opened_at_once(
     qapp: Any, told: list[tuple[str, str]], picture: Path, tmp_path: Path
 ) -> None:

@@ -23,8 +23,8 @@ from hematokit.fields.smears import SmearMatch, match_smears
 from hematokit.fields.tile_cells import CellSource, FieldCells
 from hematokit.fields.tile_rows import append_patches, store_rows
 from hematokit.fields.tile_summary import TileSummary, TileTally
-from hematokit.fields.tiling import OF_SMEARS, first_of, hash_source, tile_fields
-from hematokit.imaging.fieldfiles import field_name
+from hematokit.fields.tiling import OF_SMEARS, check_orientation, first_of, hash_source, tile_fields
+from hematokit.imaging.fieldfiles import field_name, file_orientation
 from hematokit.imaging.reading import printable
 from hematokit.progress import Progress, no_progress
 from hematokit.store.corrections import (
@@ -278,6 +278,8 @@ def _stored(store: PatchStore, paths: Sequence[Path]) -> dict[Path, dict[str, An
         record = by_folder.get(path.resolve())
         if record is None:
             record = by_content.get((printable(field_name(path)), hash_source(path)))
+            if record is not None:
+                check_orientation(store, record["field_id"], printable(str(path)), file_orientation(path))
         if record is not None:
             found[path] = record
     return found

@@ -34,7 +34,7 @@ __all__ = ["RUN_FILE", "ResultsFolder", "outcome_table", "read_predictions", "ru
 RUN_FILE: Final = "run.json"
 FIELDS_TABLE: Final = "fields.csv"
 _REVIEWED: Final = ("label", "label_source", "reviewed")
-_INTERNAL: Final = ("stamp", "corrections")
+_INTERNAL: Final = ("stamp", "corrections", "orientation")
 _KIND: Final = "hematokit field results"
 _SCHEMA_VERSION: Final = 1
 

@@ -25,7 +25,7 @@ from hematokit.fields.detection import NamedDetector, examine_field, make_detect
 from hematokit.fields.exports import read_parquet, write_csv, write_geojson, write_parquet
 from hematokit.fields.tallies import unsure_cells
 from hematokit.files import one_line_write_errors, write_atomically, write_json
-from hematokit.imaging.fieldfiles import Field, open_field
+from hematokit.imaging.fieldfiles import Field, file_orientation, open_field
 from hematokit.imaging.reading import printable
 from hematokit.progress import Progress
 from hematokit.store.corrections import CORRECTIONS_FILE, apply_corrections, read_corrections
@@ -115,6 +115,8 @@ class FieldOutcome:
         Tells whether the file has changed since.
     corrections : str
         Tells which corrections the field's files for people show; empty where there were none.
+    orientation : int or None
+        What the file states and was applied, 1 to 8 as in EXIF; None in results of versions that applied none.
     """
 
     field_id: str
@@ -137,6 +139,7 @@ class FieldOutcome:
     seconds: dict[str, float] = field(default_factory=dict)
     stamp: str = ""
     corrections: str = ""
+    orientation: int | None = None
 
 
 @dataclass(frozen=True)
@@ -215,10 +218,21 @@ class FieldJob:
             return None
 
     def finished(self, task: FieldTask) -> FieldOutcome | None:
-        """The outcome of an earlier call, if the field is done and its file has not changed since."""
+        """The outcome of an earlier call, if the field is done and its file has not changed since.
+
+        Raises
+        ------
+        FieldError
+            If the earlier call was of a version that did not apply the orientation that the file states.
+        """
         outcome = self.outcome(task.field_id)
         if outcome is None or outcome.status != "done" or outcome.stamp != file_stamp(Path(task.path)):
             return None
+        if outcome.orientation is None and (stated := file_orientation(Path(task.path))) != 1:
+            raise FieldError(
+                f"{self.folder(task.field_id)} holds results of {printable(task.source)} from before its orientation "
+                f"({stated}) was applied, with other coordinates; give another --output to work on it as it is shown"
+            )
         return outcome
 
     def record(self, outcome: FieldOutcome) -> FieldOutcome:
@@ -289,7 +303,12 @@ class FieldJob:
             if outcome.stamp != file_stamp(image):
                 return None
             try:
-                with open_field(image, pixel_size_um=self.pixel_size_um, force_pixel_size=self.force_pixel_size) as it:
+                with open_field(
+                    image,
+                    pixel_size_um=self.pixel_size_um,
+                    force_pixel_size=self.force_pixel_size,
+                    orient=outcome.orientation is not None,
+                ) as it:
                     picture = self.draw(it, cells, taxonomy, self.unsure_below)
             except HematokitError:
                 return None
@@ -384,6 +403,7 @@ class FieldJob:
                 pixel_size_source=opened.pixel_size_source,
                 seconds=seconds,
                 stamp=stamp,
+                orientation=opened.orientation,
             )
         return self.record(outcome)
 

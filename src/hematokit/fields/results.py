@@ -35,12 +35,16 @@ class FieldResult:
     folder : Path
         Of its results.
     pixel_size_um : float or None
+    oriented : bool
+        Whether the image's orientation was applied, so that cells fit it as it is shown; earlier versions took
+        images as stored.
     """
 
     field_id: str
     image: Path
     folder: Path
     pixel_size_um: float | None
+    oriented: bool = True
 
     def cells(self) -> pd.DataFrame:
         """Read its cells table.
@@ -137,9 +141,9 @@ def open_results(folder: str | Path) -> Results:
         said = _document(own / DONE)
         if said.get("status") == "done":
             size = said.get("pixel_size_um")
-            fields.append(
-                FieldResult(field_id, images[field_id], own, float(size) if isinstance(size, int | float) else None)
-            )
+            size = float(size) if isinstance(size, int | float) else None
+            oriented = said.get("orientation") is not None
+            fields.append(FieldResult(field_id, images[field_id], own, size, oriented))
     if not fields:
         raise FieldError(f"no field of {shown} is done; run 'hematokit classify' to its end")
     job = run.get("job")

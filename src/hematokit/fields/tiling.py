@@ -33,7 +33,7 @@ from hematokit.imaging.reading import printable
 from hematokit.progress import Progress, no_progress
 from hematokit.store.corrections import standing_corrections
 from hematokit.store.creating import create_store
-from hematokit.store.fields import field_folder, hash_folder, write_field
+from hematokit.store.fields import field_folder, hash_folder, stored_orientation, write_field
 from hematokit.store.files import disk_errors
 from hematokit.store.grouping import regroup
 from hematokit.store.importing import check_fit, count_other_smears, other_smears, update_rejects
@@ -45,7 +45,7 @@ from hematokit.taxonomy import MATEK_21, Taxonomy
 if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
 
-__all__ = ["OF_SMEARS", "TileSummary", "first_of", "hash_source", "tile_fields"]
+__all__ = ["OF_SMEARS", "TileSummary", "check_orientation", "first_of", "hash_source", "tile_fields"]
 
 OF_SMEARS: Final = ("smear_id", "patient_id")
 
@@ -254,6 +254,8 @@ class _Tiling:
                 f"{source} has other content than when it was tiled; the old field stays: tile into a new store, or "
                 "give the file another name",
             )
+        if present is not None:
+            check_orientation(self.store, present["field_id"], source, opened.orientation)
         cells = self.cells_of(opened, self.tally)
         self.tally.rejects += [(source, reason, message) for reason, message in cells.rejects]
         if present is not None:
@@ -354,6 +356,34 @@ def _stated(cells: FieldCells, smear: str, patient: str) -> tuple[str, str]:
 def first_of(cells: pd.DataFrame, column: str) -> str:
     """Return the first smear or patient that cells state; empty if none does."""
     return next((str(value) for value in cells[column] if value), "") if column in cells.columns else ""
+
+
+def check_orientation(store: PatchStore, field_id: str, source: str, orientation: int) -> None:
+    """Refuse a file whose field is in the store in another orientation than it is shown in.
+
+    Parameters
+    ----------
+    store : PatchStore
+    field_id : str
+        The file's field in the store.
+    source : str
+        The file, for the message.
+    orientation : int
+        What the file states, 1 to 8 as in EXIF.
+
+    Raises
+    ------
+    ImageError
+        ``"orientation-differs"``.
+    """
+    stored = stored_orientation(store.path, field_id)
+    if stored != orientation:
+        raise ImageError(
+            "orientation-differs",
+            f"{source} is in the store in another orientation ({stored}) than its metadata state ({orientation}): it "
+            "was taken before orientation was applied; tiling never changes what is there: tile it into a new store "
+            "to have it as it is shown",
+        )
 
 
 def _check_same(

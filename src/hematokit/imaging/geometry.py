@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +28,19 @@ __all__ = [
     "cut_patch",
     "pad_to_square",
     "patch_box",
+    "stored_box",
     "to_geojson_ring",
     "to_micrometres",
     "to_napari",
+    "turn_pixels",
     "whole_image_box",
     "windows",
 ]
 
 Pixels = npt.NDArray[np.uint8]
+
+# Orientations in which the image as stored, transposed from 5 on, is shown upside down, or mirrored.
+_FROM_BELOW, _FROM_RIGHT = (3, 4, 7, 8), (2, 3, 6, 7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +222,36 @@ def windows(height: int, width: int, side: int, margin: int) -> Iterator[Window]
             outer = wide.clipped(height, width)
             assert outer is not None  # it holds the core
             yield Window(core, outer)
+
+
+def turn_pixels(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Return an image as it is to be shown.
+
+    Parameters
+    ----------
+    pixels : ndarray, shape (H, W, ...)
+        The image as stored.
+    orientation : int
+        1 to 8, as in EXIF and TIFF (tag 274); from 5 on, height and width change places.
+
+    Returns
+    -------
+    ndarray, shape (H, W, ...) or (W, H, ...)
+        A view.
+    """
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    return pixels[:: -1 if orientation in _FROM_BELOW else 1, :: -1 if orientation in _FROM_RIGHT else 1]
+
+
+def stored_box(box: Box, orientation: int, height: int, width: int) -> Box:
+    """Return where a box of the image as shown, which is `height` x `width`, is in the image as stored.
+
+    See `turn_pixels` for `orientation`.
+    """
+    y0 = height - box.y1 if orientation in _FROM_BELOW else box.y0
+    x0 = width - box.x1 if orientation in _FROM_RIGHT else box.x0
+    return Box(y0, x0, box.height, box.width) if orientation < 5 else Box(x0, y0, box.width, box.height)
 
 
 def to_napari(points: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -1,12 +1,13 @@
 """Reading image files into RGB arrays, safely.
 
-JPEG, PNG, TIFF and BMP, decoded by Pillow; the pixels are exactly those of ``numpy.asarray(PIL.Image.open(path))``.
-What a file holds is told from its content, not from its name.
+JPEG, PNG, TIFF and BMP, decoded by Pillow; the pixels are exactly those of
+``numpy.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(path)))``. The format is read from the content, not from the
+name.
 
-Decisions that change pixels are never taken silently:
-
-- An EXIF orientation is **not** applied: the array is the image as stored. Cells have no upright position, and a
-  rotated copy would no longer be what Pillow decodes.
+- The orientation that the metadata state (EXIF, XMP, TIFF tag 274) is applied, so that places in the array are those
+  that viewers show, and annotations drawn there fit.
+- A file that is damaged or not complete is refused, also where a decoder would fill in what is missing
+  (`hematokit.imaging.damage`).
 - Embedded colour profiles are not applied.
 - An alpha channel that is opaque everywhere is dropped (the colours are untouched); any transparency is refused,
   because there is no telling on which background it belongs.
@@ -29,11 +30,23 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from hematokit.errors import ImageError
+from hematokit.imaging.damage import find_damage
+from hematokit.imaging.geometry import turn_pixels
 
-__all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_BYTES", "MAX_PIXELS", "decode_rgb", "printable", "read_bytes", "read_rgb"]
+__all__ = [
+    "FORMATS",
+    "IMAGE_SUFFIXES",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "decode_rgb",
+    "printable",
+    "read_bytes",
+    "read_orientation",
+    "read_rgb",
+]
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
 """Pillow's names of the formats that are read; no other decoder is ever tried."""
@@ -47,8 +60,12 @@ MAX_PIXELS = 64 * 1024 * 1024
 MAX_BYTES = 512 * 1024 * 1024
 """Default limit on the size of a file."""
 
-# Pillow warns about large images through the process-wide warnings module; our own limit replaces that warning, and
-# the lock keeps threads from undoing each other's filters. Only headers are read under it.
+_MAY_STATE_ORIENTATION = (b"Exif\0", b"eXIf", b"profile type exif", b"adobe")
+"""What the bytes of a JPEG or PNG with EXIF or XMP metadata hold; without any, nothing needs to be opened."""
+
+# Pillow warns about large images and damaged metadata through the process-wide warnings module; our own limit replaces
+# the first warning, and the second concerns no pixel. The lock keeps threads from undoing each other's filters. Only
+# headers and metadata are read under it.
 _OPEN_LOCK = threading.Lock()
 
 
@@ -106,7 +123,12 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, name: str | None = Non
 
 
 def decode_rgb(
-    data: bytes, *, name: str, max_pixels: int = MAX_PIXELS, expect: tuple[int, int] | None = None
+    data: bytes,
+    *,
+    name: str,
+    max_pixels: int = MAX_PIXELS,
+    expect: tuple[int, int] | None = None,
+    orient: bool = True,
 ) -> npt.NDArray[np.uint8]:
     """Decode the bytes of an image file.
 
@@ -119,7 +141,9 @@ def decode_rgb(
     max_pixels : int
         Largest height x width that is decoded.
     expect : tuple of int, optional
-        ``(height, width)`` in pixels; any other size is refused without decoding.
+        ``(height, width)`` in pixels as stored in the file; any other size is refused without decoding.
+    orient : bool
+        Apply the orientation that the metadata state. Without it the pixels are those that earlier versions read.
 
     Returns
     -------
@@ -132,9 +156,15 @@ def decode_rgb(
     """
     shown = printable(name)
     try:
-        with _open(data, max_pixels) as image:
+        with _open(data) as image:
             _check_header(image, shown, max_pixels, expect)
+            if problem := find_damage(data, image.format or ""):
+                raise ImageError(
+                    "unreadable",
+                    f"{shown} is damaged or not complete ({printable(problem)}); copy or export the file again",
+                )
             pixels = np.asarray(image)
+            orientation = _orientation(image) if orient else 1
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -156,10 +186,48 @@ def decode_rgb(
         if not (pixels[..., 3] == 255).all():
             raise ImageError("not-rgb", f"{shown} has transparent pixels; save it as RGB without an alpha channel")
         pixels = pixels[..., :3]
-    return np.ascontiguousarray(pixels)
+    return np.ascontiguousarray(turn_pixels(pixels, orientation))
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def read_orientation(data: bytes) -> int:
+    """Return the orientation that the metadata of a JPEG or PNG state and that `decode_rgb` applies.
+
+    Parameters
+    ----------
+    data : bytes
+        Content of an image file.
+
+    Returns
+    -------
+    int
+        1 to 8 as in EXIF; 1, the orientation as stored, also where nothing sensible is stated, and for TIFF and BMP.
+    """
+    if not any(mark in data for mark in _MAY_STATE_ORIENTATION):
+        return 1
+    try:
+        with _open(data) as image:
+            if image.format == "PNG":
+                image.load()  # what it states may stand behind the pixels
+            return _orientation(image)
+    except Exception:
+        # Damaged metadata say nothing; damaged pixels are found where they are decoded.
+        return 1
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":
+        return 1  # Pillow has applied it
+    try:
+        with _OPEN_LOCK, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            stated = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        # Pillow fails with many exceptions on damaged EXIF data, which say nothing about the pixels.
+        return 1
+    return stated if stated in range(1, 9) else 1
+
+
+def _open(data: bytes) -> Image.Image:
     with _OPEN_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return Image.open(io.BytesIO(data), formats=FORMATS)
@@ -195,7 +263,7 @@ def _is_16_bit(image: Image.Image) -> bool:
 def read_rgb(
     source: Path | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
 ) -> npt.NDArray[np.uint8]:
-    """Read an image file as 8-bit RGB, bit-exact with Pillow's decoding.
+    """Read an image file as 8-bit RGB, bit-exact with Pillow's decoding, turned as its metadata state.
 
     Parameters
     ----------

@@ -38,6 +38,7 @@ __all__ = [
     "open_pixels",
     "open_stored_field",
     "remove_uncommitted_fields",
+    "stored_orientation",
     "write_field",
 ]
 
@@ -183,7 +184,8 @@ def _write_image(folder: Path, field_id: str, field: Field, source: str, progres
     write_multiscales_metadata(
         group, datasets, fmt=FormatV05(), axes=axes, name=field_id, metadata={"omero": _rendering(field_id)}
     )
-    group.attrs[_MARK] = {"field_id": field_id, "source": printable(source)}
+    mark = {"field_id": field_id, "source": printable(source)}
+    group.attrs[_MARK] = mark if field.orientation == 1 else {**mark, "orientation": field.orientation}
 
 
 def _rendering(name: str) -> dict[str, Any]:
@@ -314,8 +316,18 @@ def remove_uncommitted_fields(store: Path, committed: int, first: int = 0) -> No
 
 
 def _is_ours(folder: Path) -> bool:
+    return _read_mark(folder) is not None
+
+
+def stored_orientation(store: Path, field_id: str) -> int:
+    """Return the orientation of a field's file that was applied when it was stored; 1 where none was."""
+    mark = _read_mark(field_folder(store, field_id))
+    return int(mark.get("orientation", 1)) if isinstance(mark, dict) else 1
+
+
+def _read_mark(folder: Path) -> Any:
     try:
         document: Mapping[str, Any] = json.loads((folder / schema.ROOT_FILE).read_text(encoding="utf-8"))
-        return _MARK in document["attributes"]
+        return document["attributes"][_MARK]
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None

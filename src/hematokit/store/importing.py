@@ -449,14 +449,14 @@ def _add(
 ) -> _Outcome:
     """Load all items, commit those that are cells, and collect the reasons of the others."""
     state = _Import.begin(writer, fit, store.fields["field_id"])
-    committed = frozenset(state.known)
+    committed = dict(zip(writer.cells["source_key"].tolist(), writer.cells["pixel_sha256"].tolist(), strict=True))
     total = len(listing.items)
     with warnings.catch_warnings():
         # What Pillow warns of (odd EXIF data, say) concerns no pixel, and would flood the terminal.
         warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
         ready = load_in_order(
             listing.items,
-            committed.__contains__,
+            committed,
             fit,
             pixel_size_um=pixel_size_um,
             force_pixel_size=force_pixel_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +17,8 @@ from PIL import Image
 from hematokit.errors import ImageError
 from hematokit.imaging.fieldfiles import stated_pixel_size
 from hematokit.imaging.fieldfiles.pixelsize import choose
-from hematokit.imaging.geometry import Box, pad_to_square, whole_image_box
-from hematokit.imaging.reading import decode_rgb
+from hematokit.imaging.geometry import Box, pad_to_square, turn_pixels, whole_image_box
+from hematokit.imaging.reading import decode_rgb, read_orientation
 from hematokit.store.schema import hash_pixels
 from hematokit.store.sources import Item
 
@@ -137,7 +137,7 @@ class Loaded:
 
 
 def _load(
-    item: Item, is_known: Callable[[str], bool], fit: Fit, pixel_size_um: float | None, force_pixel_size: bool
+    item: Item, known: Mapping[str, str], fit: Fit, pixel_size_um: float | None, force_pixel_size: bool
 ) -> Loaded:
     try:
         if item.problem is not None:
@@ -146,7 +146,8 @@ def _load(
         key = hashlib.sha256(item.name.encode() + b"\0" + hashlib.sha256(data).digest()).hexdigest()[:32]
         given = pixel_size_um if item.pixel_size_um is None else item.pixel_size_um
         size, _, notes = choose(stated_pixel_size(data), given, force=force_pixel_size)
-        if is_known(key):
+        if key in known:
+            _check_orientation(item.source, data, known[key], fit)
             return Loaded(item, key, pixel_size_um=size, notes=notes)
         image = decode_rgb(data, name=item.source, max_pixels=_MAX_CROP_PIXELS, expect=fit.exact_size)
         patch = np.ascontiguousarray(fit.apply(image, item.source))
@@ -158,9 +159,29 @@ def _load(
         return Loaded(item, problem=error)
 
 
+def _check_orientation(source: str, data: bytes, pixel_sha256: str, fit: Fit) -> None:
+    """Refuse a file whose patch in the store is from before the orientation that the file states was applied."""
+    orientation = read_orientation(data)
+    if orientation == 1:
+        return
+    stored = decode_rgb(data, name=source, max_pixels=_MAX_CROP_PIXELS, orient=False)
+    shown = turn_pixels(stored, orientation)
+    try:
+        before, now = (hash_pixels(np.ascontiguousarray(fit.apply(image, source))) for image in (stored, shown))
+    except ImageError:
+        return  # it was fitted otherwise then
+    if pixel_sha256 == before != now:
+        raise ImageError(
+            "orientation-differs",
+            f"{source} is in the store as the file stores it, not turned as its metadata state (orientation "
+            f"{orientation}): it was taken before orientation was applied; the old patch stays: import into a new "
+            "store to have it as it is shown",
+        )
+
+
 def load_in_order(
     items: Iterable[Item],
-    is_known: Callable[[str], bool],
+    known: Mapping[str, str],
     fit: Fit,
     *,
     pixel_size_um: float | None = None,
@@ -173,15 +194,15 @@ def load_in_order(
     Parameters
     ----------
     items : iterable of Item
-    is_known : callable
-        Told a file's key, says whether the store has it, so that it need not be decoded.
+    known : mapping of str to str
+        Keys of the files that the store has, which need not be decoded, and the hashes of their patches.
     fit : Fit
     pixel_size_um : float, optional
         Micrometres per pixel of files that neither say it nor have it from a table; of all with `force_pixel_size`.
     force_pixel_size : bool
     """
     workers = max(1, min(_MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
-    load = partial(_load, is_known=is_known, fit=fit, pixel_size_um=pixel_size_um, force_pixel_size=force_pixel_size)
+    load = partial(_load, known=known, fit=fit, pixel_size_um=pixel_size_um, force_pixel_size=force_pixel_size)
     ahead: deque[Future[Loaded]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="hematokit-import")
     try:

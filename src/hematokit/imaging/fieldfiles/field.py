@@ -38,6 +38,8 @@ class Field:
         Side of a pixel in micrometres; None if nobody said.
     pixel_size_source : str
         ``"metadata"``, ``"given"``, or ``""`` where it is unknown.
+    orientation : int
+        What the file states and was applied, 1 to 8 as in EXIF; 1 is the image as stored.
     notes : tuple of str
         Remarks for the user, one line each: what was done to show the file, what in it was not used.
     """
@@ -57,9 +59,12 @@ class Field:
         self._source: Source | None = source
         base = source.levels[0]
         self.height, self.width = base.height, base.width
+        self.orientation = source.orientation
         self.pixel_size_um, self.pixel_size_source, notes = choose(
             source.pixel_size, pixel_size_um, force=force_pixel_size
         )
+        if source.orientation != 1:
+            notes = (*notes, f"turned as its metadata state (orientation {source.orientation})")
         self._table: npt.NDArray[np.uint8] | None = None
         if base.dtype == np.uint16:
             try:

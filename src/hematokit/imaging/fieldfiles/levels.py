@@ -11,9 +11,18 @@ import numpy.typing as npt
 
 from hematokit.errors import ImageError
 from hematokit.imaging.fieldfiles.pixelsize import PixelSize, nothing
-from hematokit.imaging.geometry import Box
+from hematokit.imaging.geometry import Box, stored_box, turn_pixels
 
-__all__ = ["MAX_CACHE_BYTES", "MAX_WHOLE_BYTES", "ArrayLevel", "Level", "Source", "check_size", "drop_alpha"]
+__all__ = [
+    "MAX_CACHE_BYTES",
+    "MAX_WHOLE_BYTES",
+    "ArrayLevel",
+    "Level",
+    "Source",
+    "TurnedLevel",
+    "check_size",
+    "drop_alpha",
+]
 
 MAX_WHOLE_BYTES = 512 * 1024 * 1024
 """Largest piece, decoded, that is held in memory at once: a tile, a strip, a chunk, or a file that has no pieces."""
@@ -59,6 +68,8 @@ class Source:
         Bits in use of 16, where the metadata state them.
     close : callable
         Releases the file.
+    orientation : int
+        As the metadata state it (1 to 8 as in EXIF); `levels` are turned accordingly.
     """
 
     levels: Sequence[Level]
@@ -66,6 +77,7 @@ class Source:
     notes: tuple[str, ...] = ()
     significant_bits: int | None = None
     close: Callable[[], None] = lambda: None
+    orientation: int = 1
 
 
 class ArrayLevel:
@@ -84,6 +96,29 @@ class ArrayLevel:
     def read(self, box: Box) -> npt.NDArray[Any]:
         """Return a copy of the pixels of a box."""
         return self._pixels[box.slices].copy()
+
+
+class TurnedLevel:
+    """A level turned as its file's orientation states.
+
+    Parameters
+    ----------
+    stored : Level
+        The pixels as stored.
+    orientation : int
+        2 to 8, as in EXIF.
+    """
+
+    def __init__(self, stored: Level, orientation: int) -> None:
+        self._stored, self._orientation = stored, orientation
+        sides = stored.height, stored.width
+        self.height, self.width = sides if orientation < 5 else sides[::-1]
+        self.dtype = stored.dtype
+
+    def read(self, box: Box) -> npt.NDArray[Any]:
+        """Return the pixels of a box, reading only that part of the file."""
+        pixels = self._stored.read(stored_box(box, self._orientation, self.height, self.width))
+        return turn_pixels(pixels, self._orientation)
 
 
 def check_size(height: int, width: int, shown: str) -> None:

@@ -12,9 +12,9 @@ from hematokit.imaging.fieldfiles.field import Field, unreadable
 from hematokit.imaging.fieldfiles.levels import Source
 from hematokit.imaging.fieldfiles.listing import field_name
 from hematokit.imaging.fieldfiles.pixelsize import PixelSize, check_given
-from hematokit.imaging.reading import printable
+from hematokit.imaging.reading import printable, read_bytes, read_orientation
 
-__all__ = ["open_field", "stated_pixel_size"]
+__all__ = ["file_orientation", "open_field", "stated_pixel_size"]
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -25,6 +25,7 @@ def open_field(
     pixel_size_um: float | None = None,
     force_pixel_size: bool = False,
     max_pixels: int | None = None,
+    orient: bool = True,
 ) -> Field:
     """Open a microscope image.
 
@@ -32,8 +33,9 @@ def open_field(
     0.5). The endings of vendors' formats (``.czi``, ``.nd2``, ...) are read through `bioio`, the extra
     ``hematokit[bioio]``.
 
-    Taken are images of one plane with red, green and blue in 8 or 16 bits. An orientation in EXIF and colour profiles
-    are not applied; an alpha channel that is opaque everywhere is dropped.
+    Taken are images of one plane with red, green and blue in 8 or 16 bits. Colour profiles are not applied; an alpha
+    channel that is opaque everywhere is dropped. The orientation that a JPEG, PNG or TIFF states (EXIF, tag 274) is
+    applied, as viewers do; in OME-TIFF and Aperio's SVS the axes are those of the file, as in QuPath and Bio-Formats.
 
     Parameters
     ----------
@@ -46,6 +48,8 @@ def open_field(
     max_pixels : int, optional
         Largest height x width that is taken, judged by the header; without it, formats that are decoded whole have a
         limit (`hematokit.imaging.reading.MAX_PIXELS`), and those that are read by windows have none.
+    orient : bool
+        Apply the orientation. Without it, a field is read as earlier versions did.
 
     Returns
     -------
@@ -60,7 +64,7 @@ def open_field(
     """
     path = Path(path)
     check_given(pixel_size_um)
-    source = _open_source(path, max_pixels)
+    source = _open_source(path, max_pixels, orient)
     try:
         base = source.levels[0]
         if max_pixels is not None and base.height * base.width > max_pixels:
@@ -97,7 +101,33 @@ def stated_pixel_size(data: bytes) -> PixelSize:
     return stated_in_plain(data)
 
 
-def _open_source(path: Path, max_pixels: int | None) -> Source:
+def file_orientation(path: Path) -> int:
+    """Return the orientation that `open_field` applies to a file, without decoding its pixels.
+
+    Parameters
+    ----------
+    path : Path
+        A field.
+
+    Returns
+    -------
+    int
+        1 to 8 as in EXIF; 1 also where the file cannot be read, and for folders and vendors' formats.
+    """
+    try:
+        if not path.is_file() or path.suffix.lower() in vendor.VENDOR_SUFFIXES:
+            return 1
+        with path.open("rb") as file:
+            head = file.read(4)
+        if head in _TIFF_MAGIC:
+            with open_field(path) as opened:
+                return opened.orientation
+        return read_orientation(read_bytes(path))
+    except (ImageError, OSError):
+        return 1
+
+
+def _open_source(path: Path, max_pixels: int | None, orient: bool) -> Source:
     shown = printable(str(path))
     try:
         mode = path.stat().st_mode
@@ -122,7 +152,7 @@ def _open_source(path: Path, max_pixels: int | None) -> Source:
     if head[:4] in _TIFF_MAGIC:
         from hematokit.imaging.fieldfiles.tiff import open_tiff
 
-        return open_tiff(path)
+        return open_tiff(path, orient=orient)
     from hematokit.imaging.fieldfiles.plain import open_plain
 
-    return open_plain(path, max_pixels)
+    return open_plain(path, max_pixels, orient=orient)

@@ -11,13 +11,15 @@ from PIL import Image
 from hematokit.errors import ImageError
 from hematokit.imaging.fieldfiles.levels import ArrayLevel, Source
 from hematokit.imaging.fieldfiles.pixelsize import PixelSize, from_density, nothing
-from hematokit.imaging.reading import MAX_PIXELS, decode_rgb, printable, read_bytes
+from hematokit.imaging.reading import MAX_PIXELS, decode_rgb, printable, read_bytes, read_orientation
 
 __all__ = ["open_plain", "stated_in_plain"]
 
 
-def open_plain(path: Path, max_pixels: int | None = None) -> Source:
+def open_plain(path: Path, max_pixels: int | None = None, *, orient: bool = True) -> Source:
     """Read a PNG, JPEG or BMP file of at most `max_pixels`, if given, and never more than `MAX_PIXELS`.
+
+    With `orient`, the orientation that the metadata state is applied.
 
     Raises
     ------
@@ -26,7 +28,8 @@ def open_plain(path: Path, max_pixels: int | None = None) -> Source:
     """
     data = read_bytes(path)
     try:
-        pixels = decode_rgb(data, name=str(path), max_pixels=min(max_pixels or MAX_PIXELS, MAX_PIXELS))
+        most = min(max_pixels or MAX_PIXELS, MAX_PIXELS)
+        pixels = decode_rgb(data, name=str(path), max_pixels=most, orient=orient)
     except ImageError as error:
         if error.reason != "too-large" or max_pixels is not None:
             raise
@@ -35,7 +38,8 @@ def open_plain(path: Path, max_pixels: int | None = None) -> Source:
             f"{printable(str(path))} has more than {MAX_PIXELS:,} pixels, too many for a format that is decoded whole; "
             "save it as a tiled TIFF or OME-Zarr",
         ) from error
-    return Source((ArrayLevel(pixels),), stated_in_plain(data))
+    orientation = read_orientation(data) if orient else 1
+    return Source((ArrayLevel(pixels),), stated_in_plain(data), orientation=orientation)
 
 
 def stated_in_plain(data: bytes) -> PixelSize:

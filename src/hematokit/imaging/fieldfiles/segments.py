@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hematokit.errors import ImageError
+from hematokit.imaging.damage import join_jpeg_tables, jpeg_damage, jpeg_size
 from hematokit.imaging.fieldfiles.levels import MAX_CACHE_BYTES, MAX_WHOLE_BYTES, check_size, drop_alpha
 from hematokit.imaging.geometry import Box
 
@@ -212,39 +213,25 @@ class TiffLevel:
         return piece
 
     def _check_inner_size(self, page: int, data: bytes, header: bytes | None) -> None:
-        """Refuse a tile whose own header claims far more pixels than the TIFF does, and one that ends early."""
+        """Refuse a tile whose own header claims far more pixels than the TIFF does, and a damaged JPEG."""
         compression = int(self._pages[page].compression)
         if compression == _JPEG:
-            size = jpeg_size(data) if header is None else None
-            if header is None and data.rfind(b"\xff\xd9", len(data) - 64) < 0:
-                # libjpeg fills up what is missing with grey, and only warns.
-                raise self._damaged("a JPEG tile or strip has no end")
+            whole = join_jpeg_tables(data, self._tables[page][0])
+            size = jpeg_size(whole) if header is None else None
         elif compression in _JPEG2000:
             size = jpeg2000_size(data)
         else:
             return
         if size is not None and (size[0] > max(self._tall, 8) * 2 or size[1] > max(self._wide, 8) * 2):
             raise self._damaged(f"a tile or strip claims to be {size[1]}x{size[0]} px")
+        if compression == _JPEG and header is None and (problem := jpeg_damage(whole)):
+            raise self._damaged(problem)
 
     def _bytes(self, offset: int, count: int) -> bytes:
         data = os.pread(self._descriptor, count, offset)
         if len(data) < count:
             raise self._damaged("a tile or strip is not all there")
         return data
-
-
-def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return (height, width) from a JPEG's frame header; None if there is none."""
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
-        if marker == 0xFF:
-            at += 1
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return None
 
 
 def jpeg2000_size(data: bytes) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hematokit.errors import ImageError
-from hematokit.imaging.fieldfiles.levels import Source
+from hematokit.imaging.fieldfiles.levels import Source, TurnedLevel
 from hematokit.imaging.fieldfiles.omexml import OmeImage, read_omexml
 from hematokit.imaging.fieldfiles.pixelsize import PixelSize, from_density, from_lengths, nothing
 from hematokit.imaging.fieldfiles.segments import COMPRESSIONS, PieceCache, TiffLevel
@@ -33,8 +33,8 @@ _CENTIMETRE_UM, _INCH_UM = 10_000.0, 25_400.0
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
-def open_tiff(path: Path) -> Source:
-    """Open a TIFF.
+def open_tiff(path: Path, *, orient: bool = True) -> Source:
+    """Open a TIFF; with `orient`, its orientation (tag 274) is applied.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def open_tiff(path: Path) -> Source:
     file: Any = None
     try:
         file = tifffile.TiffFile(path, _multifile=False)
-        return _read_structure(file, shown)
+        return _read_structure(file, shown, orient)
     except BaseException as error:
         if file is not None:
             file.close()
@@ -76,7 +76,7 @@ def stated_in_tiff(data: bytes) -> PixelSize:
         return nothing
 
 
-def _read_structure(file: Any, shown: str) -> Source:
+def _read_structure(file: Any, shown: str, orient: bool) -> Source:
     descriptor: int = file.filehandle.fileno()
     file_size = os.fstat(descriptor).st_size
     pages = _top_pages(file, shown)
@@ -97,12 +97,23 @@ def _read_structure(file: Any, shown: str) -> Source:
             continue
         if level.dtype == levels[0].dtype and _is_smaller(levels[-1], level, levels[0]):
             levels.append(level)
+    orientation = _orientation(base[0], text, ome) if orient else 1
     return Source(
-        tuple(levels),
+        tuple(levels) if orientation == 1 else tuple(TurnedLevel(level, orientation) for level in levels),
         _pixel_size(base[0], text, ome),
         significant_bits=ome.significant_bits if ome is not None else None,
         close=file.close,
+        orientation=orientation,
     )
+
+
+def _orientation(page: Any, text: str, ome: OmeImage | None) -> int:
+    """Return the orientation to apply; that of a smaller level is the field's."""
+    if ome is not None or text.startswith("Aperio"):
+        # Their X and Y are those of the file: Bio-Formats, OpenSlide and QuPath leave the tag aside.
+        return 1
+    stated = page.tags.valueof("Orientation", 1)
+    return int(stated) if stated in range(1, 9) else 1
 
 
 def _top_pages(file: Any, shown: str) -> list[Any]:
