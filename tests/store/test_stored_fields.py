@@ -31,6 +31,7 @@ class ArrayField:
         self.pixels = pixels
         self.height, self.width = pixels.shape[:2]
         self.pixel_size_um = pixel_size_um
+        self.orientation = 1
         self.largest = 0
 
     def read(self, box: Box) -> np.ndarray:
@@ -42,6 +43,7 @@ class GreyField:
     """A field that is computed, so that its size costs nothing."""
 
     pixel_size_um = None
+    orientation = 1
 
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width = height, width
