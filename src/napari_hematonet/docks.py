@@ -156,8 +156,9 @@ class _Typing(QObject):  # type: ignore[misc] # Qt has no types here
     """Keeps the keys of a dock apart: what is typed into a field stays there, all other keys go to the cells.
 
     Lists, tick boxes and buttons take no focus: a list that was clicked would search in itself on a letter, a button
-    answer the space bar. Fields for text and numbers take it when they are clicked, and give it back on Return; that
-    Return, or another key that they have no use for, does nothing to a cell. A letter over a number is the cells'.
+    answer the space bar. Fields for text and numbers take it when they are clicked, and give it back on Return, and
+    when something else in a dock is clicked; that Return, or another key that they have no use for, does nothing to a
+    cell. A letter over a number is the cells'.
     """
 
     def __init__(self, dock: QWidget) -> None:
@@ -171,9 +172,14 @@ class _Typing(QObject):  # type: ignore[misc] # Qt has no types here
                     part.installEventFilter(self)
             elif not isinstance(part.parent(), QComboBox):
                 part.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+                part.installEventFilter(self)
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        """Look at the keys that come to a number, and at those that come up to the dock."""
+        """Look at the keys that come to a number or up to the dock, and at clicks beside the fields."""
+        if event.type() == QEvent.Type.MouseButtonPress and not isinstance(watched, _TYPED_IN):
+            field = QApplication.focusWidget()
+            if isinstance(field, _TYPED_IN):
+                field.clearFocus()
         return event.type() == QEvent.Type.KeyPress and bool(self._taken(watched, event))
 
     @guarded

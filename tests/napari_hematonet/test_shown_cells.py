@@ -370,6 +370,19 @@ def test_what_is_typed_into_a_field_does_nothing_to_a_cell(viewer: Any, tiny_run
     assert form.threshold.value == 0.25
     QTest.keyClick(QApplication.focusWidget() or viewer.window._qt_window, Qt.Key.Key_B)
     assert labels(opened) == ["BLA"]
+    # A click elsewhere ends the typing, too: in a dock, or on a cell.
+    review.parent().raise_()
+    field, button = review.store.line_edit.native, review.next_button
+    places = (lambda: QTest.mouseClick(button, Qt.MouseButton.LeftButton), lambda: opened.click(*CENTRES[6]))
+    for code, key, click in zip(("LYT", "MON"), (Qt.Key.Key_L, Qt.Key.Key_M), places, strict=True):
+        QTest.mouseClick(field, Qt.MouseButton.LeftButton, pos=QPoint(6, field.height() // 2))
+        wait_for(lambda: QApplication.focusWidget() is field)
+        viewer.reset_view()
+        click()
+        (chosen,) = selected_cells(opened.layer)
+        QTest.keyClick(QApplication.focusWidget() or viewer.window._qt_window, key)
+        assert opened.review.cells.set_index("cell_id").loc[chosen, "label"] == code
+    assert Path(review.store.value).name == "blm.zarr"
 
 
 @pytest.mark.parametrize("with_review", [True, False], ids=["with Review", "without"])
