@@ -46,6 +46,9 @@ _SMALLEST: Final = 4.0  # pixels
 _AGAIN: Final = 5.0
 """Seconds after which it is said again that cells stay where they are."""
 
+_MOVES: Final = ("added", "changed", "removing", "removed")
+"""What napari says that was done to points by hand."""
+
 _DRAWN: Final = ("size", "symbol", "border_width", "face_color", "border_color")
 _TRANSFORMS: Final = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
 _LEFT_OUT: Final = ("contour",)
@@ -165,6 +168,8 @@ def watch_layers(viewer: napari.Viewer) -> None:
             return
         selected.discard(event.value)
         reference = hidden.pop(event.value)
+        if event.value.visible:
+            return
         before = None if reference is None else reference()
         if before is None or not before.visible or before not in opened.layers:
             before = current_layer(opened)
@@ -273,17 +278,7 @@ def _keep_in_step(event: Any) -> None:
     layer = event.source
     state = layer.metadata.get(METADATA_KEY)
     action = str(getattr(event, "action", ""))
-    if (
-        not isinstance(state, FieldState)
-        or state.updating
-        or action
-        not in (
-            "added",
-            "changed",
-            "removing",
-            "removed",
-        )
-    ):
+    if not isinstance(state, FieldState) or state.updating or action not in _MOVES:
         return
     if action == "removing":
         state.unseen = _unseen(layer)

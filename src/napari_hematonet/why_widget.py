@@ -163,6 +163,8 @@ class WhyWidget(WhyForm):
     def _new_layer(self) -> None:
         self.job.cancel()
         self._forget_map()
+        self._picture_nothing()  # cells of two layers may have the same ids
+        self._chosen = ""
         self._keys.bind(self.follower.layer, step_keys(self.viewer))
         state = self.follower.state
         self._filling = True

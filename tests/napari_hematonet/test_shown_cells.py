@@ -571,6 +571,24 @@ def test_crop_and_map_go_with_the_first_of_the_explained_cells(viewer: Any, tiny
     assert map_of(viewer) == [opened.id_at(1), opened.id_at(2)]  # in the field, each lies on its cell
 
 
+def test_the_crop_goes_with_its_layer_where_cells_have_the_same_ids(
+    viewer: Any, tiny_run: Path, tmp_path: Path
+) -> None:
+    why = dock(viewer, WhyWidget)
+    why.automatic.value = False
+    (tmp_path / "other").mkdir()
+    first, second = (open_classified(viewer, tiny_run, folder) for folder in (tmp_path, tmp_path / "other"))
+    second.layer.selected_data = {1}
+    select_cells(viewer, first.layer, [first.id_at(1)])
+    why.explain_button.click()
+    wait_for(lambda: not why.picture.pixmap().isNull())
+    viewer.layers.selection.active = second.layer
+    assert why.title.text().startswith(second.id_at(1))
+    assert why.crop.pixmap().isNull()
+    assert why.picture.pixmap().isNull()
+    assert map_of(viewer) == []
+
+
 def test_a_question_about_a_class_stays_with_its_cell(viewer: Any, tiny_run: Path, tmp_path: Path) -> None:
     opened = open_classified(viewer, tiny_run, tmp_path)
     why = dock(viewer, WhyWidget)
