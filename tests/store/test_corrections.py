@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,130 @@ def test_a_damaged_line_inside_is_named_in_one_line(file: Path, line: bytes, rea
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "\x1b" not in str(caught.value)
+
+
+def damaged_copies(file: Path, damage: Callable[[bytes], Iterable[bytes]]) -> Iterator[None]:
+    """Damage a file in one way after the other."""
+    whole = file.read_bytes()
+    for data in damage(whole):
+        assert data != whole
+        file.write_bytes(data)
+        yield
+    file.write_bytes(whole)
+
+
+def flipped(whole: bytes) -> Iterator[bytes]:
+    for bit in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        yield bytes(data)
+
+
+def cut(whole: bytes) -> Iterator[bytes]:
+    # But for the end of the last line, which says nothing.
+    return (whole[:size] for size in range(len(whole) - 1))
+
+
+def overwritten(whole: bytes) -> Iterator[bytes]:
+    for start in (0, len(whole) // 2, len(whole) - 40):
+        for rest in (b"\0", b"\n", b" ", b"x"):
+            yield whole[:start] + rest * (len(whole) - start)
+
+
+def some_corrections() -> list[Correction]:
+    cell = {"y": 4.5, "x": 3.25, "y0": 1, "x0": 0, "height": 7, "width": 6, "area": 1e-7}
+    first = label("a", "NGS", "BLA")
+    return [
+        first,
+        undo(first),
+        label("Ł", "", kind="delete"),
+        Correction("add", "e", "w", "Ö", "b", "f", "", "BLA", cell),
+    ]
+
+
+@pytest.mark.parametrize("damage", [flipped, cut, overwritten])
+def test_damage_is_noticed_or_changes_nothing(file: Path, damage: Callable[[bytes], Iterable[bytes]]) -> None:
+    entries = some_corrections()
+    for entry in entries:
+        append_corrections(file, [entry])
+    whole = read_corrections(file)
+    errors = []
+    for _ in damaged_copies(file, damage):
+        try:
+            assert read_corrections(file) == whole
+        except StoreError as error:
+            errors.append(str(error))
+    assert {"\n" not in error and "restore" in error for error in errors} == {True}
+    noticed = len(errors)
+    size = file.stat().st_size
+    # All that goes unnoticed are bits of the name of a line's checksum, and of the case of its digits.
+    assert noticed > 7 * size if damage is flipped else noticed == (size - 1 if damage is cut else 12)
+    assert read_corrections(file) == whole
+
+
+def test_nothing_is_appended_to_a_journal_that_was_cut_and_the_error_says_how_to_go_on(file: Path) -> None:
+    entries = some_corrections()
+    append_corrections(file, entries)
+    lines = file.read_bytes().splitlines(keepends=True)
+    kept = b"".join(lines[:2])
+    for rest in (b"", lines[2][:20], b"\n" * 999, b"\0" * 999):
+        file.write_bytes(kept + rest)
+        before = file.read_bytes()
+        for act in (lambda: append_corrections(file, [label("c", "EOS")]), lambda: read_corrections(file)):
+            with pytest.raises(StoreError, match=r"is cut short: \d+ bytes .* delete \.corrections\.jsonl\.size"):
+                act()
+        assert file.read_bytes() == before
+    file.with_name(".corrections.jsonl.size").unlink()
+    append_corrections(file, [label("c", "EOS")])
+    assert [entry.cell_id for entry in read_corrections(file)] == ["a", "", "c"]
+    # From here on it is guarded again.
+    file.write_bytes(kept)
+    with pytest.raises(StoreError, match="is cut short"):
+        read_corrections(file)
+
+
+def test_a_lost_journal_is_noticed_and_a_new_one_may_begin(file: Path) -> None:
+    append_corrections(file, some_corrections())
+    file.unlink()
+    with pytest.raises(StoreError, match="is missing"):
+        read_corrections(file)
+    append_corrections(file, [label("c", "EOS")])
+    assert [entry.cell_id for entry in read_corrections(file)] == ["c"]
+
+
+def test_a_damaged_line_is_left_out_as_the_error_says(file: Path) -> None:
+    append_corrections(file, [label(name, "NGS") for name in "abc"])
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(lines[0] + lines[1].replace(b'"NGS"', b'"LYT"') + lines[2])
+    with pytest.raises(StoreError, match=r"line 2 .*checksum differs.*remove it, and \.corrections\.jsonl\.size"):
+        read_corrections(file)
+    file.write_bytes(lines[0] + lines[2])
+    file.with_name(".corrections.jsonl.size").unlink()
+    assert [entry.cell_id for entry in read_corrections(file)] == ["a", "c"]
+
+
+@pytest.mark.parametrize("note", [b"", b"00000", b"00000000000000999999 00000000\n", b"\0" * 30])
+def test_a_damaged_note_of_the_size_is_no_damage_of_the_journal(file: Path, note: bytes) -> None:
+    append_corrections(file, some_corrections())
+    file.with_name(".corrections.jsonl.size").write_bytes(note)
+    assert len(read_corrections(file)) == 4
+    append_corrections(file, [label("c", "EOS")])
+    assert len(read_corrections(file)) == 5
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(StoreError, match="is cut short"):
+        read_corrections(file)
+
+
+def test_journals_of_earlier_versions_are_read_and_go_on(file: Path) -> None:
+    lines = [entry.to_line() for entry in some_corrections()]
+    plain = [{key: value for key, value in json.loads(line).items() if key != "crc32"} for line in lines]
+    file.write_text("".join(json.dumps(line) + "\n" for line in plain), encoding="utf-8")
+    assert [entry.cell_id for entry in read_corrections(file)] == ["a", "", "Ł", "b"]
+    append_corrections(file, [label("c", "EOS")])
+    with file.open("a", encoding="utf-8") as handle:  # an earlier version in between
+        handle.write(json.dumps({**plain[2], "cell_id": "d"}) + "\n")
+    append_corrections(file, [label("e", "EOS")])
+    assert [entry.cell_id for entry in read_corrections(file)][4:] == ["c", "d", "e"]
 
 
 def test_a_line_that_cannot_be_written_changes_nothing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

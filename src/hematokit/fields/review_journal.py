@@ -43,13 +43,13 @@ class ReviewJournal:
     def read(self) -> list[Correction]:
         """Take what the file has that is not known yet, and return it.
 
-        What is known is never forgotten: lines are only ever added to such a file, so one that is shorter than it
-        was, or is gone, is on a drive that went away, or was restored from a copy.
+        What is known is never forgotten: lines are only ever added to such a file, so one that is gone is on a drive
+        that went away, and one that is shorter than it was is damaged or an older copy.
 
         Raises
         ------
         StoreError
-            If the file is damaged or cannot be read; nothing was taken then.
+            If the file is damaged, cut short or cannot be read; nothing was taken then.
         """
         if self.path is None:
             return []
@@ -57,6 +57,8 @@ class ReviewJournal:
             state = self.path.stat()
         except OSError:
             state = None
+        if state is None and self._file is not None:
+            return []
         if state is not None:
             file = (state.st_dev, state.st_ino)
             if file == self._file and state.st_size == self._position:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -69,6 +70,7 @@ class Correction:
             if self.cell is not None:
                 said["cell"] = {name: _plain(value) for name, value in self.cell.items()}
         # A lone surrogate (from a file name) has no UTF-8; escaped, it is kept.
+        said["crc32"] = _checksum(said)
         return json.dumps(said, ensure_ascii=True, allow_nan=False).encode("ascii") + b"\n"
 
     @classmethod
@@ -88,6 +90,9 @@ class Correction:
             raise ValueError("it is nested too deeply") from None
         if not isinstance(said, dict):
             raise ValueError("it is no JSON object")
+        stated = said.pop("crc32", None)  # lines of earlier versions have none
+        if stated is not None and stated != _checksum(said):
+            raise ValueError("it is not as it was written: its checksum differs")
         kind = said.get("kind")
         if kind not in (*OF_CELLS, *OF_EDITS):
             raise ValueError(f"its kind {printable(repr(kind))[:40]} is none that this hematokit knows")
@@ -103,6 +108,10 @@ class Correction:
             _check_geometry(cell)
         before, after = texts.pop("from"), texts.pop("to")
         return cls(kind=kind, before=before, after=after, cell=cell if kind == "add" else None, **texts)
+
+
+def _checksum(said: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(said, ensure_ascii=True).encode('ascii')):08x}"
 
 
 def _plain(value: Any) -> Any:

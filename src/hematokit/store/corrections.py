@@ -3,6 +3,9 @@
 Each line is one correction of one cell: who, when, from what to what. Nothing in the file is ever changed or removed.
 Taking something back is another line, which names the edit that no longer counts. The cells table stays as it was
 written; readers lay the corrections over it.
+
+A changed byte is noticed by the checksum of its line. A tail that was cut off or overwritten is noticed by the size
+that every writer notes in a small file beside the journal, after the lines are on the disk; readers read it first.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +56,7 @@ SOURCES: Final = {"label": CORRECTED, "confirm": CONFIRMED}
 """``label_source`` after a correction, by its kind."""
 
 _LOCK_SECONDS: Final = 10.0
+_BLOCK: Final = 1 << 16  # bytes read at a time from the end of a file
 
 
 def utc_now() -> str:
@@ -82,7 +87,8 @@ def append_corrections(path: str | Path, corrections: Sequence[Correction]) -> N
     Raises
     ------
     StoreError
-        If it cannot be written, or another process holds it for more than ten seconds; the file is then as before.
+        If it cannot be written, is cut short, or another process holds it for more than ten seconds; the file is then
+        as before.
     """
     path = Path(path)
     if not corrections:
@@ -93,10 +99,14 @@ def append_corrections(path: str | Path, corrections: Sequence[Correction]) -> N
         path.parent.stat()  # the lock would make the folder
         with FileLock(path.with_name(f".{path.name}.lock"), timeout=_LOCK_SECONDS):
             is_new = not path.exists()
-            with path.open("r+b" if not is_new else "xb") as file:
-                _append(file.fileno(), data)
+            if is_new:
+                _size_file(path).unlink(missing_ok=True)
+            noted = _noted_size(path)
+            with path.open("x+b" if is_new else "r+b") as file:
+                size = _append(file.fileno(), data, lambda whole: _check_size(path, whole, noted))
             if is_new:
                 sync_folder(path.parent)
+            _note_size(path, size - 1)  # an editor may drop the end of the last line
     except Timeout as error:
         raise StoreError(f"{shown} is held by another process; the correction was not saved: repeat it") from error
     except OSError as error:
@@ -106,8 +116,44 @@ def append_corrections(path: str | Path, corrections: Sequence[Correction]) -> N
         ) from error
 
 
-def _append(file: int, data: bytes) -> None:
+def _size_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.size")
+
+
+def _noted_size(path: Path) -> int:
+    """Bytes that the file is known to have had; 0 where that was not noted, as by earlier versions."""
+    try:
+        digits, checksum = _size_file(path).read_bytes().split()
+        return int(digits) if int(checksum, 16) == zlib.crc32(digits) else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def _note_size(path: Path, size: int) -> None:
+    """Note how long the file is. What is noted may be too small, if this fails or is lost, but never too large."""
+    digits = b"%020d" % size
+    # Always as many bytes, in one write over the old ones: there is no moment without a size.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(_size_file(path), os.O_WRONLY | os.O_CREAT, 0o666)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(b"%b %08x\n" % (digits, zlib.crc32(digits)))
+
+
+def _check_size(path: Path, size: int, noted: int) -> None:
+    if size < noted:
+        raise StoreError(
+            f"{printable(str(path))} is {'cut short' if size else 'missing or empty'}: {noted - size} bytes of "
+            "corrections that were saved are not there; restore it from a copy, or, to go on without them, delete "
+            f"{_size_file(path).name} beside it"
+        )
+
+
+def _append(file: int, data: bytes, check: Callable[[int], None]) -> int:
+    """Write behind the last whole line, if `check` agrees with where that is, and return the new size."""
     size = _whole_lines(file)
+    os.lseek(file, max(0, size - _BLOCK), os.SEEK_SET)
+    tail = os.read(file, min(size, _BLOCK))
+    check(size - len(tail) + len(tail.rstrip()))
     try:
         os.lseek(file, size, os.SEEK_SET)
         rest = memoryview(data)
@@ -119,6 +165,7 @@ def _append(file: int, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.ftruncate(file, size)
         raise
+    return size + len(data)
 
 
 def _whole_lines(file: int) -> int:
@@ -126,7 +173,7 @@ def _whole_lines(file: int) -> int:
     size = os.lseek(file, 0, os.SEEK_END)
     tail, start = b"", size
     while start > 0 and b"\n" not in tail:
-        step = min(start, 1 << 16)
+        step = min(start, _BLOCK)
         start -= step
         os.lseek(file, start, os.SEEK_SET)
         block = b""
@@ -164,7 +211,8 @@ def read_corrections(path: str | Path) -> list[Correction]:
     Raises
     ------
     StoreError
-        If it cannot be read, or a line other than an unfinished last one is damaged.
+        If it cannot be read, a line other than an unfinished last one is damaged, or lines that were saved are missing
+        at its end.
     """
     return read_corrections_from(path, 0)[0]
 
@@ -192,11 +240,13 @@ def read_corrections_from(path: str | Path, position: int) -> tuple[list[Correct
     """
     path = Path(path)
     shown = printable(str(path))
+    noted = _noted_size(path)
     try:
         with path.open("rb") as file:
             file.seek(position)
             data = file.read()
     except FileNotFoundError:
+        _check_size(path, position, noted)
         return [], position
     except OSError as error:
         raise StoreError(f"{shown} cannot be read ({error.strerror or error}); mend that, or move it away") from error
@@ -211,13 +261,14 @@ def read_corrections_from(path: str | Path, position: int) -> tuple[list[Correct
             detail = printable(" ".join(str(error).split()))[:200]
             place = number + _lines_before(path, position)
             raise StoreError(
-                f"{shown}, line {place} is no correction ({detail}); correct or remove that line, or restore the file "
-                "from a copy"
+                f"{shown}, line {place} is no correction ({detail}); restore the file from a copy, or, to go on "
+                f"without that line, remove it, and {_size_file(path).name} beside the file"
             ) from error
     end = position + len(data) - len(last)
     with contextlib.suppress(ValueError):
         read.append(Correction.from_line(last))
         end += len(last)
+    _check_size(path, position + len(data[: end - position].rstrip()), noted)
     return read, end
 
 
