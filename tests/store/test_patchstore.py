@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -235,6 +237,22 @@ def test_creating_leaves_other_folders_alone(tmp_path: Path) -> None:
         create_store(tmp_path / "thesis.txt")
     with pytest.raises(StoreError, match="codec"):
         create_store(tmp_path / "other.zarr", codec="zip")
+
+
+@pytest.mark.parametrize("allowed", [0, 2000, 4500])
+def test_a_creation_that_fails_leaves_nothing_behind(tmp_path: Path, allowed: int) -> None:
+    """A file may not grow beyond some bytes, as on a full disk: of the array's metadata, the table, or the root."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (allowed, limit[1]))
+        with pytest.raises(StoreError, match="no space left"):
+            create_store(tmp_path / "new.zarr")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
+    assert len(create_store(tmp_path / "new.zarr")) == 0
 
 
 def test_paths_with_spaces_and_unicode(tmp_path: Path) -> None:
