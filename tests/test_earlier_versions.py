@@ -14,7 +14,7 @@ import pytest
 
 import hematokit
 from hematokit.fields.job import file_stamp
-from hematokit.fields.results import open_results
+from hematokit.fields.results import find_model_of, open_results
 from hematokit.fields.review import Review
 from hematokit.store import split_store, verify_store
 
@@ -70,6 +70,7 @@ def test_runs_go_on_and_are_evaluated(earlier: Path) -> None:
 def test_results_open_with_their_corrections_and_go_on(earlier: Path) -> None:
     results = open_results(earlier / "results")
     assert [field.field_id for field in results.fields] == ["field_0", "field_1"]
+    assert find_model_of(results) == earlier / "run", "it is the same model still"
     field = results.fields[0]
     review = Review(
         field.cells(), results.taxonomy, field_id=field.field_id, journal=field.folder / "corrections.jsonl"

@@ -23,7 +23,7 @@ _LOADED: Final[WeakValueDictionary[tuple[str, str, str], Classifier | OnnxClassi
 """By identity, device and runtime: every model that something still uses."""
 _LAST: Final[list[Classifier | OnnxClassifier]] = []
 """The model used last, kept though nothing uses it: a process that goes through many must not hold them all."""
-_LOADING: Final = threading.Lock()
+_LOADING: Final = threading.RLock()
 
 
 def cached_model(

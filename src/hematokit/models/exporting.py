@@ -235,7 +235,7 @@ def raw_graph(classifier: Classifier, *, layout: Layout = "patches", embeddings:
 
 
 def _check_embeddings(classifier: Classifier) -> None:
-    """Backbones of timm have two halves; a stranger's may have, too."""
+    """Backbones of timm have two halves; third-party ones may have, too."""
     import torch
 
     name = type(classifier.backbone).__name__

@@ -144,7 +144,7 @@ def _fingerprint(files: ModelFiles, config: BundleConfig, engine: str) -> str:
 def _kept(path: Path) -> dict[str, Any]:
     """How the engine's answers compared with torch's; empty if that is not known."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = dict(json.loads(path.read_text(encoding="utf-8")))
         return said if "refused" in said or said["max_logit_difference"] >= 0 else {}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
