@@ -400,9 +400,10 @@ def test_moved_images_and_folders_are_not_done_twice(tmp_path: Path) -> None:
     assert (len(copied.fields), copied.worked) == (4, 2)
 
 
-def test_all_files_say_the_same_after_corrections(tiny_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("border", [False, True])
+def test_all_files_say_the_same_after_corrections(tiny_run: Path, tmp_path: Path, border: bool) -> None:
     images, output = draw(tmp_path / "images", "a.png", "b.png"), tmp_path / "out"
-    settings: dict[str, Any] = {"device": "cpu", "runtime": "torch", "unsure_below": 0.9}
+    settings: dict[str, Any] = {"device": "cpu", "runtime": "torch", "unsure_below": 0.9, "exclude_border": border}
     hematokit.classify([images], tiny_run, output, **settings)
     results = open_results(output)
     folder = results.fields[0].folder
@@ -422,12 +423,16 @@ def test_all_files_say_the_same_after_corrections(tiny_run: Path, tmp_path: Path
         features = json.loads((output / "fields" / field_id / "cells.geojson").read_text())["features"]
         names = [feature["properties"]["classification"]["name"] for feature in features]
         assert sorted(name.split()[0] for name in names) == sorted(called)
+        table = table[~table["touches_border"]] if border else table
         below = int(((table["probability"].astype(float) < 0.9) & ~table["reviewed"]).sum())
         row = counted.fields.set_index("field_id").loc[field_id]
         entry = next(entry for entry in counted.differential.fields if entry.field_id == field_id)  # type: ignore[union-attr]
         assert (row["cells"], row["unsure"]) == (entry.cells, entry.unsure) == (len(table), below)
         unsure, cells = unsure + below, cells + len(table)
-    assert cells == len(ids) - 1 + len(results.fields[1].cells())
+    if border:
+        assert "that the border of their field cuts are left out: " in "".join(counted.lines())
+    else:
+        assert cells == len(ids) - 1 + len(results.fields[1].cells())
     stated = json.loads((output / "differential.json").read_text())["all"]
     assert (stated["cells"], stated["unsure"]) == (cells, unsure)
     page = (output / "report.html").read_text()

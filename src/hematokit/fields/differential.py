@@ -299,11 +299,13 @@ def summarize_counts(
             made.summary(counts, np.array([row]), "field", patient_id=patient, smear_id=smear, field_id=name)
             for row, (name, smear, patient) in enumerate(counts.fields)
         ),
-        notes=_overall_notes(counts, groups, len(patients), len(smears)),
+        notes=_overall_notes(counts, groups, len(patients), len(smears), exclude_border),
     )
 
 
-def _overall_notes(counts: CellCounts, groups: CountingGroups, patients: int, smears: int) -> tuple[str, ...]:
+def _overall_notes(
+    counts: CellCounts, groups: CountingGroups, patients: int, smears: int, exclude_border: bool
+) -> tuple[str, ...]:
     notes = []
     if not groups.counted:
         notes.append("every class of the taxonomy is one that is counted apart, so there are no per cent")
@@ -314,6 +316,8 @@ def _overall_notes(counts: CellCounts, groups: CountingGroups, patients: int, sm
             f"{units[1]} differ"
         )
     loose = sum(1 for _, smear, patient in counts.fields if not (smear or patient))
+    if exclude_border and counts.border.any():
+        notes.append(f"cells that the border of their field cuts are left out: {int(counts.border.sum()):,}")
     if (patients or smears) and loose:
         notes.append(f"{loose} of {len(counts.fields)} fields belong to no smear or patient; they count in 'all' only")
     return tuple(notes)

@@ -345,7 +345,7 @@ def classify(
         exclude_border=exclude_border,
         fields=[(outcome.field_id, outcome.smear_id, outcome.patient_id) for outcome in done],
     )
-    table = outcome_table(_counted(outcomes, predictions, differential))
+    table = outcome_table(_counted(outcomes, differential))
     progress(len(now), len(now), "writing the report")
     images = results.images
     shown = {entry.field_id: job.show_corrections(entry, images[entry.field_id], taxonomy) for entry in done}
@@ -424,13 +424,12 @@ def _raise_if_all_failed(outcomes: Sequence[FieldOutcome]) -> None:
         raise FieldError(f"{outcomes[0].message}{more}")
 
 
-def _counted(outcomes: Sequence[FieldOutcome], cells: pd.DataFrame, differential: Differential) -> list[FieldOutcome]:
-    """Outcomes with the numbers of cells as they are counted: after corrections, as in the differential."""
-    cells_of = cells["field_id"].value_counts()
-    unsure_of = {entry.field_id: entry.unsure for entry in differential.fields}
+def _counted(outcomes: Sequence[FieldOutcome], differential: Differential) -> list[FieldOutcome]:
+    """Outcomes with the numbers of cells that the differential has: after corrections, border cells as asked."""
+    counts = {entry.field_id: entry for entry in differential.fields}
     return [
-        replace(outcome, cells=int(cells_of.get(outcome.field_id, 0)), unsure=unsure_of[outcome.field_id])
-        if outcome.status == "done"
+        replace(outcome, cells=entry.cells, unsure=entry.unsure)
+        if (entry := counts.get(outcome.field_id)) is not None
         else outcome
         for outcome in outcomes
     ]
