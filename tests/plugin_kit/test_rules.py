@@ -468,6 +468,11 @@ def test_detectors_are_judged(detect: Callable[..., Any], rule: str, outcome: st
     assert (found.outcome, words in found.detail) == (outcome, True), found
 
 
+def test_the_version_of_an_algorithm_is_text() -> None:
+    spec = DetectorSpec("trial", "A detector on trial", lambda: SimpleNamespace(detect=one_cell), version=2)  # type: ignore[arg-type]
+    assert "version is of type int" in verdict(spec, "spec").detail
+
+
 # --- all together -----------------------------------------------------------------------------------------------------
 
 

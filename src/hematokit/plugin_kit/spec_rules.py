@@ -134,6 +134,10 @@ def check_spec(spec: AnySpec) -> str:
         if option.default is not None and option.convert(name, option.default) != option.default:
             raise Broken(f"option {name}: the default {option.default!r} is not of type {option.type.__name__}")
     counted = f"options: {len(spec.options)}"
+    version = getattr(spec, "version", "")
+    if not isinstance(version, str):
+        raise Broken(f"the version is of type {type(version).__name__}; write it as text")
+    counted += f", version {version}" if version else ""
     if isinstance(spec, BackboneSpec):
         _variants(spec)
         counted += f", variants: {len(spec.variants)}"
