@@ -286,7 +286,6 @@ def test_a_bundle_does_not_say_where_a_file_was(tmp_path: Path) -> None:
         ({"options": {"of": Option(str, "mine.pt", "a file", path="file")}}, "a path has no default"),
         ({"options": {"of": Option(int, None, "a file", path="file")}}, "its type is str"),
         ({"options": {"of": Option(str, "", "a file", path="disk")}}, "path 'disk' is none of file, folder"),  # type: ignore[arg-type]
-        ({"variants": {"one": Variant("one", InputSpec(64, 16, std=(0.0, 1.0, 1.0)))}}, "std above 0"),
     ],
 )
 def test_specs_are_read(changed: dict[str, Any], words: str) -> None:
@@ -466,6 +465,11 @@ RANDOM = np.random.default_rng(0)
 def test_detectors_are_judged(detect: Callable[..., Any], rule: str, outcome: str, words: str) -> None:
     found = verdict(detector(detect), rule)
     assert (found.outcome, words in found.detail) == (outcome, True), found
+
+
+def test_a_deviation_of_nothing_is_refused_where_it_is_written() -> None:
+    with pytest.raises(PluginError, match="std"):
+        InputSpec(64, 16, std=(0.0, 1.0, 1.0))
 
 
 def test_the_version_of_an_algorithm_is_text() -> None:
