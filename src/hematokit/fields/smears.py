@@ -134,10 +134,9 @@ class SmearTable:
             If the table names none of the fields, or `lookup` raises it for one.
         """
         shown = printable(str(self.path))
-        for path in fields:
-            # A line that is the path of one field does not name another one by its end.
-            self.named_by_path(path.resolve())
-        found = {path: self.lookup(path, field_id) for path, field_id in fields.items()}
+        # All of these first: a line that is the path of one field does not name another one by its end.
+        by_path = {path: self.named_by_path(path.resolve()) for path in fields}
+        found = {path: self.lookup(path, fields[path]) if said is None else said for path, said in by_path.items()}
         named = {path: said for path, said in found.items() if any(said)}
         if fields and not named:
             row, first = printable(self.entries[0].text), printable(next(iter(fields)).name)
