@@ -65,6 +65,13 @@ def test_opaque_alpha_is_dropped_and_transparency_refused() -> None:
     assert reason_of(encode(Image.fromarray(pixels), "PNG")) == "not-rgb"
 
 
+def test_a_transparent_colour_is_refused_where_a_pixel_has_it() -> None:
+    image = Image.fromarray(noise())
+    assert reason_of(encode(image, "PNG", transparency=image.getpixel((3, 4)))) == "not-rgb"
+    assert not (noise() == 0).all(axis=2).any()
+    assert np.array_equal(read_rgb(encode(image, "PNG", transparency=(0, 0, 0))), noise())
+
+
 @pytest.mark.parametrize(
     ("mode", "kind"),
     [("L", "PNG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("I;16", "PNG"), ("1", "TIFF"), ("LAB", "TIFF")],

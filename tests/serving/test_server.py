@@ -63,6 +63,7 @@ def test_a_batch_keeps_its_order_and_says_which_image_is_bad(server: Server, cro
         "empty.png": b"",
         "small.png": png(np.zeros((20, 20, 3), np.uint8)),
         "grey.png": png(np.zeros((64, 64), np.uint8)),
+        "damaged.png": crops[1][:200] + bytes(512) + crops[1][712:],
     }
     files = [("image", (name, data, "image/png")) for name, data in bad.items()]
     files.insert(2, ("other", ("good.png", crops[0], "image/png")))
@@ -70,9 +71,9 @@ def test_a_batch_keeps_its_order_and_says_which_image_is_bad(server: Server, cro
         alone = client.post("/v1/cells", content=crops[0]).json()["cells"][0]
         cells = client.post("/v1/cells", files=files).json()["cells"]
         all_bad = client.post("/v1/cells", content=b"not an image")
-    assert [cell["name"] for cell in cells] == ["text.png", "empty.png", "good.png", "small.png", "grey.png"]
+    assert [cell["name"] for cell in cells] == [*list(bad)[:2], "good.png", *list(bad)[2:]]
     reasons = [cell.get("reason") for cell in cells]
-    assert reasons == ["unreadable", "unreadable", None, "wrong-size", "not-rgb"]
+    assert reasons == ["unreadable", "unreadable", None, "wrong-size", "not-rgb", "unreadable"]
     assert cells[2]["predicted"] == alone["predicted"]
     assert "64x64" in cells[3]["error"]
     assert all_bad.status_code == 422

@@ -32,6 +32,7 @@ _NOT_JUDGED = ("subsampling", "precision", "SOF type")
 _PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _TIFF_LOSSLESS = (5, 8, 32773, 32946, 34925, 34926, 50000)
 _TIFF_JPEG = 7
+_LARGEST_TILE = 4096 * 4096
 
 
 def find_damage(data: bytes, kind: str) -> str | None:
@@ -200,7 +201,11 @@ def _tiff_damage(data: bytes) -> str | None:
             if not piece:
                 return "a tile or strip is missing"
             if compression == _TIFF_JPEG:
-                if problem := jpeg_damage(join_jpeg_tables(piece, page.jpegtables)):
+                whole = join_jpeg_tables(piece, page.jpegtables)
+                height, width = jpeg_size(whole) or (0, 0)
+                if height * width > 4 * page.imagelength * page.imagewidth + _LARGEST_TILE:
+                    return f"a tile or strip claims to be {width}x{height} px"
+                if problem := jpeg_damage(whole):
                     return problem
             else:
                 page.decode(piece, index)

@@ -164,6 +164,7 @@ def decode_rgb(
                     f"{shown} is damaged or not complete ({printable(problem)}); copy or export the file again",
                 )
             pixels = np.asarray(image)
+            see_through = image.info.get("transparency")  # of a PNG without alpha channel: one colour
             orientation = _orientation(image) if orient else 1
     except ImageError:
         raise
@@ -182,10 +183,11 @@ def decode_rgb(
         ) from error
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
         raise ImageError("not-rgb", f"{shown} does not decode to 8-bit RGB; convert it to RGB")
+    transparent = (pixels == see_through).all(axis=2) if isinstance(see_through, tuple) else np.False_
     if pixels.shape[2] == 4:
-        if not (pixels[..., 3] == 255).all():
-            raise ImageError("not-rgb", f"{shown} has transparent pixels; save it as RGB without an alpha channel")
-        pixels = pixels[..., :3]
+        transparent, pixels = pixels[..., 3] != 255, pixels[..., :3]
+    if transparent.any():
+        raise ImageError("not-rgb", f"{shown} has transparent pixels; save it as RGB without an alpha channel")
     return np.ascontiguousarray(turn_pixels(pixels, orientation))
 
 
@@ -242,12 +244,21 @@ def _check_header(image: Image.Image, shown: str, max_pixels: int, expect: tuple
     if expect is not None and (height, width) != expect:
         raise ImageError("wrong-size", f"{shown} is {width}x{height} px, not {expect[1]}x{expect[0]}")
     # An MPO is a JPEG with a preview or second view behind it; its first image is the photograph.
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+    if image.format != "MPO" and _has_another(image):
         raise ImageError("several-images", f"{shown} holds several images; save each in a file of its own")
     if image.mode not in ("RGB", "RGBA"):
         raise ImageError("not-rgb", f"{shown} is not 8-bit RGB (its mode is {image.mode}); convert it to RGB")
     if _is_16_bit(image):
         raise ImageError("not-rgb", f"{shown} has 16 bits per channel; convert it to 8-bit RGB")
+
+
+def _has_another(image: Image.Image) -> bool:
+    """Tell whether a second image follows, without counting all of them, which takes long for thousands."""
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    return True
 
 
 def _is_16_bit(image: Image.Image) -> bool:

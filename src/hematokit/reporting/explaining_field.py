@@ -175,6 +175,9 @@ def _chosen(opened: Field, cells: pd.DataFrame, size: int, side: int, stamp: str
 
     digest = hashlib.sha256(f"{stamp}\n{side}\n".encode())
     digest.update("\n".join(cells["cell_id"]).encode("utf-8", "surrogateescape"))
+    if opened.orientation != 1:
+        # Earlier versions applied none: their maps are of other pixels under the same ids.
+        digest.update(f"\norientation {opened.orientation}".encode())
     # Outlines are for pictures of detection; a plain table opens everywhere.
     return ChosenCells(cells.drop(columns=["contour", "reviewed"], errors="ignore"), read, digest.hexdigest())
 
