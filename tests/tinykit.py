@@ -28,10 +28,13 @@ COLOURS = {"BLA": (200, 60, 60), "LYT": (60, 60, 200), "NGS": (60, 180, 60), "AR
 def write_crops(folder: Path, counts: dict[str, int], size: int = 64, seed: int = 0) -> Path:
     """Write class folders of small noisy squares whose colour tells the class, now and then misleadingly."""
     random = np.random.default_rng(seed)
+    hues: dict[str, np.ndarray] = {}
     for code, count in counts.items():
         (folder / code).mkdir(parents=True, exist_ok=True)
         for index in range(count):
-            colour = np.array(COLOURS[code]) + random.normal(0, 40, 3)
+            colour = np.array(COLOURS.get(code) or hues.setdefault(code, random.integers(0, 256, 3))) + random.normal(
+                0, 40, 3
+            )
             pixels = colour + random.normal(0, 30, (size, size, 3))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / code / f"{code}_{index:04d}.png")
     return folder

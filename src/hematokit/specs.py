@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
+from hematokit.assignments import read_value
 from hematokit.errors import PluginError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Option:
     Attributes
     ----------
     type : type
-        ``int``, ``float``, ``bool`` or ``str``; values are converted to it.
+        ``int``, ``float``, ``bool`` or ``str``; values are converted to it. Text stays as it was typed for ``str``.
     default : object
         Used where the user says nothing; ``None`` means the plugin's own choice.
     description : str
@@ -79,28 +80,33 @@ class Option:
         PluginError
             If the value is not of the type, lies outside the limits, is none of the choices or no such path exists.
         """
+        given = value
+        if isinstance(value, str) and self.type is not str:
+            value = read_value(value)
         if value is None:
             return self.default
         try:
             if self.type is bool:
                 converted: Any = _as_bool(value)
+            elif self.type is not str and isinstance(value, bool):
+                raise ValueError
             elif self.type is int:
-                if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+                if isinstance(value, float) and not value.is_integer():
                     raise ValueError
                 converted = int(value)  # type: ignore[call-overload]
             else:
                 converted = self.type(value)
         except (TypeError, ValueError):
-            raise PluginError(f"option {name}: {value!r} is not {_article(self.type)}; {self.description}") from None
+            raise PluginError(f"option {name}: {given!r} is not {_article(self.type)}; {self.description}") from None
         if isinstance(converted, int | float):
             low = self.minimum if self.minimum is not None else float("-inf")
             high = self.maximum if self.maximum is not None else float("inf")
             # Written this way round so that not-a-number fails too.
             if not low <= converted <= high:
-                raise PluginError(f"option {name}: {value!r} is outside {low:g} to {high:g}; {self.description}")
+                raise PluginError(f"option {name}: {given!r} is outside {low:g} to {high:g}; {self.description}")
         if self.choices and converted not in self.choices:
             known = ", ".join(map(str, self.choices))
-            raise PluginError(f"option {name}: {value!r} is none of {known}; {self.description}")
+            raise PluginError(f"option {name}: {given!r} is none of {known}; {self.description}")
         if self.path is not None and converted:
             converted = self._find(name, converted)
         return converted
@@ -119,13 +125,9 @@ class Option:
 
 
 def _as_bool(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    text = str(value).strip().lower()
-    if text not in words:
+    if value not in (0, 1):
         raise ValueError
-    return words[text]
+    return bool(value)
 
 
 def _article(kind: type) -> str:
@@ -261,6 +263,11 @@ class _Spec:
             known = ", ".join(sorted(self.options)) or "none"
             raise PluginError(f"{self.name} has no option {unknown[0]!r}; its options: {known}")
         return {name: option.convert(name, given.get(name)) for name, option in self.options.items()}
+
+    def declared_options(self, given: Mapping[str, object]) -> dict[str, Any]:
+        """Return a user's options, and no others, as their declared types; raises as `resolve_options` does."""
+        resolved = self.resolve_options(given)
+        return {name: resolved[name] for name in given}
 
     def portable_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return options as they make sense on another machine: paths are back at their defaults."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hematokit.assignments import read_value
 from hematokit.errors import TaxonomyError
 
 __all__ = ["MATEK_21", "CellClass", "Taxonomy", "load_taxonomy"]
@@ -177,15 +178,17 @@ class Taxonomy:
         Raises
         ------
         TaxonomyError
-            If a key is missing, unknown or of the wrong type.
+            If a key is missing, unknown, empty or of the wrong type.
         """
         if not isinstance(data, Mapping) or not isinstance(data.get("classes"), list):
             raise TaxonomyError(f"{where}: no list 'classes'; write 'name:' and 'classes:' with a code and name each")
+        _refuse_empty(data, "", where)
         allowed = {"code", "name", "lineage", "colour", "reject", "next_stage"}
         classes = []
         for index, item in enumerate(data["classes"]):
             if not isinstance(item, Mapping) or "code" not in item:
                 raise TaxonomyError(f"{where}: class number {index + 1} has no 'code'; write {{code: ..., name: ...}}")
+            _refuse_empty(item, f" of class {item['code'] or index + 1}", where)
             unknown = set(item) - allowed
             if unknown:
                 raise TaxonomyError(
@@ -196,6 +199,8 @@ class Taxonomy:
             if not isinstance(stages, list):
                 raise TaxonomyError(f"{where}: 'next_stage' of class {item['code']!r} is not a list; write [CODE, ...]")
             reject = item.get("reject", False)
+            if isinstance(reject, str):
+                reject = read_value(reject)
             if not isinstance(reject, bool):
                 raise TaxonomyError(f"{where}: 'reject' of class {item['code']!r} is not true or false; write one")
             code = str(item["code"])
@@ -210,6 +215,17 @@ class Taxonomy:
                 )
             )
         return cls(str(data.get("name") or "custom"), tuple(classes))
+
+
+def _refuse_empty(entries: Mapping[str, Any], of: str, where: str) -> None:
+    """Raise if a YAML file says nothing where it has a key: a colour without quotes is a comment, for instance."""
+    for key, value in entries.items():
+        # Text in quotes has no line, and may be empty.
+        if value == "" and (line := getattr(value, "line", None)):
+            raise TaxonomyError(
+                f"{where}, line {line}: {key!r}{of} is empty; write text that has a '#' in quotes, as in "
+                'colour: "#d62728", or delete the entry'
+            )
 
 
 def _matek() -> Taxonomy:
@@ -266,18 +282,13 @@ def load_taxonomy(source: str | Path | None = None) -> Taxonomy:
     """
     if source is None or str(source) == MATEK_21.name:
         return MATEK_21
-    import yaml
+    from hematokit.yaml_text import parse_yaml
 
     path = Path(source)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise TaxonomyError(
             f"taxonomy file {path} cannot be read ({error}); give an existing YAML file or {MATEK_21.name!r}"
         ) from error
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        line = str(error).replace("\n", " ")
-        raise TaxonomyError(f"taxonomy file {path} is not YAML ({line}); correct that line") from error
-    return Taxonomy.from_dict(data, where=str(path))
+    return Taxonomy.from_dict(parse_yaml(text, f"taxonomy file {path}", TaxonomyError), where=str(path))

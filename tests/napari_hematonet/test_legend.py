@@ -17,7 +17,7 @@ from qtpy.QtWidgets import QTreeWidgetItem
 
 from hematokit.fields.cells import name_cells
 from hematokit.fields.review import Review
-from hematokit.taxonomy import MATEK_21
+from hematokit.taxonomy import MATEK_21, CellClass, Taxonomy
 from napari_hematonet.cells_layer import add_cells_layer
 from napari_hematonet.classify_widget import ClassifyWidget
 from napari_hematonet.legend_text import Counted
@@ -185,3 +185,30 @@ def test_without_cells_it_says_where_to_begin(viewer: napari.Viewer) -> None:
     _, legend = viewer.window.add_plugin_dock_widget("hematokit", "Legend and differential")
     assert "Classify field" in legend.title.text()
     assert not legend.copy_button.isEnabled()
+
+
+def test_codes_that_look_like_numbers_or_nothing(viewer: napari.Viewer, tmp_path: Path, qtbot: Any) -> None:
+    codes = ("0", "02", "NO", "1e5", "nan", "None", "True", "NA", "values")
+    taxonomy = Taxonomy(
+        "lab", tuple(CellClass(code, f"Name {code}", colour=f"#0000{n}f") for n, code in enumerate(codes))
+    )
+    review = Review(table([*codes, "0"]), taxonomy, field_id="f")
+    layer = add_cells_layer(viewer, review)
+    _, legend = viewer.window.add_plugin_dock_widget("hematokit", "Legend and differential")
+    _, reviewing = viewer.window.add_plugin_dock_widget("hematokit", "Review")
+    review.correct([review.cells["cell_id"][0]], "NA")
+    qtbot.waitUntil(lambda: texts(rows(legend)["Name NA"])[1] == "2", timeout=5000)
+    assert {code: texts(rows(legend)[f"Name {code}"])[1] for code in codes} == dict.fromkeys(codes, "1") | {"NA": "2"}
+    assert layer.features["label"].tolist() == ["NA", *codes[1:], "0"]
+    assert layer.border_color[0].tolist() == layer.border_color[codes.index("NA")].tolist()
+    assert [reviewing.classes.item(row).text().split()[-3:-1] for row in range(2)] == [["Name", "0"], ["Name", "02"]]
+    legend.export(tmp_path / "d.csv")
+    layer.save(str(tmp_path / "cells.csv"), plugin="hematokit")
+    layer.save(str(tmp_path / "cells.geojson"), plugin="hematokit")
+    counted = pd.read_csv(tmp_path / "d.csv", dtype=str, keep_default_na=False)
+    assert dict(zip(counted["code"], counted["count"], strict=True)) == dict.fromkeys(codes, "1") | {"NA": "2"}
+    cells = pd.read_csv(tmp_path / "cells.csv", dtype=str, keep_default_na=False)
+    assert cells["predicted"].tolist() == [*codes, "0"]
+    assert cells["label"].tolist() == ["NA", *[""] * 9]
+    features = json.loads((tmp_path / "cells.geojson").read_text())["features"]
+    assert [each["properties"]["classification"]["name"] for each in features] == ["NA", *codes[1:], "0"]

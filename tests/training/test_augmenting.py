@@ -63,7 +63,10 @@ def test_options_find_their_augmenter() -> None:
     assert sort_options(names, {"add-it.amount": 5, "times.factor": 3}) == expected
     assert sort_options(names, {"add-it": {"amount": 5}, "times": {"factor": 3}}) == expected
     typed = parse_assignments(["augmenter.add-it.amount=5", "augmenter.times.factor=3"])
-    assert sort_options(names, typed["augmenter_options"]) == expected
+    config = make_config({"store": "s", "output": "o", "augmenter": ",".join(names)}, typed)
+    assert config.augmenter_options == expected
+    braces = parse_assignments(["augmenter.add-it={amount: 5}", 'augmenter.times={"factor": 3}'])
+    assert make_config(config.model_dump(), braces).augmenter_options == expected
     assert sort_options(["times"], {"times.factor": 3}) == {"times": {"factor": 3}}
 
 

@@ -117,8 +117,11 @@ def register(app: typer.Typer) -> None:
                 raise ExplanationError(
                     "--sanity and --faithfulness are for cells of a store; leave out the other options"
                 )
-            options = explainer_options(assignments or [])
-            training = options.pop("training", None)
+            from hematokit.training import parse_assignments
+
+            of_training = [given for given in assignments or [] if given.startswith("training.")]
+            training = parse_assignments([given.removeprefix("training.") for given in of_training])
+            options = explainer_options([given for given in assignments or [] if given not in of_training])
             if training and not (sanity and retrain):
                 raise ExplanationError("--set training.NAME is for the models that --sanity trains; leave it out")
             _check(

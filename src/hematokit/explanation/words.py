@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hematokit.assignments import read_value
+from hematokit.assignments import typed_text
 from hematokit.errors import ExplanationError, PluginError
 
 __all__ = ["explainer_options", "names", "read_ids"]
 
 
 def explainer_options(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Turn ``["smoothgrad.samples=25"]`` into ``{"smoothgrad": {"samples": 25}}``.
+    """Turn ``["smoothgrad.samples=25"]`` into ``{"smoothgrad": {"samples": "25"}}``.
 
     Raises
     ------
@@ -27,7 +27,7 @@ def explainer_options(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
         method, dot, name = key.strip().rpartition(".")
         if not equals or not dot or not method or not name:
             raise PluginError(f"--set {assignment!r} is not METHOD.NAME=VALUE, as in smoothgrad.samples=25")
-        options.setdefault(method, {})[name.replace("-", "_")] = read_value(text)
+        options.setdefault(method, {})[name.replace("-", "_")] = typed_text(text)
     return options
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PureWindowsPath
 from typing import Any, Final
 
-from hematokit.assignments import read_value
+from hematokit.assignments import typed_text
 from hematokit.imaging.reading import printable
 from hematokit.reporting.text import command
 from hematokit.training.config import TrainConfig
@@ -46,7 +46,7 @@ def reproducing(training: Mapping[str, Any]) -> list[str]:
         if settings.get(option) is not None:
             words += [f"--{option.replace('_', '-')}", settings[option]]
     words += ["--augmenter", settings["augmenter"]] if settings.get("augmenter") else []
-    words += ["--exclude", ",".join(settings["exclude"]) or "none"] if settings.get("exclude") is not None else []
+    words += ["--exclude", _codes(settings["exclude"])] if settings.get("exclude") is not None else []
     words += ["--one-vs-rest", settings["one_vs_rest"]] if settings.get("one_vs_rest") else []
     words += ["--pretrained"] if settings.get("pretrained") else []
     words += ["--weights", _without_folders(str(settings["weights"]))] if settings.get("weights") else []
@@ -55,23 +55,38 @@ def reproducing(training: Mapping[str, Any]) -> list[str]:
     return [_wrapped(words), "hematokit evaluate NEW_RUN"]
 
 
+def _codes(excluded: Sequence[str]) -> str:
+    """Codes as ``--exclude`` reads them; a comma tells a class called ``None`` from the word."""
+    listed = ",".join(excluded) or "none"
+    return f"{listed}," if excluded and listed.lower() == "none" else listed
+
+
 def _other_settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What changes a model and has no place above, where it is not what a training takes by itself."""
     for name in _SETTINGS:
         value = settings.get(name, usual := TrainConfig.model_fields[name].default)
         if value != usual:
-            yield name, _as_yaml(value)
+            yield name, _as_typed(value)
     for kind in ("backbone", "augmenter"):
         options = settings.get(f"{kind}_options")
         if isinstance(options, dict):
-            yield from ((f"{kind}.{name}", _as_yaml(value)) for name, value in options.items())
+            yield from _given_options(kind, options)
 
 
-def _as_yaml(value: object) -> str:
-    """A value as ``--set`` reads it; JSON is YAML."""
-    if isinstance(value, str) and read_value(value) == value:
-        return _without_folders(value)
-    return json.dumps(value)
+def _given_options(head: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _given_options(f"{head}.{name}", value)
+        elif value is not None:
+            yield f"{head}.{name}", _as_typed(value)
+
+
+def _as_typed(value: object) -> str:
+    """A value as ``--set`` reads it."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    value = _without_folders(value)
+    return value if typed_text(value) == value else json.dumps(value)
 
 
 def _given_command(training: Mapping[str, Any]) -> list[str]:

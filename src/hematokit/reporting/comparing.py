@@ -121,6 +121,7 @@ def compare(
         .render(
             comparison=comparison,
             classes=classes,
+            supports=dict(zip(table["code"], table["support"], strict=True)),
             split=split,
             runs=dict(zip(names, map(str, paths), strict=True)),
             columns=TABLE_METRICS,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from hematokit.errors import PluginError, TrainingError, naming
 from hematokit.registry import load_plugins
-from hematokit.specs import Augmenter
+from hematokit.specs import Augmenter, AugmenterSpec
 
-__all__ = ["Augmenters", "make_augmenters", "recorded_options", "sort_options"]
+__all__ = ["Augmenters", "declared_options", "make_augmenters", "recorded_options", "sort_options"]
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,27 @@ def make_augmenters(text: str, options: Mapping[str, object]) -> Augmenters:
     return Augmenters(tuple((registry.describe(name), registry.make(name, given[name])[0]) for name in names))
 
 
-def recorded_options(text: str, options: Mapping[str, object]) -> dict[str, object]:
+def declared_options(text: str, options: Mapping[str, object]) -> dict[str, Any]:
+    """Options of augmenters as the types that these declare, nested where there are several.
+
+    Raises
+    ------
+    PluginError
+        As `make_augmenters` does.
+    """
+    return _of_each(text, options, lambda spec, given: spec.declared_options(given))
+
+
+def recorded_options(text: str, options: Mapping[str, object]) -> dict[str, Any]:
     """Options of augmenters as a bundle records them: of paths the last part, and nested where there are several."""
-    registry = load_plugins().augmenters
+    return _of_each(text, options, lambda spec, given: spec.recorded_options(given))
+
+
+def _of_each(
+    text: str, options: Mapping[str, object], change: Callable[[AugmenterSpec, Mapping[str, object]], dict[str, Any]]
+) -> dict[str, Any]:
     given = sort_options(augmenter_names(text), options)
-    found = {name: registry.get(name).recorded_options(values) for name, values in given.items()}
+    found = {name: change(load_plugins().augmenters.get(name), values) for name, values in given.items()}
     if len(found) == 1:
         return found.popitem()[1]
     return {name: values for name, values in found.items() if values}

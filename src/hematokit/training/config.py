@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from hematokit.assignments import read_value
+from hematokit.assignments import read_value, typed_text
 from hematokit.errors import TrainingError
+from hematokit.registry import load_plugins
+from hematokit.training.augmenting import declared_options
+from hematokit.yaml_text import Scalar, parse_yaml
 
 __all__ = ["TrainConfig", "load_settings", "make_config", "parse_assignments"]
 
@@ -138,6 +140,46 @@ class TrainConfig(BaseModel):
         return self
 
 
+def declared_settings(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Give settings read with `parse_yaml` the types that `TrainConfig` declares.
+
+    Parameters
+    ----------
+    data : mapping
+        Settings; text stays text where text is declared. Options of plugins stay text until the plugin is known.
+    where : str
+        The file, for errors.
+
+    Raises
+    ------
+    TrainingError
+        If a setting is empty that may not be.
+    """
+    return {str(name): _declared(str(name), value, where) for name, value in data.items()}
+
+
+def _declared(name: str, value: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): None if _is_null(inner) else _declared("", inner, where) for key, inner in value.items()}
+    if isinstance(value, list):
+        return list(map(str, value))
+    if not isinstance(value, Scalar):
+        return value
+    field = TrainConfig.model_fields.get(name)
+    declared = {field.annotation, *get_args(field.annotation)} if field else {str}
+    if _is_null(value) and type(None) in declared:
+        return None
+    if declared & {bool, int, float}:
+        return read_value(value)
+    if not value and field:
+        raise TrainingError(f"{where}, line {value.line}: {name} is empty; give a value (in quotes if it has a '#')")
+    return str(value)
+
+
+def _is_null(value: object) -> bool:
+    return isinstance(value, Scalar) and value.is_null
+
+
 def load_settings(path: str | Path) -> dict[str, Any]:
     """Read settings from a YAML file; the ``config.yaml`` of a run works too.
 
@@ -146,26 +188,23 @@ def load_settings(path: str | Path) -> dict[str, Any]:
     TrainingError
         If the file cannot be read or is not a mapping.
     """
+    where = f"configuration {path}"
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = parse_yaml(Path(path).read_text(encoding="utf-8-sig"), where, TrainingError)
     except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(f"configuration {path} cannot be read ({error}); give an existing YAML file") from error
-    except yaml.YAMLError as error:
-        raise TrainingError(
-            f"configuration {path} is not YAML ({' '.join(str(error).split())}); correct that line"
-        ) from error
+        raise TrainingError(f"{where} cannot be read ({error}); give an existing YAML file") from error
     if not isinstance(data, dict):
-        raise TrainingError(f"configuration {path} holds no settings; write 'name: value' lines")
+        raise TrainingError(f"{where} holds no settings; write 'name: value' lines")
     # A run's own file keeps the settings beside what was found out about the data.
     inner = data.get("settings", data)
-    return dict(inner) if isinstance(inner, dict) else dict(data)
+    return declared_settings(inner if isinstance(inner, dict) else data, where)
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     """Turn ``["lr=1e-3", "backbone.drop_path_rate=0.1"]`` into settings.
 
     ``backbone.NAME`` and ``augmenter.NAME`` are options of the plugins, ``augmenter.AUGMENTER.NAME`` of one of several
-    augmenters; values are read as YAML.
+    augmenters; they stay text, as typed, until `make_config` knows the plugin.
 
     Raises
     ------
@@ -178,14 +217,18 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         key = key.strip().replace("-", "_")
         if not equals or not key:
             raise TrainingError(f"--set {assignment!r} is not KEY=VALUE; write for example --set lr=0.001")
-        value = read_value(text)
         head, dot, rest = key.partition(".")
-        if dot:
-            if head not in ("backbone", "augmenter"):
-                raise TrainingError(f"--set {assignment!r}: only backbone.NAME and augmenter.NAME have a dot")
-            settings.setdefault(f"{head}_options", {})[rest] = value
+        given: Any = typed_text(text)
+        if given == text:
+            given = parse_yaml(text, f"--set {key}", TrainingError) if text[:1] in ("[", "{") else Scalar(text)
+        if not dot:
+            settings |= declared_settings({key: given}, f"--set {key}")
+        elif head not in ("backbone", "augmenter"):
+            raise TrainingError(f"--set {assignment!r}: only backbone.NAME and augmenter.NAME have a dot")
         else:
-            settings[key] = value
+            # Braces hold the options of one of several augmenters.
+            options = _declared("", given, "") if isinstance(given, dict) else typed_text(text)
+            settings.setdefault(f"{head}_options", {})[rest] = options
     return settings
 
 
@@ -196,6 +239,8 @@ def make_config(*layers: Mapping[str, Any]) -> TrainConfig:
     ------
     TrainingError
         One line that names the first setting that is wrong.
+    PluginError
+        If an option of a plugin does not fit what the plugin declares.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -205,7 +250,7 @@ def make_config(*layers: Mapping[str, Any]) -> TrainConfig:
             else:
                 merged[key] = value
     try:
-        return TrainConfig(**merged)
+        config = TrainConfig(**merged)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
@@ -216,3 +261,9 @@ def make_config(*layers: Mapping[str, Any]) -> TrainConfig:
         where = f"setting {name!r}: " if name else ""
         given = f" (given: {first['input']!r})" if name else ""
         raise TrainingError(f"{where}{message}{given}") from error
+    if config.backbone_options:
+        spec, _, _ = load_plugins().backbone(config.backbone, config.variant)
+        config.backbone_options = spec.declared_options(config.backbone_options)
+    if config.augmenter_options:
+        config.augmenter_options = declared_options(config.augmenter, config.augmenter_options)
+    return config

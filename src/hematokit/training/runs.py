@@ -23,7 +23,8 @@ import yaml
 from hematokit import __version__
 from hematokit.errors import TrainingError
 from hematokit.files import replace_file, write_atomically
-from hematokit.training.config import TrainConfig
+from hematokit.training.config import TrainConfig, declared_settings
+from hematokit.yaml_text import parse_yaml
 
 __all__ = ["Progressed", "RunFolder", "environment"]
 
@@ -135,13 +136,15 @@ class RunFolder:
                 f"{self.path} is not a run (no config.yaml), so there is nothing to resume; drop --resume"
             )
         try:
-            data = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-            settings, facts = dict(data["settings"]), dict(data["facts"])
+            text, where = self.config_file.read_text(encoding="utf-8"), str(self.config_file)
+            settings = declared_settings(parse_yaml(text, where, TrainingError)["settings"], where)
+            data = parse_yaml(text, where, TrainingError, typed=True)
+            facts = dict(data["facts"])
             # Older runs have a line of text there, with the folders of whoever wrote it.
             if isinstance(data.get("command"), list):
                 facts["command"] = data["command"]
             return settings, facts
-        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(f"{self.config_file} is damaged ({type(error).__name__}); start a new run") from error
 
     def save_checkpoint(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
 from hematokit.errors import FieldError
 from hematokit.imaging.reading import printable
 from hematokit.taxonomy import Taxonomy
+from hematokit.yaml_text import Scalar, parse_yaml
 
 __all__ = ["ClassNames", "load_class_map"]
 
@@ -68,6 +67,8 @@ def load_class_map(values: Sequence[str], taxonomy: Taxonomy) -> dict[str, str]:
             found.update(_read_map(Path(value)))
     known = {code.casefold(): code for code in taxonomy.codes} | {"": ""}
     for name, code in found.items():
+        if isinstance(code, Scalar) and code.is_null and code.casefold() not in known:
+            code = ""
         if code.casefold() not in known:
             raise FieldError(
                 f"--class-map: {printable(code)!r}, given for {printable(name)!r}, is no class of taxonomy "
@@ -80,14 +81,14 @@ def load_class_map(values: Sequence[str], taxonomy: Taxonomy) -> dict[str, str]:
 def _read_map(path: Path) -> dict[str, str]:
     shown = printable(str(path))
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise FieldError(
             f"--class-map {shown} is neither NAME=CODE nor a file that can be read ({error.strerror})"
         ) from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        detail = " ".join(str(error).split())
-        raise FieldError(f"--class-map {shown} is not YAML ({detail}); write 'name: CODE' lines") from error
+    except UnicodeDecodeError as error:
+        raise FieldError(f"--class-map {shown} is not text in UTF-8; save it again as such") from error
+    data = parse_yaml(text, f"--class-map {shown}", FieldError)
     if not isinstance(data, dict) or any(isinstance(code, dict | list) for code in data.values()):
         raise FieldError(f"--class-map {shown} holds no 'name: CODE' lines; write one for each class")
-    return {str(name).strip(): "" if code is None else str(code).strip() for name, code in data.items()}
+    return {str(name).strip(): code if isinstance(code, Scalar) else str(code).strip() for name, code in data.items()}

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import yaml
-
 from hematokit.errors import FieldError, ImageError
 from hematokit.fields.known.formats import read_geojson, read_text, read_voc, read_yolo
 from hematokit.fields.known.marks import MarkFile
 from hematokit.fields.known.tables import CellTable, read_table
 from hematokit.imaging.fieldfiles import field_name
 from hematokit.imaging.reading import printable
+from hematokit.yaml_text import Scalar, parse_yaml
 
 __all__ = ["KnownCellFiles", "read_class_names"]
 
@@ -162,13 +161,22 @@ def read_class_names(path: Path) -> list[str]:
     shown = printable(str(path))
     try:
         text = read_text(path)
-        if path.suffix.lower() not in (".yaml", ".yml"):
-            return [line.strip() for line in text.splitlines() if line.strip()]
-        names = yaml.safe_load(text)["names"]
-        if isinstance(names, dict):
-            names = [names.get(number, str(number)) for number in range(max(map(int, names)) + 1)]
-        return [str(name) for name in names]
     except ImageError as error:
         raise FieldError(str(error)) from error
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise FieldError(f"{shown} holds no class names; write one a line, or 'names: [...]' in YAML") from error
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    data = parse_yaml(text, shown, FieldError)
+    names = data.get("names") if isinstance(data, dict) else None
+    try:
+        if isinstance(names, dict):
+            numbered = {int(number): name for number, name in names.items()}
+            names = [numbered.get(number, str(number)) for number in range(max(numbered) + 1)]
+    except ValueError:
+        names = None
+    if not isinstance(names, list):
+        raise FieldError(f"{shown} holds no class names; write one a line, or 'names: [...]' in YAML")
+    for number, name in enumerate(names):
+        if isinstance(name, dict | list) or str(name) == "":
+            line = f", line {name.line}" if isinstance(name, Scalar) else ""
+            raise FieldError(f"{shown}{line}: class {number} has no name; write one, in quotes if it has a '#'")
+    return [str(name) for name in names]

@@ -220,7 +220,8 @@ def _open_ring(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float32] | Non
 def _feature_class(properties: Any) -> str:
     classification = properties.get("classification") if isinstance(properties, dict) else None
     if isinstance(classification, dict):
-        names = classification.get("names")
+        name, names = classification.get("name"), classification.get("names")
         # Newer QuPath versions write a list for classes derived from others; the last is the most specific one.
-        classification = classification.get("name") or (names[-1] if isinstance(names, list) and names else None)
-    return printable(str(classification).strip()) if isinstance(classification, str) else ""
+        classification = names[-1] if name in (None, "") and isinstance(names, list) and names else name
+    known = isinstance(classification, str | int) and not isinstance(classification, bool)
+    return printable(str(classification).strip()) if known else ""
