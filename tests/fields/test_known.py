@@ -165,6 +165,13 @@ def test_yolo_polygons_confidences_and_names(tmp_path: Path) -> None:
     assert known.cells["label"].tolist() == ["MON", "EOS"]
 
 
+def test_a_number_without_a_name_is_no_code(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("names: {0: BLA, 2: LYT}\n")
+    (tmp_path / "a.txt").write_text("1 0.5 0.5 0.1 0.2\n3 0.2 0.2 0.1 0.2\n2 0.7 0.7 0.1 0.2\n")
+    marks = KnownCellFiles(tmp_path / "a.txt", [Path("a.png")]).of_field(Path("a.png"), 300, 400).marks
+    assert [mark.name for mark in marks] == ["class 1", "class 3", "LYT"]
+
+
 def test_names_of_yolo_classes(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("WBC\n\nRBC\n")
     assert read_class_names(tmp_path / "classes.txt") == ["WBC", "RBC"]

@@ -170,7 +170,7 @@ def read_class_names(path: Path) -> list[str]:
     try:
         if isinstance(names, dict):
             numbered = {int(number): name for number, name in names.items()}
-            names = [numbered.get(number, str(number)) for number in range(max(numbered) + 1)]
+            names = [numbered.get(number, f"class {number}") for number in range(max(numbered) + 1)]
     except ValueError:
         names = None
     if not isinstance(names, list):

@@ -130,8 +130,9 @@ def read_yolo(path: Path, height: int, width: int, names: Sequence[str] | None =
 
 
 def _yolo_name(word: str, names: Sequence[str] | None) -> str:
-    if names is not None and word.isdecimal() and int(word) < len(names):
-        return printable(str(names[int(word)]))
+    if names is not None and word.isdecimal():
+        # A number without a name is not the class whose code is that number.
+        return printable(str(names[int(word)])) if int(word) < len(names) else f"class {word}"
     return printable(word)
 
 
