@@ -211,7 +211,7 @@ def _adopt(viewer: napari.Viewer, layer: Points) -> None:
 
 
 def _choose_when_shown(viewer: napari.Viewer, layer: Points) -> None:
-    """Make a hidden layer of cells the active one when it is shown: it lies over the others, and keys are its."""
+    """Make a hidden layer of cells the active one when it is shown: it is meant from then on, and has the keys."""
     opened, known = weakref.ref(viewer), weakref.ref(layer)
 
     @guarded
