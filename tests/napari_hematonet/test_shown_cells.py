@@ -385,8 +385,11 @@ def test_what_is_typed_into_a_field_does_nothing_to_a_cell(viewer: Any, tiny_run
     assert Path(review.store.value).name == "blm.zarr"
 
 
-@pytest.mark.parametrize("with_review", [True, False], ids=["with Review", "without"])
-@pytest.mark.parametrize("key", [Qt.Key.Key_Delete, Qt.Key.Key_Backspace], ids=["Delete", "Backspace"])
+@pytest.mark.parametrize(
+    ("key", "with_review"),
+    [(Qt.Key.Key_Delete, True), (Qt.Key.Key_Backspace, False)],
+    ids=["Delete, with Review", "Backspace, without"],
+)
 def test_delete_over_the_list_of_layers_deletes_cells_and_no_layer_of_them(
     viewer: Any, two: tuple[Opened, Opened], told: list[tuple[str, str]], key: Qt.Key, with_review: bool
 ) -> None:
