@@ -286,6 +286,7 @@ def test_a_bundle_does_not_say_where_a_file_was(tmp_path: Path) -> None:
         ({"options": {"of": Option(str, "mine.pt", "a file", path="file")}}, "a path has no default"),
         ({"options": {"of": Option(int, None, "a file", path="file")}}, "its type is str"),
         ({"options": {"of": Option(str, "", "a file", path="disk")}}, "path 'disk' is none of file, folder"),  # type: ignore[arg-type]
+        ({"variants": {"one": Variant("one", InputSpec(64, 16, std=(1.0, 1.0)))}}, "three numbers each"),  # type: ignore[arg-type]
     ],
 )
 def test_specs_are_read(changed: dict[str, Any], words: str) -> None:
