@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -15,6 +16,7 @@ from hematokit.errors import HematokitError
 
 __all__ = [
     "TEMPORARY_PREFIX",
+    "one_line_read_errors",
     "one_line_write_errors",
     "replace_file",
     "sync_folder",
@@ -60,6 +62,25 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Replace a JSON file in one step."""
     write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False))
+
+
+@contextlib.contextmanager
+def one_line_read_errors(path: Path, kind: type[HematokitError]) -> Iterator[None]:
+    """Turn what the operating system refuses to read into one line, so that nobody takes it for damage.
+
+    A missing file, and a medium that fails to read, raise as they do without this.
+
+    Raises
+    ------
+    HematokitError
+        Of that `kind`, for other errors of the operating system in the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) or error.errno in (None, errno.EIO):
+            raise
+        raise kind(f"{path} cannot be read ({error.strerror}); mend that and run the same command again") from error
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -141,3 +142,35 @@ def test_a_name_that_is_too_long_is_one_line(name: str, tmp_path: Path, capsys: 
         assert error.count("\n") == 1
         assert "damaged" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["crops"]
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("crops.zarr/zarr.json", "store info {}/crops.zarr"),
+        ("crops.zarr/cells.parquet", "store verify {}/crops.zarr"),
+        ("run/config.yaml", "train --resume --output {}/run"),
+        ("run/checkpoints/last.safetensors", "train --resume --output {}/run --epochs 9"),
+        ("run/bundle/SHA256SUMS", "evaluate {}/run --device cpu"),
+        ("detections/run.json", "detect {}/fields --output {}/detections"),
+    ],
+)
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    file: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "earlier"
+    shutil.copytree(Path(__file__).parent.parent / "earlier" / "0.1.0", root)
+    for name in ("detections/run.json", "run/config.yaml"):
+        (root / name).write_text((root / name).read_text().replace("@ROOT@", str(root)))
+    open_file = Path.open
+
+    def refuse(path: Path, *arguments: Any, **more: Any) -> Any:
+        if path == root / file:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return open_file(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert main(words.replace("{}", str(root)).split()) == 2
+    error = capsys.readouterr().err
+    assert "cannot be read (Permission denied" in error
+    assert not any(wrong in error for wrong in ("damaged", "new run", "remove", "restore", "not a patch store"))

@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from hematokit import __version__
 from hematokit.errors import ExplanationError
-from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, write_json
+from hematokit.files import TEMPORARY_PREFIX, one_line_read_errors, one_line_write_errors, write_json
 from hematokit.parquet import write_table
 from hematokit.registry import load_plugins
 
@@ -75,18 +75,15 @@ class ExplanationFolder:
         if not folder.exists() or not any(folder.iterdir()):
             return {}
         try:
-            said = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+            with one_line_read_errors(folder / STATE_FILE, ExplanationError):
+                said = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
             kind, version, made, done = said["kind"], said["schema_version"], said["made_with"], said["done"]
             done = {str(name): int(count) for name, count in done.items()}
         except FileNotFoundError as error:
             raise ExplanationError(
                 f"folder {folder} exists and holds something else; give another --output, or an empty folder"
             ) from error
-        except OSError as error:
-            raise ExplanationError(
-                f"{folder / STATE_FILE} cannot be read ({error.strerror or error}); mend that and run it again"
-            ) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ExplanationError(
                 f"{folder / STATE_FILE} is damaged; give another --output, or remove the folder"
             ) from error

@@ -21,7 +21,7 @@ from hematokit.errors import FieldError
 from hematokit.fields.job import CELLS, FIELDS_FOLDER, FieldJob, FieldOutcome, FieldTask, Note, file_stamp
 from hematokit.fields.naming import name_fields
 from hematokit.fields.smears import SmearMatch, SmearTable
-from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, write_atomically, write_json
+from hematokit.files import TEMPORARY_PREFIX, one_line_read_errors, one_line_write_errors, write_atomically, write_json
 from hematokit.imaging.fieldfiles import field_name, list_fields
 from hematokit.parquet import read_table
 from hematokit.progress import Progress, no_progress
@@ -179,7 +179,8 @@ def _check_folder(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     if not folder.exists() or all(path.name.startswith(TEMPORARY_PREFIX) for path in folder.iterdir()):
         return {}
     try:
-        said = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        with one_line_read_errors(folder / RUN_FILE, FieldError):
+            said = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         kind, job, fields = said["kind"], dict(said["job"]), dict(said["fields"])
         # Ids become names of folders.
         if any(Path(str(field_id)).name != field_id for field_id in fields.values()):

@@ -14,6 +14,7 @@ from hematokit.fields.exports import read_parquet
 from hematokit.fields.folder import RUN_FILE, path_from
 from hematokit.fields.job import CELLS, DONE, FIELDS_FOLDER
 from hematokit.fields.tallies import UNSURE_BELOW
+from hematokit.files import one_line_read_errors
 from hematokit.imaging.reading import printable
 from hematokit.taxonomy import MATEK_21, Taxonomy
 
@@ -199,7 +200,8 @@ def _taxonomy(folder: Path) -> Taxonomy:
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        with one_line_read_errors(path, FieldError):
+            document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise FieldError(f"{printable(str(path))} is damaged; classify the fields again") from error
     return document if isinstance(document, dict) else {}

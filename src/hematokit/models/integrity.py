@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from hematokit.errors import ModelError
-from hematokit.files import write_atomically
+from hematokit.files import one_line_read_errors, write_atomically
 from hematokit.imaging.reading import printable
 
 __all__ = [
@@ -111,7 +111,8 @@ def verify_manifest(folder: Path, hashes: Mapping[str, str]) -> None:
     """
     path = folder / MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
+        with one_line_read_errors(path, ModelError):
+            text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{path} is missing or damaged ({' '.join(str(error).split())[:120]}); {_AGAIN}") from error
     stated = {}

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from hematokit.errors import EvaluationError, ModelError
 from hematokit.evaluation.files import METRICS
 from hematokit.evaluation.metrics import CLASS_METRICS, LOW_SUPPORT
+from hematokit.files import one_line_read_errors
 from hematokit.imaging.reading import printable
 from hematokit.models.classifier import input_region
 from hematokit.reporting.card_command import reproducing, reproducing_words
@@ -181,7 +182,8 @@ def _scores(config: BundleConfig, run: Path | None, evaluation: Path | None) -> 
         return {}, "Not evaluated: there are no figures on cells that took no part in training."
     path = folder / METRICS
     try:
-        scores = json.loads(path.read_text(encoding="utf-8"))
+        with one_line_read_errors(path, EvaluationError):
+            scores = json.loads(path.read_text(encoding="utf-8"))
         _check(scores)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(f"{path} is damaged ({type(error).__name__}); run hematokit evaluate again") from error

@@ -22,7 +22,7 @@ import yaml
 
 from hematokit import __version__
 from hematokit.errors import TrainingError
-from hematokit.files import replace_file, write_atomically
+from hematokit.files import one_line_read_errors, replace_file, write_atomically
 from hematokit.training.config import TrainConfig, declared_settings
 from hematokit.yaml_text import parse_yaml
 
@@ -136,7 +136,8 @@ class RunFolder:
                 f"{self.path} is not a run (no config.yaml), so there is nothing to resume; drop --resume"
             )
         try:
-            text, where = self.config_file.read_text(encoding="utf-8"), str(self.config_file)
+            with one_line_read_errors(self.config_file, TrainingError):
+                text, where = self.config_file.read_text(encoding="utf-8"), str(self.config_file)
             settings = declared_settings(parse_yaml(text, where, TrainingError)["settings"], where)
             data = parse_yaml(text, where, TrainingError, typed=True)
             facts = dict(data["facts"])
@@ -214,6 +215,8 @@ class RunFolder:
 
         path = self.checkpoint(name)
         try:
+            with one_line_read_errors(path, TrainingError):
+                path.open("rb").close()  # safetensors does not say why it cannot read a file
             with safe_open(path, framework="pt", device="cpu") as file:
                 about = file.metadata() or {}
                 progress = Progressed(**json.loads(about["progress"]))
