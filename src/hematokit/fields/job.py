@@ -28,7 +28,7 @@ from hematokit.files import one_line_write_errors, write_atomically, write_json
 from hematokit.imaging.fieldfiles import Field, file_orientation, open_field
 from hematokit.imaging.reading import printable
 from hematokit.progress import Progress
-from hematokit.store.corrections import CORRECTIONS_FILE, apply_corrections, read_corrections
+from hematokit.store.corrections import CORRECTIONS_FILE, apply_corrections, move_corrections, read_corrections
 from hematokit.taxonomy import MATEK_21, Taxonomy
 
 if TYPE_CHECKING:
@@ -421,7 +421,7 @@ class FieldJob:
         aside = folder / f"corrections-before-{stamp[:8]}.jsonl"
         with _writing(folder):
             (folder / DONE).unlink(missing_ok=True)
-            journal.rename(aside)
+            move_corrections(journal, aside)
         return [f"its cells are others than before: their corrections are in {aside.name} and count no longer"]
 
     def _write(self, task: FieldTask, opened: Field, cells: pd.DataFrame, taxonomy: Taxonomy) -> None:

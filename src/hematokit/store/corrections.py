@@ -39,6 +39,7 @@ __all__ = [
     "apply_corrections",
     "corrections_table",
     "lay_over",
+    "move_corrections",
     "new_edit",
     "read_corrections",
     "read_corrections_from",
@@ -191,6 +192,19 @@ def _whole_lines(file: int) -> int:
     os.lseek(file, 0, os.SEEK_END)
     os.write(file, b"\n")
     return size + 1
+
+
+def move_corrections(path: Path, target: Path) -> None:
+    """Give a file of corrections another name in its folder, with the note of its size.
+
+    Raises
+    ------
+    OSError
+        If it cannot be renamed.
+    """
+    with contextlib.suppress(FileNotFoundError):  # files of earlier versions have no note
+        _size_file(path).rename(_size_file(target))
+    path.rename(target)
 
 
 def read_corrections(path: str | Path) -> list[Correction]:
