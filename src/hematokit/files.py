@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -150,3 +151,44 @@ def user_folder(variable: str, shared_variable: str, unix: str, mac: str, window
     if windows and sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or home / windows) / "hematokit"
     return home / (mac if sys.platform == "darwin" else unix) / "hematokit"
+
+
+def hash_path(path: Path, *, flush: bool = False) -> str:
+    """Return the SHA-256, in hexadecimal, of a file, or over a folder's files: their paths, sizes and bytes, by path.
+
+    Parameters
+    ----------
+    path : Path
+    flush : bool
+        Flush every file and folder of a folder to the disk as well.
+
+    Raises
+    ------
+    OSError
+        If a file or folder cannot be read.
+    """
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for name, entry in sorted((entry.relative_to(path).as_posix(), entry) for entry in _walk(path) if entry.is_file()):
+        with entry.open("rb") as file:
+            if flush:
+                with contextlib.suppress(OSError):  # where a file open for reading cannot be flushed
+                    os.fsync(file.fileno())
+            size = os.fstat(file.fileno()).st_size
+            digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
+            while block := file.read(1 << 20):
+                digest.update(block)
+    if flush:
+        for folder in [path, *(entry for entry in _walk(path) if entry.is_dir())]:
+            sync_folder(folder)
+    return digest.hexdigest()
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All that is in a folder and those below it; unlike `Path.rglob`, it passes over nothing that cannot be read."""
+    for path in folder.iterdir():
+        yield path
+        if path.is_dir() and not path.is_symlink():
+            yield from _walk(path)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from hematokit.assignments import read_value
 from hematokit.errors import PluginError
+from hematokit.files import hash_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -276,6 +277,22 @@ class _Spec:
     def recorded_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return options as a document may show them: of a path only the last part, because folders tell of people."""
         return {name: Path(value).name if value and self._is_path(name) else value for name, value in options.items()}
+
+    def deciding_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return options as they decide a result: instead of the path of a file or folder, the SHA-256 of its content.
+
+        A text option that does not declare a path counts as one where it names a file that exists.
+        """
+        deciding = dict(options)
+        for name, value in options.items():
+            path = Path(value).expanduser() if isinstance(value, str) and value else None
+            if path is not None and (path.is_file() or (self._is_path(name) and path.is_dir())):
+                try:
+                    deciding[name] = f"sha256:{hash_path(path)}"
+                except OSError as error:
+                    cause = error.strerror or error
+                    raise PluginError(f"{self.name}: {name} {path} cannot be read ({cause}); check the path") from error
+        return deciding
 
     def _is_path(self, name: str) -> bool:
         return name in self.options and self.options[name].path is not None

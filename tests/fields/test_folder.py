@@ -286,6 +286,32 @@ def test_results_of_another_version_of_a_detector_are_refused_with_both_named(fi
     assert "version 1.2.3, and this is version 3" in detect("2.0", "3").stderr
 
 
+def test_results_of_other_weights_at_the_same_path_are_refused(fields: Path, tmp_path: Path) -> None:
+    site, weights, output = tmp_path / "site", tmp_path / "weights.pt", str(tmp_path / "out")
+    code = DOTS.replace("def make():", "def make(weights):").replace(
+        " STATED", ', {"weights": hematokit.Option(str, "", "file of weights")}'
+    )
+    about = site / "hemato_dots-1.dist-info"
+    about.mkdir(parents=True)
+    (site / "hemato_dots.py").write_text(code)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: hemato-dots\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[hematokit]\nmain = hemato_dots\n")
+
+    def detect(path: Path) -> subprocess.CompletedProcess[str]:
+        options = ["--detector", "dots", "--set", f"detector.weights={path}"]
+        return run_hematokit("detect", str(fields), "--output", output, *options, site=site)
+
+    weights.write_bytes(b"trained once")
+    first = detect(weights)
+    assert first.returncode == 0, first.stderr
+    copy = weights.rename(tmp_path / "moved.pt")
+    assert detect(copy).returncode == 0
+    weights.write_bytes(b"trained again")
+    refused = detect(weights)
+    assert refused.returncode == 2
+    assert "made with another detector" in refused.stderr
+
+
 def draw(folder: Path, *names: str, seed: int = 0) -> Path:
     """Write a folder of small drawn fields."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,10 +17,11 @@ import zarr
 from PIL import Image
 
 from hematokit.errors import StoreError
+from hematokit.files import hash_path
 from hematokit.imaging.fieldfiles import list_fields, open_field
 from hematokit.imaging.geometry import Box
 from hematokit.store import create_store, describe_store, open_store, split_store, verify_store
-from hematokit.store.fields import field_folder, hash_folder, open_pixels, open_stored_field, write_field
+from hematokit.store.fields import field_folder, open_pixels, open_stored_field, write_field
 from hematokit.store.schema import CELL_COLUMNS
 
 
@@ -144,7 +145,7 @@ def test_the_same_field_gives_the_same_bytes(tmp_path: Path) -> None:
     first = write_field(_folder(tmp_path / "a"), "f1", ArrayField(noise(600, 70)), source="x/f1.png")
     again = write_field(_folder(tmp_path / "b"), "f1", ArrayField(noise(600, 70)), source="x/f1.png")
     other = write_field(_folder(tmp_path / "c"), "f1", ArrayField(noise(600, 70, seed=1)), source="x/f1.png")
-    assert first[1] == again[1] == hash_folder(first[0])
+    assert first[1] == again[1] == hash_path(first[0])
     assert first[1] != other[1]
 
 
@@ -229,7 +230,7 @@ def test_info_counts_fields_and_unlabelled_cells(store: Path) -> None:
 
 def test_what_is_not_committed_goes_and_what_is_not_ours_stays(store: Path) -> None:
     opened = open_store(store)
-    before = hash_folder(store / "fields")
+    before = hash_path(store / "fields")
     with pytest.raises(ZeroDivisionError):
         add(store, "lost", 2, fail=True)
     (store / "fields" / ".writing-0123").mkdir()
@@ -239,7 +240,7 @@ def test_what_is_not_committed_goes_and_what_is_not_ours_stays(store: Path) -> N
     with opened.writer():
         pass
     assert sorted(path.name for path in (store / "fields").iterdir()) == ["empty", "full", "notes", "zarr.json"]
-    assert hash_folder(store / "fields") == before
+    assert hash_path(store / "fields") == before
 
 
 def test_fields_written_but_not_yet_committed_do_not_count(store: Path) -> None:

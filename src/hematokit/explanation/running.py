@@ -45,10 +45,16 @@ class NamedExplainer:
     version: str
     options: Mapping[str, Any]
     explainer: Explainer
+    deciding_options: Mapping[str, Any] | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What has to be equal for maps to be equal."""
-        return {"package": self.package, "version": self.version, "options": dict(self.options)}
+        """What has to be equal for maps to be equal; files that options name count by their content."""
+        options = self.options if self.deciding_options is None else self.deciding_options
+        return {
+            "package": self.package,
+            "version": self.version,
+            "options": dict(options),
+        }
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,8 @@ def make_explainer(name: str, options: Mapping[str, object] | None = None, *, se
     if "seed" in registry.get(name).options:
         given.setdefault("seed", seed)
     explainer, resolved = registry.make(name, given)
-    return NamedExplainer(name, registry.owner(name).package, registry.version(name), resolved, explainer)
+    deciding = registry.get(name).deciding_options(resolved)
+    return NamedExplainer(name, registry.owner(name).package, registry.version(name), resolved, explainer, deciding)
 
 
 def make_explainers(

@@ -51,10 +51,17 @@ class NamedDetector:
     version: str
     options: Mapping[str, Any]
     detector: Detector
+    deciding_options: Mapping[str, Any] | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What has to be equal for results to be comparable."""
-        return {"name": self.name, "package": self.package, "version": self.version, "options": dict(self.options)}
+        """What has to be equal for results to be comparable; files that options name count by their content."""
+        options = self.options if self.deciding_options is None else self.deciding_options
+        return {
+            "name": self.name,
+            "package": self.package,
+            "version": self.version,
+            "options": dict(options),
+        }
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,8 @@ def make_detector(name: str = "nuclei", options: Mapping[str, object] | None = N
     """
     detectors = load_plugins().detectors
     detector, resolved = detectors.make(name, options)
-    return NamedDetector(name, detectors.owner(name).package, detectors.version(name), resolved, detector)
+    deciding = detectors.get(name).deciding_options(resolved)
+    return NamedDetector(name, detectors.owner(name).package, detectors.version(name), resolved, detector, deciding)
 
 
 def detect_cells(

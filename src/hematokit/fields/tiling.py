@@ -8,7 +8,6 @@ refused with a reason. Only where that is asked for do the cells of a field give
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -27,13 +26,14 @@ from hematokit.fields.smears import SmearMatch, match_smears
 from hematokit.fields.tile_cells import CellSource, FieldCells, detected_cells, given_cells, same_cells
 from hematokit.fields.tile_rows import append_patches, store_rows
 from hematokit.fields.tile_summary import TileSummary, TileTally
+from hematokit.files import hash_path
 from hematokit.imaging.fieldfiles import field_name, list_fields, open_field
 from hematokit.imaging.fieldfiles.pixelsize import check_given
 from hematokit.imaging.reading import printable
 from hematokit.progress import Progress, no_progress
 from hematokit.store.corrections import standing_corrections
 from hematokit.store.creating import create_store
-from hematokit.store.fields import field_folder, hash_folder, stored_orientation, write_field
+from hematokit.store.fields import field_folder, stored_orientation, write_field
 from hematokit.store.files import disk_errors
 from hematokit.store.grouping import regroup
 from hematokit.store.importing import check_fit, count_other_smears, other_smears, update_rejects
@@ -449,10 +449,7 @@ def _make_field_id(name: str, taken: Collection[str], sha256: str) -> str:
 def hash_source(path: Path) -> str:
     """SHA-256 of a field's file, or of an OME-Zarr folder's files."""
     try:
-        if path.is_dir():
-            return hash_folder(path)
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hash_path(path)
     except OSError as error:
         cause = error.strerror or error
         raise ImageError("unreadable", f"{printable(str(path))} cannot be read ({cause}); check the file") from error

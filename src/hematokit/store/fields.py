@@ -7,9 +7,7 @@ when it is whole. It counts once `StoreWriter.commit` has said so; what a killed
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +19,7 @@ import numpy.typing as npt
 
 from hematokit.arrays import open_array
 from hematokit.errors import StoreError
-from hematokit.files import TEMPORARY_PREFIX, sync_folder, write_json
+from hematokit.files import TEMPORARY_PREFIX, hash_path, sync_folder, write_json
 from hematokit.imaging.geometry import Box
 from hematokit.imaging.reading import printable
 from hematokit.progress import Progress, no_progress
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = [
     "discard_field",
     "field_folder",
-    "hash_folder",
     "open_pixels",
     "open_stored_field",
     "remove_uncommitted_fields",
@@ -110,7 +107,7 @@ def write_field(
     -------
     folder : Path
     sha256 : str
-        Over the folder's files, as `hash_folder` takes it.
+        Over the folder's files, as `hematokit.files.hash_path` takes it.
 
     Raises
     ------
@@ -124,7 +121,7 @@ def write_field(
     temporary = fields / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     try:
         _write_image(temporary, field_id, field, source, progress)
-        digest = hash_folder(temporary, flush=True)
+        digest = hash_path(temporary, flush=True)
         target = field_folder(store, field_id)
         discard_field(store, field_id)
         temporary.rename(target)
@@ -220,45 +217,6 @@ def _halve(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     wide = np.pad(pixels, odd, mode="edge").astype(np.uint16)
     total = wide[:, ::2, ::2] + wide[:, 1::2, ::2] + wide[:, ::2, 1::2] + wide[:, 1::2, 1::2]
     return ((total + 2) // 4).astype(np.uint8)
-
-
-def hash_folder(folder: Path, *, flush: bool = False) -> str:
-    """Return the SHA-256, in hexadecimal, over a folder's files: their paths, sizes and bytes, in order of path.
-
-    Parameters
-    ----------
-    folder : Path
-    flush : bool
-        Flush every file and folder to the disk as well.
-
-    Raises
-    ------
-    OSError
-        If a file or folder cannot be read.
-    """
-    digest = hashlib.sha256()
-    files = sorted((path.relative_to(folder).as_posix(), path) for path in _walk(folder) if path.is_file())
-    for name, path in files:
-        with path.open("rb") as file:
-            if flush:
-                with contextlib.suppress(OSError):  # where a file open for reading cannot be flushed
-                    os.fsync(file.fileno())
-            size = os.fstat(file.fileno()).st_size
-            digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
-            while block := file.read(1 << 20):
-                digest.update(block)
-    if flush:
-        for path in [folder, *(path for path in _walk(folder) if path.is_dir())]:
-            sync_folder(path)
-    return digest.hexdigest()
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """All that is in a folder and those below it; unlike `Path.rglob`, it passes over nothing that cannot be read."""
-    for path in folder.iterdir():
-        yield path
-        if path.is_dir() and not path.is_symlink():
-            yield from _walk(path)
 
 
 def open_pixels(folder: Path) -> Callable[[Box], npt.NDArray[np.uint8]]:

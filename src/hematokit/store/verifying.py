@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit.errors import StoreError
+from hematokit.files import hash_path
 from hematokit.progress import Progress, no_progress
-from hematokit.store.fields import field_folder, hash_folder
+from hematokit.store.fields import field_folder
 from hematokit.store.files import cannot_read
 from hematokit.store.patchstore import DamageError, PatchRead, PatchStore, open_store
 from hematokit.store.schema import hash_pixels
@@ -171,7 +172,7 @@ def _field_problem(folder: Path, expected: str) -> str:
     if not folder.is_dir():
         return "missing"
     try:
-        return "" if hash_folder(folder) == expected else "changed"
+        return "" if hash_path(folder) == expected else "changed"
     except OSError as error:
         if error.errno == errno.EIO:
             return "unreadable"
