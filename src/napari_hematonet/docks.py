@@ -155,10 +155,10 @@ _TYPED_IN: Final = (QLineEdit, QAbstractSpinBox)
 class _Typing(QObject):  # type: ignore[misc] # Qt has no types here
     """Keeps the keys of a dock apart: what is typed into a field stays there, all other keys go to the cells.
 
-    Lists, tick boxes and buttons take no focus: a list that was clicked would search in itself on a letter, a button
-    answer the space bar. Fields for text and numbers take it when they are clicked, and give it back on Return, and
-    when something else in a dock is clicked; that Return, or another key that they have no use for, does nothing to a
-    cell. A letter over a number is the cells'.
+    Lists, tick boxes and buttons do not take the focus when they are clicked: a list would search in itself on a
+    letter, a button answer the space bar. They can be reached with Tab; letters go to the cells even then. Fields for
+    text and numbers take it, and give it back on Return, and when something else in a dock is clicked; that Return, or
+    another key that they have no use for, does nothing to a cell. A letter over a number is the cells'.
     """
 
     def __init__(self, dock: QWidget) -> None:
@@ -167,11 +167,12 @@ class _Typing(QObject):  # type: ignore[misc] # Qt has no types here
         dock.installEventFilter(self)
         for part in dock.findChildren(QWidget):
             if isinstance(part, _TYPED_IN):
-                part.setFocusPolicy(Qt.FocusPolicy.ClickFocus)
+                part.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
                 if isinstance(part, QAbstractSpinBox):
                     part.installEventFilter(self)
             elif not isinstance(part.parent(), QComboBox):
-                part.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+                if part.focusPolicy() != Qt.FocusPolicy.NoFocus:
+                    part.setFocusPolicy(Qt.FocusPolicy.TabFocus)
                 part.installEventFilter(self)
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
@@ -185,7 +186,12 @@ class _Typing(QObject):  # type: ignore[misc] # Qt has no types here
     @guarded
     def _taken(self, watched: QObject, event: Any) -> bool:
         field = QApplication.focusWidget()
-        if not isinstance(field, _TYPED_IN) or not self._dock.isAncestorOf(field):
+        if field is None or not self._dock.isAncestorOf(field):
+            return False
+        if not isinstance(field, _TYPED_IN):
+            if watched is field and event.text().isalpha():
+                event.ignore()
+                return True
             return False
         if watched is self._dock:
             if event.key() in _DONE:

@@ -346,6 +346,31 @@ def test_class_keys_reach_the_cell_after_a_choice_in_the_docks(viewer: Any, tiny
         assert after == before, part
 
 
+def test_the_parts_of_a_dock_are_reached_with_tab_and_leave_letters_to_the_cell(
+    viewer: Any, tiny_run: Path, tmp_path: Path
+) -> None:
+    opened = open_classified(viewer, tiny_run, tmp_path)
+    review = dock(viewer, ReviewWidget)
+    review.advance.value = False
+    select_cells(viewer, opened.layer, [opened.id_at(0)])
+    viewer.window._qt_window.activateWindow()
+    review.parent().raise_()
+    QApplication.processEvents()
+    field, order = review.store.line_edit.native, review.order.native
+    QTest.mouseClick(field, Qt.MouseButton.LeftButton, pos=QPoint(6, field.height() // 2))
+    wait_for(lambda: QApplication.focusWidget() is field)
+    for _ in range(100):
+        QTest.keyClick(QApplication.focusWidget(), Qt.Key.Key_Tab)
+        wait_for(lambda: QApplication.focusWidget() is not None)
+        if QApplication.focusWidget() is order:
+            break
+    assert QApplication.focusWidget() is order
+    before = review.order.value
+    QTest.keyClick(order, Qt.Key.Key_L)
+    assert review.order.value == before
+    assert labels(opened) == ["LYT"]
+
+
 def test_what_is_typed_into_a_field_does_nothing_to_a_cell(viewer: Any, tiny_run: Path, tmp_path: Path) -> None:
     opened = open_classified(viewer, tiny_run, tmp_path)
     form, review = dock(viewer, ClassifyWidget), dock(viewer, ReviewWidget)
