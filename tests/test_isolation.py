@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hematokit import explain_cells, load_model, open_field
+from hematokit import __version__, explain_cells, load_model, open_field
 from hematokit.cli.main import main
 from hematokit.errors import PluginError
 from hematokit.fields.detection import detect_cells, make_detector
@@ -181,12 +181,15 @@ def listing(site: Path) -> dict:
         ("hemato-twice", "augmenter 'twice' is registered twice by package hemato-twice"),
         ("hemato-arguments", "registration: PluginValidationError: "),
         ("hemato-base", "import: Odd: not even an Exception"),
-        ("hemato-newer", "registration: needs hooks 9.1; hematokit 0.1.0 has hooks 1."),
+        ("hemato-newer", f"registration: needs hooks 9.1; hematokit {__version__} has hooks 1."),
         ("hemato-older", "is written for hooks 0.1"),
         ("hemato-versionless", "HEMATOKIT_HOOKS is 1, not a version like '1."),
         ("hemato-newer-import", "if the plugin is newer, run: pip install --upgrade hematokit"),
         ("hemato-newer-name", "if the plugin is newer, run: pip install --upgrade hematokit"),
-        ("hemato-newer-hook", "implements the hook register_segmenters, which is not known here; hematokit 0.1.0 has"),
+        (
+            "hemato-newer-hook",
+            f"implements the hook register_segmenters, which is not known here; hematokit {__version__} has",
+        ),
         ("hemato-verb", "register_commands: the command 'train' is already there, from package hematokit"),
         ("hemato-odd-verb", "register_commands: AssertionError: List types"),
     ],
