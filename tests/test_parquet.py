@@ -141,3 +141,14 @@ def test_what_may_not_be_read_is_not_called_damage(tmp_path: Path) -> None:
     (tmp_path / "s.zarr" / "cells.parquet").symlink_to("cells.parquet")
     with pytest.raises(HematokitError, match=r"cannot be read \(Too many levels"):
         open_store(tmp_path / "s.zarr")
+
+
+def test_text_that_is_the_name_of_the_checksum_is_no_checksum(tmp_path: Path) -> None:
+    text = "hematokit.sha256"
+    cells = pd.DataFrame({"cell_id": [text, f"{text} {'0' * 64}"], text: [text, ""]})
+    write_parquet(tmp_path / "own.parquet", cells)
+    table = pa.Table.from_pandas(cells).replace_schema_metadata({"note": f"see {text} below", text: "no"})
+    pq.write_table(table, tmp_path / "other.parquet", compression="none")
+    (tmp_path / "noted.parquet").write_bytes(table_bytes(table.replace_schema_metadata({"note": f"see {text}"})))
+    for name in ("own", "other", "noted"):
+        pd.testing.assert_frame_equal(read_parquet(tmp_path / f"{name}.parquet"), cells, check_dtype=False)

@@ -1,4 +1,4 @@
-"""Zarr arrays in local folders, opened with tensorstore whatever their folder is called.
+"""Zarr arrays in local folders, opened with tensorstore.
 
 tensorstore refuses ``..`` and ``//`` in a path, takes a backslash for a separator, and reports failures of the
 operating system as `ValueError`, as it does damaged data. Both are corrected here, for all its users.
@@ -26,7 +26,7 @@ def tensorstore_path(folder: Path) -> str:
     OSError
         If tensorstore opens no folder of that name; the message says what in the name is the reason.
     """
-    # `link/..` is the parent of what the link points to. Without '..', a link is kept: its name may be the better one.
+    # `link/..` is the parent of the link's target. Without '..', links stay: the target's path may be refused.
     whole = folder.resolve() if ".." in folder.parts else folder.absolute()
     path = whole.as_posix()
     problem = ""
@@ -72,7 +72,7 @@ def open_array(folder: Path, *, cache_bytes: int, driver: str = "zarr3", write: 
     spec = {
         "driver": driver,
         "kvstore": {"driver": "file", "path": tensorstore_path(folder)},
-        # What was read once stays true: chunks are written once.
+        # Chunks are written once, so what is in the cache stays valid.
         "recheck_cached_data": "open",
         **options,
     }

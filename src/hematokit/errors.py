@@ -42,9 +42,9 @@ _DISTRIBUTIONS: Final = {
     "skimage": "scikit-image",
     "yaml": "pyyaml",
 }
-"""What provides a module of another name; all else of ours is called as its module is."""
+"""Distributions of our dependencies whose name is not that of their module."""
 
-_OUR_WORK: Final = ("test", "docs", "dev", "bench")
+_DEVELOPER_EXTRAS: Final = ("test", "docs", "dev", "bench")
 """Extras that are not for users."""
 
 _REQUIREMENT: Final = re.compile(r"([\w.-]+)(?:.*\bextra == ['\"]([\w-]+)['\"])?")
@@ -67,7 +67,7 @@ def describe_missing_module(error: ModuleNotFoundError) -> str:
         wanted = [_REQUIREMENT.match(line) for line in metadata.requires("hematokit") or []]
     except metadata.PackageNotFoundError:
         wanted = []
-    ours = [found for found in wanted if found and _same_name(found[1], name) and found[2] not in _OUR_WORK]
+    ours = [found for found in wanted if found and _same_name(found[1], name) and found[2] not in _DEVELOPER_EXTRAS]
     if module == top and ours:
         name, extra = ours[0][1], None if any(found[2] is None for found in ours) else ours[0][2]
         what = f"'hematokit[{extra}]'" if extra else name

@@ -67,7 +67,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def one_line_read_errors(path: Path, kind: type[HematokitError]) -> Iterator[None]:
-    """Turn what the operating system refuses to read into one line, so that nobody takes it for damage.
+    """Report what the operating system refuses to read in one line, and not as damage.
 
     A missing file, and a medium that fails to read, raise as they do without this.
 
@@ -187,7 +187,7 @@ def hash_path(path: Path, *, flush: bool = False) -> str:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """All that is in a folder and those below it; unlike `Path.rglob`, it passes over nothing that cannot be read."""
+    """All that is in a folder and those below it; unlike `Path.rglob`, it raises where something cannot be read."""
     for path in folder.iterdir():
         yield path
         if path.is_dir() and not path.is_symlink():

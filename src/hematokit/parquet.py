@@ -1,7 +1,7 @@
-"""Parquet files that notice when they were damaged.
+"""Parquet files with checksums, which detect damage.
 
 Every page carries its checksum, and the footer a SHA-256 over the whole file, taken with 64 zeros in the place of the
-hash itself, so that a changed bit is noticed wherever it is. Any program reads such files; one that writes them again
+hash itself, so that any changed bit is detected. Any program reads such files; one that writes them again
 leaves the hash out, and files without it are read as they are.
 """
 
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["read_table", "table_bytes", "write_table"]
 
-_KEY: Final = b"hematokit.sha256"
-_PLACE: Final = len(_KEY) + 2  # from the key to its value, with the value's type and length between them
+_KEY: Final = "hematokit.sha256"
+_BEFORE: Final = _KEY.encode() + b"\x18\x40"
+"""What precedes the hash in a file: the key, then the type and the length of the value. Text with the key has no such
+bytes behind it."""
+
 _ZEROS: Final = b"0" * 64
 
 
@@ -45,9 +48,9 @@ def table_bytes(table: pa.Table) -> bytes:
     stream = pa.BufferOutputStream()
     with pq.ParquetWriter(stream, table.schema, compression="zstd", write_page_checksum=True) as writer:
         writer.write_table(table)
-        writer.add_key_value_metadata({_KEY.decode(): _ZEROS.decode()})
+        writer.add_key_value_metadata({_KEY: _ZEROS.decode()})
     data: bytes = stream.getvalue().to_pybytes()
-    start = data.rindex(_KEY) + _PLACE
+    start = data.rindex(_BEFORE) + len(_BEFORE)
     assert data[start : start + 64] == _ZEROS
     return data[:start] + hashlib.sha256(data).hexdigest().encode() + data[start + 64 :]
 
@@ -103,10 +106,10 @@ def read_table(
 
 
 def _check(data: bytes) -> None:
-    key = data.rfind(_KEY)
-    if key < 0:
+    found = data.rfind(_BEFORE)
+    if found < 0:
         return
-    start = key + _PLACE
+    start = found + len(_BEFORE)
     digest = hashlib.sha256(memoryview(data)[:start])
     digest.update(_ZEROS)
     digest.update(memoryview(data)[start + 64 :])

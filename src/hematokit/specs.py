@@ -125,6 +125,15 @@ class Option:
         return str(found)
 
 
+def _existing(text: str) -> Path | None:
+    """Return the file or folder that a text names; None also for text that cannot be a path, as a long one."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):  # the second where '~' is of no user
+        return None
+
+
 def _as_bool(value: object) -> bool:
     if value not in (0, 1):
         raise ValueError
@@ -165,7 +174,7 @@ class InputSpec:
     fit: Fit = "auto"
 
     def __post_init__(self) -> None:
-        """Check the normalisation: what is divided by zero or NaN has no class."""
+        """Check the normalisation."""
         if not all(map(math.isfinite, self.mean)):
             raise PluginError(f"mean {self.mean} of an input is not possible; give three finite numbers")
         if not all(0 < value < math.inf for value in self.std):
@@ -285,7 +294,7 @@ class _Spec:
         """
         deciding = dict(options)
         for name, value in options.items():
-            path = Path(value).expanduser() if isinstance(value, str) and value else None
+            path = _existing(value) if isinstance(value, str) and value else None
             if path is not None and (path.is_file() or (self._is_path(name) and path.is_dir())):
                 try:
                     deciding[name] = f"sha256:{hash_path(path)}"
@@ -310,8 +319,8 @@ class ExplainerSpec(_Spec):
     Attributes
     ----------
     version : str
-        Of the algorithm, not of the package: another one says that the same images and options give other maps, which
-        are never put beside those of before. Empty: the version of the package.
+        Of the algorithm, not of the package: another one says that the same images and options give other maps. A
+        folder of maps of another version is not continued. Empty: the version of the package.
     """
 
     version: str = ""
@@ -324,8 +333,8 @@ class DetectorSpec(_Spec):
     Attributes
     ----------
     version : str
-        Of the algorithm, not of the package: another one says that the same field and options give other cells, which
-        are never put beside those of before. Empty: the version of the package.
+        Of the algorithm, not of the package: another one says that the same field and options give other cells. A
+        folder of results of another version is not continued. Empty: the version of the package.
     """
 
     version: str = ""

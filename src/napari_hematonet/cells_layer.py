@@ -211,7 +211,7 @@ def _adopt(viewer: napari.Viewer, layer: Points) -> None:
 
 
 def _choose_when_shown(viewer: napari.Viewer, layer: Points) -> None:
-    """Make a hidden layer of cells the active one when it is shown: it is meant from then on, and has the keys."""
+    """Make a hidden layer of cells the active one when it is shown, so that docks and keys act on it."""
     opened, known = weakref.ref(viewer), weakref.ref(layer)
 
     @guarded
@@ -309,7 +309,7 @@ def _put_back(layer: Points, state: FieldState) -> None:
 
 
 def _unseen(layer: Points) -> set[str]:
-    """Ids of the cells that nobody sees."""
+    """Ids of the cells that are not shown."""
     viewer = _adopted[layer]() if layer in _adopted else None
     ids = layer.features["cell_id"].to_numpy(object)
     seen = layer.visible if viewer is None else is_shown(layer, viewer)

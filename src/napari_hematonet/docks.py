@@ -158,7 +158,8 @@ class _Typing(QObject):  # type: ignore[misc] # Qt has no types here
     Lists, tick boxes and buttons do not take the focus when they are clicked: a list would search in itself on a
     letter, a button answer the space bar. They can be reached with Tab; letters go to the cells even then. Fields for
     text and numbers take it, and give it back on Return, and when something else in a dock is clicked; that Return, or
-    another key that they have no use for, does nothing to a cell. A letter over a number is the cells'.
+    another key that they have no use for, does nothing to a cell. A letter that is typed into a number acts
+    on the cells.
     """
 
     def __init__(self, dock: QWidget) -> None:

@@ -1,4 +1,4 @@
-"""Keys pressed over napari's list of layers: the cells' keys stay the cells', and none removes a layer of cells.
+"""Keys pressed over napari's list of layers act on the cells, and none removes a layer of cells.
 
 With the list in focus, as after a click on a layer, napari removes the selected layers on Delete, and goes to the layer
 whose name begins with a letter that is pressed, before the letter's own key does something to that layer.

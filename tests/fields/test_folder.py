@@ -497,6 +497,30 @@ def test_corrections_of_another_image_do_not_count(tiny_run: Path, tmp_path: Pat
     assert len(list(folder.glob("corrections-before-*.jsonl"))) == 1
 
 
+def test_corrections_that_are_set_aside_overwrite_no_others(tiny_run: Path, tmp_path: Path) -> None:
+    images, output = draw(tmp_path / "images", "a.png"), tmp_path / "out"
+    versions = [(images / "a.png").read_bytes(), (draw(tmp_path / "other", "a.png", seed=3) / "a.png").read_bytes()]
+    kept = []
+    for turn in range(5):
+        (images / "a.png").write_bytes(versions[turn % 2])
+        os.utime(images / "a.png", (turn % 2, turn % 2))
+        hematokit.classify([images], tiny_run, output, device="cpu", runtime="torch")
+        journal = open_results(output).fields[0].folder / "corrections.jsonl"
+        assert not journal.exists()
+        assert sorted(file.read_bytes() for file in journal.parent.glob("corrections-before-*")) == sorted(kept)
+        review = Review(open_results(output).fields[0].cells(), open_results(output).taxonomy, journal=journal)
+        review.correct(review.cells["cell_id"].tolist()[:1], "LYT")
+        kept.append(journal.read_bytes())
+
+
+def test_a_detector_takes_text_that_is_longer_than_a_file_name() -> None:
+    with pytest.raises(hematokit.HematokitError, match="nuclei"):
+        FieldJob("", detector_options={"words": "a" * 5000}).make_detector()
+    spec = hematokit.DetectorSpec("words", "Words", object, options={"words": hematokit.Option(str, "", "any text")})
+    for text in ("a" * 5000, "~nobody-of-this-name/x"):
+        assert spec.deciding_options({"words": text}) == {"words": text}
+
+
 def test_results_that_were_moved_with_their_images_and_model_find_them(tiny_run: Path, tmp_path: Path) -> None:
     images = draw(tmp_path / "project" / "images", "a.png")
     shutil.copytree(tiny_run, tmp_path / "project" / "run")

@@ -89,7 +89,7 @@ def model_pixel_size(model: Any, given: float | None = None) -> float | None:
     Returns
     -------
     float or None
-        None where nobody knows it.
+        None where it is not known.
 
     Raises
     ------

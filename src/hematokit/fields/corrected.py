@@ -23,7 +23,7 @@ from hematokit.fields.smears import SmearMatch, match_smears
 from hematokit.fields.tile_cells import CellSource, FieldCells
 from hematokit.fields.tile_rows import append_patches, store_rows
 from hematokit.fields.tile_summary import TileSummary, TileTally
-from hematokit.fields.tiling import OF_SMEARS, check_orientation, first_of, hash_source, tile_fields
+from hematokit.fields.tiling import check_orientation, first_of, hash_source, tile_fields
 from hematokit.imaging.fieldfiles import field_name, file_orientation
 from hematokit.imaging.reading import printable
 from hematokit.progress import Progress, no_progress
@@ -39,6 +39,7 @@ from hematokit.store.fields import field_folder, write_field
 from hematokit.store.grouping import regroup
 from hematokit.store.importing import other_smears
 from hematokit.store.patchstore import PatchStore, open_store
+from hematokit.store.patients import SMEAR_COLUMNS
 from hematokit.store.schema import ROOT_FILE
 from hematokit.store.writer import StoreWriter
 
@@ -140,7 +141,7 @@ def _store(pairs: Mapping[Path, Review], store_path: Path, others: bool, tiling:
     tiling = {**tiling, "smears": SmearMatch(named.said)}
     different = 0
     for path, record in own.items():
-        said = zip(OF_SMEARS, named.said.get(path, ("", "")), strict=True)
+        said = zip(SMEAR_COLUMNS, named.said.get(path, ("", "")), strict=True)
         stated = {name: value or first_of(taken[path], name) for name, value in said}
         different += any(value not in ("", record[name]) for name, value in stated.items())
     update = _Update()
@@ -216,7 +217,7 @@ def _chosen(review: Review, others: bool) -> pd.DataFrame:
     seen = cells["reviewed"].to_numpy(bool) & (cells["label"] != "").to_numpy(bool)
     table = cells.reindex(columns=list(DETECTION_COLUMNS))
     labels = {"label": cells["label"].where(seen, ""), "label_source": cells["label_source"].where(seen, "")}
-    people = {name: cells[name].fillna("") if name in cells.columns else "" for name in OF_SMEARS}
+    people = {name: cells[name].fillna("") if name in cells.columns else "" for name in SMEAR_COLUMNS}
     table = table.assign(cell_id=cells["cell_id"], **labels, **people)
     return table if others else table[seen].reset_index(drop=True)
 

@@ -104,14 +104,14 @@ class ResultsFolder:
             raise FieldError(f"there is no field but results in {paths[0]}; give the fields that they were made from")
         model = job.load_model()
         if model is not None:
-            # Every field by this model, here or on a worker, whatever becomes of its files meanwhile.
+            # All fields are classified by this model, here or on a worker, even if its files are replaced meanwhile.
             job = replace(job, model_identity=model.identity)
         identity = describe_job(job)
         before = _check_folder(folder, identity)
         keys = {str(path.resolve()): path for path in listed}
         known = _follow_moves(before, inside, keys, job)
         ids = name_fields({key: field_name(path) for key, path in keys.items()}, known)
-        # What a table of smears does not name stays what it was.
+        # Fields that a table of smears does not name keep their smear and patient.
         recorded = {id_: outcome for id_ in {**known, **ids}.values() if (outcome := job.outcome(id_)) is not None}
         units = {id_: (outcome.smear_id, outcome.patient_id) for id_, outcome in recorded.items()}
         others = {key: id_ for key, id_ in known.items() if key not in keys and id_ in recorded}
@@ -148,7 +148,7 @@ class ResultsFolder:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / RUN_FILE, document)
             for task in tasks:
-                # A field without a folder is one that was taken out.
+                # Users take a field out of the results by removing its folder.
                 job.folder(task.field_id).mkdir(parents=True, exist_ok=True)
             for left in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 left.unlink(missing_ok=True)
@@ -216,8 +216,8 @@ def _check_folder(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
 def _follow_moves(before: dict[str, Any], inside: Path, keys: Mapping[str, Path], job: FieldJob) -> dict[str, str]:
     """Return the ids given before, by the paths that their images have now.
 
-    An image that was moved together with the folder of results has the same path from there; one that was moved
-    alone has its name, size and time, and is no longer where it was, or there is the same file.
+    An image that was moved together with the folder of results has the same path relative to it. One that was moved
+    alone is recognised by its name, size and time, if nothing is at its old path, or the same file is.
     """
     known = {str(key): str(field_id) for key, field_id in before.get("fields", {}).items()}
     moved = {key: str(path_from(before, inside, key)) for key in known}
@@ -299,7 +299,7 @@ def run_fields(
         results.worked.add(outcome.field_id)
         if outcome.status == "failed":
             failed += 1
-            # So that a later call, with other paths, still says it; and no results of another image stay in the count.
+            # A later call with other paths then reports it, and results of an earlier image are not counted.
             job.record(outcome)
         progress(len(outcomes), total, f"{failed} failed" if failed else "")
     return [outcomes[task.field_id] for task in results.tasks]
@@ -336,7 +336,7 @@ def _executor(scheduler: str) -> Callable[[FieldJob, Sequence[FieldTask], Note],
 
 
 def _one_by_one(job: FieldJob, tasks: Sequence[FieldTask], note: Note) -> Iterator[FieldOutcome]:
-    # Held, so that it stays loaded whatever else this process loads meanwhile.
+    # This reference keeps the model loaded, even if the process loads others meanwhile.
     held = job.load_model() if tasks else None
     for task in tasks:
         yield job.run(task, note)

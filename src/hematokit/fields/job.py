@@ -190,8 +190,8 @@ class FieldJob:
 
     def make_detector(self) -> NamedDetector:
         """The detector, made once a process; again where a file or folder that its options name has changed."""
-        named = [Path(value) for value in self.detector_options.values() if isinstance(value, str) and value]
-        stamps = tuple(file_stamp(path) for path in named if path.exists())
+        texts = [value for value in self.detector_options.values() if isinstance(value, str) and value]
+        stamps = tuple(file_stamp(Path(text)) for text in texts)  # empty for text that names no file
         key = (self.detector, json.dumps(self.detector_options, sort_keys=True, default=str), *stamps)
         return _once(key, lambda: make_detector(self.detector, self.detector_options))
 
@@ -366,7 +366,7 @@ class FieldJob:
             cells = name_cells(
                 examined.cells, task.field_id, task.source, smear_id=task.smear_id, patient_id=task.patient_id
             )
-            notes = [*opened.notes, *self._set_corrections_aside(task.field_id, cells, stamp)]
+            notes = [*opened.notes, *self._set_corrections_aside(task.field_id, cells)]
             clock.lap("detect")
             unsure = None
             if model is not None:
@@ -407,8 +407,8 @@ class FieldJob:
             )
         return self.record(outcome)
 
-    def _set_corrections_aside(self, field_id: str, cells: pd.DataFrame, stamp: str) -> list[str]:
-        """Corrections of an earlier image's cells must not be taken for those of the cells that have their ids now."""
+    def _set_corrections_aside(self, field_id: str, cells: pd.DataFrame) -> list[str]:
+        """Rename the corrections of a field whose cells have changed: they do not apply to new cells with old ids."""
         folder = self.folder(field_id)
         places = ["cell_id", "y", "x"]
         try:
@@ -418,11 +418,13 @@ class FieldJob:
         journal = folder / CORRECTIONS_FILE
         if not journal.is_file() or before[places].to_numpy().tolist() == cells[places].to_numpy().tolist():
             return []
-        aside = folder / f"corrections-before-{stamp[:8]}.jsonl"
         with _writing(folder):
+            # Named by its content, so that no other file that was set aside is overwritten.
+            digest = hashlib.sha256(journal.read_bytes()).hexdigest()
+            aside = folder / f"corrections-before-{digest[:8]}.jsonl"
             (folder / DONE).unlink(missing_ok=True)
             move_corrections(journal, aside)
-        return [f"its cells are others than before: their corrections are in {aside.name} and count no longer"]
+        return [f"its cells differ from those before, so their corrections are in {aside.name} and no longer count"]
 
     def _write(self, task: FieldTask, opened: Field, cells: pd.DataFrame, taxonomy: Taxonomy) -> None:
         folder = self.folder(task.field_id)

@@ -247,7 +247,7 @@ class _Batches:
             return
         if str(getattr(self._model, "device", "cpu")).startswith("cpu") or not hasattr(self._model, "on_cpu"):
             raise error
-        # A copy: the model itself is shared, and the next field may have more luck with it.
+        # A copy: the model itself is shared, and the next field may fit into the memory.
         self._model = self._model.on_cpu()
         self._moved(self._model)
         self.size = self._largest = _FIRST_BATCH

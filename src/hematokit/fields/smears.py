@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -13,7 +12,7 @@ from hematokit.fields.naming import safe_name
 from hematokit.imaging.fieldfiles import field_name
 from hematokit.imaging.reading import printable
 from hematokit.store.labels import read_named_columns
-from hematokit.store.patients import id_warnings, some_of
+from hematokit.store.patients import composed, id_warnings, some_of
 
 __all__ = ["SmearMatch", "SmearTable", "load_smears", "match_smears"]
 
@@ -198,8 +197,8 @@ class SmearMatch:
 
 
 def _folded(text: str) -> str:
-    """A name as it is compared: without case, and composed, since macOS takes accents apart in names of files."""
-    return unicodedata.normalize("NFC", text.casefold())
+    """Return a name as it is compared: without case, and with composed accents."""
+    return composed(text.casefold())
 
 
 def _stems(name: str) -> Iterator[str]:

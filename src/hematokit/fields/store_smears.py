@@ -1,4 +1,4 @@
-"""Setting smears and patients in a store that is there, where they were given wrongly or not at all."""
+"""Setting smears and patients in an existing store, where they were wrong or missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hematokit.store.corrections import apply_corrections
 from hematokit.store.grouping import group_cells
 from hematokit.store.importing import OTHER_SMEARS
 from hematokit.store.patchstore import open_store
-from hematokit.store.patients import id_warnings, on_several_sides
+from hematokit.store.patients import SMEAR_COLUMNS, id_warnings, on_several_sides
 
 __all__ = ["SmearsSummary", "set_smears"]
 
@@ -68,7 +68,7 @@ def set_smears(store: str | Path, table: str | Path, *, progress: Progress = no_
     """Set the smears and patients of fields and imported crops of a store, and of their cells.
 
     All changes are committed together or not at all. Groups are computed again. A split that then divides a group is
-    removed, since it would be worse than none.
+    removed, because figures on its test cells would be too good.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def set_smears(store: str | Path, table: str | Path, *, progress: Progress = no_
         CSV, see `hematokit.fields.smears.load_smears`. Its rows name the files as they were given to ``tile`` or
         ``import``, or the store's field ids. What it does not name, or leaves empty, stays as it is.
     progress : Progress
-        Told how a search for duplicates goes.
+        Called with the progress of the search for duplicates.
 
     Returns
     -------
@@ -102,11 +102,11 @@ def set_smears(store: str | Path, table: str | Path, *, progress: Progress = no_
         found = smears.match({Path(source): field_id for field_id, source in places.items()}, partly=True)
         said = {field_id: found.said[Path(source)] for field_id, source in places.items()}
         before_cells, before_fields = cells.copy(), fields.copy()
-        for number, column in enumerate(("smear_id", "patient_id")):
+        for number, column in enumerate(SMEAR_COLUMNS):
             for frame in (cells, fields):
                 given = frame["field_id"].map({field_id: values[number] for field_id, values in said.items()})
                 frame[column] = given.where(given != "", frame[column]).astype(object)
-        columns = ["smear_id", "patient_id"]
+        columns = list(SMEAR_COLUMNS)
         changed = (cells[columns] != before_cells[columns]).any(axis=1)
         of_fields = set(fields.loc[(fields[columns] != before_fields[columns]).any(axis=1), "field_id"])
         of_fields |= set(cells.loc[changed, "field_id"])

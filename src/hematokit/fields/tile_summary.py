@@ -53,7 +53,7 @@ class TileSummary:
         What is doubtful about the smears and patients, corrections that no longer apply, and what is doubtful about
         the pixel sizes of the cells in the store now.
     replaced_fields : int
-        Fields in the store whose cells gave way to others.
+        Fields in the store whose cells were replaced.
     removed : int
         Cells that these fields had before.
     """

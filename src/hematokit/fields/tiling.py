@@ -3,7 +3,7 @@
 Fields are taken one by one, in the order of their names. The cells of a field and its row in the table of fields are
 committed together or not at all, so a run that was killed goes on with the first field that is not in the store. Like
 an import it adds and does not change: a field that is there with other content, or whose cells would now be others, is
-refused with a reason. Only where that is asked for do the cells of a field give way to others.
+refused with a reason. The cells of a field are replaced only on request.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from hematokit.store.files import disk_errors
 from hematokit.store.grouping import regroup
 from hematokit.store.importing import check_fit, count_other_smears, other_smears, update_rejects
 from hematokit.store.patchstore import PatchStore, open_store
+from hematokit.store.patients import SMEAR_COLUMNS
 from hematokit.store.schema import ROOT_FILE
 from hematokit.store.writer import StoreWriter
 from hematokit.taxonomy import MATEK_21, Taxonomy
@@ -45,9 +46,7 @@ from hematokit.taxonomy import MATEK_21, Taxonomy
 if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
 
-__all__ = ["OF_SMEARS", "TileSummary", "check_orientation", "first_of", "hash_source", "tile_fields"]
-
-OF_SMEARS: Final = ("smear_id", "patient_id")
+__all__ = ["TileSummary", "check_orientation", "first_of", "hash_source", "tile_fields"]
 
 
 def tile_fields(
@@ -221,7 +220,7 @@ class _Tiling:
         self.cell_ids = set(cells["cell_id"])
         self.ids_of = cells.groupby("field_id")["cell_id"].agg(list).to_dict()
         self.pixel_sizes = dict(zip(cells["field_id"], cells["pixel_size_um"], strict=True))
-        for column in ("smear_id", "patient_id"):
+        for column in SMEAR_COLUMNS:
             # Older stores note in the cells only what a table of known cells said of them.
             stated = cells[cells[column] != ""].drop_duplicates("field_id")
             of_cells = dict(zip(stated["field_id"], stated[column], strict=True))
@@ -310,12 +309,12 @@ class _Tiling:
 
     def _append(self, found: pd.DataFrame, record: Mapping[str, Any], smear: str, patient: str) -> list[str]:
         """Append the cells of a field whose image is in the store, and return their ids."""
-        of_field = {column: record[column] for column in OF_SMEARS}
+        of_field = {column: record[column] for column in SMEAR_COLUMNS}
         table = name_cells(found, record["field_id"], record["source"], **of_field)
         # That of cells may have been set since the field was tiled.
         size = self.pixel_sizes.get(record["field_id"], record["pixel_size_um"])
         rows = store_rows(table, record["sha256"], self.cell_ids, size)
-        for column, value in zip(OF_SMEARS, (smear, patient), strict=True):
+        for column, value in zip(SMEAR_COLUMNS, (smear, patient), strict=True):
             # A table of known cells may state them for each cell.
             if column in found.columns and not value:
                 rows[column] = found[column].where(found[column] != "", record[column]).to_numpy(dtype=object)
@@ -335,7 +334,7 @@ class _Tiling:
         self.cell_ids -= old
         present["cells"] = len(found)
         present["cells_from"] = json.dumps(cells.identity, sort_keys=True)
-        for column, value in zip(OF_SMEARS, stated, strict=True):
+        for column, value in zip(SMEAR_COLUMNS, stated, strict=True):
             present[column] = value or present[column]
         new = self._append(found, present, smear, patient)
         self.writer.replace_field(present)

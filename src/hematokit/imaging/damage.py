@@ -1,4 +1,4 @@
-"""Whether an image file is all there.
+"""Whether an image file is complete and undamaged.
 
 A JPEG decoder fills in what is missing or damaged, and only warns; a PNG decoder need not look at the checksums of the
 pixels. The functions here decide from the file's bytes whether its pixels are those that were saved, as far as the
@@ -67,7 +67,7 @@ def jpeg_damage(data: bytes) -> str | None:
     Not taken for damage: anything after the end marker, stray bytes between segments, application segments of any
     content, up to four stray bytes or any number of zeros before the end marker, and unusual sampling factors.
     """
-    # Only the structure tells a scan from the same two bytes in an embedded preview or film.
+    # Only the structure distinguishes a scan from the same two bytes in an embedded preview or film.
     if data.count(b"\xff\xda") > _MOST_SCANS and _bare_jpeg(data).count(b"\xff\xda") > _MOST_SCANS:
         return f"more than {_MOST_SCANS} scans"
     problem = _jpeg_warning(data)

@@ -42,6 +42,7 @@ __all__ = [
     "MAX_BYTES",
     "MAX_PIXELS",
     "decode_rgb",
+    "open_image",
     "printable",
     "read_bytes",
     "read_orientation",
@@ -156,7 +157,7 @@ def decode_rgb(
     """
     shown = printable(name)
     try:
-        with _open(data) as image:
+        with open_image(data) as image:
             _check_header(image, shown, max_pixels, expect)
             if problem := find_damage(data, image.format or ""):
                 raise ImageError(
@@ -207,9 +208,9 @@ def read_orientation(data: bytes) -> int:
     if not any(mark in data for mark in _MAY_STATE_ORIENTATION):
         return 1
     try:
-        with _open(data) as image:
+        with open_image(data) as image:
             if image.format == "PNG":
-                image.load()  # what it states may stand behind the pixels
+                image.load()  # metadata may follow the pixels
             return _orientation(image)
     except Exception:
         # Damaged metadata say nothing; damaged pixels are found where they are decoded.
@@ -229,7 +230,14 @@ def _orientation(image: Image.Image) -> int:
     return stated if stated in range(1, 9) else 1
 
 
-def _open(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
+    """Open an image file with Pillow, which reads its header; safe in threads, and without Pillow's warnings.
+
+    Raises
+    ------
+    Exception
+        As `PIL.Image.open` does.
+    """
     with _OPEN_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return Image.open(io.BytesIO(data), formats=FORMATS)

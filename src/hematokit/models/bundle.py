@@ -272,7 +272,7 @@ def _identity(config: BundleConfig, weights_sha256: str) -> str:
     deciding = {"taxonomy", "input", "temperature", "pixel_size_um", "backbone"}
     said = config.model_dump(mode="json", include=deciding)
     if config.backbone.package == PROJECT:
-        # An upgrade after which a resumed run writes its bundle again makes no other model; 0.1.0 hashed its number.
+        # The version of hematokit does not decide predictions; version 0.1.0 hashed its own, so that is kept.
         said["backbone"]["package_version"] = "0.1.0"
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     digest.update(bytes.fromhex(weights_sha256))

@@ -29,7 +29,7 @@ _LOADING: Final = threading.RLock()
 def cached_model(
     path: str | Path, device: str = "auto", runtime: str = "auto", *, identity: str = ""
 ) -> Classifier | OnnxClassifier:
-    """Load a model, or return the loaded one with the same content. Whoever gets it must not change it.
+    """Load a model, or return the loaded one with the same content. It is shared, so it must not be changed.
 
     Parameters
     ----------

@@ -5,7 +5,7 @@ detects damage and careless changes; to know that a bundle is from a certain aut
 one received another way. The model card is left out: users may add to it.
 
 An ONNX file carries its hash itself, as the last entry of its metadata: it is the SHA-256 of all bytes before it. The
-entry is plain protobuf, so other programs read the file as ever.
+entry is plain protobuf, so other programs read the file as before.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ __all__ = ["check_finite", "check_patches", "prediction_frame"]
 
 
 def check_finite(logits: np.ndarray, origin: str = "") -> None:
-    """Refuse numbers from which no class follows; every runtime's answers pass here.
+    """Refuse logits that are not finite; the output of every runtime is checked here.
 
     Parameters
     ----------

@@ -56,7 +56,7 @@ def reproducing(training: Mapping[str, Any]) -> list[str]:
 
 
 def _codes(excluded: Sequence[str]) -> str:
-    """Codes as ``--exclude`` reads them; a comma tells a class called ``None`` from the word."""
+    """Codes as ``--exclude`` reads them; a comma distinguishes a class called ``None`` from the word."""
     listed = ",".join(excluded) or "none"
     return f"{listed}," if excluded and listed.lower() == "none" else listed
 

@@ -297,7 +297,9 @@ def _sanity_lines(table: pd.DataFrame, control: str) -> list[str]:
         who = f"{row['model']}, {row['method']}"
         if row["method"] == control:
             if row["parameters"] != "not sensitive":
-                lines.append(f"Mind: {who} came out {row['parameters']}: the check cannot tell here; give more cells")
+                lines.append(
+                    f"Warning: {who} came out {row['parameters']}: the check cannot tell here; give more cells"
+                )
         elif not row["parameters"]:
             lines.append(f"{who}: not possible ({row['parameters_reason']})")
         else:

@@ -52,7 +52,7 @@ def evaluate(
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"``, ...
     runtime : str, optional
-        What computes the model, see `hematokit.load_model`; by default torch, and for an ONNX file the fastest.
+        What computes the model, see `hematokit.load_model`; by default torch, and for an ONNX file ``"auto"``.
     batch_size : int
         Patches classified at a time.
     seed, bootstrap : int

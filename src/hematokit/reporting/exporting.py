@@ -98,7 +98,7 @@ class ExportResult:
         parity = self.facts.get("parity", {})
         for name, found in (parity if self.format == "onnx" else {self.format: parity}).items():
             if "refused" in found:
-                lines.append(f"Mind: {found['refused']}")
+                lines.append(f"Warning: {found['refused']}")
             elif "max_logit_difference" in found:
                 against = found.get("compared_with", "torch")
                 lines.append(
@@ -106,7 +106,7 @@ class ExportResult:
                     f"most {found['max_logit_difference']:.1e}, {found['classes_changed']} classes change"
                 )
         if self.facts.get("cost"):
-            lines.append(f"Mind: {self.facts['cost']['sentence']}")
+            lines.append(f"Warning: {self.facts['cost']['sentence']}")
         if self.card is not None:
             lines.append(f"Model card: {self.card}")
         lines.append("For research use only")

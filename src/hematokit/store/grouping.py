@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ from hematokit.store.corrections import apply_corrections
 from hematokit.store.duplicates import Fingerprints, assign_groups, find_pairs, label_conflicts
 from hematokit.store.files import disk_errors
 from hematokit.store.patchstore import PatchStore
+from hematokit.store.patients import composed
 from hematokit.store.schema import FINGERPRINTS_FILE
 from hematokit.store.writer import StoreWriter
 
@@ -122,13 +122,12 @@ def group_cells(
         What the search for near duplicates remembers; None without one.
     """
     store.refresh()
-    # Copies of one file are one field, whatever they are called.
+    # Copies of one file under several names are one field.
     fields = store.fields
     first = dict(zip(fields["field_id"], fields.groupby("sha256")["field_id"].transform("first"), strict=True))
     people = cells.assign(
         field_id=[first.get(name, name) for name in cells["field_id"]],
-        # Accents that are composed or not look the same, so they name the same patient.
-        patient_id=[unicodedata.normalize("NFC", name) for name in cells["patient_id"]],
+        patient_id=list(map(composed, cells["patient_id"])),
     )
     known: Fingerprints | None = None
     if near:

@@ -72,7 +72,7 @@ class PatchRead:
 
 
 def _read_error(path: Path, error: ValueError | OSError) -> StoreError:
-    """Tell damage from what the operating system refuses, and from a drive that was taken away."""
+    """Distinguish damage from what the operating system refuses, and from a missing drive."""
     refused = error if isinstance(error, OSError) else system_error(error)
     if refused is not None:
         return StoreError(cannot_read(path, refused))

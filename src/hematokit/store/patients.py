@@ -1,13 +1,22 @@
-"""Checks of smear and patient identifiers: what lets cells of one patient get to several sides of a split."""
+"""Checks of smear and patient identifiers, which decide whether cells of one patient stay on one side of a split."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from typing import Final
 
 import pandas as pd
 
-__all__ = ["id_warnings", "on_several_sides", "some_of"]
+__all__ = ["SMEAR_COLUMNS", "composed", "id_warnings", "on_several_sides", "some_of"]
+
+SMEAR_COLUMNS: Final = ("smear_id", "patient_id")
+"""Columns of cells and fields that say where they are from."""
+
+
+def composed(name: str) -> str:
+    """Return a name with composed accents: they look the same as decomposed ones, which macOS writes in file names."""
+    return unicodedata.normalize("NFC", name)
 
 
 def some_of(names: Sequence[str], count: int = 3) -> str:
@@ -37,9 +46,8 @@ def id_warnings(smears: Sequence[str], patients: Sequence[str], what: str) -> li
         A line each: patients known for some only, identifiers that differ by case or spaces only, and
         smears with several patients.
     """
-    # Accents that are composed or not look the same; groups do not tell them apart either.
-    ids = {"smear": smears, "patient": patients}
-    table = pd.DataFrame({name: [unicodedata.normalize("NFC", i) for i in ids[name]] for name in ids}, dtype=object)
+    # As for groups, composed and decomposed accents are equal.
+    table = pd.DataFrame({"smear": list(map(composed, smears)), "patient": list(map(composed, patients))}, dtype=object)
     lines = []
     unknown = int((table["patient"] == "").sum())
     if 0 < unknown < len(table):

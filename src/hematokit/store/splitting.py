@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from hematokit.progress import Progress, no_progress
 from hematokit.store.corrections import apply_corrections
 from hematokit.store.grouping import regroup
 from hematokit.store.patchstore import open_store
-from hematokit.store.patients import id_warnings, on_several_sides, some_of
+from hematokit.store.patients import composed, id_warnings, on_several_sides, some_of
 
 __all__ = ["SPLITS", "SplitSummary", "assign_split", "split_store"]
 
@@ -294,7 +293,7 @@ def _patient_warnings(cells: pd.DataFrame, store: str | Path) -> list[str]:
             "keep cells of several fields together; give each smear its patient, or its own name as patient_id"
         )
     known = cells[cells["patient_id"] != ""]
-    people = known["patient_id"].map(lambda name: unicodedata.normalize("NFC", name)).groupby(known["group"]).unique()
+    people = known["patient_id"].map(composed).groupby(known["group"]).unique()
     joined = [" and ".join(sorted(map(str, group))) for group in people if len(group) > 1]
     if joined:
         lines.append(

@@ -189,7 +189,7 @@ class StoreWriter:
         self._pending_fields.append({name: record[name] for name in schema.FIELD_COLUMNS})
 
     def replace_field(self, record: Mapping[str, Any]) -> None:
-        """Note that the committed cells of a field give way to those appended for it; it counts with the next commit.
+        """Replace the committed cells of a field by those appended for it, with the next commit.
 
         Parameters
         ----------
@@ -313,7 +313,7 @@ class StoreWriter:
     def _write_fields(self, fields: pd.DataFrame, state: schema.TableState, *, other_version: bool) -> None:
         """Put rows behind those of ``fields.parquet``, and note in `state` which of them count with the next commit.
 
-        Those that are there stay, whatever becomes of this writer: the committed table says that they count.
+        The earlier rows stay: until the next commit, the committed table refers to them.
         """
         before = schema.read_fields(self._path, state.fields_first + state.fields)
         more = schema.fields_to_arrow(fields)

@@ -171,7 +171,7 @@ class Loop:
         optimizer = _inner_optimizer(self.optimizer)
         self.state = self.run_folder.load_checkpoint("last", inner, optimizer, self.accelerator.scaler)
         if self.accelerator.is_main_process:
-            # What a process that was killed between these files left behind.
+            # Write what a process that was killed between these files did not write.
             self._write_epoch()
         self.accelerator.wait_for_everyone()
 
@@ -193,8 +193,8 @@ class Loop:
     def _complete(self) -> bool:
         """Whether all epochs are done, or `patience` of them were no better."""
         state, patience = self.state, self.config.patience
-        tired = bool(patience) and state.best is not None and state.epoch - state.best_epoch >= patience
-        return tired or state.epoch >= self.config.epochs
+        stops = bool(patience) and state.best is not None and state.epoch - state.best_epoch >= patience
+        return stops or state.epoch >= self.config.epochs
 
     def _batches(self) -> list[npt.NDArray[np.int64]]:
         """Positions of the cells of each batch of the current epoch."""

@@ -18,7 +18,7 @@ _FILES: Final = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Limit, use, and the part of the use that is given up on demand: in control groups of version 2, and of version 1."""
+"""Limit, use, and the part of the use that can be reclaimed: in control groups of version 2, and of version 1."""
 
 _LOCAL: Final = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE")
 
@@ -51,10 +51,10 @@ def _left_in_groups() -> Iterator[int]:
         group = root / name.strip("/")
         # A container sees its own group as the root, whatever it is called outside.
         for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(root))):
-            for limit, used, given_up in _FILES:
+            for limit, used, reclaimable in _FILES:
                 try:
                     free = int((folder / limit).read_text()) - int((folder / used).read_text())
                     stat = dict(entry.split(" ", 1) for entry in (folder / "memory.stat").read_text().splitlines())
-                    yield free + int(stat.get(given_up, 0))
+                    yield free + int(stat.get(reclaimable, 0))
                 except (OSError, ValueError):  # no such group, or no limit ("max")
                     continue

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from pathlib import Path
-
-from PIL import Image
 
 from hematokit.errors import ImageError
 from hematokit.imaging.fieldfiles.levels import ArrayLevel, Source
 from hematokit.imaging.fieldfiles.pixelsize import PixelSize, from_density, nothing
-from hematokit.imaging.reading import MAX_PIXELS, decode_rgb, printable, read_bytes, read_orientation
+from hematokit.imaging.reading import MAX_PIXELS, decode_rgb, open_image, printable, read_bytes, read_orientation
 
 __all__ = ["open_plain", "stated_in_plain"]
 
@@ -45,11 +41,9 @@ def open_plain(path: Path, max_pixels: int | None = None, *, orient: bool = True
 def stated_in_plain(data: bytes) -> PixelSize:
     """Pixel size by the density that a PNG, JPEG or BMP file states; `nothing` where it cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "BMP")) as image:
-                x, y = image.info["dpi"]
-                return from_density(float(x), float(y), 25400.0)
+        with open_image(data) as image:
+            x, y = image.info["dpi"]
+            return from_density(float(x), float(y), 25400.0)
     except Exception:
         # The pixels were decoded: whatever is wrong with the density must not stop that.
         return nothing

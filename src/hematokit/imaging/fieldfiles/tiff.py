@@ -72,7 +72,7 @@ def stated_in_tiff(data: bytes) -> PixelSize:
             text = page.description or ""
             return _pixel_size(page, text, read_omexml(text))
     except Exception:
-        # Whoever needs the pixels finds out what is wrong with the file.
+        # What is wrong with the file is reported when its pixels are read.
         return nothing
 
 

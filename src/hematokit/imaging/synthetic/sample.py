@@ -57,8 +57,8 @@ def write_sample(
 ) -> Path:
     """Write crops as ``CODE/CODE_00001.jpg`` (JPEG quality 95, full colour resolution) and ``sample.csv``.
 
-    The table (columns path, label, smear, patient, pixel_size_um) is written last: where it stands, the sample
-    is whole.
+    The table (columns path, label, smear, patient, pixel_size_um) is written last: if it exists, the
+    sample is complete.
 
     Parameters
     ----------
