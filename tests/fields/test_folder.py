@@ -497,6 +497,31 @@ def test_corrections_of_another_image_do_not_count(tiny_run: Path, tmp_path: Pat
     assert len(list(folder.glob("corrections-before-*.jsonl"))) == 1
 
 
+def test_damaged_descriptions_of_results_are_one_line_or_worked_on_again(tmp_path: Path) -> None:
+    images, output = draw(tmp_path / "images", "a.png"), tmp_path / "out"
+    hematokit.detect([images], output)
+    field, run = output / "fields" / "a" / "field.json", output / "run.json"
+    for damage in ({"field_id": "../../../escaped"}, {"field_id": None}, {"seconds": None}, {"cells": "many"}):
+        field.write_text(json.dumps(json.loads(field.read_text()) | damage))
+        assert hematokit.detect([images], output).worked == 1
+        assert json.loads(field.read_text())["field_id"] == "a"
+    whole = json.loads(run.read_text())
+    key = next(iter(whole["fields"]))
+    for damage in ({"inputs": None}, {"fields": 3}, {"fields": {key: "\0"}}, {"fields": {key: "../a"}}):
+        run.write_text(json.dumps(whole | damage))
+        with pytest.raises(FieldError, match=r"run\.json is damaged"):
+            hematokit.detect([images], output)
+
+
+def test_a_table_of_smears_that_leaves_a_smear_empty_keeps_it(tmp_path: Path) -> None:
+    images, output = draw(tmp_path / "images", "a.png", "b.png"), tmp_path / "out"
+    (tmp_path / "smears.csv").write_text("file,smear_id\na.png,S1\nb.png,S2\n")
+    hematokit.detect([images], output, smears=tmp_path / "smears.csv")
+    (tmp_path / "patients.csv").write_text("file,patient_id\nimages/a.png,P1\nimages/b.png,P2\n")
+    found = hematokit.detect([images / "a.png"], output, smears=tmp_path / "patients.csv")
+    assert dict(zip(found.fields["smear_id"], found.fields["patient_id"], strict=True)) == {"S1": "P1", "S2": "P2"}
+
+
 def test_corrections_that_are_set_aside_overwrite_no_others(tiny_run: Path, tmp_path: Path) -> None:
     images, output = draw(tmp_path / "images", "a.png"), tmp_path / "out"
     versions = [(images / "a.png").read_bytes(), (draw(tmp_path / "other", "a.png", seed=3) / "a.png").read_bytes()]

@@ -29,7 +29,7 @@ from hematokit import __version__
 from hematokit.errors import ExplanationError
 from hematokit.files import TEMPORARY_PREFIX, one_line_read_errors, one_line_write_errors, write_json
 from hematokit.parquet import write_table
-from hematokit.registry import load_plugins
+from hematokit.registry import is_other_version, load_plugins
 
 __all__ = ["CELLS_FILE", "STATE_FILE", "ExplanationFolder", "MapArrays"]
 
@@ -77,7 +77,7 @@ class ExplanationFolder:
         try:
             with one_line_read_errors(folder / STATE_FILE, ExplanationError):
                 said = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-            kind, version, made, done = said["kind"], said["schema_version"], said["made_with"], said["done"]
+            kind, version, made, done = said["kind"], said["schema_version"], dict(said["made_with"]), said["done"]
             done = {str(name): int(count) for name, count in done.items()}
         except FileNotFoundError as error:
             raise ExplanationError(
@@ -94,9 +94,10 @@ class ExplanationFolder:
         if differing and not any(done.values()):
             # Nothing was explained yet, say because a layer was misspelt: the corrected call may begin here.
             return {}
+        methods = made.get("methods")
         for name, now in self._identity.get("methods", {}).items():
-            before = made.get("methods", {}).get(name, now)
-            if before != now and before == now | {"version": before.get("version")}:
+            before = methods.get(name) if isinstance(methods, dict) else None
+            if is_other_version(before, now):
                 raise ExplanationError(
                     f"folder {folder} holds maps of {name} version {before['version']}, and this is version "
                     f"{now['version']}, which gives other maps; give another --output, or remove the folder"

@@ -25,7 +25,7 @@ from hematokit.files import TEMPORARY_PREFIX, one_line_read_errors, one_line_wri
 from hematokit.imaging.fieldfiles import field_name, list_fields
 from hematokit.parquet import read_table
 from hematokit.progress import Progress, no_progress
-from hematokit.registry import load_plugins
+from hematokit.registry import is_other_version, load_plugins
 from hematokit.store.corrections import CORRECTIONS_FILE, apply_corrections, read_corrections
 from hematokit.store.patients import some_of
 
@@ -111,14 +111,19 @@ class ResultsFolder:
         keys = {str(path.resolve()): path for path in listed}
         known = _follow_moves(before, inside, keys, job)
         ids = name_fields({key: field_name(path) for key, path in keys.items()}, known)
-        # Fields that a table of smears does not name keep their smear and patient.
+        # What a table of smears does not name, or leaves empty, stays as it was.
         recorded = {id_: outcome for id_ in {**known, **ids}.values() if (outcome := job.outcome(id_)) is not None}
         units = {id_: (outcome.smear_id, outcome.patient_id) for id_, outcome in recorded.items()}
         others = {key: id_ for key, id_ in known.items() if key not in keys and id_ in recorded}
         if smears is not None:
-            units |= {id_: said for key, id_ in others.items() if (said := smears.named_by_path(Path(key))) is not None}
+            named = {id_: said for key, id_ in others.items() if (said := smears.named_by_path(Path(key))) is not None}
+        else:
+            named = {}
         match = SmearMatch({}) if smears is None else smears.match({path: ids[key] for key, path in keys.items()})
-        units |= {ids[key]: match.said[path] for key, path in keys.items() if any(match.said.get(path, ()))}
+        named |= {ids[key]: match.said[path] for key, path in keys.items() if path in match.said}
+        for id_, (smear, patient) in named.items():
+            before_smear, before_patient = units.get(id_, ("", ""))
+            units[id_] = (smear or before_smear, patient or before_patient)
         tasks = [FieldTask(key, str(path), ids[key], *units.get(ids[key], ("", ""))) for key, path in keys.items()]
         earlier = [FieldTask(key, recorded[id_].source, id_, *units[id_]) for key, id_ in others.items()]
         unfinished = sorted(
@@ -183,8 +188,9 @@ def _check_folder(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
             said = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         kind, job, fields = said["kind"], dict(said["job"]), dict(said["fields"])
         # Ids become names of folders.
-        if any(Path(str(field_id)).name != field_id for field_id in fields.values()):
+        if any(Path(str(field_id)).name != field_id or "\0" in field_id for field_id in fields.values()):
             raise ValueError("id")
+        said |= {"fields": fields, "inputs": list(map(str, said.get("inputs", ())))}
     except FileNotFoundError as error:
         raise FieldError(
             f"folder {folder} exists and holds something else; give another --output, or an empty folder"
@@ -198,9 +204,9 @@ def _check_folder(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     before, now = job.get("detector"), wanted["detector"]
     if isinstance(before, dict) and before.get("name") == now["name"]:
         before = job["detector"] = load_plugins().detectors.update_identity(now["name"], before)
-        if before != now and before == now | {"version": before.get("version")}:
+        if is_other_version(before, now):
             raise FieldError(
-                f"folder {folder} holds results of detector {now['name']!r} version {before.get('version')}, and this "
+                f"folder {folder} holds results of detector {now['name']!r} version {before['version']}, and this "
                 f"is version {now['version']}, which finds other cells; give another --output, or remove the folder"
             )
     differing = [key for key, value in wanted.items() if job.get(key) != value]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import pandas as pd
+from pydantic import TypeAdapter
 
 from hematokit.errors import FieldError, HematokitError
 from hematokit.fields.cells import name_cells
@@ -142,6 +143,9 @@ class FieldOutcome:
     orientation: int | None = None
 
 
+_OUTCOMES: Final = TypeAdapter(FieldOutcome)
+
+
 @dataclass(frozen=True)
 class FieldJob:
     """Everything that decides a field's results, but the field.
@@ -211,11 +215,15 @@ class FieldJob:
         return cast("Classifier", loaded)
 
     def outcome(self, field_id: str) -> FieldOutcome | None:
-        """What became of a field in an earlier call; None if nothing did, or its folder was removed."""
+        """What became of a field in an earlier call; None if nothing did, or its folder was removed or is damaged."""
         try:
-            return FieldOutcome(**json.loads((self.folder(field_id) / DONE).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            said = json.loads((self.folder(field_id) / DONE).read_text(encoding="utf-8"))
+            outcome = _OUTCOMES.validate_python(said)
+        except (OSError, ValueError):
             return None
+        # The id becomes the name of a folder; entries that are not known are those of a later version.
+        fits = outcome.field_id == field_id and set(said) <= set(FieldOutcome.__dataclass_fields__)
+        return outcome if fits else None
 
     def finished(self, task: FieldTask) -> FieldOutcome | None:
         """The outcome of an earlier call, if the field is done and its file has not changed since.

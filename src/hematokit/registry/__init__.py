@@ -7,7 +7,15 @@ goes on working.
 
 from __future__ import annotations
 
-from hematokit.registry.entries import PluginInfo, Registry
+from hematokit.registry.entries import PluginInfo, Registry, is_other_version
 from hematokit.registry.loading import BLOCK_VARIABLE, ONLY_VARIABLE, PluginRegistry, load_plugins
 
-__all__ = ["BLOCK_VARIABLE", "ONLY_VARIABLE", "PluginInfo", "PluginRegistry", "Registry", "load_plugins"]
+__all__ = [
+    "BLOCK_VARIABLE",
+    "ONLY_VARIABLE",
+    "PluginInfo",
+    "PluginRegistry",
+    "Registry",
+    "is_other_version",
+    "load_plugins",
+]

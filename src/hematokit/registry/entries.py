@@ -5,16 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeGuard, TypeVar
 
 from hematokit.errors import HematokitError, PluginError, describe_error
 from hematokit.hookspecs import PROJECT
 from hematokit.specs import AnySpec
 
-__all__ = ["PluginInfo", "Registry"]
+__all__ = ["PluginInfo", "Registry", "is_other_version"]
 
 _FIRST: Final = ("0.1.0", "1")
 """Version 0.1.0 recorded its own number where later ones record that of the algorithm; all its algorithms were "1"."""
+
+
+def is_other_version(before: Any, now: Mapping[str, Any]) -> TypeGuard[Mapping[str, Any]]:
+    """Tell whether what was recorded of an algorithm differs from what would be recorded now in the version only."""
+    if not isinstance(before, Mapping) or "version" not in before:
+        return False
+    return before["version"] != now["version"] and {**before, "version": now["version"]} == now
+
 
 S = TypeVar("S", bound=AnySpec)
 
