@@ -23,7 +23,7 @@ from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import Box
 from hematokit.registry import PluginInfo, load_plugins
 from hematokit.specs import DetectorSpec, Option
-from hematokit.store import describe_store, open_store, split_store, verify_store
+from hematokit.store import describe_store, open_store, set_pixel_size, split_store, verify_store
 from hematokit.store.corrections import CORRECTIONS_FILE, Correction, append_corrections, new_edit, utc_now
 from hematokit.store.schema import hash_pixels
 
@@ -229,6 +229,16 @@ def test_replaced_cells(fields: Path, tmp_path: Path) -> None:
     assert earlier.fields["cells"].tolist() == [3, 2]
     assert np.array_equal(earlier.patches(rows.index.tolist()), patches)
     assert verify_store(store).ok
+
+
+def test_replaced_cells_keep_the_pixel_size_that_was_stated_for_their_field(fields: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store.zarr"
+    tile(fields, store, cells=tmp_path / "cells.csv")
+    # Known for one cell of each field, and not for the last one.
+    set_pixel_size(store, 0.1, cell_ids=["f0-00001-00001", "f1-00005-00079"])
+    (tmp_path / "moved.csv").write_text("field_id,y,x,label\nf0,31,40,BLA\nf0,9,9,BLA\nf1,41,50,NGS\n")
+    assert tile(fields, store, cells=tmp_path / "moved.csv", replace=True).replaced_fields == 2
+    assert open_store(store).cells["pixel_size_um"].tolist() == [0.1] * 3
 
 
 def test_replacing_sets_the_smear_and_keeps_what_is_not_said(fields: Path, tmp_path: Path) -> None:

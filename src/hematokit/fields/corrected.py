@@ -40,6 +40,7 @@ from hematokit.store.grouping import regroup
 from hematokit.store.importing import other_smears
 from hematokit.store.patchstore import PatchStore, open_store
 from hematokit.store.patients import SMEAR_COLUMNS
+from hematokit.store.pixelsizes import field_pixel_sizes
 from hematokit.store.schema import ROOT_FILE
 from hematokit.store.writer import StoreWriter
 
@@ -353,8 +354,8 @@ class _Update:
             # The journal speaks of the cell by the id that it got when it was added.
             named["cell_id"] = table["cell_id"].to_numpy()
         # Of a field that did not say, somebody may have stated it for the cells since.
-        known = [size for size in (record["pixel_size_um"], *there["pixel_size_um"]) if size == size]
-        rows = store_rows(named, record["sha256"], taken, known[0] if known else np.nan)
+        size = field_pixel_sizes(there).get(record["field_id"], record["pixel_size_um"])
+        rows = store_rows(named, record["sha256"], taken, size)
         folder = field_folder(store.path, record["field_id"])
         append_patches(writer, store.patch_size, folder, record["height"], record["width"], rows)
         return len(rows)

@@ -39,6 +39,7 @@ from hematokit.store.grouping import regroup
 from hematokit.store.importing import check_fit, count_other_smears, other_smears, update_rejects
 from hematokit.store.patchstore import PatchStore, open_store
 from hematokit.store.patients import SMEAR_COLUMNS
+from hematokit.store.pixelsizes import field_pixel_sizes
 from hematokit.store.schema import ROOT_FILE
 from hematokit.store.writer import StoreWriter
 from hematokit.taxonomy import MATEK_21, Taxonomy
@@ -219,7 +220,7 @@ class _Tiling:
         cells = writer.cells
         self.cell_ids = set(cells["cell_id"])
         self.ids_of = cells.groupby("field_id")["cell_id"].agg(list).to_dict()
-        self.pixel_sizes = dict(zip(cells["field_id"], cells["pixel_size_um"], strict=True))
+        self.pixel_sizes = field_pixel_sizes(cells)
         for column in SMEAR_COLUMNS:
             # Older stores note in the cells only what a table of known cells said of them.
             stated = cells[cells[column] != ""].drop_duplicates("field_id")

@@ -24,6 +24,7 @@ from hematokit.imaging.geometry import Box
 from hematokit.imaging.reading import printable
 from hematokit.progress import Progress, no_progress
 from hematokit.store import schema
+from hematokit.store.pixelsizes import field_pixel_sizes
 
 if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
@@ -78,9 +79,8 @@ def open_stored_field(store: PatchStore, field_id: str) -> Field:
         raise StoreError(
             f"store {store.path} has no field {field_id!r}; the column 'field_id' of its fields lists them"
         )
-    cells = store.cells
-    sizes = cells.loc[cells["field_id"] == field_id, "pixel_size_um"].dropna()
-    return open_field(field_folder(store.path, field_id), pixel_size_um=float(sizes.median()) if len(sizes) else None)
+    sizes = field_pixel_sizes(store.cells)
+    return open_field(field_folder(store.path, field_id), pixel_size_um=sizes.get(field_id))
 
 
 def write_field(

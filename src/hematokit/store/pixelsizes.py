@@ -15,7 +15,7 @@ from hematokit.imaging.fieldfiles.pixelsize import check_given, is_same_size
 from hematokit.imaging.reading import printable
 from hematokit.store.patchstore import open_store
 
-__all__ = ["PixelSizeChange", "PixelSizes", "set_pixel_size", "summarize_pixel_sizes"]
+__all__ = ["PixelSizeChange", "PixelSizes", "field_pixel_sizes", "set_pixel_size", "summarize_pixel_sizes"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,12 @@ def summarize_pixel_sizes(cells: pd.DataFrame) -> PixelSizes:
     return PixelSizes(
         len(sizes), len(sizes) - len(known), float(known.min()), float(np.median(known)), float(known.max())
     )
+
+
+def field_pixel_sizes(cells: pd.DataFrame) -> dict[str, float]:
+    """Return the pixel size of each field by id, as its cells have it: the median of those that are known."""
+    known = cells.dropna(subset="pixel_size_um")
+    return {str(name): float(size) for name, size in known.groupby("field_id")["pixel_size_um"].median().items()}
 
 
 @dataclass(frozen=True)
