@@ -81,7 +81,7 @@ def one_line_read_errors(path: Path, kind: type[HematokitError]) -> Iterator[Non
     except OSError as error:
         if isinstance(error, FileNotFoundError) or error.errno in (None, errno.EIO):
             raise
-        raise kind(f"{path} cannot be read ({error.strerror}); mend that and run the same command again") from error
+        raise kind(f"{path} cannot be read ({error.strerror}); correct that and run the same command again") from error
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ def read_table(
         raise kind(f"{shown} does not exist; {advice}") from error
     except OSError as error:
         reason = error.strerror or error
-        raise kind(f"{shown} cannot be read ({reason}); mend that and run the same command again") from error
+        raise kind(f"{shown} cannot be read ({reason}); correct that and run the same command again") from error
     try:
         _check(data)
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:

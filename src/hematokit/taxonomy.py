@@ -218,7 +218,7 @@ class Taxonomy:
 
 
 def _refuse_empty(entries: Mapping[str, Any], of: str, where: str) -> None:
-    """Raise if a YAML file says nothing where it has a key: a colour without quotes is a comment, for instance."""
+    """Raise if a key of a YAML file has no value: a colour without quotes is a comment, for instance."""
     for key, value in entries.items():
         # Text in quotes has no line, and may be empty.
         if value == "" and (line := getattr(value, "line", None)):

@@ -44,10 +44,10 @@ _UNSURE_BORDER: Final = 0.04
 _AROUND: Final = 1.15  # times a cell's width: the ring lies around the cell, not on it
 _SMALLEST: Final = 4.0  # pixels
 _AGAIN: Final = 5.0
-"""Seconds after which it is said again that cells stay where they are."""
+"""Seconds after which the message that cells cannot be moved is shown again."""
 
 _MOVES: Final = ("added", "changed", "removing", "removed")
-"""What napari says that was done to points by hand."""
+"""Actions in napari's events of the data that come from edits by hand."""
 
 _DRAWN: Final = ("size", "symbol", "border_width", "face_color", "border_color")
 _TRANSFORMS: Final = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
@@ -259,7 +259,7 @@ def follow_review(layer: Points, state: FieldState) -> None:
 
     @guarded
     def put_back(*_: object) -> None:
-        # napari pastes points, and selects them, without a word to anybody else.
+        # napari pastes points, and selects them, without an event of the data.
         followed = known()
         if followed is not None and not state.updating and len(followed.data) > len(state.review):
             _put_back(followed, state)
@@ -302,7 +302,7 @@ def _keep_in_step(event: Any) -> None:
 
 def _put_back(layer: Points, state: FieldState) -> None:
     update_cells_layer(layer, state.review)
-    # A drag asks for it at every step.
+    # A drag calls this at every step.
     if time.monotonic() - state.put_back_at > _AGAIN:
         notify("cells stay where they were found; add and delete them in Plugins > HematoNet > Review")
     state.put_back_at = time.monotonic()

@@ -106,7 +106,7 @@ class FieldChoice(QObject):  # type: ignore[misc] # Qt has no types here
 
     @guarded
     def _follow(self, event: object = None) -> None:
-        """Follow the shown image that the user has made active; else one in colour, and rather one that is shown."""
+        """Follow the active image if it is shown; else a colour image, preferably one that is shown."""
         self._refresh()
         active = self._viewer.layers.selection.active
         if active is not None and active.visible and active.name in self.image.choices:

@@ -39,7 +39,7 @@ def guard_layer_list(viewer: napari.Viewer) -> None:
     viewer : napari.Viewer
         With a window; without one, nothing happens.
     """
-    # There is no public way to the list; where napari's inside has changed, the keys are as napari has them.
+    # The list is not public; where napari's internals have changed, its own keys stay.
     try:
         view = viewer.window._qt_viewer.layers
         view.installEventFilter(_Keys(viewer, view))
@@ -53,7 +53,7 @@ class _Keys(QObject):  # type: ignore[misc] # Qt has no types here
         self._viewer, self._view = weakref.ref(viewer), view
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        """Take the keys that are the cells'."""
+        """Handle the keys that act on cells."""
         return event.type() == QEvent.Type.KeyPress and bool(self._taken(event))
 
     @guarded

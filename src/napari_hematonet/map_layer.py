@@ -74,7 +74,7 @@ class MapLayer:
             layer.visible = True
             return
         selected = list(layers.selection)
-        # Known for what it is from the first: lists of images leave it out.
+        # With its metadata from the start, so that lists of images leave it out.
         layer = self.layer = self.viewer.add_image(
             data,
             name=WHY_LAYER,

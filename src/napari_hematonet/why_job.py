@@ -195,7 +195,7 @@ class WhyJob(QObject):  # type: ignore[misc] # Qt has no types here
                 f"the model of these cells is no longer there, so nothing can be explained: {state.model_path}"
             )
         classifier = explainable(state.classifier, state.model_path, identity=state.model_identity)
-        # Held: the cache alone keeps only the model used last, which may be the one that classifies.
+        # This reference keeps it: the cache keeps only the model used last, which may be the one that classifies.
         self._loaded = classifier
         return classifier
 

@@ -248,7 +248,7 @@ class MapArrays:
         try:
             return np.asarray(self._arrays[key][rows], np.float32)
         except OSError as error:
-            raise ExplanationError(f"{self.path} cannot be read ({error.strerror or error}); mend that") from error
+            raise ExplanationError(f"{self.path} cannot be read ({error.strerror or error}); correct that") from error
         except (ValueError, RuntimeError) as error:
             raise ExplanationError(
                 f"{self.path} is damaged ({' '.join(str(error).split())[:120]}); remove the folder and run again"

@@ -22,7 +22,7 @@ __all__ = ["cached_model"]
 _LOADED: Final[WeakValueDictionary[tuple[str, str, str], Classifier | OnnxClassifier]] = WeakValueDictionary()
 """By identity, device and runtime: every model that something still uses."""
 _LAST: Final[list[Classifier | OnnxClassifier]] = []
-"""The model used last, kept though nothing uses it: a process that goes through many must not hold them all."""
+"""The model used last, kept even if nothing uses it. Others are not: a process may use many models."""
 _LOADING: Final = threading.RLock()
 
 
@@ -69,7 +69,7 @@ def cached_model(
             wanted = (files.identity, device, runtime)
             model = _LOADED.get(wanted) or _LOADED.get((files.identity, *_computed_by(files.path, device, runtime)))
         if model is None:
-            # Before the next one is loaded: two large ones may be more than the memory holds.
+            # Before the next one is loaded: two large ones may not fit into the memory.
             _LAST.clear()
             model = load_files(files, device, runtime)
             _LOADED[model.identity, str(model.device), model.runtime] = model

@@ -425,7 +425,7 @@ def _raise_if_all_failed(outcomes: Sequence[FieldOutcome]) -> None:
 
 
 def _counted(outcomes: Sequence[FieldOutcome], differential: Differential) -> list[FieldOutcome]:
-    """Outcomes with the numbers of cells that the differential has: after corrections, border cells as asked."""
+    """Outcomes with the cell counts of the differential: after corrections, and without border cells if so asked."""
     counts = {entry.field_id: entry for entry in differential.fields}
     return [
         replace(outcome, cells=entry.cells, unsure=entry.unsure)

@@ -229,7 +229,7 @@ def _is_current(folder: Path, config: Mapping[str, Any]) -> bool:
     try:
         now = data_identity(open_store(config["training"]["store"]))
     except (HematokitError, KeyError, TypeError):
-        # Out of reach: there is nothing that could be evaluated instead.
+        # The store cannot be read, so nothing could be evaluated instead.
         return True
     return all(evaluated.get(key, value) == value for key, value in now.items())
 

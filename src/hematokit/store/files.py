@@ -28,7 +28,7 @@ def cannot_read(path: Path, error: OSError) -> str:
     """Say in one line that the operating system refuses to read something of a store, which is no damage."""
     reason = error.strerror or error
     file = f", {printable(str(error.filename))}" if error.filename and str(error.filename) != str(path) else ""
-    return f"store {printable(str(path))} cannot be read ({reason}{file}); mend that and run the same command again"
+    return f"store {printable(str(path))} cannot be read ({reason}{file}); correct that and run the same command again"
 
 
 @contextlib.contextmanager
@@ -61,4 +61,4 @@ def _message(store: Path, committed: int, full: bool, detail: str) -> str:
     safe = f"its {committed} committed cells are safe"
     if full:
         return f"no space left on the disk of store {store}; {safe}: free some space and run the same command again"
-    return f"store {store} cannot be written ({detail}); {safe}: mend that and run the same command again"
+    return f"store {store} cannot be written ({detail}); {safe}: correct that and run the same command again"

@@ -218,7 +218,7 @@ class _Import:
         now = loaded.pixel_size_um
         if now is None or before != before:
             return
-        # It may have been scaled when it was imported, whatever is asked for now.
+        # It may have been scaled when it was imported, with other options than now.
         if not any(is_same_size(before, size) for size in (now, now * max(height, width) / self.fit.patch_size)):
             self.notes[
                 f"cells are in the store with a pixel size of {before:.4g} um, not {now:.4g}; an import never changes "

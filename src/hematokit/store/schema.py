@@ -208,7 +208,7 @@ def read_cells(store: Path) -> tuple[pa.Table, TableState]:
 
 
 def _with_pixel_sizes(table: pa.Table, fields: pa.Table) -> pa.Table:
-    """Add the column to a table of before there was one: cells of tiled fields have their field's pixel size."""
+    """Add the column to a table of an earlier version: cells of tiled fields have their field's pixel size."""
     known = dict(zip(fields["field_id"].to_pylist(), fields["pixel_size_um"].to_pylist(), strict=True))
     sizes = [known.get(field_id) for field_id in table["field_id"].to_pylist()]
     return table.append_column("pixel_size_um", pa.array(sizes, pa.float64()))

@@ -284,7 +284,7 @@ def split_store(
 
 
 def _patient_warnings(cells: pd.DataFrame, store: str | Path) -> list[str]:
-    """How cells of one patient may be on several sides although their groups are not, or on one for a wrong reason."""
+    """Warn of patients whose cells may be on several sides of a split, and of patients that are joined by mistake."""
     lines = id_warnings(cells["smear_id"].tolist(), cells["patient_id"].tolist(), "cells")
     smears = on_several_sides(cells[cells["patient_id"] == ""], "smear_id")
     if smears:

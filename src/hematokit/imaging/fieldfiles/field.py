@@ -199,5 +199,5 @@ def unreadable(shown: str, error: Exception) -> ImageError:
     detail = printable(text) or type(error).__name__
     # What the operating system refuses says nothing of the file, unless the medium itself fails.
     refused = isinstance(error, OSError) and error.errno not in (None, errno.EIO, errno.EINVAL)
-    advice = "mend that and open it again" if refused else "copy or export the file again"
+    advice = "correct that and open it again" if refused else "copy or export the file again"
     return ImageError("unreadable", f"{shown} cannot be read ({detail}); {advice}")

@@ -151,7 +151,7 @@ def open_omezarr(path: Path) -> Source:
         raise
     except OSError as error:
         raise ImageError(
-            "unreadable", f"{shown} cannot be read ({error.strerror or error}); mend that and open it again"
+            "unreadable", f"{shown} cannot be read ({error.strerror or error}); correct that and open it again"
         ) from error
     except Exception as error:
         # Metadata that are not as they should be can fail at any place; tensorstore's messages have several lines.

@@ -110,7 +110,7 @@ def _read_structure(file: Any, shown: str, orient: bool) -> Source:
 def _orientation(page: Any, text: str, ome: OmeImage | None) -> int:
     """Return the orientation to apply; that of a smaller level is the field's."""
     if ome is not None or text.startswith("Aperio"):
-        # Their X and Y are those of the file: Bio-Formats, OpenSlide and QuPath leave the tag aside.
+        # Their X and Y are those of the file: Bio-Formats, OpenSlide and QuPath ignore the tag.
         return 1
     stated = page.tags.valueof("Orientation", 1)
     return int(stated) if stated in range(1, 9) else 1
