@@ -289,6 +289,7 @@ def load_taxonomy(source: str | Path | None = None) -> Taxonomy:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise TaxonomyError(
-            f"taxonomy file {path} cannot be read ({error}); give an existing YAML file or {MATEK_21.name!r}"
+            f"taxonomy file {path} cannot be read ({getattr(error, 'strerror', None) or error}); give an existing YAML "
+            f"file or {MATEK_21.name!r}"
         ) from error
     return Taxonomy.from_dict(parse_yaml(text, f"taxonomy file {path}", TaxonomyError), where=str(path))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hematokit.errors import FieldError
+from hematokit.files import shell_word
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +94,7 @@ def stored_cells(state: FieldState, store: Path, tell: Progress) -> Iterator[Sto
     said += [warning for warning in summary.warnings if "set-pixel-size" not in warning]
     notes = "".join(f"; {note}" for note in said)
     count = "1 cell" if summary.added == 1 else f"{summary.added:,} cells"
-    name = shlex.quote(str(store))
+    name = shell_word(store)
     yield Stored(
         f"{count} added to {store.name}{notes}. "
         f"Next, in a terminal: hematokit split {name}, then hematokit train {name} --output runs/corrected"

@@ -67,3 +67,10 @@ def test_mistakes_are_one_line_and_code_two(
 def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0
     assert f"Example: hematokit {verb} runs/coatnet" in capsys.readouterr().out
+
+
+def test_train_json_has_the_warnings(tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--backbone", "timm:test_resnet", "--image-size", "64", "--epochs", "1", "--device", "cpu", "--json"]
+    assert main(["train", str(tiny_store), "--output", str(tmp_path / "run"), *words]) == 0
+    warnings = json.loads(capsys.readouterr().out)["warnings"]
+    assert [warning.partition(",")[0] for warning in warnings] == ["the pixel size of the training cells is not known"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from hematokit.cli.main import main
+from hematokit.store import open_store
 
 
 @pytest.fixture
@@ -165,8 +167,34 @@ def test_the_pixel_size_is_given_at_import_or_stated_later(
     run = Run(capsys, ["store", "set-pixel-size", other, "0.09", "--force"])
     assert "pixel size of 30 cells set to 0.09 um" in run.out
     assert json.loads(Run(capsys, ["store", "info", other, "--json"]).out)["pixel_sizes"]["median"] == 0.09
-    run = Run(capsys, ["store", "set-pixel-size", other, "0"])
-    assert (run.code, run.err.count("\n")) == (2, 1)
+    for value in ("0", "86", "nan"):  # 86: nanometres
+        run = Run(capsys, ["store", "set-pixel-size", other, value])
+        assert (run.code, run.err.count("\n")) == (2, 1)
+        assert f"a pixel size of {value} um is not possible; give micrometres" in run.err
     run = Run(capsys, ["import", folder, tmp_path / "none.zarr", "--pixel-size", "-1"])
     assert (run.code, run.err.count("\n")) == (2, 1)
     assert not (tmp_path / "none.zarr").exists()
+
+
+def test_advice_can_be_run_as_it_is_written(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The path has a space and a quote."""
+    store = tmp_path / "the lab's.zarr"
+    run = Run(capsys, ["import", folder, store, "--patch-size", "16"])
+    advice = next(line for line in run.out.splitlines() if "set-pixel-size" in line)
+    command = advice.partition("'hematokit ")[2].partition("', so that")[0].replace("UM", "0.09")
+    assert Run(capsys, shlex.split(command)).code == 0
+    run = Run(capsys, ["train", store, "--output", tmp_path / "run"])
+    assert run.code == 2
+    assert Run(capsys, shlex.split(run.err.partition("run: hematokit ")[2])).code == 0
+    assert open_store(store).split_info is not None
+
+
+def test_a_table_that_does_not_exist_is_not_called_wrongly_encoded(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, missing = tmp_path / "store.zarr", tmp_path / "none.csv"
+    assert Run(capsys, ["import", folder, store, "--patch-size", "16"]).code == 0
+    for words in (["store", "set-smears", store, missing], ["import", folder, store, "--labels", missing]):
+        run = Run(capsys, words)
+        assert (run.code, run.err.count("\n")) == (2, 1)
+        assert "none.csv cannot be read (No such file or directory); give" in run.err

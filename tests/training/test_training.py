@@ -451,6 +451,7 @@ def test_the_pixel_size_is_that_of_the_training_cells(
     warnings = [line for line in said if line.startswith("Warning: ")]
     assert len(warnings) == bool(warning)
     assert re.search(warning, " ".join(warnings))
+    assert [f"Warning: {line}" for line in result.warnings] == warnings
     card = (result.run / "bundle" / "README.md").read_text()
     assert ("Pixel size: not recorded" if recorded is None else f"Pixel size: {recorded:.4g} um") in card
 

@@ -10,6 +10,7 @@ import typer
 
 from hematokit.cli.common import JsonOption, echo, print_json, progress_bar, recorded_command
 from hematokit.cli.option_words import options_help
+from hematokit.files import shell_word
 
 _Text = Optional[str]  # noqa: UP045 - read at run time by the parser
 _Whole = Optional[int]  # noqa: UP045
@@ -120,13 +121,17 @@ def register(app: typer.Typer) -> None:
                     "best_epoch": result.best_epoch,
                     "best": result.best,
                     "seconds": result.seconds,
+                    "warnings": result.warnings,
                 }
             )
         elif result.finished and main:
             echo(f"Bundle: {result.bundle} (epoch {result.best_epoch} of {result.epochs})")
-            echo(f"Next: hematokit evaluate {result.run}")
+            echo(f"Next: hematokit evaluate {shell_word(result.run)}")
         elif main:
-            echo(f"Stopped after {result.epochs} epochs. Go on with: hematokit train --resume --output {result.run}")
+            echo(
+                f"Stopped after {result.epochs} epochs. Go on with: "
+                f"hematokit train --resume --output {shell_word(result.run)}"
+            )
         planned = settings.get("stop_after")
         if not result.finished and (planned is None or result.epochs < int(planned)):
             raise typer.Exit(130)

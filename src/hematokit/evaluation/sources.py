@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit.errors import EvaluationError, ImageError
+from hematokit.files import shell_word
 from hematokit.imaging.fieldfiles import stated_pixel_size
 from hematokit.imaging.reading import IMAGE_SUFFIXES, decode_rgb, printable, read_bytes
 from hematokit.store import PatchStore
@@ -70,13 +71,13 @@ class StoreCells:
         cells = store.cells
         if not len(cells):
             raise EvaluationError(
-                f"store {store.path} has no cells; import some with: hematokit import SRC {store.path}"
+                f"store {store.path} has no cells; import some with: hematokit import SRC {shell_word(store.path)}"
             )
         if split != ALL_CELLS:
             made = [name for name in ("train", "val", "test") if (cells["split"] == name).any()]
             if not made:
                 raise EvaluationError(
-                    f"store {store.path} has no split yet; make one with: hematokit split {store.path}, "
+                    f"store {store.path} has no split yet; make one with: hematokit split {shell_word(store.path)}, "
                     f"or evaluate every cell with --split {ALL_CELLS}"
                 )
             if split not in made:

@@ -31,6 +31,7 @@ from hematokit.explanation.sanity import (
     similarity_to_others,
 )
 from hematokit.explanation.similarity import Estimate, bootstrapped_mean, has_signs
+from hematokit.files import shell_word
 from hematokit.models.classifier import Classifier
 from hematokit.models.loading import load_model
 from hematokit.progress import Progress, no_progress
@@ -188,7 +189,9 @@ def train_twins(
     cells = store.cells
     cells = cells[(cells["split"] == "train") & (cells["label"] != "")]
     if cells.empty:
-        raise StoreError(f"store {store.path} has no labelled training cells; run: hematokit split '{store.path}'")
+        raise StoreError(
+            f"store {store.path} has no labelled training cells; run: hematokit split {shell_word(store.path)}"
+        )
     if per_class is not None:
         order = np.random.default_rng(seed).permutation(len(cells))
         cells = cells.iloc[order].groupby("label", sort=False).head(per_class).sort_values("row")

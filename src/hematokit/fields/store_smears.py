@@ -8,6 +8,7 @@ from typing import Any
 
 from hematokit.errors import StoreError
 from hematokit.fields.smears import load_smears
+from hematokit.files import shell_word
 from hematokit.progress import Progress, no_progress
 from hematokit.store.corrections import apply_corrections
 from hematokit.store.grouping import group_cells
@@ -58,8 +59,9 @@ class SmearsSummary:
         if self.removed_split is not None:
             shares = " ".join(map(str, self.removed_split["fractions"]))
             lines.append(
-                "Warning: the split was removed, because it divided cells that belong together now; run 'hematokit "
-                f"split {self.store} --fractions {shares} --seed {self.removed_split['seed']}', and train again"
+                "Warning: the split was removed, because it divided cells that belong together now; run "
+                f"'hematokit split {shell_word(self.store)} --fractions {shares} --seed {self.removed_split['seed']}', "
+                "and train again"
             )
         return [*lines, *(f"Warning: {warning}" for warning in self.warnings)]
 

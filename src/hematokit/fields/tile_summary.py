@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from hematokit.files import shell_word
 from hematokit.store.importing import count_without_split, pixel_size_warnings
 from hematokit.store.patchstore import PatchStore
 from hematokit.store.patients import some_of
@@ -94,7 +95,7 @@ class TileSummary:
             lines.append(f"{self.without_cells} of the fields added have no cells")
         if self.rejected:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items())
-            lines.append(f"rejected: {reasons}; 'hematokit store info --rejects {self.store}' names each")
+            lines.append(f"rejected: {reasons}; 'hematokit store info --rejects {shell_word(self.store)}' names each")
         if self.left_out:
             lines.append("left out by class: " + ", ".join(f"{name} {n}" for name, n in self.left_out.items()))
         if self.cut_boxes:
@@ -106,7 +107,9 @@ class TileSummary:
             f"the store holds {self.stored_fields} fields and {self.cells} cells: {', '.join(counts) or 'none'}"
         )
         if self.without_split:
-            lines.append(f"{self.without_split} cells are in no split yet; run 'hematokit split {self.store}'")
+            lines.append(
+                f"{self.without_split} cells are in no split yet; run 'hematokit split {shell_word(self.store)}'"
+            )
         return [*lines, *(f"Warning: {warning}" for warning in self.warnings)]
 
 
@@ -141,7 +144,7 @@ class TileTally:
         if self.corrections_lost:
             warnings.append(
                 f"the corrections of {self.corrections_lost} cells no longer apply, because these cells were removed; "
-                f"'hematokit store corrections {store.path}' lists them"
+                f"'hematokit store corrections {shell_word(store.path)}' lists them"
             )
         return TileSummary(
             store=str(store.path),

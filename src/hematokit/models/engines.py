@@ -94,10 +94,12 @@ def open_engine(name: str, content: bytes, what: str = "the exported model") -> 
     """
     check_seal(content, what)
     try:
-        engine: Engine = _OnnxRuntime(content) if name == "onnxruntime" else _OpenVino(content)
+        engine: Engine = _OnnxRuntime(content) if name == "onnxruntime" else _OpenVino(content, what)
     except ImportError as error:
         said = " ".join(str(error).split())[:120]
         raise ModelError(f"runtime {name} needs the package {name} ({said}); {INSTALL[name]}") from error
+    except ModelError:
+        raise
     except Exception as error:
         said = printable(" ".join(str(error).split())[:160])
         raise ModelError(
@@ -145,9 +147,10 @@ class _OpenVino:
 
     name = "openvino"
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, what: str) -> None:
         core = _import_openvino().Core()
         model = core.read_model(content)
+        _refuse_nan(model, what)
         settings = {
             "INFERENCE_NUM_THREADS": thread_count(),
             "PERFORMANCE_HINT": "THROUGHPUT" if stream_count() > 1 else "LATENCY",
@@ -173,6 +176,16 @@ class _OpenVino:
             return np.array(found[self._compiled.output(output)], np.float32)
         finally:
             self._requests.put(request)
+
+
+def _refuse_nan(model: Any, what: str) -> None:
+    """OpenVINO's ReLU makes NaN to 0, so weights that are NaN need not show in its answers."""
+    for node in model.get_ops():
+        if node.get_type_name() == "Constant" and node.data.dtype.kind == "f" and np.isnan(node.data).any():
+            raise ModelError(
+                f"{what} has weights that are not finite ({printable(node.get_friendly_name())}); copy or export it "
+                "again, from a model that was trained without an error"
+            )
 
 
 _USAGE_REPORTS: Final = "openvino_telemetry"

@@ -114,7 +114,8 @@ def verify_manifest(folder: Path, hashes: Mapping[str, str]) -> None:
         with one_line_read_errors(path, ModelError):
             text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is missing or damaged ({' '.join(str(error).split())[:120]}); {_AGAIN}") from error
+        said = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())[:120]
+        raise ModelError(f"{path} is missing or damaged ({said}); {_AGAIN}") from error
     stated = {}
     for line in filter(None, text.splitlines()):
         found = _LINE.fullmatch(line)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit.errors import ImageError, StoreError
+from hematokit.files import shell_word
 from hematokit.imaging.fieldfiles.pixelsize import check_given, is_same_size
 from hematokit.progress import Progress, no_progress
 from hematokit.store.creating import create_store
@@ -109,7 +110,9 @@ class ImportSummary:
         ]
         if rejected:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items())
-            lines.append(f"rejected: {reasons}; 'hematokit store info --rejects {self.store}' names each file")
+            lines.append(
+                f"rejected: {reasons}; 'hematokit store info --rejects {shell_word(self.store)}' names each file"
+            )
         if self.ignored:
             endings = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in self.ignored.items())
             lines.append(f"not images by name, ignored: {endings}")
@@ -124,7 +127,9 @@ class ImportSummary:
         if self.conflicting_duplicates:
             lines.append(f"{self.conflicting_duplicates} pairs of duplicates have labels that contradict each other")
         if self.without_split:
-            lines.append(f"{self.without_split} cells are in no split yet; run 'hematokit split {self.store}'")
+            lines.append(
+                f"{self.without_split} cells are in no split yet; run 'hematokit split {shell_word(self.store)}'"
+            )
         return [*lines, *(f"Warning: {text}" for text in self.warnings)]
 
 
@@ -387,7 +392,9 @@ def pixel_size_warnings(sizes: PixelSizes, store: Path) -> list[str]:
         return []
     if sizes.common is None and sizes.smallest is not None:
         return [f"{problem}: a model trained on all of them has no pixel size, so fields are not rescaled for it"]
-    return [f"{problem}; state it with 'hematokit store set-pixel-size {store} UM', so that models record it"]
+    return [
+        f"{problem}; state it with 'hematokit store set-pixel-size {shell_word(store)} UM', so that models record it"
+    ]
 
 
 def count_other_smears(rejects: Iterable[tuple[str, str, str]]) -> int:
@@ -401,7 +408,7 @@ def other_smears(count: int, store: str | Path, table: str | Path | None) -> lis
         return []
     return [
         f"{count} files are in the store with another smear or patient, which stays as it was: to set it, run "
-        f"'hematokit store set-smears {store} {table or 'TABLE.csv'}'"
+        f"'hematokit store set-smears {shell_word(store)} {shell_word(table or 'TABLE.csv')}'"
     ]
 
 

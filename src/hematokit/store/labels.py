@@ -121,5 +121,7 @@ def read_named_columns(
 
             reader = csv.reader(file, delimiter=delimiter)
             return [(reader.line_num + 1, {key: cell(row, key) for key in columns}) for row in reader if any(row)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise StoreError(f"{shown} cannot be read ({error.strerror or error}); give a CSV file") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise StoreError(f"{shown} cannot be read as CSV in UTF-8 ({error}); save it again as such") from error

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit.errors import StoreError
+from hematokit.files import shell_word
 from hematokit.progress import Progress, no_progress
 from hematokit.store.corrections import apply_corrections
 from hematokit.store.grouping import regroup
@@ -301,7 +302,7 @@ def _patient_warnings(cells: pd.DataFrame, store: str | Path) -> list[str]:
             f"({some_of(joined)}): check that these are not one patient under two names"
         )
     if lines:
-        lines[-1] += f"; 'hematokit store set-smears {store} TABLE.csv' sets smears and patients"
+        lines[-1] += f"; 'hematokit store set-smears {shell_word(store)} TABLE.csv' sets smears and patients"
     return lines
 
 

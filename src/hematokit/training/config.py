@@ -192,7 +192,9 @@ def load_settings(path: str | Path) -> dict[str, Any]:
     try:
         data = parse_yaml(Path(path).read_text(encoding="utf-8-sig"), where, TrainingError)
     except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{where} cannot be read ({error}); give an existing YAML file") from error
+        raise TrainingError(
+            f"{where} cannot be read ({getattr(error, 'strerror', None) or error}); give an existing YAML file"
+        ) from error
     if not isinstance(data, dict):
         raise TrainingError(f"{where} holds no settings; write 'name: value' lines")
     # A run's own file keeps the settings beside what was found out about the data.

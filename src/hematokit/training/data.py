@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from hematokit.errors import TrainingError
+from hematokit.files import shell_word
 from hematokit.models.classifier import shrink_patches
 from hematokit.progress import Progress, no_progress
 from hematokit.specs import InputSpec
@@ -121,12 +122,12 @@ def select_cells(store: PatchStore, exclude: list[str] | None = None, one_vs_res
     """
     cells = store.cells
     if store.split_info is None or not (cells["split"] == "train").any():
-        raise TrainingError(f"store {store.path} has no training split; run: hematokit split '{store.path}'")
+        raise TrainingError(f"store {store.path} has no training split; run: hematokit split {shell_word(store.path)}")
     patients = on_several_sides(cells, "patient_id")
     if patients:
         raise TrainingError(
             f"the split of store {store.path} divides the cells of {len(patients)} patients ({some_of(patients)}), so "
-            f"figures on its test cells would be too good; run: hematokit split '{store.path}'"
+            f"figures on its test cells would be too good; run: hematokit split {shell_word(store.path)}"
         )
     taxonomy = store.taxonomy
     if exclude is None:

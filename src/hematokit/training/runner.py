@@ -12,7 +12,7 @@ import torch
 
 from hematokit.errors import ModelError, TrainingError
 from hematokit.evaluation.calibration import fit_temperature
-from hematokit.files import write_json
+from hematokit.files import shell_word, write_json
 from hematokit.models.bundle import save_bundle
 from hematokit.models.classifier import Classifier
 from hematokit.models.construction import BackboneChoice, build_backbone, choose_backbone
@@ -53,6 +53,8 @@ class TrainResult:
         Its monitored figure on the validation split.
     seconds : float
         Time trained, over all starts.
+    warnings : tuple of str
+        What is doubtful about the cells it was trained on, one line each.
     """
 
     run: Path
@@ -62,6 +64,7 @@ class TrainResult:
     best_epoch: int
     best: float | None
     seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 def train(
@@ -142,12 +145,13 @@ def train(
             found["command"] = words
         if resume:
             _same_data(run, facts, found)
+        warnings = _warnings(data, found["store"])
         if main:
             if resume:
                 run.write_config(config, found)
             else:
                 run.start(config, found)
-            _announce(say, data, choice, found)
+            _announce(say, data, choice, found, warnings)
         accelerator.wait_for_everyone()
         shown = progress if main else no_progress
         feeds = {
@@ -177,7 +181,16 @@ def train(
         if finished:
             bundle = _finish(run, loop, choice, config, found, main)
         state = loop.state
-        return TrainResult(run.path, bundle, finished, state.epoch, state.best_epoch, state.best, state.seconds)
+        return TrainResult(
+            run.path,
+            bundle,
+            finished,
+            state.epoch,
+            state.best_epoch,
+            state.best,
+            state.seconds,
+            tuple(warnings),
+        )
 
 
 def _quiet(line: str) -> None:
@@ -262,7 +275,13 @@ def _same_data(run: RunFolder, before: dict[str, Any], now: dict[str, Any]) -> N
             )
 
 
-def _announce(say: Callable[[str], None], data: TrainingData, choice: BackboneChoice, facts: dict[str, Any]) -> None:
+def _announce(
+    say: Callable[[str], None],
+    data: TrainingData,
+    choice: BackboneChoice,
+    facts: dict[str, Any],
+    warnings: Sequence[str],
+) -> None:
     sizes = ", ".join(f"{len(part)} {name}" for name, part in data.splits.items())
     say(
         f"{facts['backbone']} at {choice.input.size} px on {facts['device']}: "
@@ -273,18 +292,23 @@ def _announce(say: Callable[[str], None], data: TrainingData, choice: BackboneCh
         say(f"Left out: {listed}; --exclude none keeps reject classes in")
     if data.unlabelled:
         say(f"{data.unlabelled} cells of the store have no label and take no part")
-    if warning := data.pixel_size_warning():
+    for warning in warnings:
         say(f"Warning: {warning}")
+
+
+def _warnings(data: TrainingData, store: str) -> list[str]:
+    split = f"hematokit split {shell_word(store)}"
+    found = [data.pixel_size_warning()]
     if data.outside_split:
-        say(
-            f"Warning: {data.outside_split} labelled cells are in no split and take no part; to divide them too: "
-            f"hematokit split '{facts['store']}'"
+        found.append(
+            f"{data.outside_split} labelled cells are in no split and take no part; to divide them too: {split}"
         )
     if data.divided_groups:
-        say(
-            f"Warning: {data.divided_groups} groups of duplicates have cells on several sides of the split, because "
-            f"cells were added after it, so figures may be too good; to split again: hematokit split '{facts['store']}'"
+        found.append(
+            f"{data.divided_groups} groups of duplicates have cells on several sides of the split, because cells were "
+            f"added after it, so figures may be too good; to split again: {split}"
         )
+    return [*filter(None, found)]
 
 
 def _finish(

@@ -134,11 +134,13 @@ def check_given(pixel_size_um: float | None) -> None:
     Raises
     ------
     ImageError
-        ``"pixel-size"`` if it is not a finite number above 0.
+        ``"pixel-size"`` if it is not a number from `SMALLEST` to `LARGEST`: nanometres, for example.
     """
-    if pixel_size_um is not None and not (math.isfinite(pixel_size_um) and pixel_size_um > 0):
+    if pixel_size_um is not None and not SMALLEST <= pixel_size_um <= LARGEST:
         raise ImageError(
-            "pixel-size", f"a pixel size of {pixel_size_um:g} um is not possible; give micrometres per pixel, as 0.1"
+            "pixel-size",
+            f"a pixel size of {pixel_size_um:g} um is not possible; give micrometres per pixel, as 0.1 "
+            f"({SMALLEST:g} to {LARGEST:g})",
         )
 
 
