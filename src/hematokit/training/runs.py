@@ -191,9 +191,21 @@ class RunFolder:
             ) from error
 
     def copy_checkpoint(self, source: str, target: str) -> None:
-        """Make one checkpoint a copy of another."""
-        with self.checkpoint(source).open("rb") as original:
-            replace_file(self.checkpoint(target), lambda copy: shutil.copyfileobj(original, copy))
+        """Make one checkpoint a copy of another.
+
+        Raises
+        ------
+        TrainingError
+            If it cannot be written, as on a full disk; an older copy is then still whole.
+        """
+        try:
+            with self.checkpoint(source).open("rb") as original:
+                replace_file(self.checkpoint(target), lambda copy: shutil.copyfileobj(original, copy))
+        except OSError as error:
+            raise TrainingError(
+                f"checkpoint {self.checkpoint(target)} cannot be written ({error.strerror}); make room there, then "
+                "--resume: the earlier checkpoint is whole"
+            ) from error
 
     def load_checkpoint(
         self,
