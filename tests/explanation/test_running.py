@@ -92,6 +92,22 @@ def test_what_a_stranger_does_wrong_is_said_with_its_package(
         explain_cells(model, patches, methods=named(Brightness(wrong)))
 
 
+def test_a_model_answers_as_ever_while_an_explainer_has_hooks_on_it(model: Any, patches: np.ndarray) -> None:
+    before = model.logits(patches)
+    meanwhile = []
+
+    class Hooked:
+        def attribute(self, classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            handle = classifier.backbone.register_forward_hook(lambda module, given, output: 2 * output)
+            # As another thread would ask.
+            meanwhile.append(model.logits(patches))
+            handle.remove()
+            return images.mean(1)
+
+    explain_cells(model, patches, methods=named(Hooked()))
+    np.testing.assert_array_equal(meanwhile[0], before)
+
+
 def test_no_cells_give_no_maps(model: Any) -> None:
     maps = explain_cells(model, np.zeros((0, 64, 64, 3), np.uint8), methods=named(Brightness()))
     assert maps["brightness"].shape == (0, 64, 64)

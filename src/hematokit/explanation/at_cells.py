@@ -6,7 +6,6 @@ weights, because explainers hook into modules and a forward pass of somebody els
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -18,7 +17,7 @@ import pandas as pd
 from hematokit.errors import ExplanationError
 from hematokit.explanation.field_saliency import blend_maps, cell_boxes
 from hematokit.explanation.placing import maps_to_patch
-from hematokit.explanation.running import NamedExplainer, explain_in_batches
+from hematokit.explanation.running import NamedExplainer, explain_in_batches, own_modules
 from hematokit.fields.classifying import cut_patches, field_patch_side
 from hematokit.imaging.geometry import Box
 from hematokit.imaging.reading import printable
@@ -188,7 +187,7 @@ def explain_at(
     boxes = cell_boxes(cells[["y", "x"]].to_numpy(np.float64), side)
     names = cells["cell_id"].astype(str).tolist()
     done = 0
-    twin = _twin(classifier)
+    twin = own_modules(classifier)
 
     def read(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         return cut_patches(field, cells.iloc[positions], classifier.patch_size, side=side)
@@ -228,12 +227,6 @@ def explain_at(
             done += 1
             yield explained
     progress(len(cells), len(cells), "")
-
-
-def _twin(classifier: Classifier) -> Classifier:
-    """Copy the modules, share the tensors: costs milliseconds and no memory."""
-    shared = {id(tensor): tensor for tensor in (*classifier.parameters(), *classifier.buffers())}
-    return copy.deepcopy(classifier, shared)
 
 
 def _place(classifier: Classifier, code: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ __all__ = [
     "explain_in_batches",
     "make_explainer",
     "make_explainers",
+    "own_modules",
 ]
 
 Positions = npt.NDArray[np.int64]
@@ -164,6 +166,15 @@ def attribute_targets(
     return torch.stack([explainer.attribute(classifier, images, column) for column in targets.unbind(1)], dim=1)
 
 
+def own_modules(classifier: Classifier) -> Classifier:
+    """Copy the modules and share the tensors, which costs milliseconds and no memory.
+
+    Explainers put hooks on modules; a model that another thread computes with at the same time must not meet them.
+    """
+    shared = {id(tensor): tensor for tensor in (*classifier.parameters(), *classifier.buffers())}
+    return copy.deepcopy(classifier, shared)
+
+
 def explain_in_batches(
     classifier: Classifier,
     read: Callable[[Positions], Patches],
@@ -208,6 +219,7 @@ def explain_in_batches(
 
     if batch_size < 1:
         raise ExplanationError(f"a batch of {batch_size} cells is not possible; give --batch-size 1 or more")
+    classifier = own_modules(classifier)
     for first in range(start, count, batch_size):
         positions = np.arange(first, min(first + batch_size, count), dtype=np.int64)
         patches = read(positions)
