@@ -85,6 +85,10 @@ def test_a_model_trained_again_at_the_same_path_answers_and_is_recorded(
     assert find_model_of(open_results(tmp_path / "one")) is None
     with pytest.raises(HematokitError, match="results made with another model"):
         classify([fields], bundle, tmp_path / "one", **options)
+    for name in ("pixel_size_um", "model_pixel_size_um", "unsure_below"):
+        option = "--" + name.removesuffix("_um").replace("_", "-")
+        with pytest.raises(HematokitError, match=f"results made with another {option};"):
+            classify([fields], bundle, tmp_path / "two", **options | {name: 0.2})
 
 
 def test_a_model_replaced_during_the_work_does_not_take_part(bundle: Path, fields: Path, tmp_path: Path) -> None:

@@ -37,6 +37,11 @@ _REVIEWED: Final = ("label", "label_source", "reviewed")
 _INTERNAL: Final = ("stamp", "corrections", "orientation")
 _KIND: Final = "hematokit field results"
 _SCHEMA_VERSION: Final = 1
+_OPTIONS: Final = {
+    "pixel_size_um": "--pixel-size",
+    "force_pixel_size": "--force-pixel-size",
+    "unsure_below": "--unsure-below",
+}
 
 
 @dataclass(frozen=True)
@@ -212,9 +217,12 @@ def _check_folder(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     differing = [key for key, value in wanted.items() if job.get(key) != value]
     differing += [key for key in job if key not in wanted]
     if differing:
+        what = _OPTIONS.get(differing[0], differing[0].replace("_", " "))
+        if what == "model":
+            before, now = (dict(settings.get("model") or {}).get("sha256") for settings in (job, wanted))
+            what = "--model-pixel-size" if before == now else what
         raise FieldError(
-            f"folder {folder} holds results made with another {differing[0].replace('_', ' ')}; give another --output, "
-            "or remove the folder"
+            f"folder {folder} holds results made with another {what}; give another --output, or remove the folder"
         )
     return dict(said)
 
