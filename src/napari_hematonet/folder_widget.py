@@ -207,6 +207,8 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             self.status.setText(printable(step.reason))
             notify(step.reason, "error")
             return
+        # Before the worker has ended, the progress would be shown once more, over the summary.
+        self._timer.stop()
         result: Any = step
         said = [line for line in result.lines() if not line.startswith("Cells:")]
         if self._listed == self._listed_before:
