@@ -306,6 +306,26 @@ def test_openvino_sends_no_reports_and_forks_nothing(tiny_run: Path, tmp_path: P
     assert not (tmp_path / "intel").exists()
 
 
+def test_onnxruntime_sends_no_reports(tmp_path: Path) -> None:
+    # With its reports it writes an identifier of the machine into the home folder; not where it takes this for a test.
+    model = Path(__file__).parent.parent / "earlier" / "0.1.0" / "model.onnx"
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+
+    def written(code: str, name: str) -> list[str]:
+        home = tmp_path / name
+        home.mkdir()
+        command = [sys.executable, "-c", code, str(model)]
+        subprocess.run(command, check=True, env=kept | {"HOME": str(home)}, capture_output=True)
+        return [path.name for path in home.rglob("*") if "Microsoft" in path.parts]
+
+    ours = "import os, sys, hematokit; hematokit.load_model(sys.argv[1], 'cpu', 'onnxruntime'); " + (
+        "assert 'ORT_DISABLE_TELEMETRY' not in os.environ"
+    )
+    assert written(ours, "ours") == []
+    if not written("import onnxruntime", "theirs"):
+        pytest.skip("this onnxruntime sends no reports by itself")
+
+
 def test_a_kept_model_opens_without_torch(tiny_run: Path, filled: Path) -> None:
     code = (
         "import sys, numpy as np; from hematokit import load_model\n"

@@ -17,7 +17,17 @@ from hematokit.errors import ModelError
 from hematokit.imaging.reading import printable
 from hematokit.models.integrity import SEAL_KEY, check_seal, is_sealed
 
-__all__ = ["ENGINES", "INSTALL", "Engine", "Port", "is_installed", "open_engine", "stream_count", "thread_count"]
+__all__ = [
+    "ENGINES",
+    "INSTALL",
+    "Engine",
+    "Port",
+    "import_onnxruntime",
+    "is_installed",
+    "open_engine",
+    "stream_count",
+    "thread_count",
+]
 
 INSTALL: Final = {
     "onnxruntime": "run: pip install 'hematokit[onnx]'",
@@ -117,8 +127,7 @@ class _OnnxRuntime:
     name = "onnxruntime"
 
     def __init__(self, content: bytes) -> None:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         # Named, or onnxruntime takes all cores and pins itself to them, whatever else runs there.
         options.intra_op_num_threads = thread_count() // stream_count()
@@ -189,7 +198,25 @@ def _refuse_nan(model: Any, what: str) -> None:
 
 
 _USAGE_REPORTS: Final = "openvino_telemetry"
+_NO_USAGE_REPORTS: Final = "ORT_DISABLE_TELEMETRY"
 _IMPORTING: Final = threading.Lock()
+
+
+def import_onnxruntime() -> Any:
+    """Import onnxruntime without its usage reports, which it sends over the network since version 1.29.
+
+    It looks at the environment variable once, when it is imported. Whoever sets that variable decides; where another
+    program imported onnxruntime before, it is as that program had it.
+    """
+    with _IMPORTING:
+        stated = _NO_USAGE_REPORTS in os.environ
+        os.environ.setdefault(_NO_USAGE_REPORTS, "1")
+        try:
+            import onnxruntime
+        finally:
+            if not stated:
+                del os.environ[_NO_USAGE_REPORTS]
+        return onnxruntime
 
 
 def _import_openvino() -> Any:

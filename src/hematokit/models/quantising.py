@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hematokit.errors import ModelError, describe_error
+from hematokit.models.engines import import_onnxruntime
 
 __all__ = ["Cost", "JudgedCrops", "Precision", "measure_cost", "to_fp16", "to_int8"]
 
@@ -139,6 +140,7 @@ def to_fp16(content: bytes) -> bytes:
     import onnx
 
     with _one_line("fp16"):
+        import_onnxruntime()
         from onnxruntime.transformers.float16 import convert_float_to_float16
         from onnxruntime.transformers.onnx_model import OnnxModel
 
@@ -167,6 +169,7 @@ def to_int8(content: bytes, calibration: npt.NDArray[Any]) -> bytes:
         If the graph cannot be converted.
     """
     with _one_line("int8"), tempfile.TemporaryDirectory(prefix="hematokit-int8-") as name:
+        import_onnxruntime()
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
