@@ -93,7 +93,10 @@ def read_table(
         raise kind(f"{shown} cannot be read ({reason}); correct that and run the same command again") from error
     try:
         _check(data)
-        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+        # Memory of Arrow's own: its threads may give it back when Python has ended already, and must not ask that.
+        memory = pa.allocate_buffer(len(data))
+        memoryview(memory).cast("B")[:] = data
+        with pq.ParquetFile(pa.BufferReader(memory), page_checksum_verification=True) as file:
             names = file.schema_arrow.names
             missing = [name for name in columns or () if name not in names]
             if missing:
