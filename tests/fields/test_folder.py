@@ -120,7 +120,7 @@ def test_results_of_other_settings_are_never_mixed(fields: Path, tiny_run: Path,
     run_fields(ResultsFolder.prepare([one], job(tmp_path / "out")))
     with pytest.raises(FieldError, match="another model"):
         ResultsFolder.prepare([one], job(tmp_path / "out", model=str(tiny_run)))
-    with pytest.raises(FieldError, match="another pixel size"):
+    with pytest.raises(FieldError, match="another --pixel-size"):
         ResultsFolder.prepare([one], job(tmp_path / "out", pixel_size_um=0.1))
     # More fields of the same job are welcome.
     outcomes = run_fields(ResultsFolder.prepare([fields], job(tmp_path / "out")))
