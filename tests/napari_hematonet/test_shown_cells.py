@@ -742,18 +742,24 @@ def test_results_of_a_run_do_not_replace_the_list_that_was_chosen_meanwhile(
         assert ("late" in form.status.text()) is (chosen is not None)
 
 
-@pytest.mark.parametrize("hide", [False, True], ids=["image shown", "image hidden"])
-def test_cells_that_come_late_do_not_take_the_docks_away(
-    viewer: Any, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hide: bool
-) -> None:
-    go = threading.Event()
+@pytest.fixture
+def go(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """The model is loaded once this is set, so that something can be done while a field is classified."""
+    event = threading.Event()
     real = classify_job.get_model
 
     def get_model(*arguments: Any) -> Any:
-        go.wait(20)
+        event.wait(20)
         return real(*arguments)
 
     monkeypatch.setattr(classify_job, "get_model", get_model)
+    return event
+
+
+@pytest.mark.parametrize("hide", [False, True], ids=["image shown", "image hidden"])
+def test_cells_that_come_late_do_not_take_the_docks_away(
+    viewer: Any, tiny_run: Path, tmp_path: Path, go: threading.Event, hide: bool
+) -> None:
     other = open_classified(viewer, tiny_run, tmp_path, name="other")
     image = viewer.add_image(synthesize_field(600, 800, cells=24, seed=5).pixels, name="smear", translate=(0, 600))
     form, review = dock(viewer, ClassifyWidget), dock(viewer, ReviewWidget)
@@ -779,18 +785,10 @@ def test_cells_that_come_late_do_not_take_the_docks_away(
 
 
 def test_layers_that_are_renamed_moved_or_copied_while_a_field_is_classified(
-    viewer: Any, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[tuple[str, str]]
+    viewer: Any, tiny_run: Path, go: threading.Event, told: list[tuple[str, str]]
 ) -> None:
     from napari.layers._layer_actions import _duplicate_layer
 
-    go = threading.Event()
-    real = classify_job.get_model
-
-    def get_model(*arguments: Any) -> Any:
-        go.wait(20)
-        return real(*arguments)
-
-    monkeypatch.setattr(classify_job, "get_model", get_model)
     drawn = [synthesize_field(600, 800, cells=24, seed=seed).pixels for seed in (5, 6)]
     image, other = (viewer.add_image(pixels, name=name) for pixels, name in zip(drawn, ("one", "two"), strict=True))
     form, legend = dock(viewer, ClassifyWidget), dock(viewer, LegendWidget)
