@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
 if TYPE_CHECKING:
     from hematokit.progress import Progress
 
-__all__ = ["JsonOption", "echo", "print_json", "progress_bar", "recorded_command"]
+__all__ = ["JsonOption", "echo", "print_json", "print_result", "progress_bar", "recorded_command"]
 
 GIVEN: ContextVar[tuple[str, ...]] = ContextVar("GIVEN", default=())
 """The words of the command that is running."""
@@ -46,6 +46,21 @@ def _last_part(text: str) -> str:
 def print_json(data: Mapping[str, Any] | list[Any]) -> None:
     """Print data as one JSON document to standard output; not-a-number becomes null, as JSON has none."""
     typer.echo(json.dumps(_finite(data), indent=2, default=str, allow_nan=False))
+
+
+class _Result(Protocol):
+    def to_dict(self) -> dict[str, Any]: ...
+
+    def lines(self) -> list[str]: ...
+
+
+def print_result(result: _Result, as_json: bool) -> None:
+    """Print what a command did: for machines, or as lines for people."""
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        for line in result.lines():
+            echo(line)
 
 
 def _finite(value: Any) -> Any:

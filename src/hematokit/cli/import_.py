@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
+from hematokit.cli.common import JsonOption, print_result, progress_bar
 from hematokit.cli.field_options import ForcePixelSizeOption
 
 __all__ = ["register"]
@@ -70,8 +70,4 @@ def import_command(
             force_pixel_size=force_pixel_size,
             progress=progress,
         )
-    if json:
-        print_json(summary.to_dict())
-    else:
-        for line in summary.lines():
-            echo(line)
+    print_result(summary, json)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
+from hematokit.cli.common import JsonOption, print_result, progress_bar
 
 __all__ = ["register"]
 
@@ -36,8 +36,4 @@ def split_command(
 
     with progress_bar("searching duplicates") as progress:
         summary = split_store(store, fractions, seed, progress=progress)
-    if json:
-        print_json(summary.to_dict())
-    else:
-        for line in summary.lines():
-            echo(line)
+    print_result(summary, json)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
+from hematokit.cli.common import JsonOption, echo, print_json, print_result, progress_bar
 
 __all__ = ["register"]
 
@@ -41,11 +41,7 @@ def info_command(
     from hematokit.store import describe_store
 
     info = describe_store(store, rejects=rejects)
-    if json:
-        print_json(info.to_dict())
-    else:
-        for line in info.lines():
-            echo(line)
+    print_result(info, json)
 
 
 def verify_command(store: _Store, json: JsonOption = False) -> None:
@@ -57,11 +53,7 @@ def verify_command(store: _Store, json: JsonOption = False) -> None:
 
     with progress_bar("verifying") as progress:
         report = verify_store(store, progress=progress)
-    if json:
-        print_json(report.to_dict())
-    else:
-        for line in report.lines():
-            echo(line)
+    print_result(report, json)
     if not report.ok:
         raise typer.Exit(1)
 
@@ -100,11 +92,7 @@ def set_pixel_size_command(
     from hematokit.store import set_pixel_size
 
     change = set_pixel_size(store, pixel_size, force=force)
-    if json:
-        print_json(change.to_dict())
-    else:
-        for line in change.lines():
-            echo(line)
+    print_result(change, json)
 
 
 def set_smears_command(
@@ -123,8 +111,4 @@ def set_smears_command(
 
     with progress_bar("searching duplicates") as progress:
         summary = set_smears(store, table, progress=progress)
-    if json:
-        print_json(summary.to_dict())
-    else:
-        for line in summary.lines():
-            echo(line)
+    print_result(summary, json)

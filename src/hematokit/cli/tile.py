@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
+from hematokit.cli.common import JsonOption, print_result, progress_bar
 from hematokit.cli.field_options import (
     DetectorOption,
     FieldsArgument,
@@ -98,8 +98,4 @@ def tile_command(
             replace=replace,
             progress=progress,
         )
-    if json:
-        print_json(summary.to_dict())
-    else:
-        for line in summary.lines():
-            echo(line)
+    print_result(summary, json)
