@@ -14,7 +14,8 @@ from typing import Any, Final, TypeVar
 
 import pluggy
 
-from hematokit import __version__, hookspecs
+from hematokit import hookspecs
+from hematokit._version import __version__
 from hematokit.errors import PluginError
 
 __all__ = [

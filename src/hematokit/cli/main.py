@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from hematokit import __version__
+from hematokit._version import __version__
 from hematokit.cli.common import GIVEN
 from hematokit.errors import HematokitError, describe_missing_module
 from hematokit.registry import load_plugins

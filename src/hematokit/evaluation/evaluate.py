@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit import __version__
+from hematokit._version import __version__
 from hematokit.errors import EvaluationError, HematokitError, ModelError
 from hematokit.evaluation.metrics import OVERALL_METRICS, Scores, score
 from hematokit.evaluation.predictor import Predictor, scale_mismatch, training_of, training_store

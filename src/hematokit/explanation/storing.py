@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from hematokit import __version__
+from hematokit._version import __version__
 from hematokit.errors import ExplanationError
 from hematokit.files import TEMPORARY_PREFIX, one_line_read_errors, one_line_write_errors, write_json
 from hematokit.parquet import write_table

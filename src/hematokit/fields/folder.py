@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from hematokit import __version__
+from hematokit._version import __version__
 from hematokit.errors import FieldError
 from hematokit.fields.job import CELLS, FIELDS_FOLDER, FieldJob, FieldOutcome, FieldTask, Note, file_stamp
 from hematokit.fields.naming import name_fields

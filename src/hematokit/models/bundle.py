@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hematokit import __version__
+from hematokit._version import __version__
 from hematokit.errors import ModelError
 from hematokit.files import write_atomically
 from hematokit.hookspecs import PROJECT

@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
-from hematokit import __version__
+from hematokit._version import __version__
 from hematokit.errors import PluginError
 from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors
 from hematokit.hookspecs import HOOKS, PROJECT

@@ -222,7 +222,7 @@ def _version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        from hematokit import __version__
+        from hematokit._version import __version__
 
         return __version__
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from hematokit import __version__
+from hematokit._version import __version__
 from hematokit.errors import FieldError
 from hematokit.fields.classifying import model_pixel_size, scale_warnings
 from hematokit.fields.differential import Differential, count_differential

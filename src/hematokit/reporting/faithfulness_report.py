@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from hematokit import __version__
+from hematokit._version import __version__
 from hematokit.errors import ExplanationError, PluginError
 from hematokit.explanation.faithfulness import deletion_insertion
 from hematokit.explanation.localisation import CellMasks, find_cell_masks, localisation

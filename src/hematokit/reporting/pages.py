@@ -8,7 +8,7 @@ from typing import Final
 
 import jinja2
 
-from hematokit import __version__
+from hematokit._version import __version__
 from hematokit.reporting import text
 
 __all__ = ["METRIC_NAMES", "environment"]

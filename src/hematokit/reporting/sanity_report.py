@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hematokit import __version__
+from hematokit._version import __version__
 from hematokit.errors import ExplanationError, PluginError
 from hematokit.explanation.data_randomisation import (
     SMALL_TRAINING,

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from hematokit import __version__
+from hematokit._version import __version__
 from hematokit.errors import BusyError, FieldError, HematokitError, ImageError, ServingError
 from hematokit.fields.classifying import model_pixel_size
 from hematokit.fields.detection import make_detector

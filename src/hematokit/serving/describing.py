@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from hematokit import __version__
+from hematokit._version import __version__
 from hematokit.fields.classifying import model_pixel_size
 from hematokit.fields.groups import counting_groups
 from hematokit.reporting.text import RESEARCH_USE

@@ -11,7 +11,7 @@ from typing import Any
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from hematokit import __version__
+from hematokit._version import __version__
 from hematokit.arrays import tensorstore_path
 from hematokit.errors import StoreError
 from hematokit.files import write_json

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from hematokit import __version__
+from hematokit._version import __version__
 from hematokit.arrays import open_array, system_error, tensorstore_path
 from hematokit.errors import StoreError, TaxonomyError
 from hematokit.store import schema

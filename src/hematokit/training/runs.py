@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import yaml
 
-from hematokit import __version__
+from hematokit._version import __version__
 from hematokit.errors import TrainingError
 from hematokit.files import one_line_read_errors, replace_file, write_atomically
 from hematokit.training.config import TrainConfig, declared_settings

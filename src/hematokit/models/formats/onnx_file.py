@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from hematokit import __version__
+from hematokit._version import __version__
 from hematokit.errors import ModelError, describe_error
 from hematokit.files import one_line_write_errors, write_atomically
 from hematokit.models.engines import Engine, is_installed, open_engine

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from hematokit import __version__
+from hematokit._version import __version__
 from hematokit.errors import HematokitError, ModelError
 from hematokit.files import write_atomically
 from hematokit.models.parity import EXPORT_TOLERANCE, measure_parity
