@@ -4,25 +4,6 @@
 starts; no request can load another. Needs the extra ``hematokit[serve]``, imported when first used.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-from hematokit.serving.settings import ServeSettings, is_loopback
-
-if TYPE_CHECKING:
-    from hematokit.serving.app import build_app
-    from hematokit.serving.running import serve
-
-_HOMES = {"build_app": "app", "serve": "running"}
-
-__all__ = ["ServeSettings", "build_app", "is_loopback", "serve"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,13 @@
+from .check_results import CheckResult as CheckResult
+from .classifying import FieldsResult as FieldsResult
+from .classifying import classify as classify
+from .classifying import detect as detect
+from .comparing import RunComparison as RunComparison
+from .comparing import compare as compare
+from .evaluating import evaluate as evaluate
+from .explaining import explain as explain
+from .explaining_field import explain_field as explain_field
+from .exporting import ExportResult as ExportResult
+from .exporting import export as export
+from .faithfulness_report import check_faithfulness as check_faithfulness
+from .sanity_report import check_sanity as check_sanity
