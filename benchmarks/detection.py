@@ -161,7 +161,7 @@ def yolo_boxes(path: Path, height: int, width: int) -> np.ndarray:
 def cases(folder: Path, source: str, part: str, limit: int | None, seed: int) -> Iterator[Case]:
     """Images of a source with their truth."""
     if source.startswith("synthetic"):
-        from hematokit.imaging.synthetic import synthesize_field
+        from hematokit.synthetic import synthesize_field
 
         for number in range(3):
             drawn = synthesize_field(cells=200, seed=seed + number, smear=number)
@@ -199,8 +199,8 @@ def registered(asked: str) -> tuple[str, Detect]:
 
     `asked` is ``NAME``, or ``NAME:OPTION=VALUE,OPTION=VALUE``.
     """
+    from hematokit.detection.windows import make_detector
     from hematokit.errors import HematokitError
-    from hematokit.fields.detection import make_detector
 
     name, _, words = asked.partition(":")
     options = dict(word.partition("=")[::2] for word in words.split(",") if word)

@@ -28,7 +28,7 @@ import torch
 from torch.nn import functional
 
 from common import Clock, base_parser, finish, interleave, machine, say, spread, table, verdict, versions
-from hematokit.builtins.attribution.layers import find_layer
+from hematokit.explanation.gradcam import find_layer
 from hematokit.explanation.running import make_explainer
 from hematokit.models.classifier import Classifier
 from hematokit.models.construction import build_backbone, choose_backbone

@@ -14,7 +14,7 @@ round, once with and once without hematokit's files. The peers' probabilities ar
 nobody is quick by computing something else. Starting and loading models is not timed, nor is the first, cold turn.
 
 Without ``--model`` the network has random weights, which costs the same. Without ``--field`` the field is drawn
-(`hematokit.imaging.synthetic`), with the number of nucleated cells asked for; the detector decides how many it finds.
+(`hematokit.synthetic`), with the number of nucleated cells asked for; the detector decides how many it finds.
 The linear check classifies the same field with its cells taken as often as needed.
 """
 
@@ -163,7 +163,7 @@ def drawn(path: Path, cells: int, seed: int) -> Path:
     """A field as a PNG file."""
     from PIL import Image
 
-    from hematokit.imaging.synthetic import synthesize_field
+    from hematokit.synthetic import synthesize_field
 
     Image.fromarray(synthesize_field(HEIGHT, WIDTH, cells=cells, seed=seed).pixels).save(path, compress_level=4)
     return path
@@ -171,11 +171,11 @@ def drawn(path: Path, cells: int, seed: int) -> Path:
 
 def rest(path: Path, cells: pd.DataFrame, model: Any, folder: Path) -> Turn:
     """Everything but detection, from the file to the files."""
-    from hematokit.fields.classifying import classify_cells
-    from hematokit.fields.exports import write_csv, write_geojson, write_parquet
+    from hematokit.annotations.writing import write_csv, write_geojson, write_parquet
     from hematokit.files import write_atomically
     from hematokit.imaging.fieldfiles import open_field
-    from hematokit.reporting.overlay import draw_overlay
+    from hematokit.models.field_cells import classify_cells
+    from hematokit.reports.overlay import draw_overlay
 
     timed = TimedModel(model)
     laps = Laps()
@@ -251,8 +251,8 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace, threads: int, folder: Path, host: dict[str, Any]) -> None:
     """Prepare everybody, let them take turns, report."""
-    from hematokit.fields.cells import name_cells
-    from hematokit.fields.detection import examine_field, make_detector
+    from hematokit.annotations.cells import name_cells
+    from hematokit.detection.windows import examine_field, make_detector
     from hematokit.imaging.fieldfiles import open_field
     from hematokit.models import find_bundle, load_model
 

@@ -214,7 +214,7 @@ def compose(
     crops: Crops, count: int, overlapping: float, seed: int, number: int
 ) -> tuple[np.ndarray, pd.DataFrame, list[CutOut]]:
     """Return a field's pixels, its truth (label, box, and how it lies) and the cells that were laid down."""
-    from hematokit.imaging.synthetic import synthesize_field
+    from hematokit.synthetic import synthesize_field
 
     random = np.random.default_rng([seed, number])
     look = crops.look(random)
@@ -287,11 +287,10 @@ def main() -> None:
     """Compose, detect, classify, count."""
     arguments = parse()
     from hematokit import load_model
+    from hematokit.detection.windows import examine_field, make_detector, match_cells
     from hematokit.errors import HematokitError
-    from hematokit.fields.classifying import classify_cells, cut_patches
-    from hematokit.fields.detection import examine_field, make_detector
-    from hematokit.fields.matching import match_cells
     from hematokit.imaging.fieldfiles import open_field
+    from hematokit.models.field_cells import classify_cells, cut_patches
 
     folder = more_crops()
     classes = [code.strip() for code in arguments.classes.split(",") if code.strip()]

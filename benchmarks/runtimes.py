@@ -67,9 +67,9 @@ def compiled(model: Any) -> Compute:
 
 def int8(model: Any, calibration: np.ndarray) -> Compute:
     """A quantised file, as the export makes it, its batches side by side as those of the other engines."""
-    from hematokit.models.exporting import onnx_bytes
-    from hematokit.models.onnx_classifier import OnnxClassifier
-    from hematokit.models.quantising import to_int8
+    from hematokit.models.formats.quantising import to_int8
+    from hematokit.models.onnx_graph import onnx_bytes
+    from hematokit.models.runtimes.onnx_classifier import OnnxClassifier
 
     return OnnxClassifier(to_int8(onnx_bytes(model), calibration), model.config).logits
 
@@ -125,7 +125,7 @@ def measure(path: Path, arguments: Any) -> dict[str, Any]:
     """All contestants on one model."""
     from hematokit import load_model
     from hematokit.models.parity import sample_patches
-    from hematokit.reporting.export_crops import ExportCrops
+    from hematokit.pipelines.export import ExportCrops
 
     model = load_model(path, "cpu", runtime="torch")
     crops = ExportCrops.find(model, arguments.store)

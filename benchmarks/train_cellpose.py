@@ -46,7 +46,7 @@ def gather(folder: Path, drawn: int, seed: int) -> tuple[list[np.ndarray], list[
     from cellpose.dynamics import labels_to_flows
     from hematokit_cellpose.flows import network_input
 
-    from hematokit.imaging.synthetic import synthesize_field
+    from hematokit.synthetic import synthesize_field
 
     examples = [(case.pixels(), case.boxes) for case in cases(folder, "bccd", "tuning", None, seed)]
     if not examples:

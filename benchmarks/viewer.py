@@ -25,7 +25,7 @@ SIDE = 40
 
 def make_cells(count: int, seed: int, first: int = 0) -> pd.DataFrame:
     """Return a classified cells table of `count` cells, spread as closely as in a full field."""
-    from hematokit.fields.cells import name_cells
+    from hematokit.annotations.cells import name_cells
     from hematokit.taxonomy import MATEK_21
 
     random = np.random.default_rng([seed, first])
@@ -73,7 +73,7 @@ class Screen:
         self.draw()
 
     def as_cells(self, cells: pd.DataFrame) -> Any:
-        from hematokit.fields.review import Review
+        from hematokit.review.session import Review
         from hematokit.taxonomy import MATEK_21
         from napari_hematonet.cells_layer import add_cells_layer
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from PIL import Image
 
 import hematokit
-from hematokit.imaging.synthetic import write_sample
+from hematokit.pipelines.train import train
 from hematokit.store import import_crops, split_store
-from hematokit.training import train
+from hematokit.synthetic import write_sample
 
 STATIC = Path(__file__).resolve().parent / "_static"
 CLASSES = ("BLA", "PMO", "NGS", "EOS", "EBO", "LYT", "PLM", "MON")

@@ -151,7 +151,7 @@ def correct(viewer: napari.Viewer, layer: Any) -> None:
 
 def classify_folder(viewer: napari.Viewer, model: str) -> None:
     """Two small fields from a folder."""
-    from hematokit.imaging.synthetic import PIXEL_SIZE_UM, synthesize_field
+    from hematokit.synthetic import PIXEL_SIZE_UM, synthesize_field
 
     per_inch = 25_400 / PIXEL_SIZE_UM
     fields = WORK / "fields"

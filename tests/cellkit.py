@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from hematokit.fields.cells import name_cells
+from hematokit.annotations.cells import name_cells
 from hematokit.taxonomy import MATEK_21, Taxonomy
 
 

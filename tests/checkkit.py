@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hematokit.models.classifier import Classifier
-from hematokit.specs import InputSpec
+from hematokit.plugins.specs import InputSpec
 from hematokit.taxonomy import CellClass, Taxonomy
 
 SIDE = 24

@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-from hematokit.imaging.synthetic import PIXEL_SIZE_UM
+from hematokit.pipelines.train import train
 from hematokit.store import import_crops, set_pixel_size, split_store
-from hematokit.training import train
+from hematokit.synthetic import PIXEL_SIZE_UM
 from tinykit import TINY, write_crops
 
 # The same examples in every run, so that luck decides nothing; HYPOTHESIS_PROFILE=explore looks further.

@@ -12,7 +12,7 @@ import torch
 
 from hematokit.models import Classifier, choose_backbone, load_model, save_bundle
 from hematokit.models.construction import build_backbone
-from hematokit.specs import InputSpec
+from hematokit.plugins.specs import InputSpec
 from hematokit.taxonomy import MATEK_21
 
 Patches = npt.NDArray[np.uint8]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hematokit.registry import load_plugins
+from hematokit.plugins import load_plugins
 
 PROJECT = """
 [build-system]

@@ -26,13 +26,12 @@ from PIL import Image
 
 import hematokit
 import hematokit.training
-from hematokit import hookspecs
 from hematokit.cli.main import VERBS, main
-from hematokit.imaging.synthetic import synthesize_field
+from hematokit.conformance.checking import rules_of
 from hematokit.models.construction import choose_backbone
-from hematokit.plugin_kit.checking import rules_of
-from hematokit.registry import load_plugins
+from hematokit.plugins import hookspecs, load_plugins
 from hematokit.store import open_store
+from hematokit.synthetic import synthesize_field
 from hematokit.training.augmenting import make_augmenters
 from hematokit.training.config import TrainConfig, make_config
 from hematokit.training.data import select_cells

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import hematokit
-from hematokit.fields.job import file_stamp
-from hematokit.fields.results import find_model_of, open_results
-from hematokit.fields.review import Review
+from hematokit.pipelines.field_job import file_stamp
+from hematokit.results.reading import find_model_of, open_results
+from hematokit.review.session import Review
 from hematokit.store import split_store, verify_store
 
 EARLIER = Path(__file__).resolve().parent / "earlier"

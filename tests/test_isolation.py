@@ -12,10 +12,10 @@ from PIL import Image
 
 from hematokit import __version__, explain_cells, load_model, open_field
 from hematokit.cli.main import main
+from hematokit.detection.windows import detect_cells, make_detector
 from hematokit.errors import PluginError
-from hematokit.fields.detection import detect_cells, make_detector
-from hematokit.isolation import TookTooLongError, call_with_limit, time_limit
-from hematokit.registry import PluginRegistry, load_plugins
+from hematokit.plugins import PluginRegistry, load_plugins
+from hematokit.plugins.isolation import TookTooLongError, call_with_limit, time_limit
 from pluginkit import pip_install, plugins_in_this_process, run_hematokit, write_package
 from tinykit import TINY
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hematokit.annotations.writing import read_parquet, write_parquet
 from hematokit.errors import FieldError, HematokitError
 from hematokit.evaluation.files import read_predictions
-from hematokit.fields.exports import read_parquet, write_parquet
 from hematokit.parquet import table_bytes
 from hematokit.store import create_store, open_store, verify_store
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from hematokit.errors import PluginError
-from hematokit.registry import PluginRegistry
-from hematokit.specs import AugmenterSpec, BackboneSpec, Option, PathKind
+from hematokit.plugins import PluginRegistry
+from hematokit.plugins.specs import AugmenterSpec, BackboneSpec, Option, PathKind
 from pluginkit import pip_install, run_hematokit, write_package
 
 GOOD = """
 import hematokit
-from hematokit.specs import AugmenterSpec, BackboneSpec, InputSpec, Option, Variant
+from hematokit.plugins.specs import AugmenterSpec, BackboneSpec, InputSpec, Option, Variant
 
 def build(model, *, num_classes, input_size, pretrained, width):
     import torch
@@ -46,7 +46,7 @@ def register_commands(app):
 BROKEN_IMPORT = "import a_module_that_does_not_exist\n"
 BROKEN_REGISTRATION = """
 import hematokit
-from hematokit.specs import AugmenterSpec
+from hematokit.plugins.specs import AugmenterSpec
 @hematokit.hookimpl
 def register_augmenters(register):
     register(AugmenterSpec("half", "Registered before the failure", lambda: None))
@@ -54,7 +54,7 @@ def register_augmenters(register):
 """
 TAKEN_NAME = """
 import hematokit
-from hematokit.specs import AugmenterSpec
+from hematokit.plugins.specs import AugmenterSpec
 @hematokit.hookimpl
 def register_augmenters(register):
     register(AugmenterSpec("flips", "Takes a name that exists", lambda: None))

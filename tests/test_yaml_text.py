@@ -13,13 +13,13 @@ from PIL import Image
 
 import hematokit
 from hematokit import DetectorSpec, Option, load_plugins
+from hematokit.annotations import load_class_map, read_class_names
 from hematokit.cli.main import main
 from hematokit.errors import FieldError, HematokitError, TaxonomyError, TrainingError
-from hematokit.fields.known import load_class_map, read_class_names
-from hematokit.registry import PluginInfo
+from hematokit.pipelines.train import train
+from hematokit.plugins import PluginInfo
 from hematokit.taxonomy import MATEK_21, load_taxonomy
-from hematokit.training import load_settings, train
-from hematokit.training.config import make_config, parse_assignments
+from hematokit.training.config import load_settings, make_config, parse_assignments
 from hematokit.training.runs import RunFolder
 from tinykit import TINY
 

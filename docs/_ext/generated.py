@@ -55,7 +55,7 @@ def settings_reference() -> str:
     """All fields of `TrainConfig`: type, limits, default, option of ``hematokit train``, meaning."""
     from pydantic_core import PydanticUndefined
 
-    from hematokit.training import TrainConfig
+    from hematokit.training.config import TrainConfig
 
     train = next(command for name, command in commands() if name == "hematokit train")
     options = {parameter.name.rstrip("_"): parameter for parameter in train.params}
@@ -83,7 +83,7 @@ def settings_reference() -> str:
 
 def plugin_reference() -> str:
     """What the built-in plugins provide, with variants and options."""
-    from hematokit.registry import load_plugins
+    from hematokit.plugins import load_plugins
 
     registry = load_plugins()
     parts = ["## Backbones\n"]
@@ -106,12 +106,12 @@ def plugin_reference() -> str:
 
 def hooks_reference() -> str:
     """Each hook with the spec that it registers and the rules of its kind; then what specs are made of."""
-    from hematokit import hookspecs, specs
-    from hematokit.plugin_kit.checking import rules_of
-    from hematokit.plugin_kit.spec_rules import PACKAGE_RULES
+    from hematokit.conformance.checking import rules_of
+    from hematokit.conformance.specs import PACKAGE_RULES
+    from hematokit.plugins import hookspecs, specs
 
     head = ("rule", "what it asks for")
-    parts = [f"Version of the hooks: **{hookspecs.HOOKS}** (`hematokit.hookspecs.HOOKS`).\n"]
+    parts = [f"Version of the hooks: **{hookspecs.HOOKS}** (`hematokit.plugins.hookspecs.HOOKS`).\n"]
     for name, hook in vars(hookspecs).items():
         if not hasattr(hook, f"{hookspecs.PROJECT}_spec"):
             continue

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hematokit.errors import HematokitError, ImageError, StoreError, describe_error
-from hematokit.fields.results import FieldResult, Results, find_model_of, is_results_folder, open_results
-from hematokit.fields.review import Review, whole_taxonomy
 from hematokit.imaging.fieldfiles import Field, file_orientation, open_field
 from hematokit.imaging.reading import printable
+from hematokit.results.reading import FieldResult, Results, find_model_of, is_results_folder, open_results
+from hematokit.review.session import Review, whole_taxonomy
 from hematokit.store.corrections import CORRECTIONS_FILE
 from napari_hematonet._settings import reviewer
 from napari_hematonet.cells_layer import cells_layer_data, watch_current_viewer, watch_layers
@@ -101,7 +101,7 @@ def results_layers(path: Path) -> list[LayerData]:
     Raises
     ------
     FieldError
-        As `hematokit.fields.results.open_results`.
+        As `hematokit.results.reading.open_results`.
     """
     results = open_results(path)
     _tell_of_more(results.path, [field.field_id for field in results.fields])

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
-from hematokit.fields.cells import name_cells
-from hematokit.fields.review import Review
+from hematokit.annotations.cells import name_cells
 from hematokit.imaging.fieldfiles import Field
-from hematokit.imaging.fieldfiles.levels import ArrayLevel, Source
+from hematokit.imaging.fieldfiles.field import ArrayLevel, Source
 from hematokit.imaging.fieldfiles.pixelsize import PixelSize
-from hematokit.imaging.synthetic import PIXEL_SIZE_UM, SyntheticField, synthesize_field
+from hematokit.review.session import Review
+from hematokit.synthetic import PIXEL_SIZE_UM, SyntheticField, synthesize_field
 from hematokit.taxonomy import MATEK_21
 from napari_hematonet.cells_layer import cells_layer_data, watch_current_viewer
 from napari_hematonet.state import FieldState

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
-from hematokit.fields.review import Review, whole_taxonomy
+from hematokit.review.session import Review, whole_taxonomy
 from napari_hematonet._settings import reviewer
 from napari_hematonet.cells_layer import add_cells_layer
 from napari_hematonet.later import later

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import napari
     from napari.layers import Layer, Points
 
-    from hematokit.fields.review import Review
+    from hematokit.review.session import Review
     from hematokit.taxonomy import Taxonomy
 
 __all__ = [

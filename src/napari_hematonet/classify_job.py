@@ -17,7 +17,7 @@ from napari_hematonet.background import Background, Note
 if TYPE_CHECKING:
     import pandas as pd
 
-    from hematokit.fields.detection import Examination
+    from hematokit.detection.windows import Examination
     from hematokit.imaging.fieldfiles import Field
 
 __all__ = [
@@ -127,10 +127,10 @@ def classify_steps(request: ClassifyRequest, background: Background) -> Iterator
     Raises
     ------
     HematokitError
-        Of any kind, as `hematokit.load_model` and `hematokit.fields.live.classify_live` raise them.
+        Of any kind, as `hematokit.load_model` and `hematokit.pipelines.live.classify_live` raise them.
     """
-    from hematokit.fields.detection import Examination, make_detector
-    from hematokit.fields.live import classify_live
+    from hematokit.detection.windows import Examination, make_detector
+    from hematokit.pipelines.live import classify_live
 
     notes: list[Note | Moved] = []
 
@@ -176,7 +176,7 @@ def _journal(request: ClassifyRequest, note: Callable[[str], None]) -> tuple[Pat
     StoreError
         If the file is damaged: said before the work, not when the first correction cannot be saved.
     """
-    from hematokit.fields.journals import journal_of
+    from hematokit.review.journal import journal_of
     from hematokit.store.corrections import read_corrections, standing_corrections
 
     try:
@@ -220,9 +220,9 @@ def get_model(
         As `hematokit.models.cached_model`.
     """
     keep_triton_out()
-    from hematokit.fields.live import is_out_of_memory
     from hematokit.models import cached_model
     from hematokit.models.bundle import is_onnx
+    from hematokit.pipelines.live import is_out_of_memory
 
     if runtime == "torch" and is_onnx(path):
         runtime = "auto"
@@ -241,7 +241,7 @@ def runtime_choices() -> list[tuple[str, str]]:
 
     The others compute on the CPU, from a file that is exported at the first use.
     """
-    from hematokit.models.engines import ENGINES, is_installed
+    from hematokit.models.runtimes.engines import ENGINES, is_installed
 
     others = [engine for engine in ENGINES if is_installed(engine)]
     words = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
@@ -275,8 +275,6 @@ def warm_up() -> Iterator[object]:
         import timm  # noqa: F401
         import torch
 
-        import hematokit.fields.live
-        import hematokit.models.classifier  # noqa: F401
         from hematokit.models import resolve_device
 
     gpus = [(f"cuda:{n}", f"GPU {n}: {torch.cuda.get_device_name(n)}") for n in range(torch.cuda.device_count())]

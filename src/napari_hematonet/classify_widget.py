@@ -11,9 +11,9 @@ from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
 from hematokit.errors import HematokitError
-from hematokit.fields.naming import safe_name
+from hematokit.imaging.fieldfiles.opening import safe_name
 from hematokit.imaging.reading import printable
-from hematokit.registry import load_plugins
+from hematokit.plugins import load_plugins
 from napari_hematonet._settings import setting
 from napari_hematonet.background import Background, Failed, Note
 from napari_hematonet.cells_coming import ComingCells
@@ -41,7 +41,7 @@ from napari_hematonet.warm_drawing import warm_drawing
 if TYPE_CHECKING:
     import napari
 
-    from hematokit.fields.detection import Examination
+    from hematokit.detection.windows import Examination
 
 __all__ = ["ClassifyWidget"]
 

@@ -23,7 +23,7 @@ _SETTLED: Final = 5.0
 
 def demo_folder() -> Path:
     """Where the demonstration is kept; need not exist."""
-    from hematokit.models.runtimes import cache_folder
+    from hematokit.models.runtimes.choosing import cache_folder
 
     return cache_folder() / "demo"
 
@@ -52,12 +52,12 @@ def make_demo_model(background: Background, device: str = "auto") -> Iterator[ob
     Raises
     ------
     HematokitError
-        As `hematokit.demo.train_demo`.
+        As `hematokit.pipelines.demo.train_demo`.
     """
     made = find_demo_model()
     if made is None:
         keep_triton_out()
-        from hematokit.demo import train_demo
+        from hematokit.pipelines.demo import train_demo
 
         going = _Going(background)
         made = train_demo(demo_folder(), device=device, progress=going.tell, step=going.begin)

@@ -22,9 +22,9 @@ from qtpy.QtWidgets import (
 )
 
 from hematokit.errors import FieldError
-from hematokit.fields.results import open_results
 from hematokit.imaging.reading import printable
-from hematokit.registry import load_plugins
+from hematokit.plugins import load_plugins
+from hematokit.results.reading import open_results
 from napari_hematonet._libraries import keep_triton_out
 from napari_hematonet._readers import add_to_viewer, results_layers
 from napari_hematonet._settings import setting
@@ -37,7 +37,7 @@ from napari_hematonet.state import guarded, notify
 if TYPE_CHECKING:
     import napari
 
-    from hematokit.reporting import FieldsResult
+    from hematokit.pipelines.classify import FieldsResult
 
 __all__ = ["FolderWidget"]
 
@@ -298,7 +298,7 @@ def _classify(
     job: Background, folder: Path, model: str, output: Path, options: dict[str, Any]
 ) -> Iterator[FieldsResult]:
     keep_triton_out()
-    from hematokit.reporting import classify
+    from hematokit.pipelines.classify import classify
 
     yield classify([folder], model, output, progress=job.tell, **options)
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from hematokit.errors import HematokitError, ImageError
 from hematokit.imaging.fieldfiles import Field, field_name, file_orientation, open_field
-from hematokit.imaging.fieldfiles.levels import Source, drop_alpha
+from hematokit.imaging.fieldfiles.field import Source, drop_alpha
 from hematokit.imaging.fieldfiles.pixelsize import PixelSize, check_given, from_lengths, nothing
 from hematokit.imaging.geometry import Box, to_napari
 from hematokit.imaging.reading import printable

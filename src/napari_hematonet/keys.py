@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import napari
     from napari.layers import Points
 
-    from hematokit.fields.review import Review
+    from hematokit.review.session import Review
 
 __all__ = ["QUEUE_KEY", "Keys", "go_on", "queue_of", "step_keys", "usable_key"]
 

@@ -15,8 +15,8 @@ from hematokit.files import one_line_write_errors, write_atomically, write_json
 from hematokit.imaging.reading import printable
 
 if TYPE_CHECKING:
-    from hematokit.fields.review import Review
-    from hematokit.fields.summary import Ratio, Share, Summary
+    from hematokit.differential.summary import Ratio, Share, Summary
+    from hematokit.review.session import Review
     from hematokit.taxonomy import Taxonomy
 
 __all__ = ["COLUMNS", "Counted", "as_text", "headline", "row_texts", "write_differential"]
@@ -69,8 +69,8 @@ class Counted:
         A review never changes the table that it has shown once as its ``cells``, so that this may be done in another
         thread.
         """
-        from hematokit.fields.review_table import count_by_class, summarize
-        from hematokit.fields.tallies import called_classes
+        from hematokit.differential.counts import called_classes
+        from hematokit.review.table import count_by_class, summarize
 
         summary = summarize(cells, taxonomy, unsure_below)
         shown = pd.Series(called_classes(cells), index=cells.index)
@@ -126,7 +126,7 @@ def write_differential(review: Review, path: str | Path) -> None:
     FieldError
         If the ending is another, or the file cannot be written; an old file then stays.
     """
-    from hematokit.fields.exports import csv_text
+    from hematokit.annotations.writing import csv_text
 
     path = Path(path)
     ending = path.suffix.lower()

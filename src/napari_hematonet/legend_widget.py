@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import napari
     from napari.layers import Points
 
-    from hematokit.fields.review import Review
+    from hematokit.review.session import Review
     from hematokit.taxonomy import Taxonomy
 
 __all__ = ["LegendWidget"]

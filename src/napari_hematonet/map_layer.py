@@ -29,7 +29,7 @@ def _colormap() -> Any:
     """The heat of the reports, clear where the map says nothing, so that the cell stays to be seen."""
     from napari.utils.colormaps import Colormap
 
-    from hematokit.reporting.attribution_figures import HEAT
+    from hematokit.reports.attributions import HEAT
 
     shares = np.linspace(0.0, 1.0, 64)
     colours = HEAT(shares)

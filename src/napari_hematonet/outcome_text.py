@@ -10,7 +10,7 @@ from napari_hematonet.state import state_of
 if TYPE_CHECKING:
     from napari.layers import Points
 
-    from hematokit.fields.detection import Examination
+    from hematokit.detection.windows import Examination
     from napari_hematonet.classify_job import ClassifyRequest
 
 __all__ = ["cell_words", "cells_words", "nothing_words"]
@@ -65,7 +65,7 @@ def cells_words(layer: Points, count: int, examination: Examination | None) -> s
     if state is None or state.field is None:
         return said
     if state.classifier is not None:
-        from hematokit.fields.classifying import model_pixel_size, scale_warnings
+        from hematokit.models.field_cells import model_pixel_size, scale_warnings
 
         warnings = scale_warnings(
             model_pixel_size(state.classifier, state.model_pixel_size_um),

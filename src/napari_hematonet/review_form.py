@@ -8,7 +8,7 @@ from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout
 
-from hematokit.fields.review import QUEUE_ORDERS
+from hematokit.review.session import QUEUE_ORDERS
 from napari_hematonet.class_list import ClassList
 from napari_hematonet.docks import join_docks
 from napari_hematonet.following import FollowingDock

@@ -45,7 +45,7 @@ def classified_cell(state: FieldState, y: float, x: float) -> Iterator[Added]:
     ModelError
         If the model cannot be loaded.
     """
-    from hematokit.fields.one_cell import classify_one
+    from hematokit.pipelines.classify_one import classify_one
     from napari_hematonet.classify_job import get_model
 
     if state.field is None:
@@ -73,9 +73,9 @@ def stored_cells(state: FieldState, store: Path, tell: Progress) -> Iterator[Sto
     Raises
     ------
     FieldError, ImageError, StoreError
-        As `hematokit.fields.corrected.store_corrected`.
+        As `hematokit.pipelines.store_corrected.store_corrected`.
     """
-    from hematokit.fields.corrected import store_corrected
+    from hematokit.pipelines.store_corrected import store_corrected
 
     if state.field is None:
         raise FieldError("the image of these cells is not there; open the image again")

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import napari
     from napari.layers import Layer, Points
 
-    from hematokit.fields.review import Review
     from hematokit.imaging.fieldfiles import Field
+    from hematokit.review.session import Review
 
 __all__ = [
     "METADATA_KEY",

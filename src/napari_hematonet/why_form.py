@@ -28,7 +28,7 @@ class WhyForm(FollowingDock):
 
     def __init__(self) -> None:
         super().__init__()
-        from hematokit.registry import load_plugins
+        from hematokit.plugins import load_plugins
 
         explainers = load_plugins().explainers
         names = explainers.names()

@@ -234,7 +234,7 @@ def _stopper(running: list[Background]) -> Callable[..., None]:
 def _work(job: WhyJob, request: Request, background: Background) -> Iterator[object]:
     keep_triton_out()
     from hematokit.explanation.at_cells import cell_crop, explain_at, joined_map
-    from hematokit.reporting.attribution_figures import map_picture
+    from hematokit.reports.attributions import map_picture
 
     started = time.monotonic()
     state = request.state

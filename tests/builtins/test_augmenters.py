@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hematokit.builtins.augmenters import HematonetAugmenter
 from hematokit.errors import PluginError
-from hematokit.registry import load_plugins
+from hematokit.plugins import load_plugins
+from hematokit.training.augmenters import HematonetAugmenter
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -14,8 +14,8 @@ from torch.nn import functional
 from hematokit.errors import PluginError
 from hematokit.models.classifier import Classifier
 from hematokit.models.construction import build_backbone, choose_backbone
-from hematokit.registry import load_plugins
-from hematokit.specs import InputSpec
+from hematokit.plugins import load_plugins
+from hematokit.plugins.specs import InputSpec
 from hematokit.taxonomy import CellClass, Taxonomy
 
 CLASSES = 4

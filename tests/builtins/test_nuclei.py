@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
-from hematokit.fields.cells import DETECTION_COLUMNS
-from hematokit.fields.known import ClassNames, read_known_cells
-from hematokit.fields.matching import match_cells
+from hematokit.annotations import ClassNames, read_known_cells
+from hematokit.annotations.cells import DETECTION_COLUMNS
+from hematokit.detection.windows import match_cells
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import Box
 from hematokit.imaging.reading import read_rgb
-from hematokit.imaging.synthetic import PIXEL_SIZE_UM, SyntheticField, synthesize_field
-from hematokit.registry import load_plugins
+from hematokit.plugins import load_plugins
+from hematokit.synthetic import PIXEL_SIZE_UM, SyntheticField, synthesize_field
 from hematokit.taxonomy import MATEK_21
 
 BACKGROUND, RED_CELL, NUCLEUS, CYTOPLASM = (232, 228, 222), (205, 170, 165), (85, 45, 140), (205, 185, 220)

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from scipy import ndimage
 
-from hematokit.builtins.nuclei import NucleusDetector
+from hematokit.detection.nuclei import NucleusDetector
 
 PX = 10  # pixels per micrometre of the drawings
 

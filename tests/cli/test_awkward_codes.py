@@ -14,10 +14,10 @@ import yaml
 from PIL import Image
 
 import hematokit
+from hematokit.annotations.writing import read_parquet
 from hematokit.cli.main import main
-from hematokit.fields.exports import read_parquet
-from hematokit.fields.review import Review
-from hematokit.imaging.synthetic import synthesize_field
+from hematokit.review.session import Review
+from hematokit.synthetic import synthesize_field
 from servingkit import command, running
 from tinykit import TINY, write_crops
 

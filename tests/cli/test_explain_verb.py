@@ -18,10 +18,10 @@ from hematokit.cli.main import main
 from hematokit.errors import ExplanationError
 from hematokit.explanation.running import explain_cells
 from hematokit.models import load_model
-from hematokit.registry import PluginInfo, load_plugins
-from hematokit.reporting.explaining import explain
-from hematokit.reporting.explaining_field import explain_field
-from hematokit.specs import DetectorSpec
+from hematokit.pipelines.explain import explain
+from hematokit.pipelines.explain_field import explain_field
+from hematokit.plugins import PluginInfo, load_plugins
+from hematokit.plugins.specs import DetectorSpec
 from hematokit.store import open_store
 from tinykit import write_crops
 

@@ -21,8 +21,8 @@ from PIL import Image
 import hematokit
 from formatkit import build_model
 from hematokit.cli.main import main
-from hematokit.reporting import exporting
-from hematokit.reporting.exporting import FORMATS
+from hematokit.pipelines import export as exporting
+from hematokit.pipelines.export import FORMATS
 from pluginkit import pip_install, plugins_in_this_process, write_package
 from tinykit import seal_bundle
 
@@ -261,7 +261,7 @@ def test_killed_while_exporting(tiny_run: Path, tmp_path: Path) -> None:
     """No file of that name is there, and the next export makes it."""
     target = tmp_path / "tiny.onnx"
     code = (
-        "import os, signal, sys; from hematokit.reporting import export\n"
+        "import os, signal, sys; from hematokit.pipelines import export\n"
         "def log(text):\n"
         "    if text.startswith('comparing'): os.kill(os.getpid(), signal.SIGKILL)\n"
         "export(sys.argv[1], sys.argv[2], log=log)"
@@ -292,7 +292,7 @@ def test_a_bundle_of_a_plugin_that_is_not_installed(
 
 ODD_BACKBONE = """
 import hematokit
-from hematokit.specs import BackboneSpec, InputSpec, Variant
+from hematokit.plugins.specs import BackboneSpec, InputSpec, Variant
 
 def build(model, *, num_classes, input_size, pretrained):
     import torch
@@ -366,7 +366,7 @@ def test_files_that_classify_cannot_take(tiny_run: Path, tmp_path: Path, capsys:
 def test_killed_while_writing_a_folder(tiny_run: Path, tmp_path: Path, format: str) -> None:
     target = tmp_path / "folder"
     code = (
-        "import os, signal, sys; from hematokit.reporting import export\n"
+        "import os, signal, sys; from hematokit.pipelines import export\n"
         "def log(text):\n"
         "    if text.startswith('comparing'): os.kill(os.getpid(), signal.SIGKILL)\n"
         "export(sys.argv[1], sys.argv[2], format=sys.argv[3], pixel_size_um=0.1, log=log)"

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from hematokit.cli.main import main
-from hematokit.fields.matching import match_cells
-from hematokit.imaging.synthetic import PIXEL_SIZE_UM, SyntheticField, synthesize_field
+from hematokit.detection.windows import match_cells
+from hematokit.synthetic import PIXEL_SIZE_UM, SyntheticField, synthesize_field
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from hematokit.cli.main import main
-from hematokit.imaging.synthetic import synthesize_field
+from hematokit.synthetic import synthesize_field
 from tinykit import write_crops
 
 Write = Callable[[str], str]

@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from hematokit.evaluation.calibration import (
-    calibrate,
-    expected_calibration_error,
-    fit_temperature,
-    reliability_bins,
-)
+from hematokit.evaluation.calibration import calibrate, expected_calibration_error, fit_temperature, reliability_bins
 
 
 def honest_logits(n: int = 4000, classes: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -18,8 +18,8 @@ from hematokit.cli.main import main
 from hematokit.errors import EvaluationError, ModelError
 from hematokit.evaluation.evaluate import evaluate_images, evaluate_store
 from hematokit.evaluation.files import read_predictions, write_evaluation
-from hematokit.imaging.synthetic import PIXEL_SIZE_UM
 from hematokit.store import create_store, import_crops, open_store, set_pixel_size, split_store
+from hematokit.synthetic import PIXEL_SIZE_UM
 from hematokit.taxonomy import MATEK_21, CellClass, Taxonomy
 from tinykit import COLOURS, write_crops
 

@@ -14,12 +14,12 @@ from PIL import Image
 
 from hematokit.errors import ExplanationError, ModelError
 from hematokit.explanation.at_cells import ExplainedCell, class_scores, explain_at, explainable, joined_map
-from hematokit.explanation.placing import maps_to_patch
+from hematokit.explanation.field_map import maps_to_patch
 from hematokit.explanation.running import NamedExplainer, explain_cells, make_explainer
-from hematokit.fields.classifying import cut_patches
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import Box, patch_box
 from hematokit.models import load_model
+from hematokit.models.field_cells import cut_patches
 from hematokit.models.parity import sample_patches
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from hematokit.errors import ExplanationError
-from hematokit.explanation.doubt import doubtful_cells, leading_classes
+from hematokit.explanation.folder import doubtful_cells, leading_classes
 
 CODES = ("BLA", "LYT", "MON")
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkkit import SIDE, linear_classifier, noise_images
-from hematokit.explanation.faithfulness import (
+from hematokit.explanation.checks.faithfulness import (
     BASELINES,
     CENTRED,
     baseline_maps,

@@ -10,8 +10,8 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hematokit.explanation import field_saliency
-from hematokit.explanation.field_saliency import blend_weights, cell_boxes, read_layer, shrink_layer, write_layer
+from hematokit.explanation import field_map as field_saliency
+from hematokit.explanation.field_map import blend_weights, cell_boxes, read_layer, shrink_layer, write_layer
 
 
 def expected_layer(height: int, width: int, side: int, centres: np.ndarray, maps: np.ndarray) -> np.ndarray:

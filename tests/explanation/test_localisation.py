@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hematokit.explanation.faithfulness import CENTRED, centred_gaussian
-from hematokit.explanation.localisation import CellMasks, evidence, find_cell_masks, localisation
-from hematokit.specs import InputSpec
+from hematokit.explanation.checks.faithfulness import CENTRED, centred_gaussian
+from hematokit.explanation.checks.localisation import CellMasks, evidence, find_cell_masks, localisation
+from hematokit.plugins.specs import InputSpec
 
 SIDE = 40
 LABELS = ["BLA", "BLA", "LYT", "LYT"]
@@ -130,7 +130,7 @@ def test_a_nucleus_at_the_edge_is_not_the_cell_of_the_patch() -> None:
 
 
 def test_nuclei_of_real_cells_lie_in_the_middle(real_data: Path) -> None:
-    detectors = pytest.importorskip("hematokit.registry").load_plugins().detectors
+    detectors = pytest.importorskip("hematokit.plugins").load_plugins().detectors
     if "nuclei" not in detectors:
         pytest.skip("no detector of nuclei is registered")
     files = sorted((real_data / "matek_bm8" / "LYT").glob("*.jpg"))[:8]

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hematokit.explanation.placing import maps_to_patch
+from hematokit.explanation.field_map import maps_to_patch
 from hematokit.models.classifier import fit_to_input, input_region
-from hematokit.specs import Fit, InputSpec
+from hematokit.plugins.specs import Fit, InputSpec
 
 
 @given(

@@ -11,16 +11,21 @@ import torch
 
 from checkkit import SIDE, Fixed, InputGradient, linear_classifier, noise_images, staged_classifier
 from hematokit.errors import PluginError
-from hematokit.explanation.blocks import network_blocks, randomise_block, refit_norms
-from hematokit.explanation.data_randomisation import (
+from hematokit.explanation.checks.data_randomisation import (
     Trained,
     Twins,
     data_randomisation,
     shuffled_labels,
     train_twins,
 )
-from hematokit.explanation.faithfulness import centred_gaussian
-from hematokit.explanation.sanity import EdgeDetector, parameter_randomisation
+from hematokit.explanation.checks.faithfulness import centred_gaussian
+from hematokit.explanation.checks.sanity import (
+    EdgeDetector,
+    network_blocks,
+    parameter_randomisation,
+    randomise_block,
+    refit_norms,
+)
 from hematokit.store import open_store
 from tinykit import TINY
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity as reference_ssim
 
-from hematokit.explanation.similarity import (
+from hematokit.explanation.checks.similarity import (
     bootstrapped_mean,
     has_signs,
     normalised,

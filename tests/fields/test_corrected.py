@@ -11,19 +11,19 @@ import pytest
 from PIL import Image
 
 from hematokit import set_smears
+from hematokit.annotations.cells import name_cells
+from hematokit.detection.windows import detect_cells, make_detector
 from hematokit.errors import FieldError, ImageError
 from hematokit.evaluation.evaluate import evaluate_store
-from hematokit.fields.cells import name_cells
-from hematokit.fields.classifying import classify_cells
-from hematokit.fields.corrected import store_corrected
-from hematokit.fields.detection import detect_cells, make_detector
-from hematokit.fields.one_cell import classify_one, usual_side
-from hematokit.fields.review import Review
-from hematokit.fields.tiling import tile_fields
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import cut_patch, patch_box
 from hematokit.models import Classifier, load_model
-from hematokit.reporting import classify
+from hematokit.models.field_cells import classify_cells
+from hematokit.pipelines.classify import classify
+from hematokit.pipelines.classify_one import classify_one, usual_side
+from hematokit.pipelines.store_corrected import store_corrected
+from hematokit.pipelines.tile import tile_fields
+from hematokit.review.session import Review
 from hematokit.store import open_store, open_stored_field, set_pixel_size, split_store, verify_store
 from hematokit.store.corrections import CORRECTIONS_FILE, Correction, append_corrections, new_edit, utc_now
 from hematokit.taxonomy import MATEK_21

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
+from hematokit.annotations.cells import DETECTION_COLUMNS, check_detections, name_cells
+from hematokit.detection.windows import NamedDetector, detect_cells, examine_field, make_detector
 from hematokit.errors import PluginError
-from hematokit.fields.cells import DETECTION_COLUMNS, check_detections, name_cells
-from hematokit.fields.detection import NamedDetector, detect_cells, examine_field, make_detector
 from hematokit.imaging.geometry import Box
 
 

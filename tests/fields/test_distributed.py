@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from hematokit.errors import FieldError, HematokitError
-from hematokit.fields.folder import ResultsFolder, run_fields
-from hematokit.fields.job import FieldJob
-from hematokit.imaging.synthetic import synthesize_field
+from hematokit.pipelines.field_job import FieldJob
+from hematokit.results.folder import ResultsFolder, run_fields
+from hematokit.synthetic import synthesize_field
 from tinykit import seal_bundle
 
 distributed = pytest.importorskip("distributed")

@@ -14,10 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hematokit.annotations.cells import empty_detections, name_cells
+from hematokit.annotations.writing import are_simple, csv_text, read_parquet, write_csv, write_geojson, write_parquet
 from hematokit.errors import FieldError
-from hematokit.fields.cells import empty_detections, name_cells
-from hematokit.fields.exports import csv_text, read_parquet, write_csv, write_geojson, write_parquet
-from hematokit.fields.polygons import are_simple
 from hematokit.taxonomy import MATEK_21
 
 geometry = pytest.importorskip("shapely.geometry")

@@ -22,11 +22,11 @@ from PIL import Image
 import hematokit
 from hematokit.cli.main import main
 from hematokit.errors import FieldError, ImageError, PluginError
-from hematokit.fields.folder import ResultsFolder, outcome_table, read_predictions, run_fields
-from hematokit.fields.job import FieldJob
-from hematokit.fields.results import find_model_of, open_results
-from hematokit.fields.review import Review
-from hematokit.imaging.synthetic import synthesize_field
+from hematokit.pipelines.field_job import FieldJob
+from hematokit.results.folder import ResultsFolder, outcome_table, read_predictions, run_fields
+from hematokit.results.reading import find_model_of, open_results
+from hematokit.review.session import Review
+from hematokit.synthetic import synthesize_field
 from pluginkit import run_hematokit
 
 
@@ -166,7 +166,7 @@ def test_the_progress_callback_can_stop_the_work_and_it_goes_on_later(fields: Pa
 def test_a_field_of_many_windows_says_how_far_it_is_and_can_be_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import hematokit.fields.detection as detection
+    import hematokit.detection.windows as detection
 
     Image.fromarray(synthesize_field(300, 700, cells=4, seed=2).pixels).save(tmp_path / "wide.png")
     monkeypatch.setattr(detection, "WINDOW_SIDE", 300)
@@ -187,8 +187,8 @@ def test_a_field_of_many_windows_says_how_far_it_is_and_can_be_stopped(
 KILLED = """
 import sys
 from pathlib import Path
-from hematokit.fields.folder import ResultsFolder, run_fields
-from hematokit.fields.job import FieldJob
+from hematokit.results.folder import ResultsFolder, run_fields
+from hematokit.pipelines.field_job import FieldJob
 run_fields(ResultsFolder.prepare([Path(sys.argv[1])], FieldJob(sys.argv[2])))
 """
 
@@ -217,7 +217,7 @@ def test_killed_at_any_moment_the_same_call_ends_with_the_same_results(fields: P
 def test_a_full_disk_stops_the_work_and_keeps_what_is_done(
     fields: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import hematokit.fields.job as module
+    import hematokit.pipelines.field_job as module
 
     real, written = module.write_parquet, []
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from hematokit.errors import StoreError
-from hematokit.fields.journals import data_folder, journal_of
 from hematokit.imaging.fieldfiles import open_field
+from hematokit.review.journal import data_folder, journal_of
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (500, 700)) -> Path:

@@ -14,9 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hematokit.errors import FieldError, ImageError
-from hematokit.fields.cells import DETECTION_COLUMNS
-from hematokit.fields.known import (
+from hematokit.annotations import (
     ClassNames,
     KnownCellFiles,
     KnownCells,
@@ -25,6 +23,8 @@ from hematokit.fields.known import (
     read_class_names,
     read_known_cells,
 )
+from hematokit.annotations.cells import DETECTION_COLUMNS
+from hematokit.errors import FieldError, ImageError
 from hematokit.imaging.fieldfiles import Field, list_fields, open_field
 from hematokit.taxonomy import MATEK_21
 

@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from hematokit.annotations.cells import name_cells
+from hematokit.detection.windows import Examination, examine_field, make_detector
 from hematokit.errors import FieldError
-from hematokit.fields.cells import name_cells
-from hematokit.fields.classifying import classify_cells
-from hematokit.fields.detection import Examination, examine_field, make_detector
-from hematokit.fields.live import classify_live, in_polygons
 from hematokit.imaging.fieldfiles import Field, open_field
-from hematokit.imaging.synthetic import synthesize_field
+from hematokit.models.field_cells import classify_cells
+from hematokit.pipelines.live import classify_live, in_polygons
+from hematokit.synthetic import synthesize_field
 from hematokit.taxonomy import MATEK_21, Taxonomy
 
 SQUARE = np.array([[100.0, 100.0], [100.0, 420.0], [420.0, 420.0], [420.0, 100.0]])

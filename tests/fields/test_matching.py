@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from hematokit.fields.matching import match_cells
+from hematokit.detection.windows import match_cells
 
 
 def points(*places: tuple[float, float]) -> pd.DataFrame:

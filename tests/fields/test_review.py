@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cellkit import made_up_cells
+from hematokit.annotations import ClassNames, KnownCellFiles, check_marks
+from hematokit.annotations.cells import TABLE_COLUMNS
+from hematokit.annotations.writing import read_parquet
+from hematokit.differential.differential import count_differential
 from hematokit.errors import FieldError, StoreError, TaxonomyError
-from hematokit.fields.cells import TABLE_COLUMNS
-from hematokit.fields.differential import count_differential
-from hematokit.fields.exports import read_parquet
-from hematokit.fields.known import ClassNames, KnownCellFiles, check_marks
-from hematokit.fields.review import Review, whole_taxonomy
+from hematokit.review.session import Review, whole_taxonomy
 from hematokit.store.corrections import CORRECTIONS_FILE, read_corrections
 from hematokit.taxonomy import MATEK_21, CellClass, Taxonomy
 

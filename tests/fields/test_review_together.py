@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from hematokit.errors import FieldError, StoreError
-from hematokit.fields.review import Review
+from hematokit.review.session import Review
 from hematokit.store.corrections import CORRECTIONS_FILE, read_corrections
 from hematokit.taxonomy import MATEK_21
 
@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 import pandas as pd
 from hematokit.errors import FieldError
-from hematokit.fields.review import Review
+from hematokit.review.session import Review
 from hematokit.taxonomy import MATEK_21
 
 journal, who, code, table, answer = sys.argv[1:]

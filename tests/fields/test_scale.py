@@ -14,15 +14,15 @@ from PIL import Image
 
 import hematokit
 from hematokit.cli.main import main
+from hematokit.detection.windows import make_detector
 from hematokit.explanation.at_cells import cell_crop, explain_at, joined_map
 from hematokit.explanation.running import NamedExplainer
-from hematokit.fields.classifying import classify_cells, cut_patches, field_patch_side
-from hematokit.fields.detection import make_detector
-from hematokit.fields.live import classify_live
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import patch_box
-from hematokit.imaging.synthetic import PIXEL_SIZE_UM, synthesize_field
-from hematokit.reporting.explaining_field import explain_field
+from hematokit.models.field_cells import classify_cells, cut_patches, field_patch_side
+from hematokit.pipelines.explain_field import explain_field
+from hematokit.pipelines.live import classify_live
+from hematokit.synthetic import PIXEL_SIZE_UM, synthesize_field
 from tinykit import TINY, write_crops
 
 FAST: dict[str, Any] = {"device": "cpu", "runtime": "torch"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hematokit.errors import FieldError
-from hematokit.fields.smears import load_smears
+from hematokit.store.smears import load_smears
 
 
 def write(folder: Path, text: str) -> Path:

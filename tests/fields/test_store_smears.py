@@ -16,7 +16,7 @@ from PIL import Image
 
 from hematokit import set_smears
 from hematokit.errors import FieldError, StoreError, TrainingError
-from hematokit.fields.tiling import tile_fields
+from hematokit.pipelines.tile import tile_fields
 from hematokit.store import create_store, import_crops, open_store, split_store, verify_store
 from hematokit.training.data import select_cells
 

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
-from hematokit.fields.suitability import Suitability, assess_field, measure_window
+from hematokit.detection.quality import Suitability, assess_field, measure_window
 from hematokit.imaging.reading import read_rgb
-from hematokit.imaging.synthetic import PIXEL_SIZE_UM, synthesize_field
+from hematokit.synthetic import PIXEL_SIZE_UM, synthesize_field
 
 SOME = pd.DataFrame({"y": [1.0]})
 NONE = pd.DataFrame({"y": []})

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from hematokit.builtins.nuclei import NucleusDetector
-from hematokit.fields.suitability import assess_field, measure_window
-from hematokit.imaging.synthetic import synthesize_field
+from hematokit.detection.nuclei import NucleusDetector
+from hematokit.detection.quality import assess_field, measure_window
+from hematokit.synthetic import synthesize_field
 
 NONE = pd.DataFrame({"y": []})
 SOME = pd.DataFrame({"y": [1.0]})

@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 
 from hematokit.errors import FieldError, ImageError, PluginError, StoreError
-from hematokit.fields.tile_summary import TileSummary
-from hematokit.fields.tiling import tile_fields
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import Box
-from hematokit.registry import PluginInfo, load_plugins
-from hematokit.specs import DetectorSpec, Option
+from hematokit.pipelines.tile import tile_fields
+from hematokit.pipelines.tile_rows import TileSummary
+from hematokit.plugins import PluginInfo, load_plugins
+from hematokit.plugins.specs import DetectorSpec, Option
 from hematokit.store import describe_store, open_store, set_pixel_size, split_store, verify_store
 from hematokit.store.corrections import CORRECTIONS_FILE, Correction, append_corrections, new_edit, utc_now
 from hematokit.store.schema import hash_pixels
@@ -461,7 +461,7 @@ CHILD = """
 import json, os, resource, signal, sys
 from pathlib import Path
 from hematokit.errors import StoreError
-from hematokit.fields import tiling
+from hematokit.pipelines import tile as tiling
 from hematokit.store import fields, files, schema, writer
 
 folder, store, plan = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from hematokit.imaging import fingerprint as fp
-from hematokit.imaging.overlap import TRANSFORMS, compare, contrast, overlap_views, turn
+from hematokit.imaging.fingerprint import TRANSFORMS, compare, contrast, overlap_views, turn
 
 SIZE = 250
 

@@ -16,13 +16,13 @@ from PIL import Image, ImageOps
 
 from hematokit.cli.main import main
 from hematokit.errors import ImageError
-from hematokit.fields.corrected import store_corrected
-from hematokit.fields.results import open_results
-from hematokit.fields.review import Review
-from hematokit.fields.tiling import tile_fields
 from hematokit.imaging.fieldfiles import Field, open_field
 from hematokit.imaging.geometry import Box
 from hematokit.imaging.reading import read_rgb
+from hematokit.pipelines.store_corrected import store_corrected
+from hematokit.pipelines.tile import tile_fields
+from hematokit.results.reading import open_results
+from hematokit.review.session import Review
 from hematokit.store import import_crops, open_store, open_stored_field
 from hematokit.taxonomy import MATEK_21
 
@@ -204,8 +204,8 @@ def test_boxes_drawn_on_the_image_as_shown_are_at_the_cell(
 
 def before_orientation(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> None:
     """Do something as versions did that applied no orientation and recorded none."""
-    import hematokit.fields.job as job
-    import hematokit.fields.tiling as tiling
+    import hematokit.pipelines.field_job as job
+    import hematokit.pipelines.tile as tiling
 
     def opened(*given: object, **options: object) -> Field:
         return open_field(*given, **(options | {"orient": False}))  # type: ignore[arg-type]

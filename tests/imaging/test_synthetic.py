@@ -16,7 +16,8 @@ from PIL import Image
 from scipy import ndimage
 
 from hematokit.errors import HematokitError
-from hematokit.imaging.synthetic import (
+from hematokit.store import import_crops, open_store
+from hematokit.synthetic import (
     PIXEL_SIZE_UM,
     SAMPLE_COUNTS,
     Canvas,
@@ -27,7 +28,6 @@ from hematokit.imaging.synthetic import (
     synthesize_field,
     write_sample,
 )
-from hematokit.store import import_crops, open_store
 from hematokit.taxonomy import MATEK_21
 
 PER_CLASS = 10
@@ -84,7 +84,7 @@ def test_same_seed_same_pixels_and_another_seed_other_pixels() -> None:
 
 def test_another_process_draws_the_same_pixels() -> None:
     code = (
-        "import hashlib; from hematokit.imaging.synthetic import synthesize_crops;"
+        "import hashlib; from hematokit.synthetic import synthesize_crops;"
         "crops = synthesize_crops({'EOS': 1, 'OTH': 1});"
         "print(hashlib.sha256(b''.join(crop.pixels.tobytes() for crop in crops)).hexdigest())"
     )

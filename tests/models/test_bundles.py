@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from hematokit import MATEK_21, HematokitError, load_model, open_store
 from hematokit.models import Classifier, build_backbone, choose_backbone, save_bundle
 from hematokit.models.classifier import shrink_patches
-from hematokit.specs import InputSpec
+from hematokit.plugins.specs import InputSpec
 from tinykit import seal_bundle
 
 
@@ -269,8 +269,8 @@ def test_attribution_layers_have_a_plane(backbone: str) -> None:
 def test_every_listed_variant_exists_in_timm() -> None:
     import timm
 
-    from hematokit.builtins.backbones import FEMTO
-    from hematokit.registry import load_plugins
+    from hematokit.models.backbones import FEMTO
+    from hematokit.plugins import load_plugins
 
     registry = load_plugins()
     for name in ("coatnet", "efficientnetv2", "resnext50"):

@@ -22,13 +22,13 @@ from safetensors.torch import load_file, save_file
 
 from hematokit import HematokitError, classify, load_model
 from hematokit.explanation.at_cells import explainable
-from hematokit.fields.folder import ResultsFolder, run_fields
-from hematokit.fields.job import FieldJob
-from hematokit.fields.results import find_model_of, open_results
-from hematokit.imaging.synthetic import synthesize_field
 from hematokit.models import cached_model, export_onnx
 from hematokit.models.bundle import bundle_identity
 from hematokit.models.parity import sample_patches
+from hematokit.pipelines.field_job import FieldJob
+from hematokit.results.folder import ResultsFolder, run_fields
+from hematokit.results.reading import find_model_of, open_results
+from hematokit.synthetic import synthesize_field
 from tinykit import seal_bundle
 
 

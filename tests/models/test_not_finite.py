@@ -18,16 +18,16 @@ from hematokit import HematokitError, explain_cells, load_model, open_store
 from hematokit.cli.main import main
 from hematokit.errors import ModelError, PluginError
 from hematokit.evaluation.evaluate import evaluate_store
-from hematokit.imaging.synthetic import synthesize_field
 from hematokit.models import Classifier, OnnxClassifier
 from hematokit.models.classifier import ORIGIN
-from hematokit.models.exporting import onnx_bytes
+from hematokit.models.formats.quantising import to_fp16
 from hematokit.models.integrity import seal_onnx
+from hematokit.models.onnx_graph import onnx_bytes
 from hematokit.models.parity import sample_patches
 from hematokit.models.predictions import prediction_frame
-from hematokit.models.quantising import to_fp16
-from hematokit.specs import InputSpec
-from hematokit.training import train
+from hematokit.pipelines.train import train
+from hematokit.plugins.specs import InputSpec
+from hematokit.synthetic import synthesize_field
 from tinykit import TINY, seal_bundle
 
 onnx = pytest.importorskip("onnx")

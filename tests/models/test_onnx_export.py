@@ -23,9 +23,9 @@ from hematokit.models import Classifier, OnnxClassifier
 from hematokit.models.bundle import bundle_identity
 from hematokit.models.formats import onnx_file
 from hematokit.models.formats.onnx_file import CARD_KEY, OnnxSettings
+from hematokit.models.formats.quantising import JudgedCrops, measure_cost
 from hematokit.models.integrity import seal_onnx
 from hematokit.models.parity import measure_parity, sample_patches
-from hematokit.models.quantising import JudgedCrops, measure_cost
 from hematokit.taxonomy import Taxonomy
 
 onnx = pytest.importorskip("onnx")
@@ -134,7 +134,7 @@ def test_the_file_is_a_model_without_torch(exported: Path, tmp_path: Path) -> No
     """As on a machine that has no torch: classifying a field, files and report included."""
     from PIL import Image
 
-    from hematokit.imaging.synthetic import synthesize_field
+    from hematokit.synthetic import synthesize_field
 
     Image.fromarray(synthesize_field(300, 300, cells=3, seed=1).pixels).save(tmp_path / "field.png")
     code = (

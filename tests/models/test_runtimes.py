@@ -19,14 +19,14 @@ from safetensors.torch import load_file, save_file
 from hematokit import MATEK_21, HematokitError, load_model, open_store
 from hematokit.errors import ModelError
 from hematokit.models import Classifier, OnnxClassifier, export_onnx
-from hematokit.models import exporting as exporting_module
-from hematokit.models import runtimes as runtimes_module
+from hematokit.models import onnx_graph as exporting_module
 from hematokit.models.construction import build_backbone, choose_backbone
-from hematokit.models.engines import thread_count
-from hematokit.models.exporting import CONFIG_KEY, onnx_bytes
+from hematokit.models.onnx_graph import CONFIG_KEY, onnx_bytes
 from hematokit.models.parity import check_agreement, sample_patches
-from hematokit.models.runtimes import cache_folder
-from hematokit.specs import InputSpec
+from hematokit.models.runtimes import choosing as runtimes_module
+from hematokit.models.runtimes.choosing import cache_folder
+from hematokit.models.runtimes.engines import thread_count
+from hematokit.plugins.specs import InputSpec
 from tinykit import seal_bundle
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -293,7 +293,7 @@ def test_openvino_sends_no_reports_and_forks_nothing(tiny_run: Path, tmp_path: P
     code = (
         "import os, sys\n"
         "sys.addaudithook(lambda event, args: event in ('os.fork', 'socket.connect') and os._exit(3))\n"
-        "from hematokit.models.engines import open_engine\n"
+        "from hematokit.models.runtimes.engines import open_engine\n"
         "open_engine('openvino', open(sys.argv[1], 'rb').read())\n"
         "assert 'openvino_telemetry' not in sys.modules"
     )
@@ -491,7 +491,7 @@ def test_two_threads_that_infer_first_together_do_not_hang(tiny_run: Path, tmp_p
 
 def test_whoever_stops_early_finds_nothing_running(tiny_run: Path, filled: Path, monkeypatch) -> None:
     monkeypatch.setenv("HEMATOKIT_CACHE", str(filled))
-    monkeypatch.setattr("hematokit.models.engines.thread_count", lambda: 2)
+    monkeypatch.setattr("hematokit.models.runtimes.engines.thread_count", lambda: 2)
     model = load_model(tiny_run, runtime="onnxruntime")
     patches = sample_patches(64)[np.arange(60) % 7]
     running: list[int] = []

@@ -14,11 +14,11 @@ from PIL import Image
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
 
-from hematokit.fields.cells import name_cells
-from hematokit.fields.classifying import classify_cells
-from hematokit.fields.review import Review, whole_taxonomy
+from hematokit.annotations.cells import name_cells
 from hematokit.imaging.geometry import patch_box, to_napari
 from hematokit.models import load_model
+from hematokit.models.field_cells import classify_cells
+from hematokit.review.session import Review, whole_taxonomy
 from napari_hematonet.cells_layer import add_cells_layer
 from napari_hematonet.images import field_of
 from napari_hematonet.state import FieldState

@@ -10,7 +10,7 @@ import napari
 import numpy as np
 import pytest
 
-from hematokit.imaging.synthetic import synthesize_field
+from hematokit.synthetic import synthesize_field
 from napari_hematonet import classify_job
 from napari_hematonet.classify_widget import ClassifyWidget
 from napari_hematonet.state import cells_layers, state_of

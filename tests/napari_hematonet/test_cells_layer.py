@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cellkit import made_up_cells
-from hematokit.fields.review import Review
+from hematokit.review.session import Review
 from hematokit.taxonomy import MATEK_21
 from napari_hematonet.cell_text import MOST_IN_VIEW
 from napari_hematonet.cells_layer import add_cells_layer, class_colours, rows_of

@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from hematokit.detection.windows import NamedDetector
 from hematokit.errors import ModelError
 from hematokit.explanation.at_cells import explainable
-from hematokit.fields.detection import NamedDetector
 from hematokit.imaging.geometry import patch_box
-from hematokit.imaging.synthetic import PIXEL_SIZE_UM, synthesize_field
-from hematokit.reporting import classify
+from hematokit.pipelines.classify import classify
+from hematokit.synthetic import PIXEL_SIZE_UM, synthesize_field
 from napari_hematonet import classify_job, demo_model
 from napari_hematonet.background import Background
 from napari_hematonet.classify_widget import ClassifyWidget
@@ -395,7 +395,7 @@ def test_a_full_graphics_processor_and_a_failing_detector_are_told(
             raise ZeroDivisionError("oops")
 
     made = NamedDetector("stain", "other-package", "1", {}, Broken())
-    monkeypatch.setattr("hematokit.fields.detection.make_detector", lambda name: made)
+    monkeypatch.setattr("hematokit.detection.windows.make_detector", lambda name: made)
     click_run(qtbot, form)
     assert told[-1] == ("error", "detector 'stain' of package other-package failed: ZeroDivisionError: oops")
 
@@ -419,7 +419,7 @@ def test_the_demo_model_is_made_by_one_click_and_found_the_next_time(
         shutil.copytree(tiny_run, folder / "run")
         return folder / "run"
 
-    monkeypatch.setattr("hematokit.demo.train_demo", train_demo)
+    monkeypatch.setattr("hematokit.pipelines.demo.train_demo", train_demo)
     form.model.demo_button.click()
     wait(qtbot, form)
     assert form.model.path == str(tmp_path / "demo" / "run")

@@ -12,7 +12,7 @@ SCRIPT = """
 import sys, threading, time
 import napari
 from qtpy.QtWidgets import QApplication
-from hematokit.imaging.synthetic import synthesize_field
+from hematokit.synthetic import synthesize_field
 from napari_hematonet import classify_job
 from napari_hematonet.state import cells_layers
 

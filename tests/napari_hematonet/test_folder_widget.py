@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from hematokit.errors import FieldError
-from hematokit.imaging.synthetic import synthesize_field
+from hematokit.synthetic import synthesize_field
 from napari_hematonet.folder_widget import FolderWidget
 from napari_hematonet.state import cells_layers
 
@@ -59,7 +59,7 @@ def test_the_runtime_chosen_is_what_computes(
         asked.append({"sources": sources, "model": str(model), "output": output, **options})
         raise FieldError("enough is known")
 
-    monkeypatch.setattr("hematokit.reporting.classify", classify)
+    monkeypatch.setattr("hematokit.pipelines.classify.classify", classify)
     (tmp_path / "fields").mkdir()
     form.folder.value = tmp_path / "fields"
     for runtime in form.runtime.choices:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
+from hematokit.detection.windows import detect_cells, make_detector
 from hematokit.errors import ImageError
-from hematokit.fields.detection import detect_cells, make_detector
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import Box
 from napari_hematonet.images import field_of, is_field_image, orientation_note, show_in_micrometres

@@ -15,8 +15,8 @@ from qtpy.QtCore import Qt
 from qtpy.QtGui import QGuiApplication
 from qtpy.QtWidgets import QTreeWidgetItem
 
-from hematokit.fields.cells import name_cells
-from hematokit.fields.review import Review
+from hematokit.annotations.cells import name_cells
+from hematokit.review.session import Review
 from hematokit.taxonomy import MATEK_21, CellClass, Taxonomy
 from napari_hematonet.cells_layer import add_cells_layer
 from napari_hematonet.classify_widget import ClassifyWidget

@@ -8,7 +8,7 @@ import pytest
 from npe2 import PluginManifest
 from npe2.manifest.utils import import_python_name
 
-from hematokit.registry import load_plugins
+from hematokit.plugins import load_plugins
 
 
 @pytest.fixture(scope="module")

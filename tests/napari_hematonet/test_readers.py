@@ -12,11 +12,11 @@ import pytest
 from PIL import Image as Picture
 
 from cellkit import made_up_cells
+from hematokit.annotations.writing import write_parquet
 from hematokit.cli.main import main
-from hematokit.fields.exports import write_parquet
-from hematokit.fields.tiling import tile_fields
 from hematokit.files import write_json
 from hematokit.imaging.fieldfiles import open_field
+from hematokit.pipelines.tile import tile_fields
 from hematokit.store import open_store
 from hematokit.taxonomy import MATEK_21
 from napari_hematonet import layer_pixels

@@ -14,8 +14,8 @@ from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
-from hematokit.fields.review import Review
 from hematokit.imaging.geometry import to_napari
+from hematokit.review.session import Review
 from hematokit.store import open_store
 from hematokit.store.corrections import read_corrections
 from napari_hematonet._settings import store_setting

@@ -19,10 +19,10 @@ from test_readers import write_results
 
 from cellkit import made_up_cells
 from hematokit.explanation import at_cells
-from hematokit.fields.review import Review
 from hematokit.imaging.geometry import Box
-from hematokit.imaging.synthetic import synthesize_field
+from hematokit.review.session import Review
 from hematokit.store.corrections import read_corrections
+from hematokit.synthetic import synthesize_field
 from hematokit.taxonomy import MATEK_21
 from napari_hematonet import classify_job, review_widget
 from napari_hematonet.cells_layer import add_cells_layer
@@ -726,7 +726,7 @@ def test_results_of_a_run_do_not_replace_the_list_that_was_chosen_meanwhile(
         go.wait(20)
         return SimpleNamespace(output=folders[1], lines=lambda: ["1 field"])
 
-    monkeypatch.setattr("hematokit.reporting.classify", classify)
+    monkeypatch.setattr("hematokit.pipelines.classify.classify", classify)
     form = dock(viewer, FolderWidget)
     form.model.choose(tiny_run)
     (tmp_path / "fields").mkdir()

@@ -18,8 +18,8 @@ from hematokit.explanation.at_cells import explain_at, joined_map
 from hematokit.explanation.running import make_explainer
 from hematokit.imaging.geometry import patch_box
 from hematokit.models import load_model
-from hematokit.registry import load_plugins
-from hematokit.specs import ExplainerSpec
+from hematokit.plugins import load_plugins
+from hematokit.plugins.specs import ExplainerSpec
 from napari_hematonet.following import select_cells
 from napari_hematonet.map_layer import WHY_KEY, WHY_LAYER
 from napari_hematonet.why_widget import WhyWidget

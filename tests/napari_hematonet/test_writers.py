@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from cellkit import made_up_cells
-from hematokit.fields.exports import read_parquet
-from hematokit.fields.review import Review
+from hematokit.annotations.writing import read_parquet
+from hematokit.review.session import Review
 from hematokit.taxonomy import MATEK_21
 from napari_hematonet.cells_layer import add_cells_layer
 

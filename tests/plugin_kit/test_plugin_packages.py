@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from hematokit.cli.main import main
+from hematokit.conformance import check_plugin, new_plugin
+from hematokit.conformance.template import KINDS
 from hematokit.errors import PluginError
-from hematokit.plugin_kit import check_plugin, new_plugin
-from hematokit.plugin_kit.template import KINDS
 from pluginkit import pip_install, plugins_in_this_process, run_hematokit, write_package
 
 HEAVY = """

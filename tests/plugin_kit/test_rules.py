@@ -13,14 +13,14 @@ import pandas as pd
 import pytest
 import torch
 
+from hematokit.conformance import Verdict, check_plugin
+from hematokit.conformance.checking import rules_of
+from hematokit.conformance.rules import judge
 from hematokit.errors import PluginError
 from hematokit.models import Classifier, load_model, save_bundle
 from hematokit.models.construction import build_backbone, choose_backbone
-from hematokit.plugin_kit import Verdict, check_plugin
-from hematokit.plugin_kit.checking import rules_of
-from hematokit.plugin_kit.verdicts import judge
-from hematokit.registry import PluginInfo, load_plugins
-from hematokit.specs import (
+from hematokit.plugins import PluginInfo, load_plugins
+from hematokit.plugins.specs import (
     AnySpec,
     AugmenterSpec,
     BackboneSpec,

@@ -12,10 +12,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hematokit.fields.differential import Differential, count_differential
-from hematokit.reporting.differential_figures import cell_types_figure
-from hematokit.reporting.drawing import to_png, to_svg
-from hematokit.reporting.field_report import render_field_report
+from hematokit.differential.differential import Differential, count_differential
+from hematokit.reports.fields import cell_types_figure, render_field_report
+from hematokit.reports.rendering import to_png, to_svg
 from hematokit.taxonomy import MATEK_21, CellClass, Taxonomy
 
 VILE = "<script>alert('x')</script> & \"q\" #1?%"

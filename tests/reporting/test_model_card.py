@@ -19,7 +19,7 @@ import hematokit
 from hematokit.cli.main import build_app
 from hematokit.errors import EvaluationError, ExplanationError, ModelError
 from hematokit.models import Classifier, load_model
-from hematokit.reporting.model_card import model_card
+from hematokit.reports.model_card import model_card
 from hematokit.taxonomy import CellClass, Taxonomy
 
 

@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hematokit.reporting.lettering import contrasting, font, scale_bar_length, shortened
-from hematokit.reporting.overlay import draw_overlay
+from hematokit.reports.overlay import contrasting, draw_overlay, font, scale_bar_length, shortened
 from hematokit.taxonomy import MATEK_21, CellClass, Taxonomy
 
 RED, GREEN = (0xD6, 0x27, 0x28), (0x2C, 0xA0, 0x2C)

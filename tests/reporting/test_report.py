@@ -19,8 +19,10 @@ from PIL import Image
 from hematokit.errors import EvaluationError
 from hematokit.evaluation.evaluate import Evaluation
 from hematokit.models import load_model
-from hematokit.reporting import evaluate, figures, text
-from hematokit.reporting.report import render_report
+from hematokit.pipelines.evaluate import evaluate
+from hematokit.reports import evaluation_figures as figures
+from hematokit.reports import text
+from hematokit.reports.evaluation import render_report
 from hematokit.store import open_store
 from tinykit import seal_bundle, write_crops
 

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from hematokit.cli.console import print_comparison
 from hematokit.errors import EvaluationError
-from hematokit.reporting import RunComparison, compare, evaluate
-from hematokit.reporting.console import print_comparison
+from hematokit.pipelines.compare import RunComparison, compare
+from hematokit.pipelines.evaluate import evaluate
 from tinykit import seal_bundle
 
 

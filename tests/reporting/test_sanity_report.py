@@ -14,10 +14,9 @@ import torch
 
 from checkkit import Fixed, InputGradient
 from hematokit.errors import ExplanationError, PluginError
-from hematokit.registry import load_plugins
-from hematokit.reporting.faithfulness_report import check_faithfulness
-from hematokit.reporting.sanity_report import CONTROL, check_sanity
-from hematokit.specs import DetectorSpec, ExplainerSpec, Option
+from hematokit.pipelines.check_explanations import CONTROL, check_faithfulness, check_sanity
+from hematokit.plugins import load_plugins
+from hematokit.plugins.specs import DetectorSpec, ExplainerSpec, Option
 
 TRICKY = "<b>gradient</b> & $co"
 

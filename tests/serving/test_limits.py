@@ -18,7 +18,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from hematokit.imaging.synthetic import synthesize_field
+from hematokit.synthetic import synthesize_field
 from servingkit import KEY, Server, abort, settled
 
 

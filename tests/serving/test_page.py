@@ -13,7 +13,7 @@ from PIL import Image
 
 import hematokit
 from browserkit import Page, browser
-from hematokit.imaging.synthetic import synthesize_field
+from hematokit.synthetic import synthesize_field
 from servingkit import KEY, Server
 
 EVIL = "<img src=x onerror=document.title=1>.png"

@@ -22,8 +22,8 @@ from PIL import Image
 import hematokit
 from hematokit.cli.main import main
 from hematokit.imaging.reading import read_rgb
-from hematokit.imaging.synthetic import PIXEL_SIZE_UM, synthesize_field
-from hematokit.reporting.exporting import export
+from hematokit.pipelines.export import export
+from hematokit.synthetic import PIXEL_SIZE_UM, synthesize_field
 from servingkit import KEY, Server, command, running
 
 

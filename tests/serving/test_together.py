@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 import hematokit
-from hematokit.imaging.synthetic import synthesize_field
+from hematokit.synthetic import synthesize_field
 from servingkit import Server, abort, command, settled
 
 CLIENTS = 32

@@ -13,7 +13,7 @@ import yaml
 from hematokit import AugmenterSpec, Option, PluginError, load_plugins
 from hematokit.cli.main import main
 from hematokit.errors import TrainingError
-from hematokit.registry import PluginInfo
+from hematokit.plugins import PluginInfo
 from hematokit.training.augmenting import make_augmenters, recorded_options, sort_options
 from hematokit.training.config import make_config, parse_assignments
 from tinykit import TINY

@@ -150,7 +150,7 @@ def test_a_full_disk_is_one_line_and_the_earlier_checkpoint_stays(tiny_store: Pa
 
 HUNGRY = """
 import hematokit
-from hematokit.specs import BackboneSpec, InputSpec, Variant
+from hematokit.plugins.specs import BackboneSpec, InputSpec, Variant
 
 def build(model, *, num_classes, input_size, pretrained):
     import torch
@@ -205,12 +205,12 @@ def test_a_bundle_names_the_package_it_needs(tiny_store: Path, tmp_path: Path) -
 STOPPED = """
 import os, signal, sys
 
-import hematokit.training.loop, hematokit.training.runner
+import hematokit.training.loop, hematokit.pipelines.train
 from hematokit.cli.main import main
 
 place, name, nth, number = sys.argv[1:5]
 owner = {"loop": hematokit.training.loop.Loop, "run": hematokit.training.loop.RunFolder}.get(
-    place, hematokit.training.runner
+    place, hematokit.pipelines.train
 )
 whole, calls = getattr(owner, name), []
 

@@ -178,8 +178,8 @@ def test_the_limit_of_a_container_or_job_counts(
     (group / limit).write_text("2500000\n")
     (group / used).write_text("1900000\n")
     (tmp_path / "own").write_text(f"1:cpu:/\n0:{controller}:/{'docker/4c1d' if inside else 'slurm/job_7/step_0'}\n")
-    monkeypatch.setattr("hematokit.training.memory._OWN", tmp_path / "own")
-    monkeypatch.setattr("hematokit.training.memory._GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr("hematokit.training.data._OWN", tmp_path / "own")
+    monkeypatch.setattr("hematokit.training.data._GROUPS", tmp_path / "cgroup")
     for index, reclaimable in enumerate((0, 1_800_000)):
         (group / "memory.stat").write_text(f"anon 5\n{given_up} {reclaimable}\n")
         assert keeps_patches(tiny_store, tmp_path / f"run{index}") == bool(reclaimable)
@@ -279,7 +279,7 @@ def test_every_balance_trains(tiny_store: Path, tmp_path: Path, balance: str) ->
 
 
 def test_configuration_of_a_run_repeats_it(tiny_run: Path, tiny_store: Path, tmp_path: Path) -> None:
-    from hematokit.training import load_settings
+    from hematokit.training.config import load_settings
 
     settings = load_settings(tiny_run / "config.yaml")
     train(tiny_store, tmp_path / "run", settings=settings | {"output": str(tmp_path / "run")})
@@ -393,7 +393,7 @@ def test_more_patience_goes_on_after_an_early_stop(tiny_store: Path, tmp_path: P
 
 def test_the_scale_of_gradients_is_resumed(tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU, with a scaler that changes its scale after each step, so that another scale rounds otherwise."""
-    from hematokit.training import runner
+    from hematokit.pipelines import train as runner
 
     make = runner._accelerator.__enter__
     scalers: list[torch.amp.GradScaler] = []

@@ -99,7 +99,7 @@ class CellposeDetector:
         Returns
         -------
         DataFrame
-            One row per cell, with `hematokit.specs.DETECTION_COLUMNS`. Area and contour are those of what the
+            One row per cell, with `hematokit.plugins.specs.DETECTION_COLUMNS`. Area and contour are those of what the
             network outlines; the score is its mean probability of being cell.
 
         Raises

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from conftest import PINK, VIOLET, discs
+from hematokit.conformance import check_plugin
+from hematokit.detection.windows import detect_cells, make_detector
 from hematokit.errors import PluginError
-from hematokit.fields.detection import detect_cells, make_detector
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import contour_area
-from hematokit.plugin_kit import check_plugin
 
 PLACES = [(50, 60), (60, 230), (150, 120), (200, 290), (210, 40)]
 

@@ -19,7 +19,7 @@ HEAVY = ("torch", "cellpose", "cv2", "numba", "skimage")
 
 def test_listing_it_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from hematokit.registry import load_plugins; "
+        "import sys; from hematokit.plugins import load_plugins; "
         "spec = load_plugins().detectors.get('cellpose'); assert 'diameter_um' in spec.options; "
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )

@@ -15,8 +15,8 @@ from hematokit_cellpose.weights import load_network
 from safetensors.torch import save_file
 
 from conftest import INSTALLED, StandIn, discs, put_stand_in
+from hematokit.detection.windows import make_detector
 from hematokit.errors import HematokitError, ModelError, PluginError
-from hematokit.fields.detection import make_detector
 
 CPU = torch.device("cpu")
 State = dict[str, Any]

@@ -23,10 +23,10 @@ from hematokit.evaluation.calibration import fit_temperature
 from hematokit.evaluation.metrics import validation_scores
 from hematokit.files import write_atomically
 from hematokit.models import Classifier, build_backbone, choose_backbone, resolve_device, save_bundle
+from hematokit.pipelines.train import facts_at_start
 from hematokit.progress import Progress, no_progress
 from hematokit.training.balance import class_weights
 from hematokit.training.data import TrainingData, select_cells
-from hematokit.training.facts import facts_at_start
 
 if TYPE_CHECKING:
     from hematokit import PatchStore

@@ -15,8 +15,8 @@ from hematokit_dinobloom.probing import fit_linear
 
 from hematokit import explain_cells, load_model, load_plugins, open_store, set_pixel_size, train
 from hematokit.cli.main import main
+from hematokit.conformance import check_plugin
 from hematokit.errors import HematokitError
-from hematokit.plugin_kit import check_plugin
 
 TINY: dict[str, Any] = {"variant": "tiny", "device": "cpu"}
 

@@ -45,7 +45,7 @@ class _StainAugmenter:
         return measure_pictures(self.references, self.method)
 
     def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Change a batch (B, 3, H, W) of float32 in [0, 1]; see `hematokit.specs.Augmenter`."""
+        """Change a batch (B, 3, H, W) of float32 in [0, 1]; see `hematokit.plugins.specs.Augmenter`."""
 
         def chance(columns: int) -> torch.Tensor:
             # Drawn where the generator lives and then moved: the same seed gives the same batch.

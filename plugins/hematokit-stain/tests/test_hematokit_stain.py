@@ -20,7 +20,7 @@ from PIL import Image
 from skimage import color
 
 import hematokit
-from hematokit.plugin_kit import check_plugin
+from hematokit.conformance import check_plugin
 
 BLUE, RED = np.array([0.80, 0.50, 0.33]), np.array([0.10, 0.90, 0.42])
 

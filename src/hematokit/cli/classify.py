@@ -58,7 +58,7 @@ def register(app: typer.Typer) -> None:
         Smears of several fields: hematokit classify fields/ --model runs/coatnet --output results --smears smears.csv
         """
         from hematokit.assignments import plugin_options
-        from hematokit.reporting import classify as run_classification
+        from hematokit.pipelines.classify import classify as run_classification
 
         with progress_bar("classify", "fields") as progress:
             result = run_classification(

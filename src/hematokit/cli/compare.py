@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
         Example: hematokit compare runs/coatnet runs/efficientnetv2 runs/resnext50
         """
-        from hematokit.reporting import compare as run_comparison
+        from hematokit.pipelines.compare import compare as run_comparison
 
         with progress_bar("evaluate", "cells") as progress:
             result = run_comparison(
@@ -44,6 +44,6 @@ def register(app: typer.Typer) -> None:
         if as_json:
             print_json({**result.metrics, "paths": {name: str(path) for name, path in result.paths.items()}})
             return
-        from hematokit.reporting.console import print_comparison
+        from hematokit.cli.console import print_comparison
 
         print_comparison(result)

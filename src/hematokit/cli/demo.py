@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
         Example: hematokit demo --output hematokit-demo
         """
-        from hematokit.demo import run_demo
+        from hematokit.pipelines.demo import run_demo
 
         with progress_bar("demo", "cells") as progress:
             result = run_demo(

@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
 
         Images: hematokit evaluate runs/coatnet --images crops/
         """
-        from hematokit.reporting import evaluate as run_evaluation
+        from hematokit.pipelines.evaluate import evaluate as run_evaluation
 
         with progress_bar("evaluate", "cells") as progress:
             result = run_evaluation(
@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
         if as_json:
             print_json({**result.metrics, "paths": {name: str(path) for name, path in result.paths.items()}})
             return
-        from hematokit.reporting.console import evaluation_lines
+        from hematokit.cli.console import evaluation_lines
 
         for line in evaluation_lines(result):
             echo(line)

@@ -117,7 +117,7 @@ def register(app: typer.Typer) -> None:
                 raise ExplanationError(
                     "--sanity and --faithfulness are for cells of a store; leave out the other options"
                 )
-            from hematokit.training import parse_assignments
+            from hematokit.training.config import parse_assignments
 
             of_training = [given for given in assignments or [] if given.startswith("training.")]
             training = parse_assignments([given.removeprefix("training.") for given in of_training])
@@ -166,7 +166,7 @@ def register(app: typer.Typer) -> None:
         }
         with progress_bar("explain", "cells") as progress:
             if field is not None:
-                from hematokit.reporting.explaining_field import explain_field
+                from hematokit.pipelines.explain_field import explain_field
 
                 result = explain_field(
                     model,
@@ -181,7 +181,7 @@ def register(app: typer.Typer) -> None:
                     **common,
                 )
             else:
-                from hematokit.reporting.explaining import explain as run_explanation
+                from hematokit.pipelines.explain import explain as run_explanation
 
                 result = run_explanation(
                     model,
@@ -215,9 +215,8 @@ def _check(
     typed: list[object],
     **common: Any,
 ) -> None:
-    from hematokit.reporting.faithfulness_report import check_faithfulness
-    from hematokit.reporting.sanity_report import check_sanity
-    from hematokit.reporting.text import command
+    from hematokit.pipelines.check_explanations import check_faithfulness, check_sanity
+    from hematokit.reports.text import command
 
     results = {}
     # For whoever wants to make the report again.

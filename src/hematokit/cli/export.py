@@ -63,7 +63,7 @@ def register(app: typer.Typer) -> None:
         """
         if fp16 and int8:
             raise ModelError("--fp16 and --int8 were given; give one of them")
-        from hematokit.reporting import export as run_export
+        from hematokit.pipelines.export import export as run_export
 
         with progress_bar("export", "steps") as progress:
             steps = 0

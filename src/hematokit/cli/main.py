@@ -13,7 +13,7 @@ import typer
 from hematokit._version import __version__
 from hematokit.cli.common import GIVEN
 from hematokit.errors import HematokitError, describe_missing_module
-from hematokit.registry import load_plugins
+from hematokit.plugins import load_plugins
 
 __all__ = ["build_app", "main"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hematokit.registry import load_plugins
+from hematokit.plugins import load_plugins
 
 if TYPE_CHECKING:
-    from hematokit.specs import Option
+    from hematokit.plugins.specs import Option
 
 __all__ = ["describe_option", "options_help"]
 

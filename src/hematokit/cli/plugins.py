@@ -11,8 +11,8 @@ from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
 from hematokit.cli.option_words import describe_option
 
 if TYPE_CHECKING:
-    from hematokit.plugin_kit import Verdict
-    from hematokit.registry import PluginRegistry
+    from hematokit.conformance import Verdict
+    from hematokit.plugins import PluginRegistry
 
 
 def register(app: typer.Typer) -> None:
@@ -32,7 +32,7 @@ def plugins_command(context: typer.Context, as_json: JsonOption = False) -> None
     """
     if context.invoked_subcommand is not None:
         return
-    from hematokit.registry import load_plugins
+    from hematokit.plugins import load_plugins
 
     registry = load_plugins()
     if as_json:
@@ -50,7 +50,7 @@ def show_command(
     Example: hematokit plugins show hematonet
     """
     from hematokit.errors import PluginError
-    from hematokit.registry import load_plugins
+    from hematokit.plugins import load_plugins
 
     registry = load_plugins()
     data = describe(registry)
@@ -82,7 +82,7 @@ def new_command(
 
     Example: hematokit plugins new hematokit-stain-jitter --kind augmenter
     """
-    from hematokit.plugin_kit import new_plugin
+    from hematokit.conformance import new_plugin
 
     made = new_plugin(name, kind, folder)
     echo(f"Wrote {made}")
@@ -102,7 +102,7 @@ def check_command(
     Example: hematokit plugins check hematokit-stain-jitter
     """
     from hematokit.assignments import plugin_options
-    from hematokit.plugin_kit import check_plugin
+    from hematokit.conformance import check_plugin
 
     heads = dict.fromkeys(assignment.partition(".")[0] for assignment in assignments or [])
     options = {
@@ -123,7 +123,7 @@ def check_command(
 
 def describe(registry: PluginRegistry) -> dict[str, Any]:
     """Return the listing as plain data."""
-    from hematokit.hookspecs import HOOKS
+    from hematokit.plugins.hookspecs import HOOKS
 
     provided: dict[str, Any] = {}
     for kind, specs in registry.kinds.items():

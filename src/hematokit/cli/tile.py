@@ -75,7 +75,7 @@ def tile_command(
     Corrected annotations: hematokit tile smears/ marrow.zarr --cells corrected.csv --replace
     """
     from hematokit.assignments import plugin_options
-    from hematokit.fields.tiling import tile_fields
+    from hematokit.pipelines.tile import tile_fields
     from hematokit.taxonomy import load_taxonomy
 
     with progress_bar("tiling", "fields") as progress:

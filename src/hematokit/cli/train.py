@@ -69,7 +69,8 @@ def register(app: typer.Typer) -> None:
         Example: hematokit train bm.zarr --backbone coatnet --variant pico --output runs/coatnet --epochs 30
         """
         from hematokit.cli.allocator import keep_freed_memory
-        from hematokit.training import load_settings, parse_assignments, train
+        from hematokit.pipelines.train import train
+        from hematokit.training.config import load_settings, parse_assignments
 
         keep_freed_memory()
         settings: dict[str, Any] = dict(load_settings(config)) if config is not None else {}

@@ -19,7 +19,7 @@ from hematokit.evaluation.predictor import Predictor, scale_mismatch, training_o
 from hematokit.evaluation.sources import ALL_CELLS, CellSource, ImageCells, StoreCells
 from hematokit.progress import Progress, no_progress
 from hematokit.store import PatchStore, open_store
-from hematokit.store.patients import on_several_sides, some_of
+from hematokit.store.smears import on_several_sides, some_of
 from hematokit.taxonomy import MATEK_21, Taxonomy
 
 __all__ = ["REST", "Evaluation", "Predictor", "evaluate_images", "evaluate_store"]

@@ -15,12 +15,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit.errors import ExplanationError
-from hematokit.explanation.field_saliency import blend_maps, cell_boxes
-from hematokit.explanation.placing import maps_to_patch
+from hematokit.explanation.field_map import blend_maps, cell_boxes, maps_to_patch
 from hematokit.explanation.running import NamedExplainer, explain_in_batches, own_modules
-from hematokit.fields.classifying import cut_patches, field_patch_side
 from hematokit.imaging.geometry import Box
 from hematokit.imaging.reading import printable
+from hematokit.models.field_cells import cut_patches, field_patch_side
 from hematokit.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -238,7 +237,7 @@ def _place(classifier: Classifier, code: str) -> int:
 
 
 def joined_map(explained: Sequence[ExplainedCell], height: int, width: int) -> tuple[Box, Maps]:
-    """Lay the maps of cells together, by the rule of `hematokit.explanation.field_saliency`.
+    """Lay the maps of cells together, by the rule of `hematokit.explanation.field_map`.
 
     Parameters
     ----------

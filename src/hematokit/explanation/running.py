@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hematokit.errors import ExplanationError, PluginError, naming
+from hematokit.plugins import load_plugins
 from hematokit.progress import Progress, no_progress
-from hematokit.registry import load_plugins
 
 if TYPE_CHECKING:
     import torch
 
     from hematokit.models import Classifier
-    from hematokit.specs import Explainer
+    from hematokit.plugins.specs import Explainer
 
 __all__ = [
     "ExplainedBatch",

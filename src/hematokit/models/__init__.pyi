@@ -8,7 +8,7 @@ from .construction import BackboneChoice as BackboneChoice
 from .construction import build_backbone as build_backbone
 from .construction import choose_backbone as choose_backbone
 from .devices import resolve_device as resolve_device
-from .exporting import export_onnx as export_onnx
 from .loading import Runtime as Runtime
 from .loading import load_model as load_model
-from .onnx_classifier import OnnxClassifier as OnnxClassifier
+from .onnx_graph import export_onnx as export_onnx
+from .runtimes.onnx_classifier import OnnxClassifier as OnnxClassifier

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hematokit._version import __version__
 from hematokit.errors import ModelError
 from hematokit.files import write_atomically
-from hematokit.hookspecs import PROJECT
 from hematokit.imaging.reading import printable
 from hematokit.models.integrity import (
     MANIFEST,
@@ -30,7 +29,8 @@ from hematokit.models.integrity import (
     verify_manifest,
     write_manifest,
 )
-from hematokit.registry import load_plugins
+from hematokit.plugins import load_plugins
+from hematokit.plugins.hookspecs import PROJECT
 from hematokit.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class _Strict(BaseModel):
 
 
 class InputConfig(_Strict):
-    """How a patch becomes the input; the fields of `hematokit.specs.InputSpec` and the patch's side."""
+    """How a patch becomes the input; the fields of `hematokit.plugins.specs.InputSpec` and the patch's side."""
 
     patch_size: int = Field(gt=0, le=4096)
     size: int = Field(gt=0, le=4096)

@@ -11,11 +11,11 @@ from hematokit.errors import ModelError
 from hematokit.imaging.reading import printable
 from hematokit.models.bundle import find_model, read_model
 from hematokit.models.loading import load_files
-from hematokit.models.runtimes import choose_runtime
+from hematokit.models.runtimes.choosing import choose_runtime
 
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier
-    from hematokit.models.onnx_classifier import OnnxClassifier
+    from hematokit.models.runtimes.onnx_classifier import OnnxClassifier
 
 __all__ = ["cached_model"]
 

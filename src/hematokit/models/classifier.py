@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from hematokit.errors import HematokitError, ModelError, PluginError, describe_error
 from hematokit.models.predictions import check_finite, check_patches, prediction_frame
+from hematokit.plugins.specs import InputSpec
 from hematokit.progress import Progress, no_progress
-from hematokit.specs import InputSpec
 from hematokit.taxonomy import Taxonomy
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from hematokit.errors import HematokitError, ModelError, PluginError, naming
-from hematokit.hookspecs import PROJECT
 from hematokit.models.classifier import ORIGIN
-from hematokit.registry import load_plugins
-from hematokit.specs import BackboneSpec, InputSpec, Variant
+from hematokit.plugins import load_plugins
+from hematokit.plugins.hookspecs import PROJECT
+from hematokit.plugins.specs import BackboneSpec, InputSpec, Variant
 
 __all__ = ["BackboneChoice", "build_backbone", "choose_backbone", "load_weights"]
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal, overload
 from hematokit.errors import ModelError, PluginError
 from hematokit.imaging.reading import printable
 from hematokit.models.bundle import CONFIG, WEIGHTS, BundleConfig, ModelFiles, find_model, read_model
-from hematokit.registry import load_plugins
-from hematokit.specs import InputSpec
+from hematokit.plugins import load_plugins
+from hematokit.plugins.specs import InputSpec
 from hematokit.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from hematokit.models.classifier import Classifier
     from hematokit.models.construction import BackboneChoice
-    from hematokit.models.onnx_classifier import OnnxClassifier
+    from hematokit.models.runtimes.onnx_classifier import OnnxClassifier
 
 __all__ = ["Runtime", "load_files", "load_model", "load_torch"]
 
@@ -49,8 +49,8 @@ def load_model(
         ``"auto"``, ``"cpu"``, ``"cuda"``, ...
     runtime : str, optional
         What computes it: ``"torch"``; ``"onnxruntime"`` or ``"openvino"``, on the CPU, from a file that is exported and
-        checked against torch at the first use and then kept (`hematokit.models.runtimes`); ``"auto"``, on the CPU
-        onnxruntime where it is installed, else torch. By default torch, and for an ONNX file ``"auto"``.
+        checked against torch at the first use and then kept (`hematokit.models.runtimes.choosing`); ``"auto"``, on the
+        CPU onnxruntime where it is installed, else torch. By default torch, and for an ONNX file ``"auto"``.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def load_files(
     """Load a classifier from files that were read; parameters, result and errors as of `load_model`."""
     if files.config is not None and runtime in (None, "torch"):
         return load_torch(files, device)
-    from hematokit.models.runtimes import load_with_runtime
+    from hematokit.models.runtimes.choosing import load_with_runtime
 
     return load_with_runtime(files, device, runtime or "auto")
 

@@ -19,12 +19,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from hematokit._version import __version__
+from hematokit.detection.windows import make_detector
+from hematokit.differential.counts import below_threshold
 from hematokit.errors import BusyError, FieldError, HematokitError, ImageError, ServingError
-from hematokit.fields.classifying import model_pixel_size
-from hematokit.fields.detection import make_detector
-from hematokit.fields.tallies import below_threshold
 from hematokit.imaging.reading import decode_rgb
-from hematokit.reporting.text import RESEARCH_USE
+from hematokit.models.field_cells import model_pixel_size
+from hematokit.reports.text import RESEARCH_USE
 from hematokit.serving.batching import Batcher, QueuedModel
 from hematokit.serving.describing import BATCH_BODY, IMAGE_BODY, describe_model
 from hematokit.serving.fieldwork import FieldQuestion, FieldWorker, as_json

@@ -234,7 +234,7 @@ class Batcher:
 
 @dataclass(frozen=True)
 class QueuedModel:
-    """A model as `hematokit.fields.classifying` takes it, whose patches wait in line with everyone else's.
+    """A model as `hematokit.models.field_cells` takes it, whose patches wait in line with everyone else's.
 
     Attributes
     ----------

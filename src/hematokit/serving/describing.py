@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from hematokit._version import __version__
-from hematokit.fields.classifying import model_pixel_size
-from hematokit.fields.groups import counting_groups
-from hematokit.reporting.text import RESEARCH_USE
+from hematokit.differential.counts import counting_groups
+from hematokit.models.field_cells import model_pixel_size
+from hematokit.reports.text import RESEARCH_USE
 from hematokit.serving.settings import ServeSettings
 
 if TYPE_CHECKING:

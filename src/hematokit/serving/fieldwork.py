@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, Final
 
+from hematokit.annotations.cells import name_cells
+from hematokit.annotations.writing import write_geojson
+from hematokit.detection.windows import NamedDetector, examine_field
+from hematokit.differential.differential import count_differential
 from hematokit.errors import FieldError, ImageError, ServingError
-from hematokit.fields.cells import name_cells
-from hematokit.fields.classifying import CellClassifier, classify_cells, scale_warnings
-from hematokit.fields.detection import NamedDetector, examine_field
-from hematokit.fields.differential import count_differential
-from hematokit.fields.exports import write_geojson
-from hematokit.fields.naming import safe_name
 from hematokit.imaging.fieldfiles import Field, field_name, open_field
+from hematokit.imaging.fieldfiles.opening import safe_name
 from hematokit.imaging.reading import printable
+from hematokit.models.field_cells import CellClassifier, classify_cells, scale_warnings
 
 __all__ = ["FieldQuestion", "FieldWorker", "as_json", "file_name"]
 

@@ -11,11 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from hematokit.store.correction import OF_CELLS
-from hematokit.store.corrections import standing_corrections
+from hematokit.store.corrections import OF_CELLS, standing_corrections
 from hematokit.store.patchstore import PatchStore, open_store
-from hematokit.store.patients import on_several_sides
 from hematokit.store.pixelsizes import PixelSizes, summarize_pixel_sizes
+from hematokit.store.smears import on_several_sides
 
 __all__ = ["StoreInfo", "describe_store"]
 

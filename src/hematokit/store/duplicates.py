@@ -27,12 +27,15 @@ from hematokit.files import replace_file
 from hematokit.imaging.fingerprint import (
     KEYPOINTS,
     SHAPE_SIZE,
+    TRANSFORMS,
+    Comparison,
     PatchFingerprints,
+    compare,
+    contrast,
     fingerprint_patches,
     match_shapes,
     match_translations,
 )
-from hematokit.imaging.overlap import TRANSFORMS, Comparison, compare, contrast
 from hematokit.progress import Progress, no_progress
 
 __all__ = ["PAIR_COLUMNS", "Fingerprints", "assign_groups", "find_pairs", "label_conflicts"]
@@ -380,7 +383,7 @@ def find_pairs(cells: pd.DataFrame, fingerprints: Fingerprints) -> pd.DataFrame:
     -------
     DataFrame
         Columns `PAIR_COLUMNS`. ``kind`` is ``exact``, ``near`` or ``overlap``; the pixel at p of `cell_b` (after
-        ``transform``, see `hematokit.imaging.overlap.TRANSFORMS`) is at p + (dy, dx) of `cell_a`, px. Of k cells
+        ``transform``, see `hematokit.imaging.fingerprint.TRANSFORMS`) is at p + (dy, dx) of `cell_a`, px. Of k cells
         with equal pixels, k - 1 pairs are listed, each with the alphabetically first one that has a label (where
         `cells` has the column ``label``, and one of them has one), which alone represents them in the pairs of the
         other kinds.

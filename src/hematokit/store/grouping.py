@@ -15,8 +15,8 @@ from hematokit.store.corrections import apply_corrections
 from hematokit.store.duplicates import Fingerprints, assign_groups, find_pairs, label_conflicts
 from hematokit.store.files import disk_errors
 from hematokit.store.patchstore import PatchStore
-from hematokit.store.patients import composed
 from hematokit.store.schema import FINGERPRINTS_FILE
+from hematokit.store.smears import composed
 from hematokit.store.writer import StoreWriter
 
 __all__ = ["Regrouped", "exact_groups", "group_cells", "regroup"]

@@ -24,7 +24,7 @@ from hematokit.progress import Progress, no_progress
 from hematokit.store.corrections import apply_corrections
 from hematokit.store.grouping import regroup
 from hematokit.store.patchstore import open_store
-from hematokit.store.patients import composed, id_warnings, on_several_sides, some_of
+from hematokit.store.smears import composed, id_warnings, on_several_sides, some_of
 
 __all__ = ["SPLITS", "SplitSummary", "assign_split", "split_store"]
 

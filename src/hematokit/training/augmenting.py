@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from hematokit.errors import PluginError, TrainingError, naming
-from hematokit.registry import load_plugins
-from hematokit.specs import Augmenter, AugmenterSpec
+from hematokit.plugins import load_plugins
+from hematokit.plugins.specs import Augmenter, AugmenterSpec
 
 __all__ = ["Augmenters", "declared_options", "make_augmenters", "recorded_options", "sort_options"]
 
@@ -28,7 +28,7 @@ class Augmenters:
     parts: tuple[tuple[str, Augmenter], ...]
 
     def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Change a batch (B, 3, H, W) of float32 in [0, 1]; see `hematokit.specs.Augmenter`.
+        """Change a batch (B, 3, H, W) of float32 in [0, 1]; see `hematokit.plugins.specs.Augmenter`.
 
         Raises
         ------

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hematokit.assignments import read_value, typed_text
 from hematokit.errors import TrainingError
-from hematokit.registry import load_plugins
+from hematokit.plugins import load_plugins
 from hematokit.training.augmenting import declared_options
 from hematokit.yaml_text import Scalar, parse_yaml
 

@@ -3,14 +3,19 @@
 Two rules make a resumed training the same as one that was never stopped. Chance (augmentation, dropout, the order of
 the cells) is seeded anew for every step from (seed, epoch, step, process), so there is no generator state to keep.
 And the learning rate is a function of the step alone.
+
+Ctrl-C and SIGTERM as a wish to stop after the step that is under way.
 """
 
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,13 +32,44 @@ from hematokit.training.balance import class_weights, epoch_batches, epoch_order
 from hematokit.training.config import TrainConfig
 from hematokit.training.data import PatchFeed, TrainingData
 from hematokit.training.runs import Progressed, RunFolder
-from hematokit.training.stopping import StopRequest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["Loop", "learning_rate"]
+__all__ = ["Loop", "StopRequest", "learning_rate", "stop_on_signals"]
+
+
+class StopRequest:
+    """Whether somebody asked for an end."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn the first SIGINT or SIGTERM into a request, and the second into the usual interruption.
+
+    Off the main thread, where signals cannot be caught, the request is simply never made.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if request.asked:
+            raise KeyboardInterrupt
+        request.asked = True
+
+    previous: dict[int, Any] = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
 
 CHECK_EVERY = 10
 """Steps between looks at the loss where a look costs something (a GPU, several processes)."""

@@ -11,7 +11,12 @@ is opened.
 from __future__ import annotations
 
 from hematokit.imaging.fieldfiles.field import Field
-from hematokit.imaging.fieldfiles.listing import field_name, list_fields
-from hematokit.imaging.fieldfiles.opening import file_orientation, open_field, stated_pixel_size
+from hematokit.imaging.fieldfiles.opening import (
+    field_name,
+    file_orientation,
+    list_fields,
+    open_field,
+    stated_pixel_size,
+)
 
 __all__ = ["Field", "field_name", "file_orientation", "list_fields", "open_field", "stated_pixel_size"]

@@ -1,22 +1,216 @@
-"""A field: one microscope image, opened for reading by windows."""
+"""A field: one microscope image, opened for reading by windows.
+
+What a format's module hands over: levels of pixels, and what the metadata say.
+
+From 16 bits per channel to 8, by one rule for a whole field.
+"""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from hematokit.errors import ImageError
-from hematokit.imaging.fieldfiles.depth import choose_depth, lookup_table, sample_maximum
-from hematokit.imaging.fieldfiles.levels import Level, Source
-from hematokit.imaging.fieldfiles.pixelsize import choose
-from hematokit.imaging.geometry import Box
+from hematokit.imaging.fieldfiles.pixelsize import PixelSize, choose, nothing
+from hematokit.imaging.geometry import Box, stored_box, turn_pixels
 from hematokit.imaging.reading import printable
 
-__all__ = ["Field", "unreadable"]
+__all__ = [
+    "ArrayLevel",
+    "DEPTHS",
+    "Field",
+    "Level",
+    "MAX_CACHE_BYTES",
+    "MAX_WHOLE_BYTES",
+    "Source",
+    "TurnedLevel",
+    "check_size",
+    "choose_depth",
+    "drop_alpha",
+    "lookup_table",
+    "sample_maximum",
+    "unreadable",
+]
+
+MAX_WHOLE_BYTES = 512 * 1024 * 1024
+"""Largest piece, decoded, that is held in memory at once: a tile, a strip, a chunk, or a file that has no pieces."""
+
+MAX_CACHE_BYTES = 256 * 1024 * 1024
+"""Decoded pieces that are kept, because the next window needs them again."""
+
+_MAX_SIDE = 1 << 24  # pixels; more is a damaged header: at 0.1 um it would be a slide of 1.7 m
+
+
+class Level(Protocol):
+    """The pixels of a field at one resolution.
+
+    Attributes
+    ----------
+    height, width : int
+        Size in pixels.
+    dtype : numpy.dtype
+        uint8 or uint16.
+    """
+
+    height: int
+    width: int
+    dtype: np.dtype[Any]
+
+    def read(self, box: Box) -> npt.NDArray[Any]:
+        """Return the pixels (h, w, 3) of a box inside the level. Any thread may call it at any time."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened file.
+
+    Attributes
+    ----------
+    levels : sequence of Level
+        Full resolution first, then smaller and smaller.
+    pixel_size : PixelSize
+        What the metadata say.
+    notes : tuple of str
+        Remarks for the user.
+    significant_bits : int or None
+        Bits in use of 16, where the metadata state them.
+    close : callable
+        Releases the file.
+    orientation : int
+        As the metadata state it (1 to 8 as in EXIF); `levels` are turned accordingly.
+    """
+
+    levels: Sequence[Level]
+    pixel_size: PixelSize = nothing
+    notes: tuple[str, ...] = ()
+    significant_bits: int | None = None
+    close: Callable[[], None] = lambda: None
+    orientation: int = 1
+
+
+class ArrayLevel:
+    """A level that lies in memory.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8 or uint16, shape (H, W, 3)
+    """
+
+    def __init__(self, pixels: npt.NDArray[Any]) -> None:
+        self._pixels = pixels
+        self.height, self.width = pixels.shape[:2]
+        self.dtype = pixels.dtype
+
+    def read(self, box: Box) -> npt.NDArray[Any]:
+        """Return a copy of the pixels of a box."""
+        return self._pixels[box.slices].copy()
+
+
+class TurnedLevel:
+    """A level turned as its file's orientation states.
+
+    Parameters
+    ----------
+    stored : Level
+        The pixels as stored.
+    orientation : int
+        2 to 8, as in EXIF.
+    """
+
+    def __init__(self, stored: Level, orientation: int) -> None:
+        self._stored, self._orientation = stored, orientation
+        sides = stored.height, stored.width
+        self.height, self.width = sides if orientation < 5 else sides[::-1]
+        self.dtype = stored.dtype
+
+    def read(self, box: Box) -> npt.NDArray[Any]:
+        """Return the pixels of a box, reading only that part of the file."""
+        pixels = self._stored.read(stored_box(box, self._orientation, self.height, self.width))
+        return turn_pixels(pixels, self._orientation)
+
+
+def check_size(height: int, width: int, shown: str) -> None:
+    """Refuse sizes that no field has.
+
+    Raises
+    ------
+    ImageError
+        ``"empty"`` without any pixel, ``"too-large"`` for what only a damaged header says.
+    """
+    if height < 1 or width < 1:
+        raise ImageError("empty", f"{shown} has no pixels ({width}x{height} px); export the image again")
+    if height > _MAX_SIDE or width > _MAX_SIDE:
+        raise ImageError("too-large", f"{shown} claims to be {width}x{height} px; export the image again")
+
+
+def drop_alpha(pixels: npt.NDArray[Any], opaque: int, shown: str) -> npt.NDArray[Any]:
+    """Return the colours of pixels (h, w, 4).
+
+    Raises
+    ------
+    ImageError
+        ``"not-rgb"`` if a pixel is not `opaque`: there is no telling which background it belongs on.
+    """
+    if not (pixels[..., 3] == opaque).all():
+        raise ImageError("not-rgb", f"{shown} has transparent pixels; save it as RGB without an alpha channel")
+    return pixels[..., :3]
+
+
+DEPTHS = (8, 10, 12, 14, 16)
+"""Bits that cameras deliver inside of 16."""
+
+_SAMPLE_PIXELS = 4_000_000  # a level of up to this size is looked at whole
+_SAMPLE_GRID, _SAMPLE_SIDE = 8, 128  # of a larger one: 8 x 8 boxes of 128 px
+
+
+def choose_depth(maximum: int, significant_bits: int | None) -> int:
+    """Return how many of 16 bits the camera used.
+
+    Parameters
+    ----------
+    maximum : int
+        Largest value seen.
+    significant_bits : int or None
+        What the metadata state. 16 says nothing: programs write it for every image of 16 bits.
+
+    Returns
+    -------
+    int
+        The stated number, if it is below 16 and holds the maximum; else the smallest of `DEPTHS` that does.
+    """
+    if significant_bits is not None and 8 <= significant_bits < 16 and maximum < 1 << significant_bits:
+        return significant_bits
+    return next(depth for depth in DEPTHS if maximum < 1 << depth)
+
+
+def lookup_table(depth: int) -> npt.NDArray[np.uint8]:
+    """Return what each value of 16 bits becomes: 0 stays 0, ``2 ** depth - 1`` and above become 255, rounded."""
+    white = (1 << depth) - 1
+    values = np.minimum(np.arange(1 << 16, dtype=np.uint32), white)
+    return ((values * 255 + white // 2) // white).astype(np.uint8)
+
+
+def sample_maximum(levels: Sequence[Level]) -> int:
+    """Return the largest value of a field's smallest level, or of boxes spread evenly over it where that is large."""
+    level = levels[-1]
+    if level.height * level.width <= _SAMPLE_PIXELS:
+        return _maximum(level.read(Box(0, 0, level.height, level.width)))
+    height, width = min(_SAMPLE_SIDE, level.height), min(_SAMPLE_SIDE, level.width)
+    rows = np.linspace(0, level.height - height, _SAMPLE_GRID).round().astype(int).tolist()
+    columns = np.linspace(0, level.width - width, _SAMPLE_GRID).round().astype(int).tolist()
+    return max(_maximum(level.read(Box(y, x, height, width))) for y in rows for x in columns)
+
+
+def _maximum(pixels: npt.NDArray[Any]) -> int:
+    return int(pixels.max())
+
 
 _BAND_BYTES = 16 * 1024 * 1024  # of pixels that a thumbnail has in memory at once
 

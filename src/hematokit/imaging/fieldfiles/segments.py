@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from hematokit.errors import ImageError
 from hematokit.imaging.damage import join_jpeg_tables, jpeg_damage, jpeg_size
-from hematokit.imaging.fieldfiles.levels import MAX_CACHE_BYTES, MAX_WHOLE_BYTES, check_size, drop_alpha
+from hematokit.imaging.fieldfiles.field import MAX_CACHE_BYTES, MAX_WHOLE_BYTES, check_size, drop_alpha
 from hematokit.imaging.geometry import Box
 
 __all__ = ["COMPRESSIONS", "PieceCache", "TiffLevel"]

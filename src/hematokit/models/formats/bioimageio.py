@@ -1,6 +1,6 @@
 """A BioImage.IO model package: one zip file that bioimageio.core, JDLL, deepImageJ and their kin run.
 
-The weights are the ONNX graph of `hematokit.models.exporting`, which takes the raw patch: its input is 8-bit RGB with
+The weights are the ONNX graph of `hematokit.models.onnx_graph`, which takes the raw patch: its input is 8-bit RGB with
 the channel last, and no consumer has to resize or normalise. The crops inside, by which a consumer tests the package,
 are drawn: no picture of a training set leaves with a model.
 
@@ -23,9 +23,9 @@ import numpy.typing as npt
 
 from hematokit.errors import ModelError, describe_error
 from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, write_atomically
-from hematokit.models.exporting import onnx_bytes
 from hematokit.models.formats.packages import NOTICE, about, drawn_crops, gate, resized, with_usage, write_card
 from hematokit.models.integrity import seal_onnx
+from hematokit.models.onnx_graph import onnx_bytes
 from hematokit.models.predictions import prediction_frame
 
 if TYPE_CHECKING:

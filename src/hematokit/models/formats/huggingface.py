@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from hematokit.models.classifier import Classifier
-    from hematokit.specs import InputSpec
+    from hematokit.plugins.specs import InputSpec
 
 __all__ = ["CONFIG", "SUFFIX", "WEIGHTS", "write"]
 

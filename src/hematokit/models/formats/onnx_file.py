@@ -14,12 +14,20 @@ import numpy.typing as npt
 from hematokit._version import __version__
 from hematokit.errors import ModelError, describe_error
 from hematokit.files import one_line_write_errors, write_atomically
-from hematokit.models.engines import Engine, is_installed, open_engine
-from hematokit.models.exporting import EMBEDDINGS, OUTPUT_NAME, PARITY_KEY, PROBABILITIES, Layout, onnx_bytes, raw_graph
 from hematokit.models.formats.packages import NOTICE, UNSTATED, gate, without_pictures
+from hematokit.models.formats.quantising import JudgedCrops, Precision, measure_cost, to_fp16, to_int8
 from hematokit.models.integrity import seal_onnx
+from hematokit.models.onnx_graph import (
+    EMBEDDINGS,
+    OUTPUT_NAME,
+    PARITY_KEY,
+    PROBABILITIES,
+    Layout,
+    onnx_bytes,
+    raw_graph,
+)
 from hematokit.models.parity import BATCHES, EXPORT_TOLERANCE
-from hematokit.models.quantising import JudgedCrops, Precision, measure_cost, to_fp16, to_int8
+from hematokit.models.runtimes.engines import Engine, is_installed, open_engine
 
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier
@@ -46,7 +54,7 @@ class OnnxSettings:
     Attributes
     ----------
     layout : str
-        What it takes, see `hematokit.models.exporting.onnx_bytes`.
+        What it takes, see `hematokit.models.onnx_graph.onnx_bytes`.
     embeddings : bool
         Whether it gives embeddings, too.
     precision : str

@@ -132,7 +132,7 @@ def drawn_crops(codes: Sequence[str], side: int) -> Patches:
     -------
     ndarray, shape (n, side, side, 3), uint8
     """
-    from hematokit.imaging.synthetic import synthesize_crops
+    from hematokit.synthetic import synthesize_crops
 
     # Drawn at the size that a cell fits into, then shrunk.
     drawn = synthesize_crops(dict.fromkeys(codes, 1), size=max(side, _DRAWN_SIDE))

@@ -1,0 +1,183 @@
+"""The cells table of a field: the columns that every file about its cells shares."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pandas as pd
+
+from hematokit.errors import PluginError
+from hematokit.imaging.geometry import Box
+from hematokit.plugins.specs import DETECTION_COLUMNS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "DETECTION_COLUMNS",
+    "TABLE_COLUMNS",
+    "check_detections",
+    "empty_detections",
+    "name_cells",
+    "order_columns",
+]
+
+TABLE_COLUMNS: Final = (
+    "cell_id",
+    "field_id",
+    "source",
+    *DETECTION_COLUMNS,
+    "label",
+    "label_source",
+    "smear_id",
+    "patient_id",
+    "group",
+    "split",
+)
+"""Columns of a field's cells table before classification, in order. Classification adds ``predicted``,
+``probability``, ``p_<CODE>`` for every class of the model, and ``reviewed``."""
+
+_NUMBERS: Final = ("y", "x", "y0", "x0", "height", "width", "score")
+
+
+def empty_detections() -> pd.DataFrame:
+    """Return detections without rows, with the types that detections have."""
+    return _typed({name: [] for name in DETECTION_COLUMNS})
+
+
+def _typed(columns: dict[str, Any]) -> pd.DataFrame:
+    kinds = {"y0": np.int64, "x0": np.int64, "height": np.int64, "width": np.int64, "touches_border": np.bool_}
+    typed = {
+        name: pd.Series(columns[name], dtype=object if name == "contour" else kinds.get(name, np.float64))
+        for name in DETECTION_COLUMNS
+    }
+    return pd.DataFrame(typed)
+
+
+def check_detections(found: pd.DataFrame, height: int, width: int, name: str) -> pd.DataFrame:
+    """Bring what a detector returned to the contract's columns, types and order.
+
+    Boxes are clipped to the field. ``touches_border`` is worked out where the detector leaves it out, and a missing
+    ``area`` is the contour's, or not a number.
+
+    Parameters
+    ----------
+    found : DataFrame
+        A detector's answer for an image of that size.
+    height, width : int
+        Size of the image in pixels.
+    name : str
+        The detector's name, for errors.
+
+    Returns
+    -------
+    DataFrame
+        Columns `DETECTION_COLUMNS`, sorted by centre.
+
+    Raises
+    ------
+    PluginError
+        If columns are missing or hold what is no number, or a cell lies outside the image.
+    """
+    if not isinstance(found, pd.DataFrame):
+        raise PluginError(f"detector {name!r} returned {type(found).__name__}, not a DataFrame; tell its author")
+    missing = [column for column in _NUMBERS if column not in found.columns]
+    if missing:
+        raise PluginError(f"detector {name!r} returned no column {missing[0]!r}; tell its author")
+    if found.empty:
+        return empty_detections()
+    try:
+        numbers = {column: found[column].to_numpy(np.float64) for column in _NUMBERS}
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"detector {name!r} returned what is no number ({error}); tell its author") from error
+    if not all(np.isfinite(values).all() for values in numbers.values()):
+        raise PluginError(f"detector {name!r} returned numbers that are not finite; tell its author")
+    y1 = np.clip(numbers["y0"] + numbers["height"], 0, height)
+    x1 = np.clip(numbers["x0"] + numbers["width"], 0, width)
+    y0, x0 = np.clip(numbers["y0"], 0, height), np.clip(numbers["x0"], 0, width)
+    if ((y1 - y0 < 1) | (x1 - x0 < 1)).any():
+        raise PluginError(f"detector {name!r} returned a box outside the image; tell its author")
+    contours = list(found["contour"]) if "contour" in found.columns else [None] * len(found)
+    if "touches_border" in found.columns:
+        touches = found["touches_border"].to_numpy(bool)
+    else:
+        touches = (y0 <= 0) | (x0 <= 0) | (y1 >= height) | (x1 >= width)
+    area = found["area"].to_numpy(np.float64) if "area" in found.columns else np.full(len(found), np.nan)
+    checked = _typed(
+        {
+            "y": np.clip(numbers["y"], 0, height),
+            "x": np.clip(numbers["x"], 0, width),
+            "y0": np.floor(y0).astype(np.int64),
+            "x0": np.floor(x0).astype(np.int64),
+            "height": np.ceil(y1).astype(np.int64) - np.floor(y0).astype(np.int64),
+            "width": np.ceil(x1).astype(np.int64) - np.floor(x0).astype(np.int64),
+            "score": np.clip(numbers["score"], 0.0, 1.0),
+            "area": area,
+            "touches_border": touches,
+            "contour": contours,
+        }
+    )
+    return checked.sort_values(["y", "x"], kind="stable", ignore_index=True)
+
+
+def name_cells(
+    detections: pd.DataFrame, field_id: str, source: str, *, smear_id: str = "", patient_id: str = ""
+) -> pd.DataFrame:
+    """Make a field's cells table from its detections.
+
+    Parameters
+    ----------
+    detections : DataFrame
+        Columns `DETECTION_COLUMNS`; ``label`` and ``label_source`` are kept where they are there.
+    field_id, source : str
+        The field, and its path as given.
+    smear_id, patient_id : str
+        Empty where unknown.
+
+    Returns
+    -------
+    DataFrame
+        Columns `TABLE_COLUMNS`. A cell's id is the field's and the centre's whole pixels, so that detecting again
+        gives the same ids.
+    """
+    cells = detections.reset_index(drop=True)
+    constants = {
+        "field_id": field_id,
+        "source": source,
+        "smear_id": smear_id,
+        "patient_id": patient_id,
+        "group": patient_id,
+        "split": "",
+    }
+    cells = cells.assign(cell_id=_ids(cells, field_id), **constants)
+    for column in ("label", "label_source"):
+        if column not in cells.columns:
+            cells[column] = ""
+    return order_columns(cells)
+
+
+def _ids(cells: pd.DataFrame, field_id: str) -> list[str]:
+    seen: Counter[str] = Counter()
+    ids = []
+    for y, x in zip(cells["y"].tolist(), cells["x"].tolist(), strict=True):
+        plain = f"{field_id}-{int(y):05d}-{int(x):05d}"
+        seen[plain] += 1
+        ids.append(plain if seen[plain] == 1 else f"{plain}-{seen[plain]}")
+    return ids
+
+
+def order_columns(cells: pd.DataFrame) -> pd.DataFrame:
+    """Put the columns of a cells table into the order that all files share; unknown ones come last."""
+    first: Iterable[str] = (*TABLE_COLUMNS, "predicted", "probability")
+    known = [name for name in first if name in cells.columns]
+    scores = [name for name in cells.columns if name.startswith("p_")]
+    last = ["reviewed"] if "reviewed" in cells.columns else []
+    others = [name for name in cells.columns if name not in {*known, *scores, *last}]
+    return cells[known + scores + last + others]
+
+
+def cell_box(row: Any) -> Box:
+    """The box of one row of a cells table (as `DataFrame.itertuples` gives it)."""
+    return Box(int(row.y0), int(row.x0), int(row.height), int(row.width))

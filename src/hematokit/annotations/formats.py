@@ -1,0 +1,310 @@
+"""Annotation files of one field: Pascal VOC (XML), YOLO (text) and GeoJSON as QuPath writes it.
+
+What a file says of one cell, before it is checked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from hematokit.errors import ImageError
+from hematokit.imaging.reading import printable
+
+__all__ = ["Mark", "MarkFile", "finite_number", "read_geojson", "read_text", "read_voc", "read_yolo", "unusable"]
+
+
+@dataclass(slots=True)
+class Mark:
+    """One marked cell, as it stands in a file.
+
+    Attributes
+    ----------
+    where : str
+        Its place in the file, for messages: ``"line 3"``, ``"object 2"``.
+    name : str
+        Name of its class as written; empty for none.
+    y, x : float or None
+        Centre, where the file states one.
+    box : tuple of float, or None
+        ``(y0, x0, y1, x1)``, half-open; None where the file has a centre only.
+    contour : ndarray (n, 2), or None
+        Outline as ``(y, x)``.
+    problem : tuple of str, or None
+        Reason and message, where the file alone shows that the mark cannot be used.
+    label_source, smear_id, patient_id : str
+        As a table states them.
+    """
+
+    where: str
+    name: str = ""
+    y: float | None = None
+    x: float | None = None
+    box: tuple[float, float, float, float] | None = None
+    contour: npt.NDArray[np.float32] | None = None
+    problem: tuple[str, str] | None = None
+    label_source: str = ""
+    smear_id: str = ""
+    patient_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MarkFile:
+    """The marks of one field.
+
+    Attributes
+    ----------
+    shown : str
+        The file they are from, fit to be printed.
+    kind : str
+        ``"csv"``, ``"geojson"``, ``"voc"`` or ``"yolo"``; the cells' ``label_source``.
+    marks : list of Mark
+    size : tuple of int, or None
+        Height and width of the image that they were made on, where the file says so.
+    """
+
+    shown: str
+    kind: str
+    marks: list[Mark]
+    size: tuple[int, int] | None = None
+
+
+def finite_number(text: object) -> float:
+    """Return a number that is finite.
+
+    Raises
+    ------
+    ValueError
+        If it is none; the message says what stood there.
+    """
+    try:
+        value = float(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ValueError(f"{printable(str(text))!r} is no number") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{printable(str(text))!r} is no finite number")
+    return value
+
+
+def unusable(shown: str, what: str) -> ImageError:
+    """The error of a file of known cells that cannot be used at all."""
+    return ImageError("unreadable-cells", f"{shown} {what}")
+
+
+_MAX_BYTES: Final = 512 * 1024 * 1024
+
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, with or without a byte-order mark.
+
+    Raises
+    ------
+    ImageError
+        ``"unreadable-cells"``.
+    """
+    shown = printable(str(path))
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise unusable(shown, f"is larger than {_MAX_BYTES:,} bytes; give a smaller file")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise unusable(shown, "is not text in UTF-8; save it again as such") from error
+    except OSError as error:
+        raise unusable(
+            shown, f"cannot be read ({error.strerror or error}); check the file and its permissions"
+        ) from error
+
+
+def read_voc(path: Path) -> MarkFile:
+    """Read a Pascal VOC file: ``annotation/object`` with ``name`` and ``bndbox``.
+
+    Coordinates are taken as pixel corners, as labelImg and most tools write them, so a box is ``xmax - xmin`` wide.
+
+    Raises
+    ------
+    ImageError
+        ``"unreadable-cells"`` if it is no XML, or no such file.
+    """
+    from xml.etree.ElementTree import ParseError
+
+    from defusedxml import DefusedXmlException
+    from defusedxml.ElementTree import fromstring
+
+    shown = printable(str(path))
+    text = read_text(path)
+    try:
+        # As bytes: a declaration of another encoding would make the parser refuse text.
+        root = fromstring(text.encode())
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
+        raise unusable(shown, f"is not XML ({printable(str(error))}); export the annotations again") from error
+    if root.tag != "annotation":
+        raise unusable(shown, f"is not Pascal VOC (it begins with <{printable(str(root.tag))}>, not <annotation>)")
+    marks = []
+    for number, item in enumerate(root.findall("object"), start=1):
+        mark = Mark(f"object {number}", printable((item.findtext("name") or "").strip()))
+        try:
+            y0, x0, y1, x1 = (_coordinate(item, name) for name in ("ymin", "xmin", "ymax", "xmax"))
+            mark.box = (y0, x0, y1, x1)
+        except ValueError as error:
+            mark.problem = ("bad-number", f"{error}")
+        marks.append(mark)
+    return MarkFile(shown, "voc", marks, _voc_size(root))
+
+
+def _coordinate(item: Any, name: str) -> float:
+    text = item.findtext(f"bndbox/{name}")
+    if text is None:
+        raise ValueError(f"it has no <{name}>")
+    return finite_number(text.strip())
+
+
+def _voc_size(root: Any) -> tuple[int, int] | None:
+    try:
+        height, width = (int(root.findtext(f"size/{name}")) for name in ("height", "width"))
+    except (TypeError, ValueError):
+        return None
+    return (height, width) if height > 0 and width > 0 else None  # some tools write zeros
+
+
+def read_yolo(path: Path, height: int, width: int, names: Sequence[str] | None = None) -> MarkFile:
+    """Read a YOLO file: lines ``class cx cy w h``, in parts of the image; or ``class x1 y1 x2 y2 x3 y3 ...`` (polygon).
+
+    Parameters
+    ----------
+    path : Path
+    height, width : int
+        Size of the field in pixels.
+    names : sequence of str, optional
+        Names of the classes; without, the number is the name.
+
+    Raises
+    ------
+    ImageError
+        ``"unreadable-cells"``.
+    """
+    marks = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        mark = Mark(f"line {number}", _yolo_name(words[0], names))
+        try:
+            values = [finite_number(word) for word in words[1:]]
+            if len(values) in (4, 5):  # the fifth is a confidence
+                cx, cy, w, h = values[:4]
+                mark.box = ((cy - h / 2) * height, (cx - w / 2) * width, (cy + h / 2) * height, (cx + w / 2) * width)
+            elif len(values) >= 6 and len(values) % 2 == 0:
+                points = np.array(values).reshape(-1, 2)[:, ::-1] * (height, width)
+                _outline(mark, points)
+            else:
+                raise ValueError(f"it has {len(words)} values, not 'class cx cy w h'")
+        except ValueError as error:
+            mark.problem = ("bad-number", str(error))
+        marks.append(mark)
+    return MarkFile(printable(str(path)), "yolo", marks)
+
+
+def _yolo_name(word: str, names: Sequence[str] | None) -> str:
+    if names is not None and word.isdecimal():
+        # A number without a name is not the class whose code is that number.
+        return printable(str(names[int(word)])) if int(word) < len(names) else f"class {word}"
+    return printable(word)
+
+
+def _outline(mark: Mark, points: npt.NDArray[np.float64]) -> None:
+    y0, x0 = points.min(axis=0).tolist()
+    y1, x1 = points.max(axis=0).tolist()
+    mark.box = (y0, x0, y1, x1)
+    mark.contour = points.astype(np.float32)
+
+
+def read_geojson(path: Path) -> MarkFile:
+    """Read GeoJSON as QuPath exports it: polygons, boxes or points in pixels (x first), with a classification.
+
+    Raises
+    ------
+    ImageError
+        ``"unreadable-cells"`` if it is no GeoJSON.
+    """
+    shown = printable(str(path))
+    text = read_text(path)
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise unusable(shown, f"is not JSON ({printable(str(error))}); export the annotations again") from error
+    if isinstance(document, dict):
+        features = document.get("features", [document] if document.get("type") == "Feature" else None)
+    else:
+        features = document
+    if not isinstance(features, list):
+        raise unusable(shown, "is not GeoJSON (it has no list 'features'); export the annotations again")
+    marks: list[Mark] = []
+    for number, feature in enumerate(features, start=1):
+        marks += _feature_marks(feature, f"feature {number}")
+    return MarkFile(shown, "geojson", marks)
+
+
+def _feature_marks(feature: Any, where: str) -> Iterator[Mark]:
+    mark = Mark(where)
+    try:
+        if not isinstance(feature, dict) or not isinstance(feature.get("geometry"), dict):
+            raise ImageError("no-geometry", "it has no geometry")
+        mark.name = _feature_class(feature.get("properties"))
+        geometry = feature["geometry"]
+        kind, coordinates = geometry.get("type"), geometry.get("coordinates")
+        if kind in ("Point", "MultiPoint"):
+            points = _points([coordinates] if kind == "Point" else coordinates)
+            for place, (y, x) in enumerate(points.tolist(), start=1):
+                suffix = f", point {place}" if kind == "MultiPoint" else ""
+                yield Mark(where + suffix, mark.name, y, x)
+            return
+        if kind == "Polygon":
+            rings = [_points(coordinates[0])]
+        elif kind == "MultiPolygon":
+            rings = [_points(polygon[0]) for polygon in coordinates]
+        else:
+            raise ImageError("no-geometry", f"a geometry of type {printable(str(kind))} marks no cell")
+        _outline(mark, np.concatenate(rings))
+        # QuPath's cells have the nucleus beside the outline of the cell.
+        nucleus = feature.get("nucleusGeometry")
+        if isinstance(nucleus, dict) and nucleus.get("type") == "Polygon":
+            mark.contour = _open_ring(_points(nucleus["coordinates"][0]))
+        else:
+            mark.contour = _open_ring(max(rings, key=len))
+    except ImageError as error:
+        mark.problem = (error.reason, str(error))
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
+        detail = str(error) if isinstance(error, ValueError) else "its coordinates are no list of points"
+        mark.problem = ("bad-number", printable(" ".join(detail.split())))
+    yield mark
+
+
+def _points(coordinates: Any) -> npt.NDArray[np.float64]:
+    """Positions ``[x, y, ...]`` as an array (n, 2) of ``(y, x)``."""
+    points = np.array([(finite_number(position[1]), finite_number(position[0])) for position in coordinates])
+    if not len(points):
+        raise ValueError("it has no points")
+    return points
+
+
+def _open_ring(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float32] | None:
+    closed = len(points) > 1 and bool((points[0] == points[-1]).all())
+    ring = points[:-1] if closed else points
+    return ring.astype(np.float32) if len(ring) >= 3 else None
+
+
+def _feature_class(properties: Any) -> str:
+    classification = properties.get("classification") if isinstance(properties, dict) else None
+    if isinstance(classification, dict):
+        name, names = classification.get("name"), classification.get("names")
+        # Newer QuPath versions write a list for classes derived from others; the last is the most specific one.
+        classification = names[-1] if name in (None, "") and isinstance(names, list) and names else name
+    known = isinstance(classification, str | int) and not isinstance(classification, bool)
+    return printable(str(classification).strip()) if known else ""

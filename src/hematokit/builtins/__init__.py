@@ -1,1 +1,0 @@
-"""The plugins that ship, registered through the same hooks as a stranger's."""

@@ -1,0 +1,188 @@
+"""Rules about specs and packages, which need nothing but the registry."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any, Final, get_args
+
+from hematokit.conformance.rules import Broken, Caution, NotTried, Rule, rule
+from hematokit.plugins import ONLY_VARIABLE, PluginInfo
+from hematokit.plugins.hookspecs import HOOKS, PROJECT
+from hematokit.plugins.isolation import HOOKS_ATTRIBUTE
+from hematokit.plugins.specs import AnySpec, BackboneSpec, InputSpec, Option, PathKind
+
+__all__ = ["HEAVY", "PACKAGE_RULES", "check_spec"]
+
+PACKAGE_RULES: Final[list[Rule]] = []
+
+HEAVY: Final = (
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "tensorflow",
+    "keras",
+    "jax",
+    "captum",
+    "kornia",
+    "cellpose",
+    "stardist",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "napari",
+    "qtpy",
+    "skimage",
+    "sklearn",
+    "scipy",
+    "cv2",
+    "matplotlib",
+    "pandas",
+    "numpy",
+    "zarr",
+    "PIL",
+)
+"""Packages that take long to import; listing plugins must not wait for them."""
+
+_LISTING: Final = """
+import json, sys
+from hematokit.plugins import PluginRegistry
+if {package!r} != "hematokit":
+    PluginRegistry({{{only!r}: ""}})
+before = set(sys.modules)
+found = PluginRegistry({{{only!r}: {package!r}}})
+print(json.dumps(sorted({{name.split(".")[0] for name in (set(sys.modules) - before)}})))
+"""
+
+
+@rule(PACKAGE_RULES, "loads", first=True)
+def _loads(info: PluginInfo) -> str:
+    """It is imported and registers without an error, within the time limit."""
+    if info.status != "loaded":
+        raise Broken(f"{info.status}: {info.reason}")
+    return f"entry point {info.name}, {info.seconds:.2f} s"
+
+
+@rule(PACKAGE_RULES, "provides")
+def _provides(info: PluginInfo) -> str:
+    """It registers something."""
+    if not info.provides:
+        raise Broken(
+            "nothing was registered; are the functions named register_... and marked with @hematokit.hookimpl?"
+        )
+    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in info.provides.items())
+
+
+@rule(PACKAGE_RULES, "light")
+def _light(info: PluginInfo) -> str:
+    """Listing it imports nothing heavy: torch and its like belong inside the factory."""
+    code = _LISTING.format(package=info.package, only=ONLY_VARIABLE)
+    # The child sees what this process sees, wherever that came from.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    try:
+        imported = set(json.loads(done.stdout.splitlines()[-1]))
+    except (IndexError, ValueError):
+        raise NotTried(f"a process that lists it ended with {done.returncode}") from None
+    heavy = [name for name in HEAVY if name in imported]
+    if heavy:
+        raise Broken(f"registering imports {', '.join(heavy)}; import inside the factory instead")
+    return f"imports {', '.join(sorted(imported)[:8]) or 'nothing'}"
+
+
+@rule(PACKAGE_RULES, "hooks")
+def _hooks(info: PluginInfo) -> str:
+    """It says which version of the hooks it needs."""
+    if info.package == PROJECT:
+        return f"those of hematokit, {HOOKS}"
+    if not info.hooks:
+        raise Caution(
+            f'write {HOOKS_ATTRIBUTE} = "{HOOKS}" beside the hooks, so that an older hematokit says what it lacks'
+        )
+    return f"{info.hooks}; hematokit has {HOOKS}"
+
+
+@rule(PACKAGE_RULES, "metadata")
+def _metadata(info: PluginInfo) -> str:
+    """Its package has a version and depends on hematokit."""
+    if info.package == PROJECT:
+        return f"version {info.version}"
+    if not info.version:
+        raise Broken("the package has no version; bundles could not say which one they need")
+    requires = metadata.requires(info.package) or []
+    if not any(line.lower().startswith(PROJECT) and not line[len(PROJECT) :][:1].isalnum() for line in requires):
+        raise Caution("its dependencies do not name hematokit; pip would install it alone")
+    return f"version {info.version}"
+
+
+def check_spec(spec: AnySpec) -> str:
+    """Its description, options and variants are complete and agree with each other."""
+    _one_line("description", spec.description)
+    if not callable(spec.factory):
+        raise Broken(f"the factory is a {type(spec.factory).__name__}, which cannot be called")
+    for name, option in spec.options.items():
+        if not name.isidentifier():
+            raise Broken(f"option {name!r} cannot be an argument of a function; letters, digits and '_'")
+        if option.type not in (int, float, bool, str):
+            raise Broken(f"option {name} is a {option.type.__name__}; int, float, bool or str can be typed after --set")
+        _one_line(f"description of option {name}", option.description)
+        _values(name, option)
+        if option.default is not None and option.convert(name, option.default) != option.default:
+            raise Broken(f"option {name}: the default {option.default!r} is not of type {option.type.__name__}")
+    counted = f"options: {len(spec.options)}"
+    version = getattr(spec, "version", "")
+    if not isinstance(version, str):
+        raise Broken(f"the version is of type {type(version).__name__}; write it as text")
+    counted += f", version {version}" if version else ""
+    if isinstance(spec, BackboneSpec):
+        _variants(spec)
+        counted += f", variants: {len(spec.variants)}"
+    return counted
+
+
+def _values(name: str, option: Option) -> None:
+    """What an option takes, where it is not any value of its type."""
+    wrong = [choice for choice in option.choices if type(choice) is not option.type]
+    if wrong:
+        raise Broken(f"option {name}: the choice {wrong[0]!r} is not of type {option.type.__name__}")
+    if option.choices and (option.minimum is not None or option.maximum is not None):
+        raise Broken(f"option {name} has choices and limits; give one of them")
+    if option.path is None:
+        return
+    if option.path not in get_args(PathKind):
+        raise Broken(f"option {name}: path {option.path!r} is none of {', '.join(get_args(PathKind))}")
+    if option.type is not str or option.choices:
+        raise Broken(f"option {name} is a path; its type is str, and it has no choices")
+    if option.default:
+        raise Broken(f"option {name}: a path has no default, because no file is everywhere; give an empty one or None")
+
+
+def _variants(spec: BackboneSpec) -> None:
+    if not spec.variants and spec.find_variant is None:
+        raise Broken("it has no variants; give at least one, with its input size")
+    if spec.default_variant and spec.default_variant not in spec.variants and spec.find_variant is None:
+        raise Broken(f"the default variant {spec.default_variant!r} is not among its variants")
+    for name, variant in spec.variants.items():
+        _input(name, variant.input)
+
+
+def _input(name: str, given: InputSpec) -> None:
+    if given.divisor < 1 or given.size % given.divisor or given.size < 2 * given.divisor:
+        raise Broken(
+            f"variant {name}: input size {given.size} is not a multiple of its divisor {given.divisor}, at least twice"
+        )
+    if given.fit not in ("resize", "reflect-pad", "crop", "auto"):
+        raise Broken(f"variant {name}: fit {given.fit!r} is none of resize, reflect-pad, crop, auto")
+    if len(given.mean) != 3 or len(given.std) != 3:
+        raise Broken(f"variant {name}: mean and std are three numbers each")
+
+
+def _one_line(what: str, text: Any) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise Broken(f"the {what} is empty; one line is shown in listings")
+    if "\n" in text:
+        raise Broken(f"the {what} has more than one line")

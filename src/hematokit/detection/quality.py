@@ -1,0 +1,246 @@
+"""Is a field worth reading? Focus, staining and thickness, measured window by window, and a flag with reasons.
+
+Nothing is dropped for its flag; it is there to be shown.
+
+- *Focus* is how steep edges are against their own contrast. The edge of a cell that the optics blur by a Gaussian of
+  width s rises with a slope of contrast / (s sqrt(2 pi)); so contrast over slope is a width, whatever the stain, and in
+  micrometres it does not depend on the magnification. (The energy of a Laplacian, the usual measure, depends on how
+  many cells there are, how dark they are, and on the noise.) The sharpest quarter of the edges speaks for the field:
+  cells lie at different heights, but some are in focus where the field is.
+- *Staining* is how far nuclei stand out from everything else that is stained, on the nucleus map.
+- *Thickness* is the share of the field that is covered by anything stained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from hematokit.detection.nucleus_scale import estimate_scale, find_levels
+from hematokit.imaging.staining import background, optical_density, picture_frame, reduced, stain_maps
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Suitability", "WindowMeasure", "assess_field", "measure_window"]
+
+_STAINED: Final = 0.12
+"""Density of green above which a pixel counts as covered."""
+
+_COARSE_SIDE: Final = 640
+
+_FOCUS_SCALE: Final = 5.0
+"""Pixels per micrometre at which edges are measured: 0.2 um, about what an oil objective resolves."""
+
+_USUAL_SCALE: Final = 6.0
+"""Pixels per micrometre that are taken where nothing tells the scale."""
+
+_SHARP_UM: Final = 0.2
+"""Edge width of a field in best focus: its focus is 1."""
+
+_EDGES: Final = np.geomspace(0.05, 10.0, 61)
+"""Bins of edge widths in um."""
+
+_BLANK: Final = 0.004
+_THICK: Final = 0.93
+_BLURRED: Final = 0.35
+_PALE: Final = 0.2
+_BLACK: Final = 12.0
+
+_LIT: Final = 40.0
+"""Grey value from which a colour can be told."""
+
+_WHITE: Final = 0.35
+"""Saturation of the brightest part of a field above which it is no background."""
+
+_FEWEST_EDGES: Final = 12
+
+
+@dataclass(frozen=True)
+class WindowMeasure:
+    """What is measured of one window of a field; measures of windows add up.
+
+    Attributes
+    ----------
+    pixels, covered, black : int
+        Pixels of the (reduced) window; those that are stained; those that are black.
+    nuclei, others : tuple of (int, float)
+        Number of pixels and sum of the nucleus map, over nuclei and over what else is stained.
+    edges : tuple of int
+        Histogram of edge widths in micrometres.
+    """
+
+    pixels: int
+    covered: int
+    black: int
+    nuclei: tuple[int, float]
+    others: tuple[int, float]
+    edges: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Suitability:
+    """Whether a field is worth reading.
+
+    Attributes
+    ----------
+    focus : float
+        From 0 (no edges) to 1 (as sharp as an oil objective); half of it means edges twice as wide.
+    staining : float
+        How far nuclei stand out: difference of the nucleus map between nuclei and the rest, cut at 1.
+    thickness : float
+        Share of the field that is covered; 1 where no background is seen at all.
+    flag : str
+        ``ok``, ``blank``, ``out-of-focus``, ``too-thick``, ``poorly-stained`` or ``no-cells``: the first that applies
+        in this order.
+    reasons : tuple of str
+        One plain sentence for each thing that is amiss.
+    """
+
+    focus: float
+    staining: float
+    thickness: float
+    flag: str
+    reasons: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dictionary fit for JSON."""
+        return {**asdict(self), "reasons": list(self.reasons)}
+
+
+def measure_window(pixels: NDArray[np.uint8], pixel_size_um: float | None) -> WindowMeasure:
+    """Measure a window of a field.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, shape (h, w, 3)
+        RGB.
+    pixel_size_um : float or None
+        Micrometres per pixel; None: estimated from the cells in the window.
+    """
+    nothing = (0, 0.0)
+    no_edges = (0,) * (len(_EDGES) - 1)
+    frame = picture_frame(pixels) if pixels.size else None
+    if frame is None or min(frame.height, frame.width) < 8:
+        area = pixels.shape[0] * pixels.shape[1]
+        black = area if pixels.size and float(pixels.mean()) < _BLACK else 0
+        return WindowMeasure(area, 0, black, nothing, nothing, no_edges)
+    picture = pixels[frame.slices]
+    factor = max(1, round(max(picture.shape[:2]) / _COARSE_SIDE))
+    coarse = reduced(picture, factor)
+    light = background(coarse)
+    maps = stain_maps(coarse, light, sigma=1.0)
+    covered = maps.stain > _STAINED
+    colour = np.exp(light.level)
+    if colour.max() > _LIT and colour.min() < (1 - _WHITE) * colour.max():
+        # No lamp has such a colour: what is brightest is stained, too, and no background is seen anywhere.
+        covered[:] = True
+    black = coarse.max(axis=2) < _BLACK
+    levels = find_levels(maps)
+    if levels is None:
+        nuclei, others = nothing, _sum(maps.nuclei[covered])
+    else:
+        dark = maps.nuclei > levels.threshold
+        nuclei, others = _sum(maps.nuclei[dark]), _sum(maps.nuclei[covered & ~dark])
+    if pixel_size_um is not None:
+        scale = 1.0 / pixel_size_um
+    else:
+        scale = estimate_scale(maps, levels)[0] * factor or _USUAL_SCALE
+    fine = max(1, int(scale / _FOCUS_SCALE))
+    edges = no_edges
+    if min(picture.shape[:2]) // fine >= 8:
+        density = optical_density(reduced(picture, fine), light, 1)
+        edges = tuple(int(n) for n in np.histogram(_edge_widths(density, scale / fine), _EDGES)[0])
+    # Reduced pixels count as what they stand for, so that windows of any size add up.
+    unit = factor * factor
+    return WindowMeasure(
+        covered.size * unit, int(covered.sum()) * unit, int(black.sum()) * unit,
+        (nuclei[0] * unit, nuclei[1] * unit), (others[0] * unit, others[1] * unit), edges,
+    )  # fmt: skip
+
+
+def _sum(values: NDArray[np.float32]) -> tuple[int, float]:
+    return len(values), float(values.sum(dtype=np.float64))
+
+
+def _edge_widths(density: NDArray[np.float32], scale: float) -> NDArray[np.float64]:
+    """Widths of the edges in a density map (H, W), as the sigma of a blurred step, in micrometres."""
+    # The noise of a camera would look like steep edges: smooth by what no objective resolves, and take it off again.
+    own = max(0.8, 0.12 * scale)
+    smooth = ndimage.gaussian_filter(density, own, truncate=3.0)
+    slope = np.hypot(ndimage.sobel(smooth, 0), ndimage.sobel(smooth, 1)) / 8.0
+    size = 2 * max(2, round(2.0 * scale)) + 1
+    contrast = ndimage.maximum_filter(smooth, size) - ndimage.minimum_filter(smooth, size)
+    crest = slope >= ndimage.maximum_filter(slope, size=2 * max(1, round(0.4 * scale)) + 1)
+    strong = contrast[crest]
+    if not len(strong):
+        return np.zeros(0)
+    # Texture within a cell and dust have edges, too; the outlines of cells have the most contrast.
+    enough = max(0.12, 0.6 * float(np.percentile(strong, 95)))
+    chosen = crest & (contrast >= enough) & (slope > 0)
+    widths = contrast[chosen].astype(np.float64) / (slope[chosen] * math.sqrt(2 * math.pi))
+    return np.sqrt(np.maximum(widths**2 - own**2, 0.09)) / scale
+
+
+def assess_field(measures: Sequence[WindowMeasure], cells: pd.DataFrame) -> Suitability:
+    """Judge a field by the measures of its windows and the cells found in it.
+
+    Parameters
+    ----------
+    measures : sequence of WindowMeasure
+        Of windows that cover the field without overlap.
+    cells : DataFrame
+        What the detector found; only whether it is empty matters.
+    """
+    pixels = sum(measure.pixels for measure in measures)
+    covered = sum(measure.covered for measure in measures) / pixels if pixels else 0.0
+    black = sum(measure.black for measure in measures) / pixels if pixels else 0.0
+    edges = np.sum([measure.edges for measure in measures], axis=0) if measures else np.zeros(len(_EDGES) - 1)
+    width = _sharpest(edges)
+    focus = min(_SHARP_UM / width, 1.0) if width > 0 else 0.0
+    nuclei = _mean([measure.nuclei for measure in measures])
+    staining = min(max(nuclei - _mean([measure.others for measure in measures]), 0.0), 1.0)
+
+    found: list[tuple[str, str]] = []
+    if black > 0.95:
+        found.append(("blank", "the picture is black"))
+    elif covered < _BLANK:
+        found.append(("blank", "next to nothing in the field is stained"))
+    else:
+        if width == 0:
+            found.append(("out-of-focus", "no sharp edge was found"))
+        elif focus < _BLURRED:
+            found.append(("out-of-focus", f"edges are {width:.1f} um wide, in focus they are about {_SHARP_UM:g} um"))
+        if covered > _THICK:
+            found.append(("too-thick", f"{covered:.0%} of the field is covered: cells lie over one another"))
+        if nuclei > 0 and len(cells) and staining < _PALE:
+            found.append(("poorly-stained", "nuclei hardly stand out from what else is stained"))
+    if not len(cells):
+        found.append(("no-cells", "no nucleated cell was found"))
+    return Suitability(
+        float(focus), float(staining), float(covered), found[0][0] if found else "ok", tuple(text for _, text in found)
+    )
+
+
+def _sharpest(edges: NDArray[Any]) -> float:
+    """Width in um that a quarter of the edges stay below; 0 if there are too few."""
+    total = int(edges.sum())
+    if total < _FEWEST_EDGES:
+        return 0.0
+    share = np.cumsum(edges) / total
+    number = int(np.searchsorted(share, 0.25))
+    before = float(share[number - 1]) if number else 0.0
+    part = (0.25 - before) / (float(share[number]) - before)
+    low, high = float(_EDGES[number]), float(_EDGES[number + 1])
+    return low * math.pow(high / low, part)
+
+
+def _mean(sums: Sequence[tuple[int, float]]) -> float:
+    count = sum(number for number, _ in sums)
+    return sum(total for _, total in sums) / count if count else 0.0

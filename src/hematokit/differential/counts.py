@@ -1,0 +1,319 @@
+"""Cells of each class in each field: small counts that merge, so that thousands of fields are counted one by one.
+
+Which classes of a taxonomy a differential counts, and which are myeloid, erythroid and blasts.
+
+The rules follow the ICSH guideline for bone-marrow reports: per cent are of all nucleated haemopoietic cells; smudge
+cells, megakaryocytes, macrophages, cells of bone and stroma, artefacts and what cannot be told are left out of them.
+They are derived from lineages and names, so that a laboratory's own taxonomy is counted alike; the codes that came
+out are written into every differential, because definitions differ between laboratories, above all that of M:E.
+
+References
+----------
+Lee SH, Erber WN, Porwit A, Tomonaga M, Peterson LC; International Council for Standardization in Hematology (2008).
+ICSH guidelines for the standardization of bone marrow specimens and reports. International Journal of Laboratory
+Hematology 30, 349-364.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hematokit.errors import FieldError
+from hematokit.imaging.reading import printable
+from hematokit.taxonomy import CellClass, Taxonomy
+
+__all__ = [
+    "CellCounts",
+    "CountingGroups",
+    "UNSURE_BELOW",
+    "below_threshold",
+    "called_classes",
+    "count_cells",
+    "counting_groups",
+    "unsure_cells",
+]
+
+_NOT_COUNTED: Final = re.compile(
+    r"smudge|gumprecht|megakaryocyt|macrophage|osteoblast|osteoclast|stroma|platelet|thrombocyt|\berythrocyt|red cell"
+    r"|red blood cell|arte?fact|debris|background",
+    re.IGNORECASE,
+)
+_BLAST: Final = re.compile(r"\b(myelo|mono|lympho)?blasts?\b", re.IGNORECASE)
+_GRANULOCYTIC: Final = re.compile(r"\bgranulo|neutrophil|eosinophil|basophil|\bmyeloid\b|\bmyelopoie", re.IGNORECASE)
+_ERYTHROID: Final = re.compile(r"\berythro(?!cyt)|normoblast", re.IGNORECASE)
+_MONOCYTIC: Final = re.compile(r"\b(pro)?mono(cyt|blast)", re.IGNORECASE)
+
+_RULES: Final = {
+    "counted": (
+        "Per cent are of the nucleated haemopoietic cells that the classifier is sure of. Reject classes, smudge "
+        "cells, megakaryocytes, macrophages, bone and stroma cells, platelets and red cells are counted apart, "
+        "after the ICSH guideline for bone-marrow reports (Lee et al. 2008, Int J Lab Hematol 30:349-364)."
+    ),
+    "myeloid": (
+        "M of M:E: granulocytes and their precursors (lineages granulopoiesis, eosinophil, basophil). Blasts, "
+        "monocytes, lymphoid and plasma cells are in neither M nor E; laboratories differ in this."
+    ),
+    "erythroid": "E of M:E: nucleated cells of erythropoiesis.",
+    "blasts": (
+        "Classes of the lineage 'blast', or named so; faggot cells of matek-21 are among them as equivalents of "
+        "blasts. Erythroid precursors are not."
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CountingGroups:
+    """Class codes by their part in a differential, each in the taxonomy's order.
+
+    Attributes
+    ----------
+    counted : tuple of str
+        In the denominator of per cent.
+    apart : tuple of str
+        Counted, but in no per cent.
+    myeloid, erythroid : tuple of str
+        The two sides of M:E.
+    blasts : tuple of str
+        Blasts and their equivalents.
+    """
+
+    counted: tuple[str, ...]
+    apart: tuple[str, ...]
+    myeloid: tuple[str, ...]
+    erythroid: tuple[str, ...]
+    blasts: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Codes and the rule that chose them, for JSON."""
+        return {
+            "counted": {"codes": list(self.counted), "rule": _RULES["counted"]},
+            "counted_apart": {"codes": list(self.apart)},
+            "myeloid": {"codes": list(self.myeloid), "rule": _RULES["myeloid"]},
+            "erythroid": {"codes": list(self.erythroid), "rule": _RULES["erythroid"]},
+            "blasts": {"codes": list(self.blasts), "rule": _RULES["blasts"]},
+        }
+
+
+def counting_groups(taxonomy: Taxonomy) -> CountingGroups:
+    """Tell the classes of a taxonomy apart for counting.
+
+    Parameters
+    ----------
+    taxonomy : Taxonomy
+        Any; lineages and names in English are understood.
+
+    Returns
+    -------
+    CountingGroups
+        A group for which the taxonomy has no class is empty.
+    """
+    counted = [entry for entry in taxonomy if _is_counted(entry)]
+    blasts = [entry for entry in counted if _is_blast(entry)]
+    # A "basophilic erythroblast" is erythroid: the lineage speaks first, the name only where there is none.
+    erythroid = [entry for entry in counted if entry not in blasts and _ERYTHROID.search(entry.lineage or entry.name)]
+    myeloid = [
+        entry
+        for entry in counted
+        if entry not in blasts
+        and entry not in erythroid
+        and _GRANULOCYTIC.search(entry.lineage or entry.name)
+        and not _MONOCYTIC.search(entry.name)
+    ]
+    codes = {entry.code for entry in counted}
+    return CountingGroups(
+        counted=tuple(entry.code for entry in counted),
+        apart=tuple(code for code in taxonomy.codes if code not in codes),
+        myeloid=tuple(entry.code for entry in myeloid),
+        erythroid=tuple(entry.code for entry in erythroid),
+        blasts=tuple(entry.code for entry in blasts),
+    )
+
+
+def _is_counted(entry: CellClass) -> bool:
+    if entry.reject or _NOT_COUNTED.search(entry.lineage):
+        return False
+    return not _NOT_COUNTED.search(entry.name)
+
+
+def _is_blast(entry: CellClass) -> bool:
+    # "Erythroblast" is one word and does not match; a lineage of that name settles it in any case.
+    return not _ERYTHROID.search(entry.lineage) and bool(_BLAST.search(entry.lineage) or _BLAST.search(entry.name))
+
+
+UNSURE_BELOW: Final = 0.5
+"""Default probability below which a cell is counted as unsure."""
+
+
+@dataclass(frozen=True, eq=False)
+class CellCounts:
+    """Cells of each class in each field; small, and mergeable.
+
+    Attributes
+    ----------
+    fields : tuple of (field_id, smear_id, patient_id)
+        Empty strings where smear or patient are unknown.
+    sure, unsure : ndarray (fields, classes), int
+        Cells by the class they are called, in the taxonomy's order.
+    unclassified : ndarray (fields,), int
+        Cells without a class.
+    border : ndarray (fields,), int
+        Cells cut by the border of the field; where these were left out they are in none of the others.
+    """
+
+    fields: tuple[tuple[str, str, str], ...]
+    sure: npt.NDArray[np.int64]
+    unsure: npt.NDArray[np.int64]
+    unclassified: npt.NDArray[np.int64]
+    border: npt.NDArray[np.int64]
+
+    @classmethod
+    def merge(cls, parts: Sequence[CellCounts], classes: int) -> CellCounts:
+        """Put counts of different fields together.
+
+        Raises
+        ------
+        FieldError
+            If a field is in two of them.
+        """
+        fields = tuple(entry for part in parts for entry in part.fields)
+        names = pd.Series([entry[0] for entry in fields], dtype=object)
+        if names.duplicated().any():
+            twice = printable(str(names[names.duplicated()].iloc[0]))
+            raise FieldError(f"field {twice!r} would be counted twice; give each field once")
+        none = np.zeros((0, classes), np.int64)
+        flat = np.zeros(0, np.int64)
+        return cls(
+            fields,
+            np.concatenate([none, *(part.sure for part in parts)]),
+            np.concatenate([none, *(part.unsure for part in parts)]),
+            np.concatenate([flat, *(part.unclassified for part in parts)]),
+            np.concatenate([flat, *(part.border for part in parts)]),
+        )
+
+
+def called_classes(cells: pd.DataFrame) -> npt.NDArray[np.object_]:
+    """Return the class each cell (n,) is called: its label where a person has reviewed it, else what was predicted.
+
+    Empty where there is neither; a cell that was never classified is called by its label.
+    """
+    label = _texts(cells, "label")
+    predicted = _texts(cells, "predicted")
+    reviewed = _reviewed(cells) & (label != "")
+    return np.where(reviewed | (predicted == ""), label, predicted).astype(object)
+
+
+def unsure_cells(cells: pd.DataFrame, unsure_below: float) -> npt.NDArray[np.bool_]:
+    """Tell which cells (n,) are unsure: probability below the threshold or missing, and not reviewed by a person.
+
+    A cell with a known label that was never classified is sure.
+    """
+    if "probability" not in cells.columns:
+        return np.zeros(len(cells), np.bool_)
+    probability = cells["probability"].to_numpy(np.float64, na_value=np.nan)
+    known = (_texts(cells, "label") != "") & (_texts(cells, "predicted") == "")
+    unsure: npt.NDArray[np.bool_] = below_threshold(probability, unsure_below) & ~_reviewed(cells) & ~known
+    return unsure
+
+
+def below_threshold(probability: npt.ArrayLike, unsure_below: float) -> npt.NDArray[np.bool_]:
+    """Tell which probabilities are below the threshold; one that is missing (not a number) is."""
+    below: npt.NDArray[np.bool_] = ~(np.asarray(probability, np.float64) >= unsure_below)
+    return below
+
+
+def _texts(cells: pd.DataFrame, column: str) -> npt.NDArray[np.object_]:
+    if column not in cells.columns:
+        return np.full(len(cells), "", object)
+    texts = cells[column].astype(object)
+    return np.asarray(texts.where(texts.notna(), "").to_numpy(object))
+
+
+def _reviewed(cells: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    if "reviewed" not in cells.columns:
+        return np.zeros(len(cells), np.bool_)
+    return np.asarray(cells["reviewed"].to_numpy(object) == np.True_, np.bool_)
+
+
+def count_cells(
+    cells: pd.DataFrame,
+    taxonomy: Taxonomy,
+    *,
+    unsure_below: float = UNSURE_BELOW,
+    exclude_border: bool = False,
+    fields: Iterable[tuple[str, str, str]] | None = None,
+) -> CellCounts:
+    """Count the cells of each class in each field.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        Cells tables of one field or more, with ``field_id``, ``predicted`` and ``probability``; ``smear_id``,
+        ``patient_id``, ``touches_border``, ``reviewed`` and ``label`` are used where they are there.
+    taxonomy : Taxonomy
+        The model's classes.
+    unsure_below : float
+        Probability, 0 to 1.
+    exclude_border : bool
+        Leave out cells that the border of the field cuts.
+    fields : iterable of (field_id, smear_id, patient_id), optional
+        All fields looked at, for those without a cell.
+
+    Returns
+    -------
+    CellCounts
+
+    Raises
+    ------
+    FieldError
+        If a column is missing, a class is not in the taxonomy, or the threshold is no probability.
+    """
+    if not 0 <= unsure_below <= 1:
+        raise FieldError(f"unsure_below is {unsure_below}, not a probability; give a number from 0 to 1")
+    for column in ("field_id", "predicted", "probability"):
+        if column not in cells.columns:
+            raise FieldError(f"the cells have no column {column!r}; classify them before counting them")
+    place = {code: index for index, code in enumerate(taxonomy.codes)}
+    called = called_classes(cells)
+    index = np.array([place.get(code, -1) for code in called], np.int64)
+    strange = np.flatnonzero((index < 0) & (called != ""))
+    if len(strange):
+        code = printable(str(called[strange[0]]))
+        raise FieldError(
+            f"cell class {code!r} is not in taxonomy {taxonomy.name!r}; count with the taxonomy of the model that "
+            "classified these cells"
+        )
+    known = {entry[0]: entry for entry in fields or ()}
+    names = _texts(cells, "field_id")
+    smears, patients = _texts(cells, "smear_id"), _texts(cells, "patient_id")
+    for row in np.flatnonzero(~pd.Series(names, dtype=object).duplicated().to_numpy()):
+        known.setdefault(str(names[row]), (str(names[row]), str(smears[row]), str(patients[row])))
+    order = {name: number for number, name in enumerate(known)}
+    where = np.array([order[str(name)] for name in names], np.int64)
+    touching = (
+        cells["touches_border"].to_numpy(bool) if "touches_border" in cells.columns else np.zeros(len(cells), bool)
+    )
+    taken = ~touching if exclude_border else np.ones(len(cells), bool)
+    unsure = unsure_cells(cells, unsure_below)
+
+    def counted(which: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        flat = np.bincount(where[which] * len(place) + index[which], minlength=len(order) * len(place))
+        return flat.astype(np.int64).reshape(len(order), len(place))
+
+    def by_field(which: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        return np.bincount(where[which], minlength=len(order)).astype(np.int64)
+
+    classified = index >= 0
+    return CellCounts(
+        tuple(known.values()),
+        counted(taken & classified & ~unsure),
+        counted(taken & classified & unsure),
+        by_field(taken & ~classified),
+        by_field(touching),
+    )

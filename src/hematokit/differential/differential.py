@@ -1,0 +1,329 @@
+"""The differential: how many cells of each class, with intervals, by field, smear, patient and over all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from hematokit.differential.counts import (
+    UNSURE_BELOW,
+    CellCounts,
+    CountingGroups,
+    called_classes,
+    count_cells,
+    counting_groups,
+    unsure_cells,
+)
+from hematokit.differential.summary import Ratio, Share, Summarizer, Summary, as_percent, as_percents
+from hematokit.taxonomy import Taxonomy
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "CellCounts",
+    "Differential",
+    "Ratio",
+    "Share",
+    "Summary",
+    "called_classes",
+    "count_cells",
+    "count_differential",
+    "summarize_counts",
+    "unsure_cells",
+]
+
+SCHEMA_VERSION: Final = 1
+"""Of ``differential.json``; raised when a name or meaning in it changes."""
+
+_METHODS: Final = {
+    "interval": "Wilson score interval, 95 %, of one share; cells taken as independent.",
+    "interval_grouped": (
+        "Wilson score interval, 95 %, on the effective number of cells: their number over the design effect between "
+        "fields of this share, at least the average over classes (Rao & Scott 1981), with the tail of Student's t "
+        "(degrees of freedom after Thomas & Rao 1987)."
+    ),
+    "interval_simultaneous": (
+        "Goodman's (1965) intervals, which hold for all classes together with 95 %, on the effective number of cells "
+        "(design effect between fields of each class, at least the average over classes, Rao & Scott 1981; degrees of "
+        "freedom after Thomas & Rao 1987). With one field: cells taken as independent."
+    ),
+    "myeloid_erythroid": "Ratio M / E; its intervals are those of M / (M + E), mapped by p / (1 - p).",
+    "cells_needed": (
+        "Cells at which a 95 % interval of the observed share is at most 4 percentage points wide (+-2 %): Wilson for "
+        "one class, Goodman for all classes together; times the average design effect between fields where known."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Differential:
+    """Differentials of a run of fields, at every level.
+
+    Attributes
+    ----------
+    taxonomy : Taxonomy
+        The model's classes.
+    groups : CountingGroups
+        What counts as what.
+    unsure_below : float
+        Cells with a lower probability are unsure.
+    border_excluded : bool
+        Whether cells cut by the border of their field were left out.
+    overall : Summary
+        All fields.
+    patients, smears, fields : tuple of Summary
+        Where known; fields in the order given.
+    notes : tuple of str
+        What to mind about the whole.
+    """
+
+    taxonomy: Taxonomy
+    groups: CountingGroups
+    unsure_below: float
+    border_excluded: bool
+    overall: Summary
+    patients: tuple[Summary, ...] = ()
+    smears: tuple[Summary, ...] = ()
+    fields: tuple[Summary, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def summaries(self, level: str) -> tuple[Summary, ...]:
+        """All summaries of a level: ``"all"``, ``"patient"``, ``"smear"`` or ``"field"``."""
+        return {"all": (self.overall,), "patient": self.patients, "smear": self.smears, "field": self.fields}[level]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for ``differential.json``: strict JSON, per cent from 0 to 100, ``null`` for undefined."""
+        return {
+            "kind": "hematokit differential",
+            "schema_version": SCHEMA_VERSION,
+            "research_use_only": (
+                "For research use only. Not a medical device: not for diagnosis, treatment or any decision about a "
+                "patient."
+            ),
+            "taxonomy": self.taxonomy.to_dict(),
+            "unsure_below": self.unsure_below,
+            "border_cells": "left out" if self.border_excluded else "counted",
+            "rules": self.groups.to_dict(),
+            "methods": dict(_METHODS),
+            "notes": list(self.notes),
+            "all": self.overall.to_dict(),
+            "patients": [entry.to_dict() for entry in self.patients],
+            "smears": [entry.to_dict() for entry in self.smears],
+            "fields": [entry.to_dict() for entry in self.fields],
+        }
+
+    def table(self, level: str = "all") -> pd.DataFrame:
+        """Return one row per class, for every summary of a level.
+
+        Columns: ``level, patient_id, smear_id, field_id, kind`` ("class"), ``code, name, lineage, in_percent, count,
+        unsure, percent, low, high, grouped_low, grouped_high, simultaneous_low, simultaneous_high, cells_needed``.
+        """
+        rows = [
+            {
+                **_place(entry),
+                "kind": "class",
+                "code": code,
+                "name": self._names[code],
+                "lineage": self._lineages[code],
+                "in_percent": code in self._counted,
+                **_figures(share),
+            }
+            for entry in self.summaries(level)
+            for code, share in entry.classes.items()
+        ]
+        return _frame(rows)
+
+    def lineages(self, level: str = "all") -> pd.DataFrame:
+        """Return one row per lineage, and one for the blasts, with the columns of `table`."""
+        rows = []
+        for entry in self.summaries(level):
+            parts = [("lineage", name, share) for name, share in entry.lineages.items()]
+            parts += [("blasts", "blasts", entry.blasts)] if entry.blasts is not None else []
+            rows += [
+                {
+                    **_place(entry),
+                    "kind": kind,
+                    "code": "",
+                    "name": name,
+                    "lineage": name if kind == "lineage" else "",
+                    "in_percent": True,
+                    **_figures(share),
+                }
+                for kind, name, share in parts
+            ]
+        return _frame(rows)
+
+    def rows(self) -> pd.DataFrame:
+        """Return everything in one table, as in ``differential.csv``: classes and lineages of every level."""
+        parts = [part(level) for level in ("all", "patient", "smear") for part in (self.table, self.lineages)]
+        kept = [part for part in [*parts, self.table("field")] if len(part)]
+        return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=list(_TABLE))
+
+    def lines(self) -> list[str]:
+        """The result for a person, one statement per line."""
+        entry = self.overall
+        said = [f"{entry.counted:,} cells counted"]
+        if entry.unsure:
+            said.append(f"{entry.unsure:,} unsure (below {self.unsure_below:g})")
+        if entry.apart:
+            said.append(f"{entry.apart:,} counted apart (artefacts and the like)")
+        lines = ["Differential: " + ", ".join(said)]
+        seen = sorted(
+            ((share.share or 0.0, code) for code, share in entry.classes.items() if share.count and share.share),
+            reverse=True,
+        )
+        if seen:
+            lines.append(", ".join(f"{code} {100 * share:.1f} %" for share, code in seen[:8]))
+        if entry.blasts is not None and entry.blasts.share is not None and entry.blasts.interval is not None:
+            low, high = (100 * bound for bound in entry.blasts.grouped or entry.blasts.interval)
+            lines.append(f"Blasts {100 * entry.blasts.share:.1f} % (95 % interval {low:.1f} to {high:.1f})")
+        if entry.ratio.value is not None:
+            lines.append(f"Myeloid:erythroid {entry.ratio.value:.2g}")
+        else:
+            lines.append(f"Myeloid:erythroid not defined: {entry.ratio.reason}")
+        return [*lines, *(f"Warning: {note}" for note in (*entry.notes, *self.notes))]
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        return {entry.code: entry.name for entry in self.taxonomy}
+
+    @cached_property
+    def _lineages(self) -> dict[str, str]:
+        return {entry.code: entry.lineage for entry in self.taxonomy}
+
+    @cached_property
+    def _counted(self) -> frozenset[str]:
+        return frozenset(self.groups.counted)
+
+
+_TABLE: Final = (
+    *("level", "patient_id", "smear_id", "field_id", "kind", "code", "name", "lineage", "in_percent"),
+    *("count", "unsure", "percent", "low", "high", "grouped_low", "grouped_high"),
+    *("simultaneous_low", "simultaneous_high", "cells_needed"),
+)
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=list(_TABLE))
+    # Whole numbers with gaps: as floats they would read "281.0" in a spreadsheet.
+    shares = list(_TABLE[_TABLE.index("percent") : -1])
+    return table.astype({"cells_needed": "Int64", **dict.fromkeys(shares, "float64")})
+
+
+def _place(entry: Summary) -> dict[str, str]:
+    return {
+        "level": entry.level,
+        "patient_id": entry.patient_id,
+        "smear_id": entry.smear_id,
+        "field_id": entry.field_id,
+    }
+
+
+def _figures(share: Share) -> dict[str, Any]:
+    figures: dict[str, Any] = {"count": share.count, "unsure": share.unsure, "percent": as_percent(share.share)}
+    for name, bounds in (("", share.interval), ("grouped_", share.grouped), ("simultaneous_", share.simultaneous)):
+        low, high = as_percents(bounds) or (None, None)
+        figures |= {f"{name}low": low, f"{name}high": high}
+    return {**figures, "cells_needed": share.cells_needed}
+
+
+def count_differential(
+    cells: pd.DataFrame,
+    taxonomy: Taxonomy,
+    *,
+    unsure_below: float = UNSURE_BELOW,
+    exclude_border: bool = False,
+    fields: Iterable[tuple[str, str, str]] | None = None,
+) -> Differential:
+    """Count a differential.
+
+    Cells with a probability below `unsure_below` are counted apart; cells that a person has reviewed never are, and
+    count as their label. Cells cut by the border of their field count like others unless `exclude_border`.
+
+    Parameters
+    ----------
+    cells, taxonomy, unsure_below, exclude_border, fields
+        As for `count_cells`.
+
+    Returns
+    -------
+    Differential
+
+    Raises
+    ------
+    FieldError
+        As for `count_cells`.
+    """
+    counts = count_cells(cells, taxonomy, unsure_below=unsure_below, exclude_border=exclude_border, fields=fields)
+    return summarize_counts(counts, taxonomy, unsure_below=unsure_below, exclude_border=exclude_border)
+
+
+def summarize_counts(
+    counts: CellCounts, taxonomy: Taxonomy, *, unsure_below: float = UNSURE_BELOW, exclude_border: bool = False
+) -> Differential:
+    """Make the differential of counts.
+
+    A smear is told by its patient and its own id together, so that two patients may each have a smear "1".
+
+    Parameters
+    ----------
+    counts : CellCounts
+        From `count_cells`, merged or not.
+    taxonomy : Taxonomy
+        The one they were counted with.
+    unsure_below, exclude_border
+        As they were counted; written into the result.
+    """
+    groups = counting_groups(taxonomy)
+    made = Summarizer(taxonomy, groups)
+    patients: dict[str, list[int]] = {}
+    smears: dict[tuple[str, str], list[int]] = {}
+    for row, (_, smear, patient) in enumerate(counts.fields):
+        if patient:
+            patients.setdefault(patient, []).append(row)
+        if smear:
+            smears.setdefault((patient, smear), []).append(row)
+    overall = made.summary(counts, np.arange(len(counts.fields)), "all")
+    return Differential(
+        taxonomy=taxonomy,
+        groups=groups,
+        unsure_below=float(unsure_below),
+        border_excluded=exclude_border,
+        overall=overall,
+        patients=tuple(
+            made.summary(counts, np.array(rows), "patient", patient_id=patient) for patient, rows in patients.items()
+        ),
+        smears=tuple(
+            made.summary(counts, np.array(rows), "smear", patient_id=patient, smear_id=smear)
+            for (patient, smear), rows in smears.items()
+        ),
+        fields=tuple(
+            made.summary(counts, np.array([row]), "field", patient_id=patient, smear_id=smear, field_id=name)
+            for row, (name, smear, patient) in enumerate(counts.fields)
+        ),
+        notes=_overall_notes(counts, groups, len(patients), len(smears), exclude_border),
+    )
+
+
+def _overall_notes(
+    counts: CellCounts, groups: CountingGroups, patients: int, smears: int, exclude_border: bool
+) -> tuple[str, ...]:
+    notes = []
+    if not groups.counted:
+        notes.append("every class of the taxonomy is one that is counted apart, so there are no per cent")
+    units = (patients, "patients") if patients > 1 else (smears, "smears")
+    if units[0] > 1:
+        notes.append(
+            f"all fields together pool the cells of {units[0]} {units[1]}: their intervals do not cover how much "
+            f"{units[1]} differ"
+        )
+    loose = sum(1 for _, smear, patient in counts.fields if not (smear or patient))
+    if exclude_border and counts.border.any():
+        notes.append(f"cells that the border of their field cuts are left out: {int(counts.border.sum()):,}")
+    if (patients or smears) and loose:
+        notes.append(f"{loose} of {len(counts.fields)} fields belong to no smear or patient; they count in 'all' only")
+    return tuple(notes)

@@ -1,0 +1,3 @@
+"""Checks of explanations: sanity, data randomisation, faithfulness and localisation."""
+
+from __future__ import annotations

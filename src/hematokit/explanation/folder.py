@@ -1,0 +1,494 @@
+"""Explaining chosen cells into a folder: what is done is kept, what is not is done.
+
+Folders of explanations: maps as Zarr arrays, the cells they belong to, and how far the work has come.
+
+::
+
+    explain.json               what the maps were made with, and how many cells are done
+    cells.parquet              one row a cell; row i belongs to index i of every array
+    attributions.zarr/<method> float32 (N, S, S), in pixels of the network's input
+    attributions.zarr/.logits  float32 (N, C)
+    doubt.parquet, doubt.zarr  the same for doubtful cells, maps (M, 2, S, S) of their two leading classes
+
+A batch counts once ``explain.json`` says so, so a stopped call goes on with the next one. Maps of another model, other
+settings or other cells are never mixed in.
+
+Cells in doubt: misclassified, or unsure; what speaks for the first class, what for the second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from hematokit._version import __version__
+from hematokit.differential.counts import unsure_cells
+from hematokit.errors import ExplanationError
+from hematokit.explanation.running import ChooseTargets, ExplainedBatch, NamedExplainer, explain_in_batches
+from hematokit.files import TEMPORARY_PREFIX, one_line_read_errors, one_line_write_errors, write_json
+from hematokit.models.predictions import prediction_frame
+from hematokit.parquet import write_table
+from hematokit.plugins import is_other_version, load_plugins
+from hematokit.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from hematokit.explanation.selection import ChosenCells
+    from hematokit.models import Classifier
+
+__all__ = [
+    "CELLS_FILE",
+    "DOUBT_COLUMNS",
+    "ExplanationFolder",
+    "MapArrays",
+    "STATE_FILE",
+    "collect_doubt",
+    "collect_maps",
+    "doubtful_cells",
+    "explained_cells",
+    "leading_classes",
+]
+
+STATE_FILE: Final = "explain.json"
+CELLS_FILE: Final = "cells.parquet"
+_KIND: Final = "hematokit explanations"
+_SCHEMA_VERSION: Final = 1
+_LOGITS: Final = ".logits"
+
+
+class ExplanationFolder:
+    """A folder of explanations, opened for one call.
+
+    Parameters
+    ----------
+    path : Path
+        New, empty, or of an earlier call with the same `identity`.
+    identity : mapping
+        All that decides the maps; JSON-able.
+
+    Raises
+    ------
+    ExplanationError
+        If the folder holds something else, maps made otherwise, or cannot be written.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        # Through JSON, as the file's was: tuples are lists there.
+        self._identity = json.loads(json.dumps(identity, default=str))
+        self._done = self._check()
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            for left in path.glob(f"**/{TEMPORARY_PREFIX}*"):
+                left.unlink(missing_ok=True)
+            self._save()
+
+    def _check(self) -> dict[str, int]:
+        """How much is done, if the folder is new, empty, or holds maps of the same identity."""
+        folder = self.path
+        if folder.exists() and not folder.is_dir():
+            raise ExplanationError(f"{folder} is a file; give a folder with --output")
+        if not folder.exists() or not any(folder.iterdir()):
+            return {}
+        try:
+            with one_line_read_errors(folder / STATE_FILE, ExplanationError):
+                said = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+            kind, version, made, done = said["kind"], said["schema_version"], dict(said["made_with"]), said["done"]
+            done = {str(name): int(count) for name, count in done.items()}
+        except FileNotFoundError as error:
+            raise ExplanationError(
+                f"folder {folder} exists and holds something else; give another --output, or an empty folder"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ExplanationError(
+                f"{folder / STATE_FILE} is damaged; give another --output, or remove the folder"
+            ) from error
+        if kind != _KIND or version != _SCHEMA_VERSION:
+            raise ExplanationError(f"folder {folder} holds results of another kind or version; give another --output")
+        made = _update(made)
+        differing = [key for key in {**made, **self._identity} if made.get(key) != self._identity.get(key)]
+        if differing and not any(done.values()):
+            # Nothing was explained yet, say because a layer was misspelt: the corrected call may begin here.
+            return {}
+        methods = made.get("methods")
+        for name, now in self._identity.get("methods", {}).items():
+            before = methods.get(name) if isinstance(methods, dict) else None
+            if is_other_version(before, now):
+                raise ExplanationError(
+                    f"folder {folder} holds maps of {name} version {before['version']}, and this is version "
+                    f"{now['version']}, which gives other maps; give another --output, or remove the folder"
+                )
+        if differing:
+            raise ExplanationError(
+                f"folder {folder} holds explanations made with other {' and '.join(sorted(differing))}; give another "
+                "--output, or remove the folder"
+            )
+        return done
+
+    def done(self, name: str) -> int:
+        """How many cells of the arrays `name` are done."""
+        return self._done.get(name, 0)
+
+    def mark(self, name: str, count: int) -> None:
+        """State that the first `count` cells of the arrays `name` are done; other rows of them are not there."""
+        kind = name.split()[0]
+        self._done = {key: value for key, value in self._done.items() if key.split()[0] != kind} | {name: count}
+        with writing(self.path):
+            self._save()
+
+    def _save(self) -> None:
+        document = {
+            "kind": _KIND,
+            "schema_version": _SCHEMA_VERSION,
+            "hematokit_version": __version__,
+            "made_with": self._identity,
+            "done": self._done,
+            "research_use_only": True,
+        }
+        write_json(self.path / STATE_FILE, document)
+
+    def arrays(
+        self, name: str, shape: tuple[int, ...], methods: Sequence[str], classes: int, *, content: str = ""
+    ) -> MapArrays:
+        """Open, or make, the arrays ``<name>.zarr``.
+
+        Parameters
+        ----------
+        name : str
+            ``"attributions"`` or ``"doubt"``.
+        shape : tuple of int
+            Of one method's array, cells first.
+        methods : sequence of str
+        classes : int
+            Number of logits.
+        content : str
+            What the rows are, where the folder's identity does not say; arrays with other rows begin anew.
+        """
+        return MapArrays(self, name, shape, methods, classes, content)
+
+    def write_cells(self, cells: pd.DataFrame, name: str = CELLS_FILE) -> Path:
+        """Replace the table of cells."""
+        path = self.path / name
+        with writing(self.path):
+            write_table(path, pa.Table.from_pandas(cells, preserve_index=False))
+        return path
+
+
+def _update(made: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier version recorded of explainers and detector, as this one would have recorded it."""
+    plugins = load_plugins()
+    methods = made.get("methods")
+    if isinstance(methods, dict):
+        made = made | {
+            "methods": {name: plugins.explainers.update_identity(name, said) for name, said in methods.items()}
+        }
+    detector = made.get("detector")
+    if isinstance(detector, dict):
+        made = made | {"detector": plugins.detectors.update_identity(str(detector.get("name")), detector)}
+    return made
+
+
+class MapArrays:
+    """Maps of one folder by method, aligned with a table of cells.
+
+    Made by `ExplanationFolder.arrays`.
+
+    Attributes
+    ----------
+    path : Path
+        The Zarr group.
+    methods : tuple of str
+    """
+
+    def __init__(
+        self,
+        folder: ExplanationFolder,
+        name: str,
+        shape: tuple[int, ...],
+        methods: Sequence[str],
+        classes: int,
+        content: str = "",
+    ) -> None:
+        import zarr
+
+        self._folder = folder
+        self._key = f"{name} {content}".strip()
+        self.path = folder.path / f"{name}.zarr"
+        self.methods = tuple(methods)
+        shapes = dict.fromkeys(methods, shape) | {_LOGITS: (shape[0], classes)}
+        fresh = folder.done(self._key) == 0
+        with writing(folder.path):
+            try:
+                group = zarr.open_group(self.path, mode="w" if fresh else "r+", zarr_format=3)
+                if fresh:
+                    # One cell a chunk: a batch is written without touching those before it.
+                    self._arrays = {
+                        key: group.create_array(
+                            key, shape=size, chunks=(1, *size[1:]), dtype="float32", fill_value=float("nan")
+                        )
+                        for key, size in shapes.items()
+                    }
+                    group.attrs["units"] = "pixels of the network's input, unnormalised"
+                else:
+                    self._arrays = {key: group[key] for key in shapes}
+                    if any(tuple(self._arrays[key].shape) != size for key, size in shapes.items()):
+                        raise KeyError("shape")
+            except (KeyError, ValueError, TypeError) as error:
+                raise ExplanationError(
+                    f"{self.path} is damaged; remove the folder {folder.path} and run the command again"
+                ) from error
+
+    @property
+    def done(self) -> int:
+        """How many cells are done."""
+        return self._folder.done(self._key)
+
+    def write(self, start: int, maps: Mapping[str, npt.NDArray[np.float32]], logits: npt.NDArray[np.float32]) -> None:
+        """Write a batch that begins at row `start`, and count it as done."""
+        rows = slice(start, start + len(logits))
+        with writing(self._folder.path):
+            for method in self.methods:
+                self._arrays[method][rows] = maps[method]
+            self._arrays[_LOGITS][rows] = logits
+        self._folder.mark(self._key, rows.stop)
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Logits (n, C) of the cells that are done."""
+        return self._read(_LOGITS, slice(0, self.done))
+
+    def maps(self, method: str, rows: slice | int) -> npt.NDArray[np.float32]:
+        """Maps of one method."""
+        return self._read(method, rows)
+
+    def _read(self, key: str, rows: slice | int) -> npt.NDArray[np.float32]:
+        try:
+            return np.asarray(self._arrays[key][rows], np.float32)
+        except OSError as error:
+            raise ExplanationError(f"{self.path} cannot be read ({error.strerror or error}); correct that") from error
+        except (ValueError, RuntimeError) as error:
+            raise ExplanationError(
+                f"{self.path} is damaged ({' '.join(str(error).split())[:120]}); remove the folder and run again"
+            ) from error
+
+
+def writing(folder: Path) -> AbstractContextManager[None]:
+    """Turn a full disk or a lack of permission into one line that says what is kept."""
+    advice = (
+        "make room or give another --output: the cells that are done are kept, and the same command goes on after them"
+    )
+    return one_line_write_errors(folder, ExplanationError, advice)
+
+
+DOUBT_COLUMNS: Final = ("first", "second", "p_first", "p_second", "reason")
+
+
+def leading_classes(probabilities: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    """Positions (n, 2) of the two largest probabilities (n, C), the larger first; ties go to the earlier class."""
+    if probabilities.shape[1] < 2:
+        raise ExplanationError("doubt is between two classes, and the model has only one")
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    return np.asarray(order[:, :2], np.int64)
+
+
+def doubtful_cells(predictions: pd.DataFrame, codes: Sequence[str], *, unsure_below: float = 0.5) -> pd.DataFrame:
+    """Pick the cells that a person should look at, the most doubtful first.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        ``label`` (empty where unknown), ``predicted``, ``probability`` and one ``p_<CODE>`` a class.
+    codes : sequence of str
+        The model's classes.
+    unsure_below : float
+        Probability of the predicted class below which a cell is unsure.
+
+    Returns
+    -------
+    DataFrame
+        Rows of `predictions`, keeping their index, with ``first`` and ``second`` (codes of the two leading classes),
+        ``p_first``, ``p_second`` and ``reason`` (``"misclassified"``, ``"unsure"`` or both). Misclassified cells come
+        first, the surest of them at the top; then unsure ones, the closest contest at the top. A label that the model
+        does not know makes no mistake.
+    """
+    known = predictions["label"].isin(list(codes))
+    wrong = known & (predictions["label"] != predictions["predicted"])
+    unsure = pd.Series(unsure_cells(predictions, unsure_below), index=predictions.index)
+    columns = [f"p_{code}" for code in codes]
+    chosen = predictions[wrong | unsure]
+    probabilities = chosen[columns].to_numpy(np.float64)
+    leading = leading_classes(probabilities) if len(chosen) else np.zeros((0, 2), np.int64)
+    rows = np.arange(len(chosen))
+    first, second = probabilities[rows, leading[:, 0]], probabilities[rows, leading[:, 1]]
+    said = [
+        ", ".join(word for word, holds in (("misclassified", w), ("unsure", u)) if holds)
+        for w, u in zip(wrong[chosen.index], unsure[chosen.index], strict=True)
+    ]
+    chosen = chosen.assign(
+        first=[codes[place] for place in leading[:, 0]],
+        second=[codes[place] for place in leading[:, 1]],
+        p_first=first,
+        p_second=second,
+        reason=said,
+    )
+    is_wrong = wrong[chosen.index].to_numpy()
+    order = np.lexsort((np.where(is_wrong, -first, first - second), ~is_wrong))
+    return chosen.iloc[order]
+
+
+DOUBT_FILE = "doubt.parquet"
+
+
+def collect_maps(
+    folder: ExplanationFolder,
+    classifier: Classifier,
+    chosen: ChosenCells,
+    choose: ChooseTargets,
+    explainers: Mapping[str, NamedExplainer],
+    *,
+    batch_size: int = 16,
+    each: Callable[[ExplainedBatch], None] | None = None,
+    progress: Progress = no_progress,
+) -> tuple[MapArrays, pd.DataFrame]:
+    """Explain the cells that are not done yet.
+
+    The table of cells is written at the end, and also when the work is interrupted: rows that are not explained have
+    no prediction there.
+
+    Parameters
+    ----------
+    folder : ExplanationFolder
+        Where maps go.
+    classifier : Classifier
+    chosen : ChosenCells
+    choose : callable
+        From `hematokit.explanation.selection.target_chooser`.
+    explainers : mapping of str to NamedExplainer
+    batch_size : int
+    each : callable, optional
+        Called with each batch before it counts as done; draws pictures, say.
+    progress : Progress
+
+    Returns
+    -------
+    arrays : MapArrays
+    cells : DataFrame
+        As `explained_cells` gives it.
+    """
+    side = classifier.input_spec.size
+    count, classes = len(chosen), len(classifier.codes)
+    arrays = folder.arrays("attributions", (count, side, side), list(explainers), classes)
+    try:
+        for batch in explain_in_batches(
+            classifier,
+            chosen.read,
+            count,
+            choose,
+            explainers,
+            start=arrays.done,
+            batch_size=batch_size,
+            progress=progress,
+        ):
+            if each is not None:
+                each(batch)
+            arrays.write(int(batch.positions[0]), batch.maps, batch.logits)
+    finally:
+        cells = explained_cells(classifier, chosen, choose, arrays)
+        folder.write_cells(cells)
+    return arrays, cells
+
+
+def explained_cells(
+    classifier: Classifier, chosen: ChosenCells, choose: ChooseTargets, arrays: MapArrays
+) -> pd.DataFrame:
+    """The cells with what the model says of them.
+
+    Returns
+    -------
+    DataFrame
+        The chosen cells, aligned with the arrays, with ``predicted``, ``probability``, ``p_<CODE>`` a class,
+        ``target`` (the class explained) and ``explained`` (whether the maps are there).
+    """
+    logits = arrays.logits()
+    predictions = prediction_frame(logits, classifier.codes, classifier.temperature)
+    positions = np.arange(len(logits), dtype=np.int64)
+    targets = [classifier.codes[place] for place in choose(positions, logits).tolist()] if len(logits) else []
+    predictions = predictions.assign(target=pd.Series(targets, dtype=object))
+    others = chosen.cells.drop(columns=[name for name in predictions.columns if name in chosen.cells.columns])
+    cells = pd.concat([others.reset_index(drop=True), predictions], axis=1)
+    for name in ("predicted", "target"):
+        cells[name] = cells[name].fillna("").astype(object)
+    cells["explained"] = np.arange(len(cells)) < len(logits)
+    return cells
+
+
+def collect_doubt(
+    folder: ExplanationFolder,
+    classifier: Classifier,
+    chosen: ChosenCells,
+    cells: pd.DataFrame,
+    explainers: Mapping[str, NamedExplainer],
+    *,
+    unsure_below: float = 0.5,
+    batch_size: int = 16,
+    progress: Progress = no_progress,
+) -> tuple[MapArrays | None, pd.DataFrame]:
+    """Explain the cells in doubt for their two leading classes.
+
+    Parameters
+    ----------
+    folder, classifier, chosen, explainers, batch_size, progress
+        As for `collect_maps`.
+    cells : DataFrame
+        From `collect_maps`, aligned with `chosen`.
+    unsure_below : float
+        See `hematokit.explanation.folder.doubtful_cells`.
+
+    Returns
+    -------
+    arrays : MapArrays or None
+        Maps (M, 2, S, S) by method; None if no cell is in doubt.
+    doubtful : DataFrame
+        One row each, aligned with the arrays; ``row`` is the cell's row in `cells`.
+    """
+    doubtful = doubtful_cells(cells, classifier.codes, unsure_below=unsure_below)
+    rows = doubtful.index.to_numpy(np.int64)
+    doubtful = doubtful.assign(row=rows).reset_index(drop=True)
+    if not len(doubtful):
+        return None, doubtful
+    places = {code: place for place, code in enumerate(classifier.codes)}
+    pairs = np.array([[places[a], places[b]] for a, b in zip(doubtful["first"], doubtful["second"], strict=True)], int)
+
+    def choose(positions: npt.NDArray[np.int64], _logits: Any) -> npt.NDArray[np.int64]:
+        return np.asarray(pairs[positions], np.int64)
+
+    side = classifier.input_spec.size
+    content = hashlib.sha256(np.column_stack([rows, pairs]).tobytes()).hexdigest()[:16]
+    shape = (len(doubtful), 2, side, side)
+    arrays = folder.arrays("doubt", shape, list(explainers), len(classifier.codes), content=content)
+    for batch in explain_in_batches(
+        classifier,
+        lambda positions: chosen.read(rows[positions]),
+        len(doubtful),
+        choose,
+        explainers,
+        start=arrays.done,
+        batch_size=batch_size,
+        progress=progress,
+    ):
+        arrays.write(int(batch.positions[0]), batch.maps, batch.logits)
+    folder.write_cells(doubtful, DOUBT_FILE)
+    return arrays, doubtful
+
+
+def check_threshold(unsure_below: float) -> None:
+    """Refuse what is no probability."""
+    if not 0 <= unsure_below <= 1:
+        raise ExplanationError(f"a threshold of {unsure_below} is no probability; give one from 0 to 1")

@@ -1,1 +1,0 @@
-"""Whole fields: detection, tiles in the store, classified cells, and the differential count."""

@@ -1,0 +1,260 @@
+"""Cells of a field to classes: patches cut at their centres, classified batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hematokit.annotations.cells import order_columns
+from hematokit.errors import FieldError
+from hematokit.imaging.fieldfiles.pixelsize import check_given, is_same_size
+from hematokit.imaging.geometry import cut_patch, patch_box
+from hematokit.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from hematokit.imaging.fieldfiles import Field
+    from hematokit.taxonomy import Taxonomy
+
+__all__ = [
+    "CellClassifier",
+    "classify_cells",
+    "classify_in_batches",
+    "cut_patches",
+    "field_patch_side",
+    "model_pixel_size",
+    "patch_side",
+    "scale_warnings",
+]
+
+_LARGEST_SIDE: Final = 4096
+
+
+class CellClassifier(Protocol):
+    """What classifying needs of a model, whichever runtime computes it."""
+
+    @property
+    def patch_size(self) -> int:
+        """Side of its patches in pixels."""
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """Its classes."""
+
+    def predict(self, patches: npt.NDArray[np.uint8], batch_size: int = 64) -> pd.DataFrame:
+        """Return ``predicted``, ``probability``, ``p_<CODE>`` of patches (n, P, P, 3)."""
+
+
+def patch_side(patch_size: int, pixel_size_um: float | None, model_pixel_size_um: float | None) -> int:
+    """How many pixels of a field a patch takes so that cells have the size the model knows.
+
+    Parameters
+    ----------
+    patch_size : int
+        Side of the model's patches in pixels.
+    pixel_size_um, model_pixel_size_um : float or None
+        Side of a pixel in the field, and in the images the model was trained on. Where one is unknown, a patch takes
+        `patch_size` pixels.
+
+    Raises
+    ------
+    FieldError
+        If the pixel sizes differ so much that no sensible patch can be cut.
+    """
+    if pixel_size_um is None or model_pixel_size_um is None:
+        return patch_size
+    if is_same_size(model_pixel_size_um, pixel_size_um):
+        return patch_size
+    side = round(patch_size * model_pixel_size_um / pixel_size_um)
+    if not 8 <= side <= _LARGEST_SIDE:
+        raise FieldError(
+            f"a pixel of {pixel_size_um:g} um does not go with a model of {model_pixel_size_um:g} um: a patch would "
+            f"take {side} pixels; check the pixel size (--pixel-size, --force-pixel-size)"
+        )
+    return side
+
+
+def model_pixel_size(model: Any, given: float | None = None) -> float | None:
+    """Pixel size in micrometres that a model takes its patches at.
+
+    Parameters
+    ----------
+    model : CellClassifier
+    given : float, optional
+        Goes before what the model's configuration records.
+
+    Returns
+    -------
+    float or None
+        None where it is not known.
+
+    Raises
+    ------
+    ImageError
+        If `given` is not a finite number above 0.
+    """
+    check_given(given)
+    if given is not None:
+        return given
+    config = getattr(model, "config", None) if getattr(model, "has_config", True) else None
+    return getattr(config, "pixel_size_um", None)
+
+
+def field_patch_side(field: Field, model: CellClassifier, model_pixel_size_um: float | None = None) -> int:
+    """How many pixels of a field a patch of a model takes; see `patch_side`.
+
+    Parameters
+    ----------
+    field : Field
+        The opened field, or anything with its ``pixel_size_um``.
+    model : CellClassifier
+    model_pixel_size_um : float, optional
+        Instead of what the model's configuration records.
+    """
+    return patch_side(model.patch_size, field.pixel_size_um, model_pixel_size(model, model_pixel_size_um))
+
+
+def scale_warnings(
+    model_pixel_size_um: float | None,
+    unknown: int,
+    *,
+    field_option: str = "--pixel-size",
+    model_option: str = "--model-pixel-size",
+) -> list[str]:
+    """Say in one line each which pixel sizes are unknown, so that patches are cut without rescaling.
+
+    Parameters
+    ----------
+    model_pixel_size_um : float or None
+        From `model_pixel_size`.
+    unknown : int
+        Fields of unknown pixel size.
+    field_option, model_option : str
+        Where a user gives them.
+    """
+    warnings = []
+    if unknown:
+        scale = "that of the model" if model_pixel_size_um is None else f"the model's {model_pixel_size_um:.4g} um"
+        which = "1 field" if unknown == 1 else f"{unknown:,} fields"
+        warnings.append(
+            f"the pixel size of {which} is not known, so sizes were judged from the cells themselves and patches were "
+            f"not rescaled to {scale}; give it with {field_option}"
+        )
+    if model_pixel_size_um is None:
+        warnings.append(
+            "the pixel size that the model was trained at is not known, so patches were not rescaled to it; give it "
+            f"with {model_option}"
+        )
+    return warnings
+
+
+def cut_patches(field: Field, cells: pd.DataFrame, size: int, *, side: int | None = None) -> npt.NDArray[np.uint8]:
+    """Cut a square patch around the centre of each cell.
+
+    Parameters
+    ----------
+    field : Field
+        The opened field.
+    cells : DataFrame
+        With the columns ``y`` and ``x``.
+    size : int
+        Side of the patches in pixels.
+    side : int, optional
+        Pixels of the field that a patch takes, `size` by default; otherwise it is resampled to `size`.
+
+    Returns
+    -------
+    ndarray of uint8, shape (n, size, size, 3)
+        What lies outside the field is filled up by reflection.
+    """
+    patches = np.empty((len(cells), size, size, 3), np.uint8)
+    taken = side or size
+    for number, (y, x) in enumerate(zip(cells["y"].tolist(), cells["x"].tolist(), strict=True)):
+        patch = cut_patch(field.read, field.height, field.width, patch_box(y, x, taken))
+        patches[number] = patch if taken == size else _resampled(patch, size)
+    return patches
+
+
+def _resampled(patch: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(patch).resize((size, size), Image.Resampling.LANCZOS))
+
+
+def classify_cells(
+    field: Field,
+    cells: pd.DataFrame,
+    model: CellClassifier,
+    *,
+    model_pixel_size_um: float | None = None,
+    batch_size: int = 64,
+    progress: Progress = no_progress,
+) -> pd.DataFrame:
+    """Classify the cells of a field.
+
+    Parameters
+    ----------
+    field : Field
+        The opened field.
+    cells : DataFrame
+        Its cells; the centres count.
+    model : CellClassifier
+        From `hematokit.load_model`.
+    model_pixel_size_um : float, optional
+        Pixel size of the images that the model was trained on, instead of what its configuration records; patches are
+        resampled where the field's differs.
+    batch_size : int
+        Patches classified at a time, which bounds the memory.
+    progress : Progress
+        Told after each batch.
+
+    Returns
+    -------
+    DataFrame
+        `cells` with ``predicted``, ``probability``, ``p_<CODE>`` for every class of the model, and ``reviewed``
+        (False).
+
+    Raises
+    ------
+    FieldError
+        If the pixel sizes do not go together.
+    ImageError, ModelError
+        If the field cannot be read or the model cannot compute.
+    """
+    results = [
+        part
+        for _, part in classify_in_batches(
+            field, cells, model, model_pixel_size_um=model_pixel_size_um, batch_size=batch_size, progress=progress
+        )
+    ]
+    predictions = pd.concat(results, ignore_index=True)
+    return order_columns(pd.concat([cells.reset_index(drop=True), predictions], axis=1).assign(reviewed=False))
+
+
+def classify_in_batches(
+    field: Field,
+    cells: pd.DataFrame,
+    model: CellClassifier,
+    *,
+    model_pixel_size_um: float | None = None,
+    batch_size: int = 64,
+    progress: Progress = no_progress,
+) -> Iterator[tuple[slice, pd.DataFrame]]:
+    """Classify cells batch by batch, so that a viewer can show them as they come.
+
+    Parameters are those of `classify_cells`.
+
+    Yields
+    ------
+    rows, predictions : slice, DataFrame
+        The rows of `cells`, by position, and their prediction columns. Without cells, one empty pair.
+    """
+    side = field_patch_side(field, model, model_pixel_size_um)
+    for start in range(0, max(len(cells), 1), batch_size):
+        rows = slice(start, min(start + batch_size, len(cells)))
+        patches = cut_patches(field, cells.iloc[rows], model.patch_size, side=side)
+        yield rows, model.predict(patches, batch_size=batch_size)
+        progress(rows.stop, len(cells), "")

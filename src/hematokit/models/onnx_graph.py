@@ -1,0 +1,268 @@
+"""Writing a classifier as an ONNX graph that takes raw patches.
+
+The graph starts at uint8 patches ``(N, P, P, 3)`` and ends at logits and calibrated probabilities ``(N, C)``: resizing
+or padding, normalisation and temperature are inside, so that nobody who runs it has to repeat them. Resizing is written
+as products with the matrices of torch's antialiased kernel: ONNX's ``Resize`` has that kernel, too, but not every
+runtime does as it says (OpenVINO 2026.4 leaves the antialiasing out). The matrices are mostly zeros, so each product is
+made of a few narrow ones: whole, they would take a fifth of the time of a small network.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from hematokit.errors import ModelError, describe_error
+from hematokit.files import write_atomically
+from hematokit.models.integrity import seal_onnx
+
+if TYPE_CHECKING:
+    import torch
+
+    from hematokit.models.classifier import Classifier
+
+__all__ = [
+    "CONFIG_KEY",
+    "EMBEDDINGS",
+    "IMAGES",
+    "INPUT_NAME",
+    "OUTPUT_NAME",
+    "PARITY_KEY",
+    "PROBABILITIES",
+    "Layout",
+    "export_onnx",
+    "onnx_bytes",
+    "raw_graph",
+]
+
+INPUT_NAME: Final = "patches"
+IMAGES: Final = "images"
+OUTPUT_NAME: Final = "logits"
+PROBABILITIES: Final = "probabilities"
+EMBEDDINGS: Final = "embeddings"
+PARITY_KEY: Final = "hematokit.parity"
+"""Under this name they hold the comparison with torch, by engine."""
+
+CONFIG_KEY: Final = "hematokit.config"
+"""Under this name the file's metadata hold the bundle's ``config.json``: the file says what its logits mean."""
+
+Layout = Literal["patches", "images"]
+"""What a graph takes: ``"patches"``, uint8 (N, P, P, 3), or ``"images"``, float32 (N, 3, S, S) in [0, 1]."""
+
+_USE_TORCH: Final = "use --runtime torch"
+
+_ROW_BANDS: Final = 12
+_COLUMN_BANDS: Final = 6
+"""Into how many narrow products the two of a resizing are cut: more of them save less than they cost."""
+
+
+def export_onnx(
+    classifier: Classifier, path: str | Path, *, layout: Layout = "patches", embeddings: bool = False
+) -> None:
+    """Write a classifier as an ONNX file, atomically; nothing is compared (`hematokit.pipelines.export.export` does).
+
+    Parameters
+    ----------
+    classifier : Classifier
+        Its bundle configuration, if it has one, goes into the file's metadata.
+    path : path
+        File to write; its folder must exist.
+    layout, embeddings
+        As of `onnx_bytes`.
+
+    Raises
+    ------
+    ModelError
+        If the packages are missing, the backbone cannot be exported, or the file cannot be written.
+    """
+    data = seal_onnx(onnx_bytes(classifier, layout=layout, embeddings=embeddings))
+    try:
+        write_atomically(Path(path), data)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be written ({error.strerror or error}); give a folder with room") from error
+
+
+def onnx_bytes(
+    classifier: Classifier, *, layout: Layout = "patches", embeddings: bool = False, advice: str = _USE_TORCH
+) -> bytes:
+    """Return a classifier as the content of an ONNX file; `hematokit.models.integrity.seal_onnx` adds its hash.
+
+    Its outputs are ``logits`` (N, C), uncalibrated, and ``probabilities`` (N, C), softmax of the logits divided by the
+    temperature; all float32. The number of patches is free.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        Stays as it is.
+    layout : str
+        ``"patches"``: the input is ``patches``, uint8 (N, P, P, 3). ``"images"``: it is ``images``, float32
+        (N, 3, S, S) in [0, 1], brought to the input's size by whoever runs the graph; normalisation is inside.
+    embeddings : bool
+        Add the output ``embeddings`` (N, F): what the backbone's last layer sees.
+    advice : str
+        What to do if the backbone cannot be exported.
+
+    Raises
+    ------
+    ModelError
+        If the packages are missing, the backbone cannot be exported, or it does not give embeddings.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ModelError(f"exporting needs {error.name or 'onnx'}; run: pip install 'hematokit[onnx]'") from error
+    import torch
+
+    module = raw_graph(classifier, layout=layout, embeddings=embeddings)
+    side, size = classifier.patch_size, classifier.input_spec.size
+    # Two patches: an example of one would fix the batch to one.
+    shapes = {"patches": ((2, side, side, 3), torch.uint8), "images": ((2, 3, size, size), torch.float32)}
+    shape, kind = shapes[layout]
+    names = [OUTPUT_NAME, PROBABILITIES, *([EMBEDDINGS] if embeddings else [])]
+    try:
+        with _quiet(), torch.inference_mode():
+            program = torch.onnx.export(
+                module,
+                (torch.zeros(shape, dtype=kind),),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=[INPUT_NAME if layout == "patches" else IMAGES],
+                output_names=names,
+                verbose=False,
+            )
+            assert program is not None  # it is None only when the exporter writes a file itself
+            graph = program.model_proto
+    except Exception as error:
+        # torch's own words run over many pages; the first line says which operator.
+        text = " ".join(str(error.__cause__ or error).split())[:200]
+        raise ModelError(
+            f"{type(classifier.backbone).__name__} cannot be exported to ONNX ({type(error).__name__}: {text}); "
+            f"{advice}"
+        ) from error
+    _strip(graph)
+    if classifier.has_config:
+        entry = graph.metadata_props.add()
+        entry.key, entry.value = CONFIG_KEY, json.dumps(classifier.config.model_dump(mode="json"))
+    content: bytes = graph.SerializeToString()
+    return content
+
+
+def _strip(message: Any) -> None:
+    """Remove the exporter's notes: stack traces with paths of this machine, and documentation."""
+    for name in ("metadata_props", "doc_string"):
+        if name in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(name)
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if hasattr(value, "__len__") else [value]:
+                _strip(part)
+
+
+def raw_graph(classifier: Classifier, *, layout: Layout = "patches", embeddings: bool = False) -> torch.nn.Module:
+    """Return a module from raw patches to a tuple of logits, probabilities and, if asked for, embeddings.
+
+    It is a copy, on the CPU and in evaluation mode, made of plain operations only, so that every exporter can follow;
+    `hematokit.models.formats` is what it is for. The classifier stays as it is.
+
+    Parameters
+    ----------
+    classifier, layout, embeddings
+        As of `onnx_bytes`.
+
+    Raises
+    ------
+    ModelError
+        If the backbone does not give embeddings.
+    """
+    import torch
+
+    from hematokit.models.classifier import fit_to_input, resizing_matrix
+
+    if embeddings:
+        _check_embeddings(classifier)
+
+    class RawGraph(torch.nn.Module):
+        def __init__(self, inner: Classifier) -> None:
+            super().__init__()
+            self.inner = inner
+            matrix = resizing_matrix(inner.patch_size, inner.input_spec)
+            self.resizes = matrix is not None
+            self.rows = self._bands("rows", matrix / 255.0, _ROW_BANDS) if matrix is not None else []
+            self.columns = self._bands("columns", matrix, _COLUMN_BANDS) if matrix is not None else []
+
+        def _bands(self, name: str, matrix: torch.Tensor, count: int) -> list[tuple[str, slice]]:
+            """Keep a matrix as bands of rows without the zeros on both sides; returns their names and where they go."""
+            found = []
+            for index, band in enumerate(matrix.tensor_split(min(count, len(matrix)))):
+                used = torch.nonzero(band.abs().sum(0)).flatten()
+                place = slice(int(used[0]), int(used[-1]) + 1)
+                self.register_buffer(f"{name}_{index}", band[:, place].clone(), persistent=False)
+                found.append((f"{name}_{index}", place))
+            return found
+
+        def prepare(self, patches: torch.Tensor) -> torch.Tensor:
+            if not self.resizes:
+                return fit_to_input(patches.permute(0, 3, 1, 2).float() / 255.0, self.inner.input_spec)
+            side, size = self.inner.patch_size, self.inner.input_spec.size
+            # Rows first, with the colours where they are: the large array is never turned round.
+            given = patches.reshape(-1, side, side * 3)
+            low = torch.cat([getattr(self, name) @ given[:, place].float() for name, place in self.rows], dim=1)
+            low = low.reshape(-1, size, side, 3).permute(0, 3, 1, 2)
+            small = torch.cat([low[..., place] @ getattr(self, name).T for name, place in self.columns], dim=3)
+            # Flat for a moment: OpenVINO joins what follows to the product, takes its rows for channels, and stops.
+            return small.flatten(1).clamp(0.0, 1.0).reshape(-1, 3, size, size)
+
+        def forward(self, given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            images = self.prepare(given) if layout == "patches" else given
+            seen: tuple[torch.Tensor, ...] = ()
+            if embeddings:
+                backbone: Any = self.inner.backbone
+                features = backbone.forward_features((images - self.inner.mean) / self.inner.std)
+                seen = (backbone.forward_head(features, pre_logits=True).flatten(1).float(),)
+                logits = backbone.forward_head(features).float()
+            else:
+                logits = self.inner(images).float()
+            return logits, torch.softmax(logits / self.inner.temperature, dim=1), *seen
+
+    return RawGraph(classifier.on_cpu()).eval()
+
+
+def _check_embeddings(classifier: Classifier) -> None:
+    """Backbones of timm have two halves; third-party ones may have, too."""
+    import torch
+
+    name = type(classifier.backbone).__name__
+    lacks = f"{name} gives no embeddings: it has no forward_features and forward_head(..., pre_logits=True) as in timm"
+    if not (hasattr(classifier.backbone, "forward_features") and hasattr(classifier.backbone, "forward_head")):
+        raise ModelError(f"{lacks}; export it without --embeddings")
+    size = classifier.input_spec.size
+    whole: Any = classifier.on_cpu().backbone.eval()
+    try:
+        with torch.inference_mode():
+            whole.forward_head(whole.forward_features(torch.zeros(1, 3, size, size)), pre_logits=True)
+    except Exception as error:
+        raise ModelError(f"{lacks} ({describe_error(error)}); export it without --embeddings") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter from telling how it goes along: what comes of it is said once, in our words."""
+    names = ("torch.onnx", "torch.export", "torch._dynamo", "onnxscript", "onnx_ir")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,3 @@
+"""Runtimes that compute a model: torch, onnxruntime and OpenVINO."""
+
+from __future__ import annotations

@@ -1,0 +1,201 @@
+"""What computes a model: torch; or onnxruntime or OpenVINO on the CPU, which are faster and start without torch.
+
+A bundle is exported to ONNX once, compared with torch on a few patches, and kept in the user's cache folder under a
+name that changes with the model, the engine and the versions of everything involved. The cache may be deleted at any
+time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+from hematokit.errors import ModelError
+from hematokit.files import TEMPORARY_PREFIX, user_folder, write_atomically, write_json
+from hematokit.models.bundle import BundleConfig, ModelFiles
+from hematokit.models.integrity import seal_onnx, sha256
+from hematokit.models.loading import Runtime, load_torch
+from hematokit.models.parity import check_agreement
+from hematokit.models.runtimes.engines import ENGINES, INSTALL, is_installed
+from hematokit.models.runtimes.onnx_classifier import OnnxClassifier
+
+if TYPE_CHECKING:
+    import torch
+
+    from hematokit.models.classifier import Classifier
+
+__all__ = ["cache_folder", "choose_runtime", "load_with_runtime"]
+
+_log = logging.getLogger(__name__)
+
+_UNUSED_DAYS: Final = 90
+_LAYOUT: Final = 2
+"""Of the cache; 2 since the files carry their hash."""
+_PACKAGES: Final = ("hematokit", "torch", "timm", "onnx", "onnxscript")
+_AUTO: Final = "onnxruntime"
+
+
+def choose_runtime(path: Path, device: str | torch.device, runtime: str) -> str:
+    """Say what computes a model.
+
+    Parameters
+    ----------
+    path : Path
+        Bundle folder or ONNX file, as `hematokit.models.find_model` returns it.
+    device : str or torch.device
+        onnxruntime and OpenVINO take ``"auto"`` and ``"cpu"``.
+    runtime : str
+        As `hematokit.load_model` takes it.
+
+    Returns
+    -------
+    str
+        ``"torch"``, ``"onnxruntime"`` or ``"openvino"``.
+
+    Raises
+    ------
+    ModelError
+        If the runtime is unknown, not installed, cannot use the device or cannot compute such a file.
+    """
+    if runtime not in get_args(Runtime):
+        raise ModelError(f"runtime {runtime!r} does not exist; choose among {', '.join(get_args(Runtime))}")
+    onnx = path.is_file()
+    if onnx and runtime == "torch":
+        raise ModelError(
+            f"{path} is an ONNX file, which torch does not compute; use --runtime auto, or give the bundle"
+        )
+    if runtime == "auto" and not onnx and not (is_installed(_AUTO) and _is_cpu(device)):
+        return "torch"
+    engine = _AUTO if runtime == "auto" else runtime
+    if engine not in ENGINES:
+        return engine
+    if str(device) not in ("auto", "cpu"):
+        raise ModelError(f"runtime {engine} computes on the CPU, not on {device}; use --device cpu, or torch")
+    if not is_installed(engine):
+        others = [name for name in ENGINES if is_installed(name)] if runtime == "auto" else []
+        hint = f", or use --runtime {others[0]}" if others else ""
+        raise ModelError(f"runtime {engine} needs the package {engine}; {INSTALL[engine]}{hint}")
+    return engine
+
+
+def _is_cpu(device: str | torch.device) -> bool:
+    if str(device) == "auto":
+        from hematokit.models.devices import resolve_device
+
+        return resolve_device("auto").type == "cpu"
+    return str(device) == "cpu"
+
+
+def load_with_runtime(files: ModelFiles, device: str | torch.device, runtime: str) -> Classifier | OnnxClassifier:
+    """Load a model for a runtime; parameters, result and errors as of `hematokit.load_model`.
+
+    Parameters
+    ----------
+    files : ModelFiles
+    device : str or torch.device
+    runtime : str
+    """
+    engine = choose_runtime(files.path, device, runtime)
+    if engine == "torch":
+        return load_torch(files, device)
+    if files.config is None:
+        return OnnxClassifier(files.content, engine=engine, what=str(files.path))
+    try:
+        return _load_exported(files, files.config, engine)
+    except ModelError as error:
+        if runtime != "auto":
+            raise
+        model = load_torch(files, device)
+        _log.warning("torch computes the model: %s", error)
+        return model
+
+
+def _load_exported(files: ModelFiles, config: BundleConfig, engine: str) -> OnnxClassifier:
+    """Open a bundle's exported model, from the cache if it is there; a damaged one is made again."""
+    path = cache_folder() / "onnx" / f"{_fingerprint(files, config, engine)}.onnx"
+    said = _kept(path.with_suffix(".json"))
+    if "refused" in said:
+        raise ModelError(str(said["refused"]))
+    if said:
+        with contextlib.suppress(OSError, ModelError):
+            content = path.read_bytes()
+            for used in (path, path.with_suffix(".json")):
+                with contextlib.suppress(OSError):
+                    os.utime(used)
+            return OnnxClassifier(content, config, engine, identity=files.identity)
+    return _export(files, config, engine, path)
+
+
+def _fingerprint(files: ModelFiles, config: BundleConfig, engine: str) -> str:
+    """What an exported model depends on, hashed: the model, the engine, versions."""
+    versions = []
+    for name in dict.fromkeys((*_PACKAGES, engine, config.backbone.package)):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(f"{name}=={metadata.version(name)}")
+    return sha256("\n".join([str(_LAYOUT), files.identity, engine, *versions]).encode())
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """How the engine's answers compared with torch's; empty if that is not known."""
+    try:
+        said = dict(json.loads(path.read_text(encoding="utf-8")))
+        return said if "refused" in said or said["max_logit_difference"] >= 0 else {}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def _export(files: ModelFiles, config: BundleConfig, engine: str, path: Path) -> OnnxClassifier:
+    """Export, compare with torch, keep. Processes that do so at the same time write the same, each file in one go."""
+    from hematokit.models.onnx_graph import onnx_bytes
+
+    reference = load_torch(files, "cpu")
+    content = seal_onnx(onnx_bytes(reference))
+    model = OnnxClassifier(content, config, engine, identity=files.identity)
+    refused = None
+    try:
+        said: dict[str, Any] = {
+            "max_logit_difference": check_agreement(reference.logits, model.logits, reference.patch_size, engine)
+        }
+    except ModelError as error:
+        refused, said = error, {"refused": str(error)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_unused(path.parent)
+        if refused is None:
+            write_atomically(path, content)
+        write_json(path.with_suffix(".json"), said)
+    except OSError as error:
+        reason = error.strerror or error
+        _log.warning(
+            "%s cannot be written (%s): the model is exported again each time; set HEMATOKIT_CACHE", path, reason
+        )
+    if refused is not None:
+        raise refused
+    return model
+
+
+def _clear_unused(folder: Path) -> None:
+    """Remove models that were not used for three months, and what killed processes left behind."""
+    now = time.time()
+    for path in folder.iterdir():
+        days = 1 if path.name.startswith(TEMPORARY_PREFIX) else _UNUSED_DAYS
+        with contextlib.suppress(OSError):
+            if now - path.stat().st_mtime > days * 86400:
+                path.unlink()
+
+
+def cache_folder() -> Path:
+    """Where things are kept that can be made again: ``HEMATOKIT_CACHE``, else ``hematokit`` in the user's cache folder.
+
+    Returns
+    -------
+    Path
+        Need not exist.
+    """
+    return user_folder("HEMATOKIT_CACHE", "XDG_CACHE_HOME", ".cache", "Library/Caches")

@@ -1,0 +1,221 @@
+"""A classifier that is an ONNX file, or was exported to one: predicts as `Classifier` does, and needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from hematokit.errors import ModelError
+from hematokit.imaging.reading import printable
+from hematokit.models.bundle import CONFIG, BundleConfig, parse_config
+from hematokit.models.integrity import read_onnx, sha256
+from hematokit.models.onnx_graph import CONFIG_KEY, EMBEDDINGS, OUTPUT_NAME, PARITY_KEY
+from hematokit.models.predictions import check_finite, check_patches, prediction_frame
+from hematokit.models.runtimes.engines import Engine, open_engine, stream_count
+from hematokit.plugins.hookspecs import PROJECT
+from hematokit.plugins.specs import InputSpec
+from hematokit.progress import Progress, no_progress
+from hematokit.taxonomy import Taxonomy
+
+__all__ = ["OnnxClassifier"]
+
+BATCH: Final = 8
+"""Patches in a batch, of which some run side by side: larger ones are no faster on the CPU, and their memory stays."""
+
+
+class OnnxClassifier:
+    """A classifier that onnxruntime or OpenVINO computes on the CPU; it predicts as `Classifier` does.
+
+    Parameters
+    ----------
+    model : bytes or path
+        An ONNX file as ``hematokit export`` writes it, or its content.
+    config : BundleConfig, optional
+        The bundle's configuration; by default what the file's metadata say.
+    engine : str
+        ``"onnxruntime"`` or ``"openvino"``.
+    what : str, optional
+        Its name, for errors; the path where one is given.
+    identity : str, optional
+        That of the bundle it was exported from; by default that of the file, the hash of its content.
+
+    Attributes
+    ----------
+    identity : str
+        As `hematokit.models.bundle.bundle_identity` gives it, of what was loaded.
+
+    Raises
+    ------
+    ModelError
+        If the engine is missing or cannot read the model, the file is not one of hematokit's, or it is damaged.
+    """
+
+    def __init__(
+        self,
+        model: bytes | str | Path,
+        config: BundleConfig | None = None,
+        engine: str = "onnxruntime",
+        *,
+        what: str = "",
+        identity: str = "",
+    ) -> None:
+        content = model if isinstance(model, bytes) else read_onnx(Path(model))
+        what = printable(what) or ("the exported model" if isinstance(model, bytes) else printable(str(model)))
+        self.identity = identity or sha256(content)
+        self._engine = open_engine(engine, content, what)
+        self._streams = stream_count()
+        self._pool = ThreadPoolExecutor(self._streams, "hematokit-engine")
+        self.config = config if config is not None else _stated_config(self._engine, what)
+        self.taxonomy = Taxonomy.from_dict(self.config.taxonomy, where=CONFIG if config is not None else what)
+        self.patch_size = self.config.input.patch_size
+        self.temperature = self.config.temperature
+        self.runtime = engine
+        given = self.config.input
+        self.input_spec = InputSpec(given.size, given.divisor, given.mean, given.std, given.fit)
+        _check_ports(self._engine, self.patch_size, len(self.taxonomy), what)
+        _check_engine(self._engine, what)
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Class codes in the order of the logits."""
+        return self.taxonomy.codes
+
+    @property
+    def device(self) -> str:
+        """Where it computes: always ``"cpu"``."""
+        return "cpu"
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether the file gives embeddings."""
+        return any(port.name == EMBEDDINGS for port in self._engine.outputs)
+
+    def logits(self, patches: np.ndarray, batch_size: int = 64, progress: Progress = no_progress) -> np.ndarray:
+        """Return uncalibrated logits; may be called from several threads at once.
+
+        Parameters
+        ----------
+        patches : ndarray, shape (n, P, P, 3), uint8
+        batch_size : int
+            Patches at a time; no more than 8 are taken, which is as fast and keeps memory flat.
+        progress : Progress
+            Told after each batch.
+
+        Returns
+        -------
+        ndarray, shape (n, C), float32
+
+        Raises
+        ------
+        ModelError
+            If the patches are of another shape or type than the model was trained on.
+        ModelError, PluginError
+            If a logit is not finite.
+        """
+        return self._compute(OUTPUT_NAME, len(self.codes), patches, batch_size, progress)
+
+    def embeddings(self, patches: np.ndarray, batch_size: int = 64, progress: Progress = no_progress) -> np.ndarray:
+        """Return what the backbone's last layer sees of patches, shape (n, F), float32; parameters as of `logits`.
+
+        Raises
+        ------
+        ModelError
+            If the file was exported without embeddings, or as of `logits`.
+        """
+        port = next((port for port in self._engine.outputs if port.name == EMBEDDINGS), None)
+        if port is None:
+            raise ModelError("this ONNX file gives no embeddings; export it with --embeddings")
+        return self._compute(EMBEDDINGS, port.shape[-1] or 0, patches, batch_size, progress)
+
+    def _compute(self, output: str, width: int, patches: np.ndarray, batch_size: int, progress: Progress) -> np.ndarray:
+        check_patches(patches, self.patch_size)
+        total = len(patches)
+        # Few patches are shared out, too: no stream is to wait while another has two.
+        step = max(1, min(batch_size, BATCH, -(-total // self._streams)))
+        batches = (np.ascontiguousarray(patches[start : start + step]) for start in range(0, total, step))
+        parts: list[np.ndarray] = []
+        done = 0
+        with closing(self._in_order(batches, output, alone=self._streams == 1 or total <= step)) as computed:
+            for part in computed:
+                parts.append(part)
+                done += len(part)
+                progress(done, total, "")
+        found = np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
+        package = self.config.backbone.package
+        check_finite(found, "" if package == PROJECT else f"backbone {self.config.backbone.name} of package {package}")
+        return found
+
+    def _in_order(self, batches: Iterable[np.ndarray], output: str, alone: bool) -> Generator[np.ndarray, None, None]:
+        """Compute batches side by side, as many as the engine has streams; results come in the order given."""
+        if alone:
+            yield from (self._engine.run(batch, output) for batch in batches)
+            return
+        running: deque[Future[np.ndarray]] = deque()
+        try:
+            for batch in batches:
+                running.append(self._pool.submit(self._engine.run, batch, output))
+                # One more than can run: a stream that ends has the next at hand.
+                if len(running) > self._streams:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            # Whoever stops early, by an error or a key, finds nothing still running.
+            for future in running:
+                future.cancel()
+            wait(running)
+
+    def predict(self, patches: np.ndarray, batch_size: int = 64, progress: Progress = no_progress) -> pd.DataFrame:
+        """Classify patches; parameters, result and errors as of `Classifier.predict`."""
+        return prediction_frame(self.logits(patches, batch_size, progress), self.codes, self.temperature)
+
+
+_EXPECTED: Final = "one input 'patches', uint8 of shape (n, P, P, 3), an output 'logits', float32 of shape (n, C)"
+_EXPORT: Final = "make one with: hematokit export MODEL --format onnx"
+
+
+def _stated_config(engine: Engine, what: str) -> BundleConfig:
+    said = engine.metadata.get(CONFIG_KEY)
+    if said is None:
+        inputs = "; ".join(map(str, engine.inputs[:3])) or "nothing"
+        raise ModelError(
+            f"{what} was not exported by hematokit: it takes {inputs}; expected are {_EXPECTED} and the metadata "
+            f"{CONFIG_KEY!r}, which says what the classes are; {_EXPORT}"
+        )
+    return parse_config(said, f"{what} (metadata {CONFIG_KEY})")
+
+
+def _check_engine(engine: Engine, what: str) -> None:
+    """Refuse an engine that gave other answers when the file was made, as the file says itself."""
+    try:
+        said = json.loads(engine.metadata.get(PARITY_KEY, "{}"))
+        refused = said.get(engine.name, {}).get("refused")
+    except (ValueError, AttributeError):
+        return
+    if refused:
+        raise ModelError(f"{what} is not for {engine.name}: {printable(str(refused))[:300]}")
+
+
+def _check_ports(engine: Engine, side: int, classes: int, what: str) -> None:
+    """Refuse a graph that takes or gives something else than its configuration says."""
+    patches, logits = ("uint8", (None, side, side, 3)), ("float32", (None, classes))
+    found = [(port.kind, port.shape) for port in engine.outputs if port.name == OUTPUT_NAME]
+    if [(port.kind, port.shape) for port in engine.inputs] == [patches] and found == [logits]:
+        return
+    if found == [logits] and len(engine.inputs) == 1 and engine.inputs[0].kind == "float32":
+        raise ModelError(
+            f"{what} takes {engine.inputs[0]}, which is for other programs; hematokit takes uint8 patches: export it "
+            "with --input patches"
+        )
+    inputs = "; ".join(map(str, engine.inputs[:3])) or "nothing"
+    outputs = "; ".join(map(str, engine.outputs[:4])) or "nothing"
+    expected = _EXPECTED.replace("P", str(side)).replace("C", str(classes))
+    raise ModelError(f"{what} takes {inputs} and gives {outputs}; expected are {expected}; {_EXPORT}")

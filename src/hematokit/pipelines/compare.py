@@ -1,0 +1,247 @@
+"""Comparing runs: the paper's three-model Table 2, with tests on the same cells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+
+from hematokit.errors import EvaluationError, HematokitError, TaxonomyError
+from hematokit.evaluation.comparison import Comparison, compare_predictions
+from hematokit.evaluation.evaluate import data_identity
+from hematokit.evaluation.files import METRICS, PREDICTIONS, read_predictions
+from hematokit.evaluation.metrics import CLASS_METRICS, LOW_SUPPORT, OVERALL_METRICS
+from hematokit.files import one_line_write_errors, write_atomically
+from hematokit.models import find_bundle
+from hematokit.pipelines.evaluate import evaluate, evaluation_folder
+from hematokit.progress import Progress, no_progress
+from hematokit.reports.rendering import environment
+from hematokit.reports.text import command
+from hematokit.store import open_store
+from hematokit.taxonomy import CellClass, Taxonomy
+
+__all__ = ["TABLE_METRICS", "RunComparison", "compare", "comparison_table"]
+
+TABLE_METRICS: Final = ("precision", "recall", "f1", "ovr_accuracy", "average_precision")
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """Runs compared, and what was written.
+
+    Attributes
+    ----------
+    comparison : Comparison
+        Scores and tests.
+    table : DataFrame
+        Classes as rows, each metric of each run as a column.
+    paths : dict of str to Path
+        ``json``, ``csv`` and ``report``.
+    """
+
+    comparison: Comparison
+    table: pd.DataFrame
+    paths: dict[str, Path]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The content of ``comparison.json``."""
+        return self.comparison.to_dict()
+
+
+def compare(
+    runs: Sequence[str | Path],
+    *,
+    split: str = "test",
+    output: str | Path = "comparison",
+    common: bool = False,
+    device: str = "auto",
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> RunComparison:
+    """Compare runs on the same cells.
+
+    A run without predictions for the split, or with those of an older bundle or of a store that has changed since, is
+    evaluated first. Writes ``comparison.json``, ``comparison.csv`` and ``comparison.html``.
+
+    Parameters
+    ----------
+    runs : sequence of path
+        Two or more run folders.
+    split : str
+        As for `hematokit.pipelines.evaluate.evaluate`.
+    output : path
+        Folder to write to, made if it does not exist.
+    common : bool
+        Where the runs were evaluated on different cells, compare those in common instead of refusing.
+    device, batch_size
+        For runs that must be evaluated first.
+    seed : int
+        Of the resampling.
+    progress : Progress
+        Told how many cells are classified.
+
+    Returns
+    -------
+    RunComparison
+
+    Raises
+    ------
+    EvaluationError
+        If the runs have no cells or labels in common, or the output cannot be written.
+    ModelError, StoreError
+        If a run or its store cannot be read.
+    """
+    paths = [Path(run) for run in runs]
+    if len(paths) < 2:
+        raise EvaluationError("a comparison needs at least two runs; give two or more")
+    resolved = [find_bundle(path).resolve() for path in paths]
+    if len(set(resolved)) < len(resolved):
+        raise EvaluationError("a run was given twice; give each run once")
+    names = _names([bundle.parent if bundle.name == "bundle" else bundle for bundle in resolved])
+    tables: dict[str, pd.DataFrame] = {}
+    classes: dict[str, CellClass] = {}
+    for name, path, bundle in zip(names, paths, resolved, strict=True):
+        config = _config(bundle)
+        tables[name] = _predictions(path, bundle, config, split, device, batch_size, progress)
+        for entry in _classes(config, bundle):
+            classes.setdefault(entry.code, entry)
+    progress(0, None, "testing the differences")
+    comparison = compare_predictions(tables, common=common, seed=seed)
+    table = comparison_table(comparison)
+    words = ["hematokit", "compare", *paths, "--split", split, "--output", output, *(["--common"] if common else [])]
+    page = (
+        environment()
+        .get_template("compare.html.j2")
+        .render(
+            comparison=comparison,
+            classes=classes,
+            supports=dict(zip(table["code"], table["support"], strict=True)),
+            split=split,
+            runs=dict(zip(names, map(str, paths), strict=True)),
+            columns=TABLE_METRICS,
+            low=LOW_SUPPORT,
+            headline=OVERALL_METRICS,
+            best=_best(comparison),
+            reproduce=command(*words),
+        )
+    )
+    return RunComparison(comparison, table, _write(Path(output), comparison, table, page))
+
+
+def comparison_table(comparison: Comparison) -> pd.DataFrame:
+    """Lay out all runs side by side.
+
+    Parameters
+    ----------
+    comparison : Comparison
+
+    Returns
+    -------
+    DataFrame
+        One row per class: ``code``, ``support``, then ``<run>:<metric>``, ``..._low`` and ``..._high`` for each run
+        and metric; a run that does not know a class has empty cells there.
+    """
+    rows = []
+    for code in comparison.codes:
+        known = [scores.per_class[code] for scores in comparison.scores.values() if code in scores.per_class]
+        row: dict[str, Any] = {"code": code, "support": known[0].support}
+        for name, scores in comparison.scores.items():
+            entry = scores.per_class.get(code)
+            for metric in CLASS_METRICS:
+                bounds = entry.intervals[metric] if entry else None
+                row[f"{name}:{metric}"] = getattr(entry, metric) if entry else None
+                row[f"{name}:{metric}_low"], row[f"{name}:{metric}_high"] = bounds or (None, None)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _best(comparison: Comparison) -> dict[tuple[str, str], float]:
+    """Highest value of each (class or "", metric), to be set in bold; a tie is shared."""
+    best: dict[tuple[str, str], float] = {}
+    for scores in comparison.scores.values():
+        figures = [("", metric, getattr(scores, metric)) for metric in OVERALL_METRICS]
+        figures += [
+            (code, metric, getattr(entry, metric))
+            for code, entry in scores.per_class.items()
+            for metric in CLASS_METRICS
+        ]
+        for code, metric, value in figures:
+            if value is not None:
+                best[code, metric] = max(value, best.get((code, metric), 0.0))
+    return best
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Short names of runs, made longer from the right until all differ."""
+    depth = 1
+    while True:
+        names = ["/".join(folder.parts[-depth:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+        depth += 1
+
+
+def _config(bundle: Path) -> dict[str, Any]:
+    path = bundle / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EvaluationError(
+            f"{path} cannot be read ({' '.join(str(error).split())}); copy the bundle again"
+        ) from error
+    if not isinstance(config, dict):
+        raise EvaluationError(f"{path} is no bundle configuration; copy the bundle again")
+    return config
+
+
+def _classes(config: Mapping[str, Any], bundle: Path) -> tuple[CellClass, ...]:
+    try:
+        return Taxonomy.from_dict(config.get("taxonomy"), where=str(bundle / "config.json")).classes
+    except TaxonomyError as error:
+        raise EvaluationError(str(error)) from error
+
+
+def _predictions(
+    run: Path, bundle: Path, config: Mapping[str, Any], split: str, device: str, batch_size: int, progress: Progress
+) -> pd.DataFrame:
+    folder = evaluation_folder(bundle, split=split)
+    if (folder / PREDICTIONS).is_file() and _is_current(folder, config):
+        table = read_predictions(folder)
+        if table is not None:
+            return table
+    return evaluate(run, split=split, device=device, batch_size=batch_size, progress=progress).predictions
+
+
+def _is_current(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether predictions are of the bundle, and of the cells, labels and split of its store, as they are now."""
+    try:
+        evaluated = json.loads((folder / METRICS).read_text(encoding="utf-8"))["evaluated"]
+        if evaluated["model_created"] != config.get("created"):
+            return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    try:
+        now = data_identity(open_store(config["training"]["store"]))
+    except (HematokitError, KeyError, TypeError):
+        # The store cannot be read, so nothing could be evaluated instead.
+        return True
+    return all(evaluated.get(key, value) == value for key, value in now.items())
+
+
+def _write(folder: Path, comparison: Comparison, table: pd.DataFrame, page: str) -> dict[str, Path]:
+    contents = {
+        "csv": ("comparison.csv", table.to_csv(index=False)),
+        "report": ("comparison.html", page),
+        "json": ("comparison.json", json.dumps(comparison.to_dict(), indent=2, allow_nan=False)),
+    }
+    with one_line_write_errors(folder, EvaluationError, "free space or give another --output"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.values():
+            write_atomically(folder / name, content)
+    return {key: folder / name for key, (name, _) in contents.items()}

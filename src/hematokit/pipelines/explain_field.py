@@ -1,0 +1,205 @@
+"""Explaining the cells of a whole field: found, classified, explained, and laid over the field."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hematokit.annotations.cells import name_cells
+from hematokit.detection.windows import examine_field, make_detector
+from hematokit.differential.counts import unsure_cells
+from hematokit.errors import ExplanationError
+from hematokit.explanation.field_map import cell_boxes, maps_to_patch, shrink_layer, write_layer
+from hematokit.explanation.folder import MapArrays, check_threshold, writing
+from hematokit.explanation.running import make_explainers
+from hematokit.explanation.selection import PREDICTED, ChosenCells
+from hematokit.files import write_atomically
+from hematokit.imaging.fieldfiles import open_field
+from hematokit.imaging.fieldfiles.opening import safe_name
+from hematokit.imaging.reading import printable
+from hematokit.models import find_bundle, load_model
+from hematokit.models.field_cells import classify_cells, cut_patches, model_pixel_size, patch_side, scale_warnings
+from hematokit.pipelines.explain import DEFAULT_METHODS, ExplanationResult, write_explanation
+from hematokit.pipelines.field_job import file_stamp
+from hematokit.progress import Progress, no_progress
+from hematokit.reports.attributions import saliency_overlay
+
+if TYPE_CHECKING:
+    from hematokit.imaging.fieldfiles import Field
+    from hematokit.models import Classifier
+
+__all__ = ["ALL", "UNSURE", "explain_field"]
+
+ALL: Final = "all"
+UNSURE: Final = "unsure"
+SALIENCY: Final = "saliency"
+_LONGEST: Final = 2452
+
+
+def explain_field(
+    model: str | Path,
+    field: str | Path,
+    output: str | Path,
+    *,
+    cells: Sequence[str] | str = ALL,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    options: Mapping[str, Mapping[str, object]] | None = None,
+    target: str = PREDICTED,
+    detector: str = "nuclei",
+    detector_options: Mapping[str, Any] | None = None,
+    pixel_size_um: float | None = None,
+    force_pixel_size: bool = False,
+    model_pixel_size_um: float | None = None,
+    doubt: bool = False,
+    unsure_below: float = 0.5,
+    pictures: bool = True,
+    device: str = "auto",
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> ExplanationResult:
+    """Find, classify and explain the cells of a whole field.
+
+    Writes what `hematokit.pipelines.explain.explain` writes, and for each method a saliency layer of the field's
+    size, ``saliency/<method>.ome.zarr`` (float32), and ``saliency/<method>.png``, the layer over the field. See
+    `hematokit.explanation.field_map` for how maps that overlap are blended.
+
+    Parameters
+    ----------
+    model, field, output : path
+        Run or bundle; the image; folder of results.
+    cells : sequence of str or str
+        Ids of cells as ``hematokit classify`` gives them, ``"all"``, or ``"unsure"``.
+    methods, options, target, doubt, unsure_below, pictures, device, batch_size, seed, progress
+        As for `explain`.
+    detector, detector_options
+        Name and options of a registered detector.
+    pixel_size_um : float, optional
+        Micrometres per pixel of a field whose file does not say; of any with `force_pixel_size`.
+    force_pixel_size : bool
+    model_pixel_size_um : float, optional
+        Pixel size the model was trained at, instead of what its bundle says.
+
+    Returns
+    -------
+    ExplanationResult
+
+    Raises
+    ------
+    ExplanationError
+        If no cell is found, one asked for is not there, or the folder holds something else.
+    FieldError, ImageError, ModelError, PluginError
+        If the field, the model, the detector or a method cannot be used.
+    """
+    started = time.monotonic()
+    check_threshold(unsure_below)
+    bundle = find_bundle(model)
+    explainers = make_explainers(methods, options, seed=seed)
+    finder = make_detector(detector, detector_options)
+    classifier = load_model(bundle, device=device, runtime="torch")
+    with open_field(Path(field), pixel_size_um=pixel_size_um, force_pixel_size=force_pixel_size) as opened:
+        field_id = safe_name(opened.name)
+        progress(0, None, "finding cells")
+        found = name_cells(examine_field(opened, finder).cells, field_id, printable(str(field)))
+        if not len(found):
+            raise ExplanationError(f"{printable(str(field))} has no cells that detector {detector!r} finds")
+        scale = model_pixel_size(classifier, model_pixel_size_um)
+        side = patch_side(classifier.patch_size, opened.pixel_size_um, scale)
+        classified = classify_cells(
+            opened, found, classifier, model_pixel_size_um=scale, batch_size=batch_size, progress=progress
+        )
+        wanted = _choose(classified, cells, unsure_below, field)
+        chosen = _chosen(opened, wanted, classifier.patch_size, side, file_stamp(Path(field)))
+
+        def lay_over(folder: Path, table: pd.DataFrame, arrays: MapArrays) -> Path:
+            return _lay_over(folder / SALIENCY, opened, classifier, table, side, arrays)
+
+        return write_explanation(
+            output,
+            classifier,
+            chosen,
+            explainers,
+            target=target,
+            doubt=doubt,
+            unsure_below=unsure_below,
+            pictures=pictures,
+            batch_size=batch_size,
+            started=started,
+            deciding={"detector": finder.identity(), "pixel sizes": [opened.pixel_size_um, scale]},
+            lay_over=lay_over,
+            notes=[*opened.notes, *scale_warnings(scale, opened.pixel_size_um is None)],
+            progress=progress,
+        )
+
+
+def _choose(cells: pd.DataFrame, wanted: Sequence[str] | str, unsure_below: float, field: str | Path) -> pd.DataFrame:
+    words = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
+    if words == [ALL]:
+        return cells
+    if words == [UNSURE]:
+        chosen = cells[unsure_cells(cells, unsure_below)]
+        if not len(chosen):
+            raise ExplanationError(
+                f"no cell of {printable(str(field))} is unsure: all have a probability of {unsure_below:g} or more; "
+                "raise --unsure-below, or name cells"
+            )
+        return chosen.reset_index(drop=True)
+    table = cells.set_index("cell_id", drop=False)
+    unknown = [cell_id for cell_id in words if cell_id not in table.index]
+    if unknown:
+        raise ExplanationError(
+            f"{printable(str(field))} has no cell {printable(unknown[0])!r}; ids are those of hematokit classify, such "
+            f"as {cells['cell_id'].iloc[0]}, or take {ALL} or {UNSURE}"
+        )
+    return table.loc[words].reset_index(drop=True)
+
+
+def _chosen(opened: Field, cells: pd.DataFrame, size: int, side: int, stamp: str) -> ChosenCells:
+    def read(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        return cut_patches(opened, cells.iloc[positions], size, side=side)
+
+    digest = hashlib.sha256(f"{stamp}\n{side}\n".encode())
+    digest.update("\n".join(cells["cell_id"]).encode("utf-8", "surrogateescape"))
+    if opened.orientation != 1:
+        # Earlier versions applied none: their maps are of other pixels under the same ids.
+        digest.update(f"\norientation {opened.orientation}".encode())
+    # Outlines are for pictures of detection; a plain table opens everywhere.
+    return ChosenCells(cells.drop(columns=["contour", "reviewed"], errors="ignore"), read, digest.hexdigest())
+
+
+def _lay_over(
+    folder: Path, opened: Field, classifier: Classifier, cells: pd.DataFrame, side: int, arrays: MapArrays
+) -> Path:
+    boxes = cell_boxes(cells[["y", "x"]].to_numpy(np.float64), side)
+    thumbnail, scale = opened.thumbnail(_LONGEST)
+    corners = cells[["y0", "x0", "height", "width"]].to_numpy(np.float64)
+    corners[:, 2:] += corners[:, :2]
+    outlines = corners / scale
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for method in arrays.methods:
+
+            def read(number: int, method: str = method) -> npt.NDArray[np.float32]:
+                found = arrays.maps(method, number)
+                return maps_to_patch(found, classifier.patch_size, classifier.input_spec, side=side)
+
+            layer = write_layer(
+                folder / f"{method}.ome.zarr",
+                f"{method} of {opened.name}",
+                opened.height,
+                opened.width,
+                boxes,
+                read,
+                pixel_size_um=opened.pixel_size_um,
+            )
+            small = shrink_layer(layer, *thumbnail.shape[:2])
+            picture = saliency_overlay(thumbnail, small, outlines, cells["target"].tolist(), method=method)
+            write_atomically(folder / f"{method}.png", picture)
+    return folder

@@ -1,0 +1,467 @@
+"""Writing a trained model in a format that other programs read: what ``hematokit export`` does.
+
+Crops that an export is compared, calibrated and judged on: of the training store where it can be reached.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hematokit.errors import HematokitError, ModelError
+from hematokit.evaluation.evaluate import REST
+from hematokit.evaluation.predictor import training_store
+from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, sync_folder, write_atomically
+from hematokit.imaging.reading import printable
+from hematokit.models.bundle import find_bundle
+from hematokit.models.formats.onnx_file import OnnxSettings
+from hematokit.models.formats.quantising import JudgedCrops, Precision
+from hematokit.models.loading import load_model
+from hematokit.models.onnx_graph import Layout
+from hematokit.models.parity import sample_patches
+from hematokit.reports.model_card import model_card
+from hematokit.store import PatchStore, open_store
+from hematokit.taxonomy import Taxonomy, load_taxonomy
+
+if TYPE_CHECKING:
+    from hematokit.models.classifier import Classifier
+
+__all__ = ["ExportCrops", "ExportResult", "FORMATS", "export"]
+
+_COMPARED: Final = 21
+_CALIBRATION: Final = 128
+_JUDGED: Final = 1000
+
+Patches = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ExportCrops:
+    """Where an export's crops come from.
+
+    Attributes
+    ----------
+    store : PatchStore or None
+        None: there is none, and drawn patches have to do.
+    codes : tuple of str
+        The classifier's classes.
+    side : int
+        Side of its patches in pixels.
+    changed : bool
+        Whether the store, or its split, is not what it was at training.
+    """
+
+    store: PatchStore | None
+    codes: tuple[str, ...]
+    side: int
+    changed: bool = False
+
+    @classmethod
+    def find(cls, classifier: Classifier, store: str | Path | None = None) -> ExportCrops:
+        """Open the store given, or the one that the classifier was trained on if it is there.
+
+        Raises
+        ------
+        ModelError
+            If the given store has patches of another size.
+        StoreError
+            If the given store cannot be opened.
+        """
+        opened: PatchStore | None = None
+        if store is not None:
+            opened = open_store(store)
+            if opened.patch_size != classifier.patch_size:
+                raise ModelError(
+                    f"store {store} has patches of {opened.patch_size} px, the model takes {classifier.patch_size} px; "
+                    "give the store that it was trained on"
+                )
+        else:
+            opened = _reachable(classifier)
+        changed = opened is not None and _split_hash(opened) != _stated_split(classifier)
+        return cls(opened, classifier.codes, classifier.patch_size, changed)
+
+    def compared(self) -> Patches:
+        """Return up to 21 crops of all classes, of the test split if there is one; drawn ones without a store."""
+        if self.store is None:
+            return sample_patches(self.side)
+        found = self._of("test")
+        if not len(found):
+            found = self._known(self.store.cells)
+        return self._read(_spread(found, _COMPARED)) if len(found) else sample_patches(self.side)
+
+    def calibration(self) -> Patches | None:
+        """Return up to 128 training crops of all classes; None without any."""
+        found = _spread(self._of("train"), _CALIBRATION)
+        return self._read(found) if len(found) else None
+
+    def judged(self) -> JudgedCrops | None:
+        """Return up to 1000 labelled test crops; None without any."""
+        cells = self._of("test")
+        if not len(cells):
+            return None
+        chosen = cells if len(cells) <= _JUDGED else cells.sample(_JUDGED, random_state=0)
+        where = {code: place for place, code in enumerate(self.codes)}
+        labels = np.array([where.get(label, where.get(REST, -1)) for label in chosen["label"]], np.int64)
+        what = f"{len(chosen):,} of {len(cells):,} test cells"
+        if self.changed:
+            what += ", the store or its split having changed since training"
+        return JudgedCrops(self._read(chosen), labels, what)
+
+    def _of(self, split: str) -> pd.DataFrame:
+        if self.store is None:
+            return pd.DataFrame({"label": [], "cell_id": []})
+        cells = self.store.cells
+        return self._known(cells[cells["split"] == split])
+
+    def _known(self, cells: pd.DataFrame) -> pd.DataFrame:
+        """Cells of the classifier's classes; of all, where one class is the rest."""
+        return cells if REST in self.codes else cells[cells["label"].isin(self.codes)]
+
+    def _read(self, cells: pd.DataFrame) -> Patches:
+        assert self.store is not None  # there are cells
+        return self.store.patches(cells["cell_id"].tolist())
+
+
+def _spread(cells: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Cells by turns from each class, so that none is missing."""
+    turn = cells.groupby("label").cumcount()
+    return cells.iloc[np.argsort(turn.to_numpy(), kind="stable")[:count]]
+
+
+def _reachable(classifier: Classifier) -> PatchStore | None:
+    """The store that the classifier was trained on, if it is where the bundle says and still one."""
+    stated = training_store(classifier)
+    try:
+        opened = open_store(stated) if stated is not None and stated.exists() else None
+    except (HematokitError, OSError):
+        return None
+    return opened if opened is not None and opened.patch_size == classifier.patch_size else None
+
+
+def _split_hash(store: PatchStore) -> str:
+    return str((store.split_info or {}).get("hash", ""))
+
+
+def _stated_split(classifier: Classifier) -> str:
+    stated = classifier.config.training.get("split")
+    return str(stated.get("hash", "")) if isinstance(stated, dict) else ""
+
+
+FORMATS: Final = {
+    "onnx": "hematokit.models.formats.onnx_file",
+    "bioimageio": "hematokit.models.formats.bioimageio",
+    "wsinfer": "hematokit.models.formats.wsinfer",
+    "huggingface": "hematokit.models.formats.huggingface",
+}
+"""Format to the module that writes it.
+
+Each has ``write(classifier, target, *, card, samples, log, licence) -> facts``, and ``SUFFIX``, how the name of what it
+writes ends (``""``: a folder). `target` is a path that does not exist yet, beside the one asked for; it is moved into
+place when `write` returns, and removed when it raises. The facts are plain data: the numbers of the comparison with
+torch.
+"""
+
+_AGAIN: Final = "give an --output in a folder that can be written, with room"
+_GREY: Final = "#7f7f7f"
+_PATHS: Final = ("store", "output")
+
+
+def _silent(text: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export wrote.
+
+    Attributes
+    ----------
+    path : Path
+        File or folder.
+    format : str
+    facts : dict
+        What the writer measured: ``parity`` with torch, and more by format.
+    size : int
+        Bytes.
+    crops : str
+        What it was compared on.
+    card : Path or None
+        The model card, where it lies beside the file and not in the folder.
+    seconds : float
+    """
+
+    path: Path
+    format: str
+    facts: dict[str, Any]
+    size: int
+    crops: str
+    card: Path | None
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "path": str(self.path),
+            "format": self.format,
+            "bytes": self.size,
+            "compared_on": self.crops,
+            "card": None if self.card is None else str(self.card),
+            "seconds": round(self.seconds, 3),
+            **{key: value for key, value in self.facts.items() if key != "card"},
+        }
+
+    def lines(self) -> list[str]:
+        """The summary for a person, one statement per line."""
+        lines = [f"{self.path}: {self.size / 1e6:.1f} MB, {self.seconds:.1f} s"]
+        parity = self.facts.get("parity", {})
+        for name, found in (parity if self.format == "onnx" else {self.format: parity}).items():
+            if "refused" in found:
+                lines.append(f"Warning: {found['refused']}")
+            elif "max_logit_difference" in found:
+                against = found.get("compared_with", "torch")
+                lines.append(
+                    f"Compared with {against}, {name}: logits of {found['patches']} crops ({self.crops}) differ by at "
+                    f"most {found['max_logit_difference']:.1e}, {found['classes_changed']} classes change"
+                )
+        if self.facts.get("cost"):
+            lines.append(f"Warning: {self.facts['cost']['sentence']}")
+        if self.card is not None:
+            lines.append(f"Model card: {self.card}")
+        lines.append("For research use only")
+        return lines
+
+
+def export(
+    model: str | Path,
+    output: str | Path,
+    *,
+    format: str = "onnx",
+    layout: Layout = "patches",
+    embeddings: bool = False,
+    precision: Precision = "fp32",
+    licence: str = "",
+    store: str | Path | None = None,
+    taxonomy: str | Path | None = None,
+    pixel_size_um: float | None = None,
+    overwrite: bool = False,
+    log: Callable[[str], None] = _silent,
+) -> ExportResult:
+    """Write a trained model for other programs, with its model card; nothing is kept that answers otherwise than torch.
+
+    Before the file is kept, its answers are compared with torch's at batches of 1, 2 and 7 crops: of the store that
+    the model was trained on where it can be reached, else drawn ones.
+
+    Parameters
+    ----------
+    model : path
+        Run or bundle.
+    output : path
+        File or folder to make; its name ends as the format wants it.
+    format : str
+        ``"onnx"``, ``"bioimageio"``, ``"wsinfer"`` or ``"huggingface"``.
+    layout, embeddings, precision
+        Of ONNX files, see `hematokit.models.formats.onnx_file.OnnxSettings`. int8 is calibrated on training crops, and
+        what float16 and int8 cost is measured on test crops.
+    licence : str
+        Of the weights, best as SPDX names it (``"CC-BY-4.0"``); every format says it.
+    store : path, optional
+        Where these crops are, if not where the model says.
+    taxonomy : path, optional
+        Taxonomy file with the same classes, whose names and colours replace the model's.
+    pixel_size_um : float, optional
+        Micrometres per pixel of the training images, if the bundle does not say.
+    overwrite : bool
+        Replace a file that exists; folders are never replaced.
+    log : callable
+        Told what is being done.
+
+    Returns
+    -------
+    ExportResult
+
+    Raises
+    ------
+    ModelError
+        If the model cannot be loaded or exported, answers differ, classes have no colours, or the output exists or
+        cannot be written.
+    PluginError
+        If the plugin that provides the backbone is not installed.
+    StoreError, TaxonomyError
+        If the store or the taxonomy given cannot be read.
+
+    Examples
+    --------
+    >>> result = export("runs/coatnet", "coatnet.onnx")  # doctest: +SKIP
+    >>> result.facts["parity"]["onnxruntime"]["max_logit_difference"]  # doctest: +SKIP
+    """
+    started = time.monotonic()
+    licence = _settings(format, layout, embeddings, precision, licence)
+    writer = importlib.import_module(FORMATS[format])
+    output = Path(output)
+    bundle = find_bundle(model)
+    card_file = output.with_suffix(".md") if writer.SUFFIX == ".onnx" else None
+    with _place(output, writer.SUFFIX, overwrite, card_file) as target:
+        log("loading the model")
+        loaded = load_model(bundle, "cpu", runtime="torch")
+        crops = ExportCrops.find(loaded, store)
+        classifier = _shareable(loaded, taxonomy, pixel_size_um)
+        options: dict[str, Any] = {}
+        if format == "onnx":
+            smaller = precision != "fp32"
+            calibration = crops.calibration() if precision == "int8" else None
+            judged = crops.judged() if smaller else None
+            options["settings"] = OnnxSettings(layout, embeddings, precision, calibration, judged)
+        log("writing the model card")
+        run = bundle.parent if (bundle.parent / "config.yaml").is_file() else None
+        card = model_card(classifier, run, licence=licence)
+        facts = writer.write(
+            classifier, target, card=card, samples=crops.compared(), log=log, licence=licence, **options
+        )
+        with one_line_write_errors(output.parent, ModelError, _AGAIN):
+            card_target = target.with_suffix(".md")
+            if card_file is not None:
+                write_atomically(card_target, facts["card"])
+            # Both are whole before either has its name: a full disk leaves neither.
+            target.replace(output)
+            if card_file is not None:
+                card_target.replace(card_file)
+            sync_folder(output.parent)
+    size = sum(file.stat().st_size for file in ([output] if output.is_file() else output.rglob("*")) if file.is_file())
+    compared = "drawn ones" if crops.store is None else f"of {printable(crops.store.path.name)}"
+    return ExportResult(output, format, facts, size, compared, card_file, time.monotonic() - started)
+
+
+def _settings(format: str, layout: str, embeddings: bool, precision: str, licence: str) -> str:
+    """Refuse what does not exist or go together, before any work; return the licence as one line."""
+    if format not in FORMATS:
+        raise ModelError(f"format {printable(format)!r} does not exist; choose among {', '.join(FORMATS)}")
+    for word, known in ((layout, get_args(Layout)), (precision, get_args(Precision))):
+        if word not in known:
+            raise ModelError(f"{printable(word)!r} does not exist; choose among {', '.join(known)}")
+    if format != "onnx" and (layout != "patches" or embeddings or precision != "fp32"):
+        raise ModelError(
+            f"--input, --embeddings, --fp16, --int8 go with --format onnx, not with {format}; leave them out"
+        )
+    return printable(licence)[:200]
+
+
+class _place(contextlib.AbstractContextManager[Path]):
+    """A path to write to, beside the one asked for; nothing of it is left behind.
+
+    Raises
+    ------
+    ModelError
+        On entering, before any work: if the name does not end as it should, the output exists, or the folder cannot be
+        written.
+    """
+
+    def __init__(self, output: Path, suffix: str, overwrite: bool, beside: Path | None) -> None:
+        self.output, self.suffix, self.overwrite = output, suffix, overwrite
+        self.beside = beside
+        self.target = output.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{suffix}")
+        self._made: list[Path] = []
+
+    def __enter__(self) -> Path:
+        shown = printable(str(self.output))
+        if self.output.is_dir() or (self.output.exists() and not self.suffix):
+            raise ModelError(f"{shown} exists; give an --output that does not, or remove it first")
+        if self.suffix and self.output.suffix.lower() != self.suffix:
+            raise ModelError(f"the name {shown} does not end in {self.suffix}; give --output {shown}{self.suffix}")
+        for path in filter(None, (self.output, self.beside)):
+            if path.exists() and not self.overwrite:
+                raise ModelError(f"{printable(str(path))} exists; give another --output, or --overwrite")
+        with one_line_write_errors(self.output.parent, ModelError, _AGAIN):
+            folder = self.output.parent
+            missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            self._made = missing
+            # Tried before a minute's work, not after it.
+            self.target.touch()
+            self.target.unlink()
+        return self.target
+
+    def __exit__(self, *exception: object) -> None:
+        if self.target.is_dir():
+            shutil.rmtree(self.target, ignore_errors=True)
+        for left in (self.target, self.target.with_suffix(".md")):
+            with contextlib.suppress(OSError):
+                left.unlink(missing_ok=True)
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only where it stayed empty
+
+
+def _shareable(classifier: Classifier, taxonomy: str | Path | None, pixel_size_um: float | None) -> Classifier:
+    """The same classifier with what was added, and without paths of this computer in its configuration."""
+    from hematokit.models.classifier import Classifier
+
+    if pixel_size_um is not None and not 0 < pixel_size_um < 1000:
+        raise ModelError(f"a pixel of {pixel_size_um:g} um is not possible; give micrometres per pixel, such as 0.1")
+    config = classifier.config
+    classes = classifier.taxonomy if taxonomy is None else _same_classes(classifier, taxonomy)
+    _check_colours(classes, config.taxonomy if taxonomy is None else classes.to_dict())
+    training = {key: value for key, value in config.training.items() if key != "settings"}
+    if isinstance(config.training.get("settings"), dict):
+        given = config.training["settings"]
+        training["settings"] = {key: value for key, value in given.items() if key not in _PATHS}
+        if given.get("weights"):
+            training["settings"]["weights"] = _last_part(str(given["weights"]))
+    if training.get("store"):
+        training["store"] = _last_part(str(training["store"]))
+    config = config.model_copy(
+        update={
+            "training": training,
+            "taxonomy": classes.to_dict(),
+            "pixel_size_um": pixel_size_um if pixel_size_um is not None else config.pixel_size_um,
+        }
+    )
+    made = Classifier(
+        classifier.backbone,
+        classes,
+        classifier.input_spec,
+        classifier.patch_size,
+        classifier.temperature,
+        config=config,
+    )
+    return made.eval()
+
+
+def _last_part(path: str) -> str:
+    """The name of a file or folder, whichever system wrote its path."""
+    return PureWindowsPath(path).name or path
+
+
+def _same_classes(classifier: Classifier, source: str | Path) -> Taxonomy:
+    given = load_taxonomy(source)
+    missing = [code for code in classifier.codes if code not in given]
+    if missing:
+        raise ModelError(
+            f"taxonomy {printable(str(source))} lacks {', '.join(missing)}, which the model has; give a file with all"
+        )
+    # The order of the logits counts, not the file's.
+    chosen = {entry.code: entry for entry in given.subset(classifier.codes)}
+    return Taxonomy(given.name, tuple(chosen[code] for code in classifier.codes))
+
+
+def _check_colours(taxonomy: Taxonomy, stated: dict[str, Any]) -> None:
+    """Refuse classes that nobody could tell apart in a viewer: those that got the colour of "none given"."""
+    said = {entry.get("code"): entry.get("colour") for entry in stated.get("classes", []) if isinstance(entry, dict)}
+    missing = [entry.code for entry in taxonomy if not said.get(entry.code)]
+    grey = [entry.code for entry in taxonomy if entry.colour == _GREY]
+    without = missing or (grey if len(grey) > 1 else [])
+    if without:
+        raise ModelError(
+            f"classes {', '.join(without)} of the model's taxonomy have no colour of their own, by which viewers tell "
+            "them apart; give a file that has them with --taxonomy FILE"
+        )

@@ -1,0 +1,254 @@
+"""Finding and classifying the cells of a field so that they can be shown as they come, all of it or a part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hematokit.annotations.cells import name_cells, order_columns
+from hematokit.detection.windows import Examination, NamedDetector, examine_field
+from hematokit.errors import FieldError
+from hematokit.imaging.geometry import Box
+from hematokit.models.field_cells import CellClassifier, classify_in_batches
+from hematokit.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from hematokit.imaging.fieldfiles import Field
+
+__all__ = ["FieldPart", "classify_live", "in_polygons", "is_out_of_memory"]
+
+Polygon = npt.NDArray[np.float64]
+
+_MARGIN: Final = 384
+"""Pixels around a region that the detector sees too, so that cells at its edge are found whole."""
+
+_FIRST_BATCH: Final = 8
+"""Fewer at a time than this are no quicker: most of the time of a call goes into beginning it."""
+
+_SHORT: Final = 0.3
+_LONG: Final = 1.0
+"""Seconds a batch should take: cells appear soon and stopping is quick, yet little time goes into beginning anew."""
+
+
+@dataclass(frozen=True)
+class FieldPart:
+    """A rectangle of a field, read like a field of its own.
+
+    Attributes
+    ----------
+    field : Field
+    box : Box
+        Inside the field.
+    """
+
+    field: Field
+    box: Box
+
+    @property
+    def height(self) -> int:
+        """Rows of the part."""
+        return self.box.height
+
+    @property
+    def width(self) -> int:
+        """Columns of the part."""
+        return self.box.width
+
+    @property
+    def pixel_size_um(self) -> float | None:
+        """Side of a pixel in micrometres."""
+        return self.field.pixel_size_um
+
+    def read(self, box: Box) -> npt.NDArray[np.uint8]:
+        """Read a box in pixels of the part, shape (box.height, box.width, 3)."""
+        return self.field.read(replace(box, y0=box.y0 + self.box.y0, x0=box.x0 + self.box.x0))
+
+
+def in_polygons(points: npt.ArrayLike, polygons: Sequence[npt.ArrayLike]) -> npt.NDArray[np.bool_]:
+    """Tell which points (n, 2) lie in at least one polygon; all are ``(y, x)`` in the same units."""
+    from skimage.measure import points_in_poly
+
+    places = np.asarray(points, np.float64).reshape(-1, 2)
+    inside = np.zeros(len(places), np.bool_)
+    for polygon in polygons:
+        inside |= points_in_poly(places, np.asarray(polygon, np.float64))
+    return inside
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether a device ran out of memory, whichever runtime says so; imports none of them."""
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+    )
+
+
+def classify_live(
+    field: Field,
+    detector: NamedDetector,
+    model: CellClassifier,
+    *,
+    field_id: str,
+    source: str = "",
+    region: Sequence[npt.ArrayLike] = (),
+    model_pixel_size_um: float | None = None,
+    largest_batch: int = 64,
+    progress: Progress = no_progress,
+    note: Callable[[str], None] = lambda text: None,
+    moved: Callable[[CellClassifier], None] = lambda model: None,
+) -> Iterator[Examination | pd.DataFrame]:
+    """Find the cells of a field, or of regions of it, and classify them piece by piece.
+
+    Batches begin small and grow while they are quick. Where the memory of a graphics processor does not suffice,
+    smaller batches are tried, then the CPU.
+
+    Parameters
+    ----------
+    field : Field
+        The opened field.
+    detector : NamedDetector
+        From `make_detector`.
+    model : CellClassifier
+        From `hematokit.load_model`.
+    field_id, source : str
+        Identity and path of the field; the cells' ids are made from the first.
+    region : sequence of array_like (n, 2)
+        Polygons, ``(y, x)`` in pixel corners of the field: only cells with their centre in one of them. Empty: all.
+    model_pixel_size_um : float, optional
+        As for `classify_cells`.
+    largest_batch : int
+        Patches classified at a time at most.
+    progress : Progress
+        Told windows examined, then cells classified. Raising from it ends the work.
+    note : callable
+        Told in one line when less memory has to do.
+    moved : callable
+        Given the copy of the model that goes on on the CPU; `model` itself stays on its device.
+
+    Yields
+    ------
+    Examination, then DataFrame
+        First what was found (rows of `cells` not yet named); then, batch by batch, rows as `classify_cells` returns
+        them. Nothing more if no cell was found.
+
+    Raises
+    ------
+    FieldError
+        If the region lies outside the field, or the pixel sizes do not go together.
+    ImageError, ModelError, PluginError
+        If the field cannot be read, or model or detector fail.
+
+    Examples
+    --------
+    >>> for part in classify_live(field, detector, model, field_id="a"):  # doctest: +SKIP
+    ...     print(len(part) if isinstance(part, pd.DataFrame) else part.suitability.flag)
+    """
+    examined = _examine(field, detector, region, progress)
+    cells = name_cells(examined.cells, field_id, source)
+    yield examined
+    batches = _Batches(model, largest_batch, note, moved)
+    start = 0
+    while start < len(cells):
+        rows = cells.iloc[start : start + batches.size].reset_index(drop=True)
+        predictions = batches.run(partial(_predictions, field, rows, model_pixel_size_um))
+        start += len(rows)
+        yield order_columns(pd.concat([rows, predictions], axis=1).assign(reviewed=False))
+        progress(start, len(cells), "classifying cells")
+
+
+def _predictions(
+    field: Field, rows: pd.DataFrame, model_pixel_size_um: float | None, model: CellClassifier, batch_size: int
+) -> pd.DataFrame:
+    pairs = classify_in_batches(field, rows, model, model_pixel_size_um=model_pixel_size_um, batch_size=batch_size)
+    return pd.concat([part for _, part in pairs], ignore_index=True)
+
+
+def _examine(field: Field, detector: NamedDetector, region: Sequence[npt.ArrayLike], progress: Progress) -> Examination:
+    def told(done: int, total: int | None, message: str) -> None:
+        progress(done, total, "looking for cells")
+
+    if not len(region):
+        return examine_field(field, detector, progress=told)
+    box = _around([np.asarray(polygon, np.float64) for polygon in region], field)
+    examined = examine_field(cast("Field", FieldPart(field, box)), detector, progress=told)
+    found = examined.cells
+    found = found.assign(y=found["y"] + box.y0, x=found["x"] + box.x0, y0=found["y0"] + box.y0, x0=found["x0"] + box.x0)
+    shift = np.array([box.y0, box.x0], np.float32)
+    moved = [None if outline is None else np.asarray(outline) + shift for outline in found["contour"]]
+    found["contour"] = pd.Series(moved, index=found.index, dtype=object)
+    # A border that only the examined part has cuts no cell of the field.
+    at_edge = (found["y0"] <= 1) | (found["x0"] <= 1)
+    at_edge |= found["y0"] + found["height"] >= field.height - 1
+    at_edge |= found["x0"] + found["width"] >= field.width - 1
+    found["touches_border"] = found["touches_border"] & at_edge
+    kept = found[in_polygons(found[["y", "x"]], region)].reset_index(drop=True)
+    return Examination(kept, examined.suitability)
+
+
+def _around(polygons: Sequence[Polygon], field: Field) -> Box:
+    """The part of the field that the detector has to see for these regions."""
+    points = np.concatenate(polygons)
+    low = np.maximum(np.floor(points.min(axis=0)).astype(int) - _MARGIN, 0)
+    high = np.minimum(np.ceil(points.max(axis=0)).astype(int) + _MARGIN, [field.height, field.width])
+    inside = (points.max(axis=0) > 0).all() and (points.min(axis=0) < [field.height, field.width]).all()
+    if not inside:
+        raise FieldError("the region lies outside the field; draw it on the image")
+    return Box(int(low[0]), int(low[1]), int(high[0] - low[0]), int(high[1] - low[1]))
+
+
+def _some(cells: int) -> str:
+    return "one cell" if cells == 1 else f"{cells} cells"
+
+
+class _Batches:
+    """How many cells to classify at a time, learned from how long it takes and whether the memory suffices."""
+
+    def __init__(
+        self,
+        model: CellClassifier,
+        largest: int,
+        note: Callable[[str], None],
+        moved: Callable[[CellClassifier], None],
+    ) -> None:
+        self.size = min(_FIRST_BATCH, largest)
+        self._model: Any = model
+        self._largest = largest
+        self._note = note
+        self._moved = moved
+
+    def run(self, work: Callable[[CellClassifier, int], pd.DataFrame]) -> pd.DataFrame:
+        while True:
+            begun = time.perf_counter()
+            try:
+                result = work(self._model, self.size)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._make_do(error)
+                continue
+            took = time.perf_counter() - begun
+            if took < _SHORT:
+                self.size = min(2 * self.size, self._largest)
+            elif took > _LONG:
+                self.size = max(self.size // 2, min(self.size, _FIRST_BATCH))
+            return result
+
+    def _make_do(self, error: Exception) -> None:
+        """Go on in smaller batches, then on the CPU; raise `error` where neither is left."""
+        if self.size > 1:
+            self.size = self._largest = max(self.size // 4, 1)
+            self._note(f"the graphics processor's memory is full: going on with {_some(self.size)} at a time")
+            return
+        if str(getattr(self._model, "device", "cpu")).startswith("cpu") or not hasattr(self._model, "on_cpu"):
+            raise error
+        # A copy: the model itself is shared, and the next field may fit into the memory.
+        self._model = self._model.on_cpu()
+        self._moved(self._model)
+        self.size = self._largest = _FIRST_BATCH
+        self._note("the graphics processor's memory is full: going on on the CPU, which takes longer")
