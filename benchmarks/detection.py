@@ -205,7 +205,7 @@ def registered(asked: str) -> tuple[str, Detect]:
     name, _, words = asked.partition(":")
     options = dict(word.partition("=")[::2] for word in words.split(",") if word)
     try:
-        detector = make_detector(name, options).detector
+        detector = make_detector(name, options).value
     except HematokitError as error:
         sys.exit(str(error))
 

@@ -62,7 +62,7 @@ def grad_cams(classifier: Classifier, size: int, batch: int) -> dict[str, Conten
     """The contenders of Grad-CAM; all return maps of the input's size."""
     from captum.attr import LayerGradCam
 
-    own = make_explainer("grad-cam").explainer
+    own = make_explainer("grad-cam").value
     layer = find_layer(classifier, "auto", size)
 
     def naive(images: torch.Tensor, targets: torch.Tensor) -> object:
@@ -91,7 +91,7 @@ def smooth_grads(classifier: Classifier, samples: int, noise: float, batch: int)
     """The contenders of SmoothGrad."""
     from captum.attr import NoiseTunnel, Saliency
 
-    own = make_explainer("smoothgrad", {"samples": samples, "noise": noise}).explainer
+    own = make_explainer("smoothgrad", {"samples": samples, "noise": noise}).value
 
     def naive(images: torch.Tensor, targets: torch.Tensor) -> object:
         method = NoiseTunnel(Saliency(classifier))

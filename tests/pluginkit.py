@@ -53,15 +53,19 @@ def pip_install(target: Path, *packages: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def environment_with(site: Path) -> dict[str, str]:
+    """Return the environment for a process that sees the packages in `site`, with one thread: two cores are shared."""
+    path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
 def run_hematokit(
     *arguments: str, site: Path | None = None, env: dict[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own, with the packages in `site` installed."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("HEMATOKIT_")}
-    # One thread: processes of the tests share two cores.
+    inherited = os.environ if site is None else environment_with(site)
+    environment = {key: value for key, value in inherited.items() if not key.startswith("HEMATOKIT_")}
     environment |= {"COLUMNS": "200", "OMP_NUM_THREADS": "1", **(env or {})}
-    if site is not None:
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), environment.get("PYTHONPATH", "")]))
     return subprocess.run(
         [sys.executable, "-m", "hematokit", *arguments],
         capture_output=True,

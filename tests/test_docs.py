@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import re
 import shlex
 import shutil
@@ -35,7 +34,7 @@ from hematokit.synthetic import synthesize_field
 from hematokit.training.augmenting import make_augmenters
 from hematokit.training.config import TrainConfig, make_config
 from hematokit.training.data import select_cells
-from pluginkit import pip_install, plugins_in_this_process
+from pluginkit import environment_with, pip_install, plugins_in_this_process
 from tinykit import COLOURS, write_crops
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -290,7 +289,7 @@ def run_block(page: str, block: Block, site: Path, capfd: pytest.CaptureFixture[
             assert main(words[1:]) == 0, capfd.readouterr().err
         else:
             assert words[:3] == ["python", "-m", "pytest"]
-            environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+            environment = environment_with(site)
             command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words[3:]]
             done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
             assert done.returncode == 0, done.stdout + done.stderr

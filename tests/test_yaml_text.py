@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import hematokit
-from hematokit import DetectorSpec, Option, load_plugins
+from hematokit import DetectorSpec, Option
 from hematokit.annotations import load_class_map, read_class_names
 from hematokit.cli.main import main
 from hematokit.errors import FieldError, HematokitError, TaxonomyError, TrainingError
 from hematokit.pipelines.train import train
-from hematokit.plugins import PluginInfo
+from hematokit.plugins import registered
 from hematokit.taxonomy import MATEK_21, load_taxonomy
 from hematokit.training.config import load_settings, make_config, parse_assignments
 from hematokit.training.runs import RunFolder
@@ -148,7 +149,7 @@ def test_what_a_run_writes_about_text_it_reads_again(facts: object) -> None:
 
 
 @pytest.fixture
-def recording(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+def recording() -> Iterator[list[dict[str, object]]]:
     """A detector that has an option of each type, and the options that it was made with."""
     made: list[dict[str, object]] = []
 
@@ -156,9 +157,6 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
         made.append(options)
         raise TrainingError("enough")
 
-    registry = load_plugins().detectors
-    monkeypatch.setattr(registry, "_specs", dict(registry._specs))
-    monkeypatch.setattr(registry, "_owners", dict(registry._owners))
     options = {
         "text": Option(str, None, "text"),
         "word": Option(str, "off", "a word", choices=("on", "off")),
@@ -166,8 +164,8 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
         "share": Option(float, None, "a number"),
         "flag": Option(bool, None, "true or false"),
     }
-    registry.add(DetectorSpec("records", "Records", make, options), PluginInfo("main", "hemato-test", "1.0"))
-    return made
+    with registered(DetectorSpec("records", "Records", make, options)):
+        yield made
 
 
 def field(folder: Path) -> Path:

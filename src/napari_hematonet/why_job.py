@@ -21,8 +21,8 @@ from napari_hematonet.state import guarded
 
 if TYPE_CHECKING:
     from hematokit.explanation.at_cells import ExplainedCell
-    from hematokit.explanation.running import NamedExplainer
     from hematokit.models import Classifier
+    from hematokit.plugins import MadeExplainer
     from napari_hematonet.state import FieldState
 
 __all__ = ["Crop", "Reason", "Request", "WhyJob"]
@@ -122,7 +122,7 @@ class WhyJob(QObject):  # type: ignore[misc] # Qt has no types here
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
         self._kept: OrderedDict[tuple[Any, ...], ExplainedCell] = OrderedDict()
-        self._explainers: dict[str, NamedExplainer] = {}
+        self._explainers: dict[str, MadeExplainer] = {}
         self._loaded: Classifier | None = None
         self._running: list[Background] = []
         self._waiting: Request | None = None
@@ -199,7 +199,7 @@ class WhyJob(QObject):  # type: ignore[misc] # Qt has no types here
         self._loaded = classifier
         return classifier
 
-    def _explainer(self, method: str) -> NamedExplainer:
+    def _explainer(self, method: str) -> MadeExplainer:
         from hematokit.explanation.running import make_explainer
 
         if method not in self._explainers:

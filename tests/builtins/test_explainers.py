@@ -14,8 +14,8 @@ from torch.nn import functional
 from hematokit.errors import PluginError
 from hematokit.models.classifier import Classifier
 from hematokit.models.construction import build_backbone, choose_backbone
-from hematokit.plugins import load_plugins
-from hematokit.plugins.specs import InputSpec
+from hematokit.plugins import load_plugins, registered
+from hematokit.plugins.specs import BackboneSpec, InputSpec
 from hematokit.taxonomy import CellClass, Taxonomy
 
 CLASSES = 4
@@ -373,17 +373,15 @@ def test_channels_in_the_last_place_are_not_taken_for_a_height(generator: torch.
     assert make("grad-cam", layer="stage").attribute(classifier, images, targets).shape == (3, 16, 16)
 
 
-def test_the_plugins_own_choice_of_layer_comes_first(
-    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_plugins_own_choice_of_layer_comes_first(generator: torch.Generator) -> None:
     network = Convolutional(generator)
     classifier = classifier_of(network, 12)
     classifier._config = SimpleNamespace(backbone=SimpleNamespace(name="strange"))  # type: ignore[assignment]
-    spec = SimpleNamespace(attribution_layer=lambda module: module.first)
-    monkeypatch.setitem(load_plugins().backbones._specs, "strange", spec)  # type: ignore[arg-type]
+    spec = BackboneSpec("strange", "", object, attribution_layer=lambda module: module.first)
     images, targets = images_of(generator)
 
-    own = make("grad-cam", positive=False).attribute(classifier, images, targets)
+    with registered(spec):
+        own = make("grad-cam", positive=False).attribute(classifier, images, targets)
     named = make("grad-cam", layer="first", positive=False).attribute(classifier, images, targets)
 
     torch.testing.assert_close(own, named)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hematokit.explanation.running import explain_cells
 from hematokit.models import load_model
 from hematokit.pipelines.explain import explain
 from hematokit.pipelines.explain_field import explain_field
-from hematokit.plugins import PluginInfo, load_plugins
+from hematokit.plugins import load_plugins, registered
 from hematokit.plugins.specs import DetectorSpec
 from hematokit.store import open_store
 from tinykit import write_crops
@@ -200,30 +200,34 @@ def test_a_mistake_is_one_line_and_leaves_no_folder(run: Run, tmp_path: Path, wo
         assert not (tmp_path / "why").exists()
 
 
-def test_a_field_is_found_explained_and_laid_over(
-    tiny_run: Path, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+PLACES = [(40.0, 50.0), (44.0, 90.0), (150.0, 170.0)]
+
+
+class Knows:
+    def detect(self, field: np.ndarray, pixel_size_um: float | None) -> pd.DataFrame:
+        rows = [
+            {"y": y, "x": x, "y0": y - 20, "x0": x - 20, "height": 40, "width": 40, "score": 1.0} for y, x in PLACES
+        ]
+        return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def knows() -> Iterator[None]:
+    with registered(DetectorSpec("knows", "for tests", Knows)):
+        yield
+
+
+@pytest.mark.usefixtures("knows")
+def test_a_field_is_found_explained_and_laid_over(tiny_run: Path, tiny_store: Path, tmp_path: Path) -> None:
     """A detector that knows where the cells are, on a field of which every patch is known."""
-    places = [(40.0, 50.0), (44.0, 90.0), (150.0, 170.0)]
-
-    class Knows:
-        def detect(self, field: np.ndarray, pixel_size_um: float | None) -> pd.DataFrame:
-            rows = [
-                {"y": y, "x": x, "y0": y - 20, "x0": x - 20, "height": 40, "width": 40, "score": 1.0} for y, x in places
-            ]
-            return pd.DataFrame(rows)
-
-    detectors = load_plugins().detectors
-    monkeypatch.setitem(detectors._specs, "knows", DetectorSpec("knows", "for tests", Knows))
-    monkeypatch.setitem(detectors._owners, "knows", PluginInfo("knows", "tests", "1"))
-    pixels = np.random.default_rng().integers(0, 256, (200, 230, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 230, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "field.png")
     settings: dict[str, Any] = {"methods": ["smoothgrad"], "options": {"smoothgrad": {"samples": 2}}, "device": "cpu"}
 
     whole = explain_field(tiny_run, tmp_path / "field.png", tmp_path / "all", detector="knows", **settings)
     assert whole.cells["cell_id"].tolist() == ["field-00040-00050", "field-00044-00090", "field-00150-00170"]
     padded = np.pad(pixels, ((64, 64), (64, 64), (0, 0)), mode="reflect")
-    patches = np.stack([padded[int(y) + 32 : int(y) + 96, int(x) + 32 : int(x) + 96] for y, x in places])
+    patches = np.stack([padded[int(y) + 32 : int(y) + 96, int(x) + 32 : int(x) + 96] for y, x in PLACES])
     expected = explain_cells(load_model(tiny_run, "cpu"), patches, methods=["smoothgrad"], options=settings["options"])
     np.testing.assert_allclose(whole.maps("smoothgrad"), expected["smoothgrad"], rtol=1e-3, atol=1e-6)
 

@@ -15,12 +15,14 @@ from PIL import Image
 from hematokit.errors import ExplanationError, ModelError
 from hematokit.explanation.at_cells import ExplainedCell, class_scores, explain_at, explainable, joined_map
 from hematokit.explanation.field_map import maps_to_patch
-from hematokit.explanation.running import NamedExplainer, explain_cells, make_explainer
+from hematokit.explanation.running import explain_cells, make_explainer
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import Box, patch_box
 from hematokit.models import load_model
 from hematokit.models.field_cells import cut_patches
 from hematokit.models.parity import sample_patches
+from hematokit.plugins import MadeExplainer
+from hematokit.plugins.specs import ExplainerSpec
 
 
 @pytest.fixture
@@ -34,8 +36,8 @@ def field(tmp_path: Path) -> Any:
 CELLS = pd.DataFrame({"cell_id": ["a", "b", "c"], "y": [75.0, 10.0, 140.0], "x": [100.0, 5.0, 190.0]})
 
 
-def made(explainer: Any) -> NamedExplainer:
-    return NamedExplainer("own", "some-package", "1.0", {}, explainer)
+def made(explainer: Any) -> MadeExplainer:
+    return MadeExplainer(ExplainerSpec("own", "", object), "some-package", "1.0", {}, explainer, {})
 
 
 def test_maps_are_those_of_the_patches_in_the_fields_pixels(field: Any, tiny_run: Path) -> None:

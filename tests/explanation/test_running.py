@@ -10,14 +10,10 @@ import pytest
 import torch
 
 from hematokit.errors import ExplanationError, ModelError, PluginError
-from hematokit.explanation.running import (
-    NamedExplainer,
-    attribute_targets,
-    explain_cells,
-    make_explainer,
-    make_explainers,
-)
+from hematokit.explanation.running import attribute_targets, explain_cells, make_explainer, make_explainers
 from hematokit.models import load_model
+from hematokit.plugins import MadeExplainer
+from hematokit.plugins.specs import ExplainerSpec
 from hematokit.store import open_store
 
 
@@ -36,8 +32,10 @@ class Brightness:
         return maps[:, :-1] if self.wrong == "shape" else maps
 
 
-def named(explainer: object) -> dict[str, NamedExplainer]:
-    return {"brightness": NamedExplainer("brightness", "strange-package", "1", {}, explainer)}  # type: ignore[arg-type]
+def named(explainer: object) -> dict[str, MadeExplainer]:
+    return {
+        "brightness": MadeExplainer(ExplainerSpec("brightness", "", object), "strange-package", "1", {}, explainer, {})
+    }  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

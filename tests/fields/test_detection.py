@@ -12,9 +12,11 @@ import pytest
 from scipy import ndimage
 
 from hematokit.annotations.cells import DETECTION_COLUMNS, check_detections, name_cells
-from hematokit.detection.windows import NamedDetector, detect_cells, examine_field, make_detector
+from hematokit.detection.windows import detect_cells, examine_field, make_detector
 from hematokit.errors import PluginError
 from hematokit.imaging.geometry import Box
+from hematokit.plugins import MadeDetector
+from hematokit.plugins.specs import DetectorSpec
 
 
 @dataclass
@@ -54,8 +56,8 @@ class Blobs:
         return pd.DataFrame(rows, columns=list(DETECTION_COLUMNS))
 
 
-def named(detector: Any) -> NamedDetector:
-    return NamedDetector("blobs", "test", "1", {}, detector)
+def named(detector: Any) -> MadeDetector:
+    return MadeDetector(DetectorSpec("blobs", "", object), "test", "1", {}, detector, {})
 
 
 def blobs_field(seed: int, count: int = 150, side: int = 1900) -> np.ndarray:

@@ -16,12 +16,13 @@ import hematokit
 from hematokit.cli.main import main
 from hematokit.detection.windows import make_detector
 from hematokit.explanation.at_cells import cell_crop, explain_at, joined_map
-from hematokit.explanation.running import NamedExplainer
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import patch_box
 from hematokit.models.field_cells import classify_cells, cut_patches, field_patch_side
 from hematokit.pipelines.explain_field import explain_field
 from hematokit.pipelines.live import classify_live
+from hematokit.plugins import MadeExplainer
+from hematokit.plugins.specs import ExplainerSpec
 from hematokit.synthetic import PIXEL_SIZE_UM, synthesize_field
 from tinykit import TINY, write_crops
 
@@ -149,7 +150,7 @@ def test_maps_land_on_the_cell(tmp_path: Path, measured_run: Path) -> None:
 
     cells = pd.DataFrame({"cell_id": ["a"], "y": [72.0], "x": [158.0], "height": [20], "width": [20]})
     with open_field(tmp_path / "field.png", pixel_size_um=0.25) as field:
-        explainer = NamedExplainer("dark", "tests", "1", {}, Dark())
+        explainer = MadeExplainer(ExplainerSpec("dark", "", object), "tests", "1", {}, Dark(), {})
         explained = list(explain_at(field, cells, model, explainer, ["BLA"]))
         side = round(model.patch_size * 0.09 / 0.25)
         assert explained[0].box == patch_box(72.0, 158.0, side)

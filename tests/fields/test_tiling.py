@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import Box
 from hematokit.pipelines.tile import tile_fields
 from hematokit.pipelines.tile_rows import TileSummary
-from hematokit.plugins import PluginInfo, load_plugins
+from hematokit.plugins import registered
 from hematokit.plugins.specs import DetectorSpec, Option
 from hematokit.store import describe_store, open_store, set_pixel_size, split_store, verify_store
 from hematokit.store.corrections import CORRECTIONS_FILE, Correction, append_corrections, new_edit, utc_now
@@ -365,14 +366,13 @@ class Corners:
 
 
 @pytest.fixture
-def corners(monkeypatch: pytest.MonkeyPatch) -> None:
+def corners() -> Iterator[None]:
     """The detector ``corners`` of a plugin."""
     spec = DetectorSpec(
         "corners", "Finds corners", lambda inset: Corners(inset), {"inset": Option(int, 5, "from the border, px", 2, 9)}
     )
-    registry = load_plugins().detectors
-    monkeypatch.setitem(registry._specs, "corners", spec)
-    monkeypatch.setitem(registry._owners, "corners", PluginInfo("corners", "their-package", "1.0"))
+    with registered(spec, package="their-package"):
+        yield
 
 
 @pytest.mark.usefixtures("corners")
@@ -459,6 +459,7 @@ def test_a_store_that_does_not_fit(fields: Path, tmp_path: Path) -> None:
 # Tiles argv[1] into argv[2]; dies by SIGKILL just before ("before") or after the n-th call of a named step.
 CHILD = """
 import json, os, resource, signal, sys
+from collections.abc import Iterator
 from pathlib import Path
 from hematokit.errors import StoreError
 from hematokit.pipelines import tile as tiling

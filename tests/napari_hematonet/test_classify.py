@@ -15,11 +15,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hematokit.detection.windows import NamedDetector
 from hematokit.errors import ModelError
 from hematokit.explanation.at_cells import explainable
 from hematokit.imaging.geometry import patch_box
 from hematokit.pipelines.classify import classify
+from hematokit.plugins import MadeDetector
+from hematokit.plugins.specs import DetectorSpec
 from hematokit.synthetic import PIXEL_SIZE_UM, synthesize_field
 from napari_hematonet import classify_job, demo_model
 from napari_hematonet.background import Background
@@ -394,7 +395,7 @@ def test_a_full_graphics_processor_and_a_failing_detector_are_told(
         def detect(self, field: np.ndarray, pixel_size_um: float | None) -> Any:
             raise ZeroDivisionError("oops")
 
-    made = NamedDetector("stain", "other-package", "1", {}, Broken())
+    made = MadeDetector(DetectorSpec("stain", "", object), "other-package", "1", {}, Broken(), {})
     monkeypatch.setattr("hematokit.detection.windows.make_detector", lambda name: made)
     click_run(qtbot, form)
     assert told[-1] == ("error", "detector 'stain' of package other-package failed: ZeroDivisionError: oops")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from hematokit.explanation.at_cells import explain_at, joined_map
 from hematokit.explanation.running import make_explainer
 from hematokit.imaging.geometry import patch_box
 from hematokit.models import load_model
-from hematokit.plugins import load_plugins
+from hematokit.plugins import registered
 from hematokit.plugins.specs import ExplainerSpec
 from napari_hematonet.following import select_cells
 from napari_hematonet.map_layer import WHY_KEY, WHY_LAYER
@@ -65,14 +66,12 @@ class _Broken:
 
 
 @pytest.fixture
-def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+def third_party() -> Iterator[None]:
     """Explainers as an installed package would register them."""
-    registry = load_plugins().explainers
-    owner = registry.owner("grad-cam")
-    monkeypatch.setattr(registry, "_specs", dict(registry._specs))
-    monkeypatch.setattr(registry, "_owners", dict(registry._owners))
-    registry.add(ExplainerSpec("slow", "Takes its time", lambda **options: _Slow()), owner)
-    registry.add(ExplainerSpec("broken", "Fails", lambda **options: _Broken()), owner)
+    slow = ExplainerSpec("slow", "Takes its time", lambda **options: _Slow())
+    broken = ExplainerSpec("broken", "Fails", lambda **options: _Broken())
+    with registered(slow, broken, package="hematokit"):
+        yield
 
 
 @pytest.mark.parametrize("placement", [{}, TURNED], ids=["plain", "micrometres and turned"])
@@ -155,7 +154,7 @@ def test_selected_cells_share_one_map(viewer: Any, tiny_run: Path, tmp_path: Pat
     assert not layer.data[y - 5 : y + 5, x - 5 : x + 5].any()
 
 
-def test_cancelling_ends_the_work(viewer: Any, tiny_run: Path, tmp_path: Path, strangers: None) -> None:
+def test_cancelling_ends_the_work(viewer: Any, tiny_run: Path, tmp_path: Path, third_party: None) -> None:
     opened = open_classified(viewer, tiny_run, tmp_path)
     why = dock(opened)
     assert "slow" in why.method.choices
@@ -173,7 +172,7 @@ def test_cancelling_ends_the_work(viewer: Any, tiny_run: Path, tmp_path: Path, s
     wait_for(lambda: answered(opened, opened.id_at(0)))
 
 
-def test_the_next_cell_is_not_kept_waiting(viewer: Any, tiny_run: Path, tmp_path: Path, strangers: None) -> None:
+def test_the_next_cell_is_not_kept_waiting(viewer: Any, tiny_run: Path, tmp_path: Path, third_party: None) -> None:
     opened = open_classified(viewer, tiny_run, tmp_path)
     why = dock(opened)
     why.method.value = "slow"
@@ -187,7 +186,7 @@ def test_the_next_cell_is_not_kept_waiting(viewer: Any, tiny_run: Path, tmp_path
 
 
 def test_an_explainer_that_fails_is_said_in_a_line(
-    viewer: Any, tiny_run: Path, tmp_path: Path, strangers: None, told: list[tuple[str, str]]
+    viewer: Any, tiny_run: Path, tmp_path: Path, third_party: None, told: list[tuple[str, str]]
 ) -> None:
     opened = open_classified(viewer, tiny_run, tmp_path)
     why = dock(opened)
@@ -200,7 +199,7 @@ def test_an_explainer_that_fails_is_said_in_a_line(
     assert not why.cancel_button.isEnabled()
 
 
-def test_layers_that_go_while_it_computes(viewer: Any, tiny_run: Path, tmp_path: Path, strangers: None) -> None:
+def test_layers_that_go_while_it_computes(viewer: Any, tiny_run: Path, tmp_path: Path, third_party: None) -> None:
     opened = open_classified(viewer, tiny_run, tmp_path)
     why = dock(opened)
     opened.click(*CENTRES[0])
@@ -216,7 +215,7 @@ def test_layers_that_go_while_it_computes(viewer: Any, tiny_run: Path, tmp_path:
 
 
 def test_closing_the_viewer_while_it_computes(
-    make_viewer: Any, tiny_run: Path, tmp_path: Path, strangers: None
+    make_viewer: Any, tiny_run: Path, tmp_path: Path, third_party: None
 ) -> None:
     opened = open_classified(make_viewer(), tiny_run, tmp_path)
     why = dock(opened)

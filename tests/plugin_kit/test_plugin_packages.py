@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from hematokit.cli.main import main
 from hematokit.conformance import check_plugin, new_plugin
 from hematokit.conformance.template import KINDS
 from hematokit.errors import PluginError
-from pluginkit import pip_install, plugins_in_this_process, run_hematokit, write_package
+from pluginkit import environment_with, pip_install, plugins_in_this_process, run_hematokit, write_package
 
 HEAVY = """
 import torch
@@ -61,7 +60,7 @@ def test_a_new_plugin_passes_its_own_tests(site: Path) -> None:
         capture_output=True,
         text=True,
         cwd=site,
-        env=os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", **_only(*KINDS)},
+        env=environment_with(site) | _only(*KINDS),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from hematokit.conformance.rules import judge
 from hematokit.errors import PluginError
 from hematokit.models import Classifier, load_model, save_bundle
 from hematokit.models.construction import build_backbone, choose_backbone
-from hematokit.plugins import PluginInfo, load_plugins
+from hematokit.plugins import load_plugins, registered
 from hematokit.plugins.specs import (
     AnySpec,
     AugmenterSpec,
@@ -32,22 +32,14 @@ from hematokit.plugins.specs import (
 )
 from hematokit.taxonomy import MATEK_21
 
-OWNER = PluginInfo("main", "hemato-test", "1.0")
-
-
-@pytest.fixture(autouse=True)
-def fresh_registry() -> Iterator[None]:
-    yield
-    load_plugins.cache_clear()
-
 
 def verdict(spec: AnySpec, rule: str) -> Verdict:
     """What one rule says of a spec."""
     kind = type(spec).__name__.removesuffix("Spec").lower()
-    load_plugins().kinds[f"{kind}s"].add(spec, OWNER)
     rules, make = rules_of(kind)
     found = next(each for each in rules if each.name == rule)
-    return judge(found, spec.name, make(spec.name, {}))
+    with registered(spec):
+        return judge(found, spec.name, make(spec.name, {}))
 
 
 # --- backbones --------------------------------------------------------------------------------------------------------
@@ -261,13 +253,13 @@ def test_a_bundle_does_not_say_where_a_file_was(tmp_path: Path) -> None:
 
     (tmp_path / "start.pt").write_text("")
     spec = backbone(Network, factory=build, options={"start": Option(str, "", "a file", path="file")})
-    load_plugins().backbones.add(spec, OWNER)
-    choice = choose_backbone("trial", options={"start": str(tmp_path / "start.pt")})
-    taxonomy = MATEK_21.subset(MATEK_21.codes[:2])
-    classifier = Classifier(build_backbone(choice, 2), taxonomy, choice.input, 64)
-    save_bundle(tmp_path / "bundle", classifier, choice, {})
-    (tmp_path / "start.pt").unlink()
-    load_model(tmp_path / "bundle", "cpu", "torch")
+    with registered(spec):
+        choice = choose_backbone("trial", options={"start": str(tmp_path / "start.pt")})
+        taxonomy = MATEK_21.subset(MATEK_21.codes[:2])
+        classifier = Classifier(build_backbone(choice, 2), taxonomy, choice.input, 64)
+        save_bundle(tmp_path / "bundle", classifier, choice, {})
+        (tmp_path / "start.pt").unlink()
+        load_model(tmp_path / "bundle", "cpu", "torch")
     assert seen == [str(tmp_path / "start.pt"), ""]
     assert str(tmp_path) not in (tmp_path / "bundle" / "config.json").read_text()
 
@@ -434,7 +426,7 @@ def one_cell(field: np.ndarray, pixel_size_um: float | None, **changed: Any) -> 
 
 
 def nuclei(field: np.ndarray, pixel_size_um: float | None) -> pd.DataFrame:
-    return load_plugins().detectors.make("nuclei")[0].detect(field, pixel_size_um)
+    return load_plugins().detectors.make("nuclei").value.detect(field, pixel_size_um)
 
 
 def writing(field: np.ndarray, pixel_size_um: float | None) -> pd.DataFrame:
@@ -485,8 +477,8 @@ def test_what_cannot_be_made_is_not_tried() -> None:
     def make() -> None:
         raise PluginError("weights cells.pt do not exist; fetch them first")
 
-    load_plugins().detectors.add(DetectorSpec("weightless", "Needs weights", make), OWNER)
-    found = [each for each in check_plugin("weightless") if each.subject == "detector weightless"]
+    with registered(DetectorSpec("weightless", "Needs weights", make)):
+        found = [each for each in check_plugin("weightless") if each.subject == "detector weightless"]
     outcomes = {each.rule: each.outcome for each in found}
     assert outcomes["builds"] == "failed"
     assert {outcomes[rule] for rule in ("table", "finds", "empty")} == {"skipped"}

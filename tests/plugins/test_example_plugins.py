@@ -1,15 +1,14 @@
-"""The example plugins, each installed alone as a stranger's would be, and tested by its own tests."""
+"""The example plugins, each installed alone as a third-party one is, and tested by its own tests."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from pluginkit import pip_install, run_hematokit
+from pluginkit import environment_with, pip_install, run_hematokit
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 NAMES = sorted(folder.name for folder in PLUGINS.iterdir() if (folder / "pyproject.toml").is_file())
@@ -24,7 +23,7 @@ def test_an_example_plugin_installs_is_listed_and_passes_its_own_tests(name: str
     assert name in listed.stdout
     assert "failed" not in listed.stdout
 
-    environment = {**os.environ, "HEMATOKIT_PLUGINS": name, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(site)}
+    environment = environment_with(site) | {"HEMATOKIT_PLUGINS": name}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(PLUGINS / name / "tests")],
         capture_output=True,

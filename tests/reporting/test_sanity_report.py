@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import torch
 from checkkit import Fixed, InputGradient
 from hematokit.errors import ExplanationError, PluginError
 from hematokit.pipelines.check_explanations import CONTROL, check_faithfulness, check_sanity
-from hematokit.plugins import load_plugins
+from hematokit.plugins import registered
 from hematokit.plugins.specs import DetectorSpec, ExplainerSpec, Option
 
-TRICKY = "<b>gradient</b> & $co"
+TRICKY = "<b>layer</b> & $co"
 
 
 class Links(HTMLParser):
@@ -43,7 +43,7 @@ def opens_offline(page: str) -> bool:
 
 def refuse(**options: Any) -> Any:
     def attribute(images: torch.Tensor) -> torch.Tensor:
-        raise PluginError("this network has no such layer; choose another method")
+        raise PluginError(f"this network has no such layer {TRICKY}; choose another method")
 
     return Fixed(attribute)
 
@@ -58,24 +58,15 @@ class MiddleDetector:
 
 
 @pytest.fixture
-def plugins(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], None]:
-    """Registers explainers for one test."""
-    registry = load_plugins().explainers
-    monkeypatch.setattr(registry, "_specs", dict(registry._specs))
-    monkeypatch.setattr(registry, "_owners", dict(registry._owners))
-    owner = next(iter(registry._owners.values()))
-    detectors = load_plugins().detectors
-    monkeypatch.setattr(detectors, "_specs", {**detectors._specs, "middle": DetectorSpec("middle", "", MiddleDetector)})
-
-    def add(name: str, factory: Any) -> None:
-        options = {"scale": Option(float, 1.0, "")} if name == "gradient" else {}
-        registry._specs[name] = ExplainerSpec(name, "", factory, options)
-        registry._owners[name] = owner
-
-    add("gradient", lambda scale: InputGradient())
-    add(TRICKY, InputGradient)
-    add("impossible", refuse)
-    return add
+def plugins() -> Iterator[None]:
+    """Explainers and a detector for one test."""
+    with registered(
+        ExplainerSpec("gradient", "", lambda scale: InputGradient(), {"scale": Option(float, 1.0, "")}),
+        ExplainerSpec("another", "", InputGradient),
+        ExplainerSpec("impossible", "", refuse),
+        DetectorSpec("middle", "", MiddleDetector),
+    ):
+        yield
 
 
 def test_sanity_report_says_what_came_out(plugins: Any, tiny_run: Path, tiny_store: Path, tmp_path: Path) -> None:
@@ -83,7 +74,7 @@ def test_sanity_report_says_what_came_out(plugins: Any, tiny_run: Path, tiny_sto
     result = check_sanity(
         tiny_run,
         tiny_store,
-        ["gradient", TRICKY, "impossible"],
+        ["gradient", "another", "impossible"],
         tmp_path / "out",
         options={"gradient": {"scale": 2}},
         per_class=3,
@@ -95,14 +86,14 @@ def test_sanity_report_says_what_came_out(plugins: Any, tiny_run: Path, tiny_sto
         progress=lambda done, total, message: seen.append(message),
     )
     table = result.table.set_index("method")
-    assert list(table.index) == ["gradient", TRICKY, CONTROL, "impossible"]
+    assert list(table.index) == ["gradient", "another", CONTROL, "impossible"]
     assert table.loc["gradient", "parameters"] == "sensitive"
     assert table.loc[CONTROL, "parameters"] == table.loc[CONTROL, "labels"] == "not sensitive"
     assert table.loc["impossible", "parameters"] == ""
     page = result.paths["report"].read_text(encoding="utf-8")
     assert opens_offline(page)
-    assert "<b>gradient</b>" not in page
-    assert "this network has no such layer" in page
+    assert "<b>layer</b>" not in page
+    assert "this network has no such layer &lt;b&gt;layer&lt;/b&gt; &amp; $co" in page
     assert "hematokit explain &lt;model&gt;" in page
     assert "For research use only" in page
     document = json.loads(result.paths["json"].read_text(encoding="utf-8"))

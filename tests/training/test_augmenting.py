@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,10 +11,10 @@ import pytest
 import torch
 import yaml
 
-from hematokit import AugmenterSpec, Option, PluginError, load_plugins
+from hematokit import AugmenterSpec, Option, PluginError
 from hematokit.cli.main import main
 from hematokit.errors import TrainingError
-from hematokit.plugins import PluginInfo
+from hematokit.plugins import registered
 from hematokit.training.augmenting import make_augmenters, recorded_options, sort_options
 from hematokit.training.config import make_config, parse_assignments
 from tinykit import TINY
@@ -28,20 +29,18 @@ def doubling(factor: float, shared: float) -> object:
 
 
 @pytest.fixture(autouse=True)
-def augmenters(monkeypatch: pytest.MonkeyPatch) -> None:
+def augmenters() -> Iterator[None]:
     """Two augmenters that do not commute; one option is called alike in both."""
-    registry = load_plugins().augmenters
-    monkeypatch.setattr(registry, "_specs", dict(registry._specs))
-    monkeypatch.setattr(registry, "_owners", dict(registry._owners))
-    info = PluginInfo("main", "hemato-test", "1.0")
     amount = {"amount": Option(float, 1.0, "summand"), "of": Option(str, "", "a file", path="file")}
-    registry.add(AugmenterSpec("add-it", "Adds", adding, amount), info)
     factor = {"factor": Option(float, 2.0, "factor"), "shared": Option(float, 0.0, "like hematonet's")}
-    registry.add(AugmenterSpec("times", "Multiplies", doubling, factor), info)
     other = {"shared": Option(float, 0.0, "the same")}
-    registry.add(
-        AugmenterSpec("shares", "Has it, too", lambda shared: lambda images, generator: images[:1], other), info
-    )
+    with registered(
+        AugmenterSpec("add-it", "Adds", adding, amount),
+        AugmenterSpec("times", "Multiplies", doubling, factor),
+        AugmenterSpec("shares", "Has it, too", lambda shared: lambda images, generator: images[:1], other),
+        package="hemato-test",
+    ):
+        yield
 
 
 def run(names: str, options: dict | None = None) -> float:

@@ -20,7 +20,7 @@ PLACES = [(50, 60), (60, 230), (150, 120), (200, 290), (210, 40)]
 
 
 def detector(weights: Path, **options: Any) -> Any:
-    return make_detector("cellpose", {"model": str(weights), "device": "cpu", **options}).detector
+    return make_detector("cellpose", {"model": str(weights), "device": "cpu", **options}).value
 
 
 def test_discs_are_found_where_they_are(weights: Path) -> None:

@@ -66,7 +66,7 @@ def test_published_weights_are_found_where_cellpose_keeps_them(stand_in: State, 
     torch.save(stand_in, tmp_path / "published" / "nucleitorch_0")
     for options in ({}, {"model": "cyto3"}, {"model": "nuclei"}):
         made = make_detector("cellpose", {"device": "cpu", **options})
-        assert len(made.detector.detect(discs([(50, 60)]), None)) == 1
+        assert len(made.value.detect(discs([(50, 60)]), None)) == 1
 
 
 def _as_safetensors(state: State, path: Path) -> Path:
@@ -96,7 +96,7 @@ def test_other_spellings_give_the_same_network(
 def test_the_size_of_cells_is_the_files(stand_in: State, tmp_path: Path) -> None:
     torch.save({**stand_in, "diam_labels": torch.tensor([90.0])}, tmp_path / "weights.pth")
     made = make_detector("cellpose", {"device": "cpu", "model": str(tmp_path / "weights.pth")})
-    assert made.detector.detect(discs([(130, 170)], radius=45), None)["width"].between(75, 115).all()
+    assert made.value.detect(discs([(130, 170)], radius=45), None)["width"].between(75, 115).all()
 
 
 def test_a_network_of_two_channels_sees_the_mean_of_the_colours(
@@ -107,7 +107,7 @@ def test_a_network_of_two_channels_sees_the_mean_of_the_colours(
     network.see_dark()
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     made = make_detector("cellpose", {"device": "cpu", "model": str(tmp_path / "weights.pth")})
-    cells = made.detector.detect(discs([(50, 60), (100, 200)]), None)
+    cells = made.value.detect(discs([(50, 60), (100, 200)]), None)
     assert np.abs(cells[["y", "x"]].to_numpy() - [(50.5, 60.5), (100.5, 200.5)]).max() < 1
 
 
@@ -221,5 +221,5 @@ def test_a_transformer_of_cellpose_4_runs(monkeypatch: pytest.MonkeyPatch, tmp_p
     network = load_network(tmp_path / "cpsam", CPU)
     assert (network.channels, network.tile, network.step) == (3, 256, 256)
     options = {"model": str(tmp_path / "cpsam"), "device": "cpu", "cellprob_threshold": -20.0, "flow_threshold": 0.0}
-    cells = make_detector("cellpose", options).detector.detect(discs([(50, 60)], 300, 340), None)
+    cells = make_detector("cellpose", options).value.detect(discs([(50, 60)], 300, 340), None)
     assert cells["score"].between(0, 1).all()

@@ -75,7 +75,7 @@ def test_cells_are_explained(head: str, bundles: dict[str, Any], store: Path) ->
 def test_grad_cam_of_several_classes_is_that_of_each(bundles: dict[str, Any], store: Path) -> None:
     classifier = load_model(bundles["linear"].bundle, "cpu", runtime="torch")
     images = classifier.prepare(torch.from_numpy(open_store(store).read_rows(np.arange(3))))
-    explainer, _ = load_plugins().explainers.make("grad-cam", {"positive": False})
+    explainer = load_plugins().explainers.make("grad-cam", {"positive": False}).value
     targets = torch.tensor([[0, 1, 2]] * 3)
     together = explainer.attribute_many(classifier, images, targets)
     for number in range(3):

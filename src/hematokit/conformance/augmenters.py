@@ -43,7 +43,7 @@ class AugmenterSubject:
 
     def make(self, changed: Mapping[str, object] = MappingProxyType({})) -> Any:
         """Make it, with some options changed."""
-        return load_plugins().augmenters.make(self.name, {**self.options, **changed})[0]
+        return load_plugins().augmenters.make(self.name, {**self.options, **changed}).value
 
     def run(
         self, images: torch.Tensor, seed: int = 0, changed: Mapping[str, object] = MappingProxyType({})

@@ -41,7 +41,7 @@ class DetectorSubject:
     @cached_property
     def detector(self) -> Any:
         """Made once."""
-        return make_detector(self.name, self.options).detector
+        return make_detector(self.name, self.options).value
 
     @cached_property
     def drawn(self) -> Any:

@@ -13,10 +13,10 @@ import torch
 from hematokit.conformance.rules import Broken, Caution, NotTried, Rule, rule
 from hematokit.conformance.specs import check_spec
 from hematokit.errors import HematokitError
-from hematokit.explanation.running import NamedExplainer, explain_cells, make_explainer
+from hematokit.explanation.running import explain_cells, make_explainer
 from hematokit.models.classifier import Classifier
 from hematokit.models.construction import build_backbone, choose_backbone
-from hematokit.plugins import load_plugins
+from hematokit.plugins import MadeExplainer, load_plugins
 from hematokit.plugins.specs import InputSpec
 from hematokit.taxonomy import MATEK_21
 
@@ -52,7 +52,7 @@ class ExplainerSubject:
         self.patches = sample_patches(_PATCH)[[2, 4, 5]]
         self.refusals: list[str] = []
 
-    def make(self) -> NamedExplainer:
+    def make(self) -> MadeExplainer:
         """Make it."""
         return make_explainer(self.name, self.options)
 
@@ -82,7 +82,7 @@ class ExplainerSubject:
     def attribute(self, classifier: Classifier) -> torch.Tensor:
         """What it returns, as it returns it, for the first class."""
         images = classifier.prepare(torch.from_numpy(self.patches))
-        return self.make().explainer.attribute(classifier, images, torch.zeros(len(images), dtype=torch.int64))
+        return self.make().value.attribute(classifier, images, torch.zeros(len(images), dtype=torch.int64))
 
     def explain(self, classifier: Classifier, target: int = 0, count: int = 3, batch: int = 16) -> Maps:
         """Maps (n, S, S) of one class."""
@@ -100,7 +100,7 @@ def _spec(subject: ExplainerSubject) -> str:
 @rule(RULES, "builds", first=True)
 def _builds(subject: ExplainerSubject) -> str:
     """It is made from its options, without the network."""
-    return type(subject.make().explainer).__name__
+    return type(subject.make().value).__name__
 
 
 @rule(RULES, "shape", first=True)

@@ -10,9 +10,8 @@ from importlib import metadata
 from typing import Any, Final, get_args
 
 from hematokit.conformance.rules import Broken, Caution, NotTried, Rule, rule
-from hematokit.plugins import ONLY_VARIABLE, PluginInfo
+from hematokit.plugins import HOOKS_ATTRIBUTE, ONLY_VARIABLE, PluginInfo
 from hematokit.plugins.hookspecs import HOOKS, PROJECT
-from hematokit.plugins.isolation import HOOKS_ATTRIBUTE
 from hematokit.plugins.specs import AnySpec, BackboneSpec, InputSpec, Option, PathKind
 
 __all__ = ["HEAVY", "PACKAGE_RULES", "check_spec"]
@@ -61,7 +60,7 @@ print(json.dumps(sorted({{name.split(".")[0] for name in (set(sys.modules) - bef
 
 @rule(PACKAGE_RULES, "loads", first=True)
 def _loads(info: PluginInfo) -> str:
-    """It is imported and registers without an error, within the time limit."""
+    """It is imported and registers without an error."""
     if info.status != "loaded":
         raise Broken(f"{info.status}: {info.reason}")
     return f"entry point {info.name}, {info.seconds:.2f} s"

@@ -93,7 +93,10 @@ def _names(name: str, kind: str) -> tuple[str, str, str]:
     thing = package.removeprefix(f"{PROJECT}-")
     registry = load_plugins().kinds[f"{kind}s"]
     if thing in registry:
-        raise PluginError(f"{registry.describe(thing)} exists already; choose another name: hematokit-my-{thing}")
+        owner = registry.owner(thing).package
+        raise PluginError(
+            f"{kind} {thing!r} of package {owner} exists already; choose another name: hematokit-my-{thing}"
+        )
     return package, module, thing
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,23 +24,13 @@ from hematokit.annotations.cells import check_detections, empty_detections
 from hematokit.detection.quality import Suitability, WindowMeasure, assess_field, measure_window
 from hematokit.errors import naming
 from hematokit.imaging.geometry import Window, windows
-from hematokit.plugins import load_plugins
+from hematokit.plugins import MadeDetector, load_plugins
 from hematokit.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
-    from hematokit.plugins.specs import Detector
 
-__all__ = [
-    "Examination",
-    "Matches",
-    "NamedDetector",
-    "WINDOW_SIDE",
-    "detect_cells",
-    "examine_field",
-    "make_detector",
-    "match_cells",
-]
+__all__ = ["Examination", "Matches", "WINDOW_SIDE", "detect_cells", "examine_field", "make_detector", "match_cells"]
 
 WINDOW_SIDE: Final = 4096
 """Largest side in pixels of what a detector is given at once, margins not counted."""
@@ -53,28 +43,6 @@ _MARGIN: Final = 384
 
 _SEAM: Final = 12
 """How far, in pixels, the centres of one cell seen from two windows may lie apart."""
-
-
-@dataclass(frozen=True)
-class NamedDetector:
-    """A detector made from its spec, with what a results folder has to say of it; `version` is the algorithm's."""
-
-    name: str
-    package: str
-    version: str
-    options: Mapping[str, Any]
-    detector: Detector
-    deciding_options: Mapping[str, Any] | None = None
-
-    def identity(self) -> dict[str, Any]:
-        """What has to be equal for results to be comparable; files that options name count by their content."""
-        options = self.options if self.deciding_options is None else self.deciding_options
-        return {
-            "name": self.name,
-            "package": self.package,
-            "version": self.version,
-            "options": dict(options),
-        }
 
 
 @dataclass(frozen=True)
@@ -93,7 +61,7 @@ class Examination:
     suitability: Suitability
 
 
-def make_detector(name: str = "nuclei", options: Mapping[str, object] | None = None) -> NamedDetector:
+def make_detector(name: str = "nuclei", options: Mapping[str, object] | None = None) -> MadeDetector:
     """Make a registered detector.
 
     Parameters
@@ -108,14 +76,11 @@ def make_detector(name: str = "nuclei", options: Mapping[str, object] | None = N
     PluginError
         If there is none of that name, an option does not fit, or it cannot be made.
     """
-    detectors = load_plugins().detectors
-    detector, resolved = detectors.make(name, options)
-    deciding = detectors.get(name).deciding_options(resolved)
-    return NamedDetector(name, detectors.owner(name).package, detectors.version(name), resolved, detector, deciding)
+    return load_plugins().detectors.make(name, options)
 
 
 def detect_cells(
-    field: Field, detector: NamedDetector, *, window_side: int | None = None, progress: Progress = no_progress
+    field: Field, detector: MadeDetector, *, window_side: int | None = None, progress: Progress = no_progress
 ) -> pd.DataFrame:
     """Find the cells of a field.
 
@@ -125,7 +90,7 @@ def detect_cells(
 
 
 def examine_field(
-    field: Field, detector: NamedDetector, *, window_side: int | None = None, progress: Progress = no_progress
+    field: Field, detector: MadeDetector, *, window_side: int | None = None, progress: Progress = no_progress
 ) -> Examination:
     """Find the cells of a field and judge whether it is worth reading.
 
@@ -133,7 +98,7 @@ def examine_field(
     ----------
     field : Field
         The opened field.
-    detector : NamedDetector
+    detector : MadeDetector
         From `make_detector`.
     window_side : int, optional
         Largest side in pixels of a window; by default `WINDOW_SIDE`, or half of it where pixels are large.
@@ -180,9 +145,9 @@ def _usual_side(field: Field) -> int:
     return WINDOW_SIDE // 2 if coarse else WINDOW_SIDE
 
 
-def _run(detector: NamedDetector, pixels: npt.NDArray[np.uint8], pixel_size_um: float | None) -> pd.DataFrame:
-    with naming(f"detector {detector.name!r} of package {detector.package}"):
-        return detector.detector.detect(pixels, pixel_size_um)
+def _run(detector: MadeDetector, pixels: npt.NDArray[np.uint8], pixel_size_um: float | None) -> pd.DataFrame:
+    with naming(detector.title):
+        return detector.value.detect(pixels, pixel_size_um)
 
 
 def _placed(found: pd.DataFrame, window: Window, field: Field, number: int) -> pd.DataFrame:

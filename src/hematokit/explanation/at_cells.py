@@ -16,10 +16,11 @@ import pandas as pd
 
 from hematokit.errors import ExplanationError
 from hematokit.explanation.field_map import blend_maps, cell_boxes, maps_to_patch
-from hematokit.explanation.running import NamedExplainer, explain_in_batches, own_modules
+from hematokit.explanation.running import explain_in_batches, own_modules
 from hematokit.imaging.geometry import Box
 from hematokit.imaging.reading import printable
 from hematokit.models.field_cells import cut_patches, field_patch_side
+from hematokit.plugins import MadeExplainer
 from hematokit.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def explain_at(
     field: Field,
     cells: pd.DataFrame,
     classifier: Classifier,
-    explainer: NamedExplainer,
+    explainer: MadeExplainer,
     targets: Sequence[str],
     *,
     model_pixel_size_um: float | None = None,
@@ -153,7 +154,7 @@ def explain_at(
         Rows of its cells table.
     classifier : Classifier
         Computed by torch; it is not changed and may be used by another thread meanwhile.
-    explainer : NamedExplainer
+    explainer : MadeExplainer
         From `hematokit.explanation.running.make_explainer`.
     targets : sequence of str
         For each cell, the code of the class that is asked about.

@@ -33,11 +33,11 @@ import pyarrow as pa
 from hematokit._version import __version__
 from hematokit.differential.counts import unsure_cells
 from hematokit.errors import ExplanationError
-from hematokit.explanation.running import ChooseTargets, ExplainedBatch, NamedExplainer, explain_in_batches
+from hematokit.explanation.running import ChooseTargets, ExplainedBatch, explain_in_batches
 from hematokit.files import TEMPORARY_PREFIX, one_line_read_errors, one_line_write_errors, write_json
 from hematokit.models.predictions import prediction_frame
 from hematokit.parquet import write_table
-from hematokit.plugins import is_other_version, load_plugins
+from hematokit.plugins import MadeExplainer, is_other_version, load_plugins
 from hematokit.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -351,7 +351,7 @@ def collect_maps(
     classifier: Classifier,
     chosen: ChosenCells,
     choose: ChooseTargets,
-    explainers: Mapping[str, NamedExplainer],
+    explainers: Mapping[str, MadeExplainer],
     *,
     batch_size: int = 16,
     each: Callable[[ExplainedBatch], None] | None = None,
@@ -370,7 +370,7 @@ def collect_maps(
     chosen : ChosenCells
     choose : callable
         From `hematokit.explanation.selection.target_chooser`.
-    explainers : mapping of str to NamedExplainer
+    explainers : mapping of str to MadeExplainer
     batch_size : int
     each : callable, optional
         Called with each batch before it counts as done; draws pictures, say.
@@ -434,7 +434,7 @@ def collect_doubt(
     classifier: Classifier,
     chosen: ChosenCells,
     cells: pd.DataFrame,
-    explainers: Mapping[str, NamedExplainer],
+    explainers: Mapping[str, MadeExplainer],
     *,
     unsure_below: float = 0.5,
     batch_size: int = 16,

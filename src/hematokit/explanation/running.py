@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from hematokit.errors import ExplanationError, PluginError, naming
-from hematokit.plugins import load_plugins
+from hematokit.plugins import MadeExplainer, load_plugins
 from hematokit.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ExplainedBatch",
-    "NamedExplainer",
     "attribute_targets",
     "explain_cells",
     "explain_in_batches",
@@ -36,27 +35,6 @@ Patches = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]
 ChooseTargets = Callable[[Positions, npt.NDArray[np.float32]], npt.NDArray[np.int64]]
 """From positions of cells and their logits (n, C) to positions of classes, (n,) or (n, T)."""
-
-
-@dataclass(frozen=True)
-class NamedExplainer:
-    """An explainer made from its spec, with what a folder of results has to say of it; `version` is the algorithm's."""
-
-    name: str
-    package: str
-    version: str
-    options: Mapping[str, Any]
-    explainer: Explainer
-    deciding_options: Mapping[str, Any] | None = None
-
-    def identity(self) -> dict[str, Any]:
-        """What has to be equal for maps to be equal; files that options name count by their content."""
-        options = self.options if self.deciding_options is None else self.deciding_options
-        return {
-            "package": self.package,
-            "version": self.version,
-            "options": dict(options),
-        }
 
 
 @dataclass(frozen=True)
@@ -83,7 +61,7 @@ class ExplainedBatch:
     maps: dict[str, Maps]
 
 
-def make_explainer(name: str, options: Mapping[str, object] | None = None, *, seed: int = 0) -> NamedExplainer:
+def make_explainer(name: str, options: Mapping[str, object] | None = None, *, seed: int = 0) -> MadeExplainer:
     """Make a registered explainer.
 
     Parameters
@@ -104,14 +82,12 @@ def make_explainer(name: str, options: Mapping[str, object] | None = None, *, se
     given = dict(options or {})
     if "seed" in registry.get(name).options:
         given.setdefault("seed", seed)
-    explainer, resolved = registry.make(name, given)
-    deciding = registry.get(name).deciding_options(resolved)
-    return NamedExplainer(name, registry.owner(name).package, registry.version(name), resolved, explainer, deciding)
+    return registry.make(name, given)
 
 
 def make_explainers(
     methods: Sequence[str], options: Mapping[str, Mapping[str, object]] | None = None, *, seed: int = 0
-) -> dict[str, NamedExplainer]:
+) -> dict[str, MadeExplainer]:
     """Make several explainers.
 
     Parameters
@@ -180,7 +156,7 @@ def explain_in_batches(
     read: Callable[[Positions], Patches],
     count: int,
     choose: ChooseTargets,
-    explainers: Mapping[str, NamedExplainer],
+    explainers: Mapping[str, MadeExplainer],
     *,
     start: int = 0,
     batch_size: int = 16,
@@ -198,7 +174,7 @@ def explain_in_batches(
         How many cells there are.
     choose : callable
         Says, from positions and logits, which classes are explained.
-    explainers : mapping of str to NamedExplainer
+    explainers : mapping of str to MadeExplainer
     start : int
         First position; those before are done.
     batch_size : int
@@ -235,15 +211,15 @@ def explain_in_batches(
         progress(int(positions[-1]) + 1, count, "")
 
 
-def _run(named: NamedExplainer, classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> Maps:
+def _run(named: MadeExplainer, classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> Maps:
     import torch
 
-    who = f"explainer {named.name!r} of package {named.package}"
+    who = named.title
     with naming(who):
         if targets.ndim == 2:
-            maps = attribute_targets(named.explainer, classifier, images, targets)
+            maps = attribute_targets(named.value, classifier, images, targets)
         else:
-            maps = named.explainer.attribute(classifier, images, targets)
+            maps = named.value.attribute(classifier, images, targets)
     expected = (*targets.shape, *images.shape[2:])
     if not isinstance(maps, torch.Tensor) or tuple(maps.shape) != expected:
         what = tuple(maps.shape) if isinstance(maps, torch.Tensor) else type(maps).__name__
@@ -258,7 +234,7 @@ def explain_cells(
     classifier: Classifier,
     patches: Patches,
     targets: npt.ArrayLike | None = None,
-    methods: Sequence[str] | Mapping[str, NamedExplainer] = ("grad-cam", "smoothgrad"),
+    methods: Sequence[str] | Mapping[str, MadeExplainer] = ("grad-cam", "smoothgrad"),
     *,
     options: Mapping[str, Mapping[str, object]] | None = None,
     seed: int = 0,
@@ -274,7 +250,7 @@ def explain_cells(
     patches : ndarray of uint8, shape (n, P, P, 3)
     targets : array-like of int, shape (n,) or (n, T), optional
         Positions of the classes to explain, in the order of ``classifier.codes``; the predicted ones by default.
-    methods : sequence of str, or mapping of str to NamedExplainer
+    methods : sequence of str, or mapping of str to MadeExplainer
         Names of registered explainers, or explainers made before.
     options : mapping, optional
         Options by method, where methods are named.

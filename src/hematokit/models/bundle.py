@@ -29,7 +29,6 @@ from hematokit.models.integrity import (
     verify_manifest,
     write_manifest,
 )
-from hematokit.plugins import load_plugins
 from hematokit.plugins.hookspecs import PROJECT
 from hematokit.taxonomy import Taxonomy
 
@@ -153,7 +152,6 @@ def save_bundle(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    owner = load_plugins().backbones.owner(choice.spec.name)
     spec = classifier.input_spec
     config = BundleConfig(
         bundle_version=BUNDLE_VERSION,
@@ -175,8 +173,8 @@ def save_bundle(
             variant=choice.variant_name,
             model=choice.variant.model,
             options=choice.spec.portable_options(choice.options),
-            package=owner.package,
-            package_version=owner.version,
+            package=choice.package,
+            package_version=choice.version,
         ),
         training=training,
     )

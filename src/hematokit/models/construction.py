@@ -6,15 +6,14 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hematokit.errors import HematokitError, ModelError, PluginError, naming
 from hematokit.models.classifier import ORIGIN
-from hematokit.plugins import load_plugins
+from hematokit.plugins import PluginChoice, load_plugins
 from hematokit.plugins.hookspecs import PROJECT
 from hematokit.plugins.specs import BackboneSpec, InputSpec, Variant
 
@@ -22,24 +21,31 @@ __all__ = ["BackboneChoice", "build_backbone", "choose_backbone", "load_weights"
 
 
 @dataclass(frozen=True)
-class BackboneChoice:
-    """A backbone, resolved: which spec, variant, options and input size.
+class BackboneChoice(PluginChoice[BackboneSpec]):
+    """A backbone with its options, a variant and an input size; it is not built yet.
 
     Attributes
     ----------
-    spec, variant_name, variant
+    variant_name : str
+    variant : Variant
         As registered.
     input : InputSpec
         The variant's, with the chosen size.
-    options : dict
-        Checked and complete.
     """
 
-    spec: BackboneSpec
     variant_name: str
     variant: Variant
     input: InputSpec
-    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def full_name(self) -> str:
+        """Name and variant: ``"coatnet:nano"``."""
+        return f"{self.name}:{self.variant_name}"
+
+    @property
+    def title(self) -> str:
+        """For messages: ``backbone coatnet:nano of package hematokit``."""
+        return f"backbone {self.full_name} of package {self.package}"
 
 
 def choose_backbone(
@@ -78,7 +84,8 @@ def choose_backbone(
             f"{2 * given.divisor}; for example {below} or {below + given.divisor}"
         )
     resolved = InputSpec(size, given.divisor, given.mean, given.std, given.fit)
-    return BackboneChoice(spec, variant_name, found, resolved, spec.resolve_options(options))
+    chosen = load_plugins().backbones.choose(spec.name, options)
+    return BackboneChoice(spec, chosen.package, chosen.version, chosen.options, variant_name, found, resolved)
 
 
 def build_backbone(
@@ -107,7 +114,7 @@ def build_backbone(
     ModelError
         If there are no published weights, the hub is out of reach, or the file does not fit.
     """
-    name = f"{choice.spec.name}:{choice.variant_name}"
+    name = choice.full_name
     if pretrained and weights is not None:
         raise ModelError("--pretrained and --weights both name a start; give one of them")
     if pretrained and not choice.variant.pretrained:
@@ -135,18 +142,13 @@ def build_backbone(
                 "connect to the hub, or download them elsewhere and give --weights FILE"
             ) from error
         raise PluginError(
-            f"backbone {name} of package {load_plugins().backbones.owner(choice.spec.name).package} failed to build "
-            f"({type(error).__name__}: {text}); check its options and image size"
+            f"{choice.title} failed to build ({type(error).__name__}: {text}); check its options and image size"
         ) from error
-    owner = load_plugins().backbones.owner(choice.spec.name)
     if not isinstance(module, torch.nn.Module):
-        raise PluginError(
-            f"backbone {name} of package {owner.package} is a {type(module).__name__}, not a torch.nn.Module; "
-            "tell its author"
-        )
-    if owner.package != PROJECT:
+        raise PluginError(f"{choice.title} is a {type(module).__name__}, not a torch.nn.Module; tell its author")
+    if choice.package != PROJECT:
         # For messages: what goes wrong inside is the package's to mend.
-        setattr(module, ORIGIN, f"backbone {name} of package {owner.package}")
+        setattr(module, ORIGIN, choice.title)
     if weights is None:
         return module
     if choice.spec.load_weights is None:
@@ -154,7 +156,7 @@ def build_backbone(
         return module
     if not Path(weights).is_file():
         raise _no_file(Path(weights))
-    with naming(f"backbone {name} of package {owner.package}"):
+    with naming(choice.title):
         choice.spec.load_weights(module, Path(weights))
     return module
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -109,7 +110,7 @@ def load_torch(files: ModelFiles, device: str | torch.device = "auto") -> Classi
 
 
 def _rebuild_choice(folder: Path, config: BundleConfig) -> BackboneChoice:
-    from hematokit.models.construction import BackboneChoice, choose_backbone
+    from hematokit.models.construction import choose_backbone
 
     wanted = config.backbone
     try:
@@ -122,7 +123,7 @@ def _rebuild_choice(folder: Path, config: BundleConfig) -> BackboneChoice:
     given = config.input
     # What the bundle was trained with counts, not what the plugin would choose today.
     spec = InputSpec(given.size, given.divisor, given.mean, given.std, given.fit)
-    return BackboneChoice(choice.spec, choice.variant_name, choice.variant, spec, choice.options)
+    return replace(choice, input=spec)
 
 
 def _load_state(backbone: torch.nn.Module, files: ModelFiles) -> None:

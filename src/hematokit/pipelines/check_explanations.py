@@ -39,12 +39,12 @@ from hematokit.explanation.checks.sanity import (
     attribute_in_batches,
     parameter_randomisation,
 )
-from hematokit.explanation.running import NamedExplainer, make_explainers
+from hematokit.explanation.running import make_explainers
 from hematokit.explanation.selection import ChosenCells, cells_of_store, target_chooser
 from hematokit.files import one_line_write_errors, write_atomically
 from hematokit.models import find_bundle, load_model
 from hematokit.models.classifier import Classifier
-from hematokit.plugins import load_plugins
+from hematokit.plugins import MadeExplainer, load_plugins
 from hematokit.progress import Progress, no_progress
 from hematokit.reports.checks import Documents, faithfulness_documents, sanity_documents
 from hematokit.store import PatchStore, summarize_pixel_sizes
@@ -260,7 +260,7 @@ class CheckResult:
         return [*self.said, f"Report: {self.paths['report']}", "For research use only"]
 
 
-def explainers_by_name(methods: Sequence[str], options: Options | None, seed: int) -> dict[str, NamedExplainer]:
+def explainers_by_name(methods: Sequence[str], options: Options | None, seed: int) -> dict[str, MadeExplainer]:
     return make_explainers([methods] if isinstance(methods, str) else methods, options, seed=seed)
 
 
@@ -399,7 +399,7 @@ def check_sanity(
     started = time.monotonic()
     folder = usable_folder(output)
     explainers: dict[str, Explainer] = {
-        name: made.explainer for name, made in explainers_by_name(methods, options, seed).items()
+        name: made.value for name, made in explainers_by_name(methods, options, seed).items()
     }
     checked, warnings = [], []
     for name, path in model_names(models).items():
@@ -588,7 +588,7 @@ def check_faithfulness(
         for method, named in made.items():
             try:
                 maps[method] = attribute_in_batches(
-                    named.explainer, subject.classifier, subject.images, subject.targets, batch_size=batch_size,
+                    named.value, subject.classifier, subject.images, subject.targets, batch_size=batch_size,
                     progress=prefixed(progress, f"{name}, {method}"),
                 )  # fmt: skip
             except PluginError as error:

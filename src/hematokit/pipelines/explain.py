@@ -21,11 +21,12 @@ from hematokit.explanation.folder import (
     collect_maps,
     writing,
 )
-from hematokit.explanation.running import NamedExplainer, make_explainers
+from hematokit.explanation.running import make_explainers
 from hematokit.explanation.selection import PREDICTED, ChosenCells, cells_of_images, cells_of_store, target_chooser
 from hematokit.files import write_atomically
 from hematokit.imaging.reading import printable
 from hematokit.models import find_bundle, load_model
+from hematokit.plugins import MadeExplainer
 from hematokit.progress import Progress, no_progress
 from hematokit.reports.attributions import CellDrawer, draw_classes, draw_doubt
 
@@ -221,7 +222,7 @@ def write_explanation(
     output: str | Path,
     classifier: Classifier,
     chosen: ChosenCells,
-    explainers: Mapping[str, NamedExplainer],
+    explainers: Mapping[str, MadeExplainer],
     *,
     target: str,
     doubt: bool,
@@ -242,7 +243,7 @@ def write_explanation(
     classifier : Classifier
         From a bundle.
     chosen : ChosenCells
-    explainers : mapping of str to NamedExplainer
+    explainers : mapping of str to MadeExplainer
     target, doubt, unsure_below, pictures, batch_size, progress
         As for `explain`.
     started : float
@@ -263,7 +264,7 @@ def write_explanation(
         "model": classifier.identity,
         "cells": chosen.content,
         "target": target,
-        "methods": {name: explainer.identity() for name, explainer in explainers.items()},
+        "methods": {name: _unnamed(made.identity()) for name, made in explainers.items()},
         **(deciding or {}),
     }
     folder = ExplanationFolder(Path(output), identity)
@@ -313,7 +314,7 @@ def _open(classifier: Classifier, model: Path, store: str | Path | None) -> Patc
 
 
 def notes_on(
-    classifier: Classifier, explainers: Mapping[str, NamedExplainer], arrays: MapArrays, count: int
+    classifier: Classifier, explainers: Mapping[str, MadeExplainer], arrays: MapArrays, count: int
 ) -> tuple[str, ...]:
     """What the reader of these maps should mind, one line each.
 
@@ -322,10 +323,15 @@ def notes_on(
     """
     notes = []
     for name, named in explainers.items():
-        own = getattr(named.explainer, "notes", None)
+        own = getattr(named.value, "notes", None)
         if callable(own):
             notes += [f"{name}: {printable(str(note))}" for note in own(classifier)]
         empty = sum(not np.any(arrays.maps(name, row) > 0) for row in range(count))
         if empty:
             notes.append(f"{name} finds nothing that speaks for the class in {empty:,} of {count:,} cells")
     return tuple(notes)
+
+
+def _unnamed(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an explainer's identity as a folder of maps records it: by name, which is not repeated."""
+    return {key: value for key, value in identity.items() if key != "name"}

@@ -21,13 +21,14 @@ from pydantic import TypeAdapter
 
 from hematokit.annotations.cells import name_cells
 from hematokit.annotations.writing import read_parquet, write_csv, write_geojson, write_parquet
-from hematokit.detection.windows import NamedDetector, examine_field, make_detector
+from hematokit.detection.windows import examine_field, make_detector
 from hematokit.differential.counts import unsure_cells
 from hematokit.errors import FieldError, HematokitError
 from hematokit.files import one_line_write_errors, write_atomically, write_json
 from hematokit.imaging.fieldfiles import Field, file_orientation, open_field
 from hematokit.imaging.reading import printable
 from hematokit.models.field_cells import classify_cells
+from hematokit.plugins import MadeDetector
 from hematokit.progress import Progress
 from hematokit.store.corrections import CORRECTIONS_FILE, apply_corrections, move_corrections, read_corrections
 from hematokit.taxonomy import MATEK_21, Taxonomy
@@ -192,7 +193,7 @@ class FieldJob:
         """Where a field's files go."""
         return Path(self.output) / FIELDS_FOLDER / field_id
 
-    def make_detector(self) -> NamedDetector:
+    def make_detector(self) -> MadeDetector:
         """The detector, made once a process; again where a file or folder that its options name has changed."""
         texts = [value for value in self.detector_options.values() if isinstance(value, str) and value]
         stamps = tuple(file_stamp(Path(text)) for text in texts)  # empty for text that names no file
@@ -362,7 +363,7 @@ class FieldJob:
             return replace(failed, message=f"{printable(task.source)}: unexpected {type(error).__name__}: {said}")
 
     def _work(
-        self, task: FieldTask, detector: NamedDetector, model: Classifier | None, stamp: str, note: Note
+        self, task: FieldTask, detector: MadeDetector, model: Classifier | None, stamp: str, note: Note
     ) -> FieldOutcome:
         seconds: dict[str, float] = {}
         clock = _Clock(seconds)
@@ -473,11 +474,11 @@ def _rounded(value: float) -> float:
     return round(float(value), 4)
 
 
-_MADE: dict[tuple[str, ...], NamedDetector] = {}
+_MADE: dict[tuple[str, ...], MadeDetector] = {}
 _MAKING = threading.Lock()
 
 
-def _once(key: tuple[str, ...], make: Callable[[], NamedDetector]) -> NamedDetector:
+def _once(key: tuple[str, ...], make: Callable[[], MadeDetector]) -> MadeDetector:
     """Make a detector once a process; it may take seconds to load, and a worker has several threads."""
     with _MAKING:
         if key not in _MADE:

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit.annotations.cells import name_cells, order_columns
-from hematokit.detection.windows import Examination, NamedDetector, examine_field
+from hematokit.detection.windows import Examination, examine_field
 from hematokit.errors import FieldError
 from hematokit.imaging.geometry import Box
 from hematokit.models.field_cells import CellClassifier, classify_in_batches
+from hematokit.plugins import MadeDetector
 from hematokit.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def classify_live(
     field: Field,
-    detector: NamedDetector,
+    detector: MadeDetector,
     model: CellClassifier,
     *,
     field_id: str,
@@ -112,7 +113,7 @@ def classify_live(
     ----------
     field : Field
         The opened field.
-    detector : NamedDetector
+    detector : MadeDetector
         From `make_detector`.
     model : CellClassifier
         From `hematokit.load_model`.
@@ -169,7 +170,7 @@ def _predictions(
     return pd.concat([part for _, part in pairs], ignore_index=True)
 
 
-def _examine(field: Field, detector: NamedDetector, region: Sequence[npt.ArrayLike], progress: Progress) -> Examination:
+def _examine(field: Field, detector: MadeDetector, region: Sequence[npt.ArrayLike], progress: Progress) -> Examination:
     def told(done: int, total: int | None, message: str) -> None:
         progress(done, total, "looking for cells")
 

@@ -20,7 +20,6 @@ from hematokit.models.bundle import save_bundle
 from hematokit.models.classifier import Classifier
 from hematokit.models.construction import BackboneChoice, build_backbone, choose_backbone
 from hematokit.models.devices import describe_device, resolve_device
-from hematokit.plugins import load_plugins
 from hematokit.progress import Progress, no_progress
 from hematokit.store import open_store
 from hematokit.training.augmenting import make_augmenters, recorded_options
@@ -56,13 +55,12 @@ def facts_at_start(
     dict
         For ``config.yaml`` and `hematokit.models.save_bundle`; a plugin that trains in its own way adds its own.
     """
-    owner = load_plugins().backbones.owner(choice.spec.name)
     return {
         "store": str(store.path.resolve()),
         "store_hash": store.content_hash,
         "split": dict(store.split_info or {}),
-        "backbone": f"{choice.spec.name}:{choice.variant_name}",
-        "backbone_package": f"{owner.package} {owner.version}",
+        "backbone": choice.full_name,
+        "backbone_package": f"{choice.package} {choice.version}",
         "image_size": choice.input.size,
         "classes": list(data.taxonomy.codes),
         "counts": data.counts(),

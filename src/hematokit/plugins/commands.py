@@ -1,45 +1,43 @@
-"""Verbs that plugins add to the command line."""
+"""Commands that plugins add to the command line."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from hematokit.errors import PluginError, naming
 from hematokit.plugins import hookspecs
-from hematokit.plugins.isolation import call_with_limit, describe_failure
 from hematokit.plugins.registry import PluginInfo
 
 if TYPE_CHECKING:
     import typer
 
-__all__ = ["add_verbs"]
+__all__ = ["add_commands"]
 
 
-def add_verbs(app: typer.Typer, plugins: Sequence[tuple[PluginInfo, Any]], seconds: float) -> None:
-    """Let plugins add verbs.
+def add_commands(app: typer.Typer, plugins: Sequence[tuple[PluginInfo, Any]]) -> None:
+    """Let plugins add commands.
 
     Parameters
     ----------
     app : typer.Typer
-        The program, with the verbs that are ours.
+        The program, with its own commands.
     plugins : sequence of (PluginInfo, object)
-        Those that have the hook. One that fails, or takes the name of a verb, adds none; its info says why.
-    seconds : float
-        How long each may take.
+        Those that have the hook. One that fails, or takes the name of a command, adds none; its info says why.
     """
     import typer
 
-    taken = {_name(command): hookspecs.PROJECT for command in app.registered_commands}
-    taken |= {str(group.name): hookspecs.PROJECT for group in app.registered_groups}
+    taken = dict.fromkeys(_names(app), hookspecs.PROJECT)
     for info, plugin in plugins:
         # A program of its own, so that nothing of it is there if anything of it is wrong.
         own = typer.Typer()
         try:
-            call_with_limit(lambda plugin=plugin, own=own: plugin.register_commands(app=own), seconds)  # type: ignore[misc]
-            names = [_name(command) for command in own.registered_commands]
-            names += [str(group.name) for group in own.registered_groups]
+            with redirect_stdout(sys.stderr):
+                plugin.register_commands(app=own)
+            names = _names(own)
             for name in names:
                 if names.count(name) > 1:
                     raise PluginError(f"the command {name!r} is added twice")
@@ -49,9 +47,8 @@ def add_verbs(app: typer.Typer, plugins: Sequence[tuple[PluginInfo, Any]], secon
                 typer.main.get_command(own)  # raises for parameters that no command line can have
         except KeyboardInterrupt:
             raise
-        except BaseException as error:
-            info.status, info.reason = "failed", describe_failure("register_commands", error, info.package)
-            info.provides.pop("commands", None)
+        except BaseException as error:  # also SystemExit
+            info.fail("register_commands", error)
             continue
         _guard_all(own, info.package)
         app.registered_commands += own.registered_commands
@@ -60,14 +57,20 @@ def add_verbs(app: typer.Typer, plugins: Sequence[tuple[PluginInfo, Any]], secon
         info.provides["commands"] = names
 
 
+def _names(app: Any) -> list[str]:
+    return [_name(command) for command in app.registered_commands] + [
+        str(group.name) for group in app.registered_groups
+    ]
+
+
 def _name(command: Any) -> str:
     return str(command.name or getattr(command.callback, "__name__", "").replace("_", "-"))
 
 
 def _guard_all(program: Any, package: str) -> None:
-    """Let every verb of a program, and of programs in it, name its package where it fails."""
+    """Let every command of a program, and of programs in it, name its package where it fails."""
     for command in program.registered_commands:
-        command.callback = _guarded(command.callback, f"verb {_name(command)!r} of package {package}")
+        command.callback = _guarded(command.callback, f"command {_name(command)!r} of package {package}")
     for group in program.registered_groups:
         _guard_all(group.typer_instance, package)
     before = program.registered_callback
@@ -75,13 +78,13 @@ def _guard_all(program: Any, package: str) -> None:
         before.callback = _guarded(before.callback, f"package {package}")
 
 
-def _guarded(verb: Callable[..., Any], who: str) -> Callable[..., Any]:
+def _guarded(command: Callable[..., Any], who: str) -> Callable[..., Any]:
     import typer
 
-    @wraps(verb)  # the parser reads the parameters of what is wrapped
+    @wraps(command)  # the parser reads the parameters of what is wrapped
     def guarded(*given: Any, **named: Any) -> Any:
         try:
-            return verb(*given, **named)
+            return command(*given, **named)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except Exception as error:

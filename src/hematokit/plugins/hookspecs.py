@@ -54,4 +54,4 @@ def register_detectors(register: Callable[[DetectorSpec], None]) -> None:
 
 @hookspec
 def register_commands(app: typer.Typer) -> None:
-    """Add commands to the command line: ``@app.command("my-verb")``."""
+    """Add commands to the command line: ``@app.command("my-command")``."""

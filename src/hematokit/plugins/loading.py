@@ -1,30 +1,45 @@
-"""Loading plugins: built-ins and strangers go through the same hooks."""
+"""Loading plugins: built-in and third-party ones register through the same hooks.
+
+A package registers all of its specs or none. Whatever a third-party package raises is kept as a reason that
+``hematokit plugins`` shows; everything else works.
+"""
 
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import re
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pluggy
 
+from hematokit._version import __version__
 from hematokit.errors import PluginError
 from hematokit.plugins import hookspecs
-from hematokit.plugins.commands import add_verbs
-from hematokit.plugins.isolation import TookTooLongError, call_with_limit, declared_hooks, describe_failure, time_limit
-from hematokit.plugins.registry import PluginInfo, Registry
-from hematokit.plugins.specs import AnySpec, AugmenterSpec, BackboneSpec, DetectorSpec, ExplainerSpec, Variant
+from hematokit.plugins.commands import add_commands
+from hematokit.plugins.registry import PluginInfo, Registry, newer_hint
+from hematokit.plugins.specs import (
+    AnySpec,
+    Augmenter,
+    AugmenterSpec,
+    BackboneSpec,
+    Detector,
+    DetectorSpec,
+    Explainer,
+    ExplainerSpec,
+    Variant,
+)
 
 if TYPE_CHECKING:
     import typer
 
-__all__ = ["BLOCK_VARIABLE", "ONLY_VARIABLE", "PluginRegistry", "load_plugins"]
+__all__ = ["BLOCK_VARIABLE", "HOOKS_ATTRIBUTE", "ONLY_VARIABLE", "PluginRegistry", "load_plugins", "registered"]
 
 BUILTIN_MODULES = (
     "hematokit.models.backbones",
@@ -34,10 +49,10 @@ BUILTIN_MODULES = (
 )
 """Named as text and imported like any plugin: the registry sits below them and knows nothing about them."""
 
-ONLY_VARIABLE = "HEMATOKIT_PLUGINS"
-BLOCK_VARIABLE = "HEMATOKIT_BLOCK_PLUGINS"
-
-_log = logging.getLogger(__name__)
+ONLY_VARIABLE: Final = "HEMATOKIT_PLUGINS"
+BLOCK_VARIABLE: Final = "HEMATOKIT_BLOCK_PLUGINS"
+HOOKS_ATTRIBUTE: Final = "HEMATOKIT_HOOKS"
+"""Name in a plugin's module for the version of the hooks that it needs at least."""
 
 
 class PluginRegistry:
@@ -47,34 +62,27 @@ class PluginRegistry:
     ----------
     environment : mapping, optional
         Where ``HEMATOKIT_PLUGINS`` (comma list of packages that may load; set but empty means none) and
-        ``HEMATOKIT_BLOCK_PLUGINS`` (comma list of those that may not) are read, and ``HEMATOKIT_PLUGIN_SECONDS``
-        (how long each may take to load); `os.environ` by default. Built-ins always load.
-
-    Raises
-    ------
-    PluginError
-        If the number of seconds is none. What is wrong with a plugin is never raised: it is its `PluginInfo.reason`.
+        ``HEMATOKIT_BLOCK_PLUGINS`` (comma list of those that may not) are read; `os.environ` by default. Built-ins
+        always load. An error of a plugin is never raised: it is its `PluginInfo.reason`.
     """
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        self.backbones: Registry[BackboneSpec] = Registry("backbone", BackboneSpec)
-        self.augmenters: Registry[AugmenterSpec] = Registry("augmenter", AugmenterSpec)
-        self.explainers: Registry[ExplainerSpec] = Registry("explainer", ExplainerSpec)
-        self.detectors: Registry[DetectorSpec] = Registry("detector", DetectorSpec)
+        self.backbones: Registry[BackboneSpec, Any] = Registry(BackboneSpec)
+        self.augmenters: Registry[AugmenterSpec, Augmenter] = Registry(AugmenterSpec)
+        self.explainers: Registry[ExplainerSpec, Explainer] = Registry(ExplainerSpec)
+        self.detectors: Registry[DetectorSpec, Detector] = Registry(DetectorSpec)
         self.plugins: list[PluginInfo] = []
-        self._command_plugins: list[tuple[PluginInfo, object]] = []
+        self._command_plugins: list[tuple[PluginInfo, Any]] = []
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
-        given = os.environ if environment is None else environment
-        self._seconds = time_limit(given)
         for module in BUILTIN_MODULES:
             info = PluginInfo(module, hookspecs.PROJECT, _version(hookspecs.PROJECT))
             self._load(info, module, lambda module=module: importlib.import_module(module))  # type: ignore[misc]
-        self._load_strangers(given)
+        self._load_third_party(os.environ if environment is None else environment)
 
     @property
-    def kinds(self) -> dict[str, Registry[Any]]:
-        """The four registries, by the names that the listing has for them: ``"backbones"``, ..., ``"detectors"``."""
+    def kinds(self) -> dict[str, Registry[Any, Any]]:
+        """The four registries: ``"backbones"``, ``"augmenters"``, ``"explainers"`` and ``"detectors"``."""
         return {
             "backbones": self.backbones,
             "augmenters": self.augmenters,
@@ -83,7 +91,7 @@ class PluginRegistry:
         }
 
     def of_package(self, package: str) -> list[PluginInfo]:
-        """What became of a package's plugins; its name may be spelt with any of ``-``, ``_`` and ``.``."""
+        """Return the plugins of a package, whose name may be spelt with any of ``-``, ``_`` and ``.``."""
         return [info for info in self.plugins if _normalise(info.package) == _normalise(package)]
 
     def backbone(self, name: str, variant: str | None = None) -> tuple[BackboneSpec, str, Variant]:
@@ -113,7 +121,7 @@ class PluginRegistry:
         return spec, variant_name, found
 
     def explain_absence(self, package: str, version: str) -> str:
-        """Say why nothing of a package is here, and what to do: the end of a sentence that begins with what is missed.
+        """Return the end of a message about a missing plugin: its package, why it is not loaded, and what to do.
 
         Parameters
         ----------
@@ -131,9 +139,35 @@ class PluginRegistry:
 
     def register_commands(self, app: typer.Typer) -> None:
         """Let plugins add commands; one that fails, or takes the name of a command, is noted and adds none."""
-        add_verbs(app, self._command_plugins, self._seconds)
+        add_commands(app, self._command_plugins)
 
-    def _load_strangers(self, environment: Mapping[str, str]) -> None:
+    def add(self, info: PluginInfo, specs: list[tuple[str, AnySpec]]) -> None:
+        """Add a plugin's specs, all together or, if anything is wrong with one, none.
+
+        Parameters
+        ----------
+        info : PluginInfo
+            The plugin; the names are added to its `provides`.
+        specs : list of (str, spec)
+            With the registry that each is for: ``"backbones"``, ...
+
+        Raises
+        ------
+        PluginError
+            If one is not a spec of its registry, or its name is taken.
+        """
+        seen: set[tuple[str, str]] = set()
+        for kind, spec in specs:
+            registry = self.kinds[kind]
+            registry.check(spec, info)
+            if (kind, spec.name) in seen:
+                raise PluginError(f"{registry.kind} {spec.name!r} is registered twice by package {info.package}")
+            seen.add((kind, spec.name))
+        for kind, spec in specs:
+            self.kinds[kind].add(spec, info)
+            info.provides.setdefault(kind, []).append(spec.name)
+
+    def _load_third_party(self, environment: Mapping[str, str]) -> None:
         only = _names(environment[ONLY_VARIABLE]) if ONLY_VARIABLE in environment else None
         blocked = _names(environment.get(BLOCK_VARIABLE, ""))
         points = metadata.entry_points(group=hookspecs.PROJECT)
@@ -153,26 +187,22 @@ class PluginRegistry:
     def _load(self, info: PluginInfo, module: str, load: Callable[[], object]) -> None:
         self.plugins.append(info)
         started, stage = time.monotonic(), "import"
-        # Ours are imported as any module is: a thread and a limit are for strangers.
-        call = _call if info.package == hookspecs.PROJECT else call_with_limit
         plugin: object = None
         try:
-            plugin = call(load, self._seconds)
-            stage = "registration"
-            info.hooks = declared_hooks(plugin, module)
-            self._manager.register(plugin, name=f"{info.package}:{info.name}")
-            self._manager.check_pending()
-            collected = call(lambda: self._collect(plugin), self._seconds)
-            self._add(info, collected)
+            # What it prints must not be mixed into the output of --json.
+            with redirect_stdout(sys.stderr):
+                plugin = load()
+                stage = "registration"
+                info.hooks = _declared_hooks(plugin, module)
+                self._manager.register(plugin, name=f"{info.package}:{info.name}")
+                self._manager.check_pending()
+                self.add(info, self._collect(plugin))
         except KeyboardInterrupt:
             raise
-        except BaseException as error:
-            info.status, info.reason = "failed", describe_failure(stage, error, info.package)
+        except BaseException as error:  # also SystemExit
+            info.fail(stage, error)
             if plugin is not None and self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
-            if isinstance(error, TookTooLongError):
-                # Said at once: everybody who starts the program waits for it.
-                _log.warning("%s", info.line)
             return
         finally:
             info.seconds = round(time.monotonic() - started, 3)
@@ -181,7 +211,7 @@ class PluginRegistry:
             info.provides["commands"] = ["register_commands"]
 
     def _collect(self, plugin: object) -> list[tuple[str, AnySpec]]:
-        """Call the plugin's hooks, and its only; nothing is kept yet."""
+        """Call the hooks of one plugin; nothing is kept yet."""
         others = [other for other in self._manager.get_plugins() if other is not plugin]
         collected: list[tuple[str, AnySpec]] = []
         for kind in self.kinds:
@@ -190,24 +220,74 @@ class PluginRegistry:
             collected += [(kind, spec) for spec in specs]
         return collected
 
-    def _add(self, info: PluginInfo, collected: list[tuple[str, AnySpec]]) -> None:
-        """Add a plugin's specs, all together or, if anything is wrong with one, none."""
-        seen: set[tuple[str, str]] = set()
-        for kind, spec in collected:
-            registry = self.kinds[kind]
-            registry.check(spec, info)
-            if (kind, spec.name) in seen:
-                raise PluginError(f"{registry.kind} {spec.name!r} is registered twice by package {info.package}")
-            seen.add((kind, spec.name))
-        for kind, spec in collected:
-            self.kinds[kind].add(spec, info)
-            info.provides.setdefault(kind, []).append(spec.name)
-
 
 @cache
 def load_plugins() -> PluginRegistry:
     """Load all plugins once per process."""
     return PluginRegistry()
+
+
+@contextmanager
+def registered(*specs: AnySpec, package: str = "test-package", version: str = "1.0") -> Iterator[None]:
+    """Register specs while a ``with`` block runs, as an installed package does; for tests.
+
+    Parameters
+    ----------
+    *specs : BackboneSpec, AugmenterSpec, ExplainerSpec or DetectorSpec
+    package, version : str
+        The package that messages, bundles and results name.
+
+    Raises
+    ------
+    PluginError
+        If a name is taken; nothing is registered then.
+
+    Examples
+    --------
+    >>> with registered(AugmenterSpec("still", "Changes nothing", lambda: lambda images, generator: images)):
+    ...     "still" in load_plugins().augmenters
+    True
+    >>> "still" in load_plugins().augmenters
+    False
+    """
+    registry = load_plugins()
+    info = PluginInfo("registered", package, version)
+    registry.add(info, [(f"{spec.kind}s", spec) for spec in specs])
+    registry.plugins.append(info)
+    try:
+        yield
+    finally:
+        registry.plugins.remove(info)
+        for kind, names in info.provides.items():
+            for name in names:
+                registry.kinds[kind].remove(name)
+
+
+def _declared_hooks(plugin: object, module: str) -> str:
+    """Return the version of the hooks that a plugin needs, or an empty text where it does not say.
+
+    `module` is the entry point's, looked at where `plugin` is an object inside it.
+
+    Raises
+    ------
+    PluginError
+        If it needs another version than this hematokit has.
+    """
+    found = getattr(plugin, HOOKS_ATTRIBUTE, None) or getattr(sys.modules.get(module), HOOKS_ATTRIBUTE, None)
+    if found is None:
+        return ""
+    if not isinstance(found, str) or not re.fullmatch(r"\d{1,4}\.\d{1,4}", found):
+        raise PluginError(f"{HOOKS_ATTRIBUTE} is {found!r}, not a version like {hookspecs.HOOKS!r}; tell its author")
+    major, minor = map(int, found.split("."))
+    have_major, have_minor = map(int, hookspecs.HOOKS.split("."))
+    if (major, minor) > (have_major, have_minor):
+        raise PluginError(f"needs hooks {found}; {newer_hint()}")
+    if major < have_major:
+        raise PluginError(
+            f"is written for hooks {found}; hematokit {__version__} has hooks {hookspecs.HOOKS}; "
+            "install a newer version of the plugin"
+        )
+    return found
 
 
 def _normalise(package: str) -> str:
@@ -222,15 +302,9 @@ def _version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        from hematokit._version import __version__
-
         return __version__
 
 
 def _package(point: metadata.EntryPoint) -> str:
-    """The distribution's name; damaged metadata have none."""
+    """Return the distribution's name; damaged metadata have none."""
     return (point.dist.name if point.dist else None) or point.value
-
-
-def _call(call: Callable[[], Any], seconds: float) -> Any:
-    return call()

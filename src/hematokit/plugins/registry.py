@@ -1,17 +1,30 @@
-"""What is registered: specs of one kind by name, and what became of each plugin."""
+"""Registries of specs by name, the status of each plugin package, and plugins with their options."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeGuard, TypeVar
 
-from hematokit.errors import HematokitError, PluginError, describe_error
-from hematokit.plugins.hookspecs import PROJECT
-from hematokit.plugins.specs import AnySpec
+import pluggy
 
-__all__ = ["PluginInfo", "Registry", "is_other_version"]
+from hematokit._version import __version__
+from hematokit.errors import HematokitError, PluginError, describe_error
+from hematokit.plugins.hookspecs import HOOKS, PROJECT
+from hematokit.plugins.specs import AnySpec, Augmenter, Detector, Explainer
+
+__all__ = [
+    "MadeAugmenter",
+    "MadeDetector",
+    "MadeExplainer",
+    "MadePlugin",
+    "PluginChoice",
+    "PluginInfo",
+    "Registry",
+    "is_other_version",
+]
 
 _FIRST: Final = ("0.1.0", "1")
 """Version 0.1.0 recorded its own number where later ones record that of the algorithm; all its algorithms were "1"."""
@@ -25,11 +38,12 @@ def is_other_version(before: Any, now: Mapping[str, Any]) -> TypeGuard[Mapping[s
 
 
 S = TypeVar("S", bound=AnySpec)
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class PluginInfo:
-    """What became of one plugin.
+    """Status of one plugin.
 
     Attributes
     ----------
@@ -60,36 +74,140 @@ class PluginInfo:
 
     @property
     def line(self) -> str:
-        """What became of it, for people: ``failed: some-package 1.0 (main): import: ...``."""
+        """The status in one line: ``failed: some-package 1.0 (main): import: ...``."""
         return f"{self.status}: {self.package} {self.version} ({self.name}): {self.reason}"
 
+    def fail(self, stage: str, error: BaseException) -> None:
+        """Record that the plugin failed: nothing is registered of it.
 
-class Registry(Generic[S]):
-    """Specs of one kind, by name.
+        Parameters
+        ----------
+        stage : str
+            ``"import"``, ``"registration"`` or ``"register_commands"``.
+        error : BaseException
+            What was raised.
+        """
+        text = " ".join(str(error).split()) or "no message"
+        if isinstance(error, pluggy.PluginValidationError) and "unknown hook" in text:
+            hook = re.search(r"unknown hook '(\w+)'", text)
+            text = f"implements the hook {hook[1] if hook else '?'}, which is not known here; {newer_hint()}"
+        elif not isinstance(error, PluginError):
+            text = f"{type(error).__name__}: {text}"
+            if _is_about_hematokit(error):
+                text = f"{text}; {newer_hint()}"
+        self.status, self.reason = "failed", f"{stage}: {text}"[:400]
+        self.provides.pop("commands", None)
+
+
+def newer_hint() -> str:
+    """Return the end of a message about a plugin that may be written for a later hematokit."""
+    have = f"hematokit {__version__} has hooks {HOOKS}"
+    return f"{have}; if the plugin is newer, run: pip install --upgrade hematokit"
+
+
+def _is_about_hematokit(error: BaseException) -> bool:
+    """Whether something is missing from hematokit itself, as when a plugin was written for a later version."""
+    if isinstance(error, ImportError):
+        name = error.name or ""
+    elif isinstance(error, AttributeError):
+        name = getattr(error.obj, "__name__", "") if type(error.obj) is type(sys) else ""
+    else:
+        return False
+    return name.split(".")[0] == PROJECT
+
+
+@dataclass(frozen=True)
+class PluginChoice(Generic[S]):
+    """A spec, its package, and options.
+
+    Attributes
+    ----------
+    spec : BackboneSpec, AugmenterSpec, ExplainerSpec or DetectorSpec
+    package : str
+        The distribution that registered it.
+    version : str
+        Of the algorithm where the spec states one, else of the package.
+    options : mapping
+        Checked and complete.
+    """
+
+    spec: S
+    package: str
+    version: str
+    options: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The spec's name."""
+        return self.spec.name
+
+    @property
+    def title(self) -> str:
+        """For messages: ``augmenter 'stain' of package hematokit-stain``."""
+        return f"{self.spec.kind} {self.name!r} of package {self.package}"
+
+
+@dataclass(frozen=True)
+class MadePlugin(PluginChoice[AnySpec], Generic[T]):
+    """A plugin made with its options.
+
+    Attributes
+    ----------
+    value : Augmenter, Explainer or Detector
+        What the factory returned.
+    deciding_options : mapping
+        As `options`, with the SHA-256 of their content in place of paths, taken when it was made.
+    """
+
+    value: T
+    deciding_options: Mapping[str, Any]
+
+    def identity(self) -> dict[str, Any]:
+        """Return name, package, version and deciding options: results are comparable where these are equal."""
+        return {
+            "name": self.name,
+            "package": self.package,
+            "version": self.version,
+            "options": dict(self.deciding_options),
+        }
+
+
+MadeAugmenter = MadePlugin[Augmenter]
+MadeExplainer = MadePlugin[Explainer]
+MadeDetector = MadePlugin[Detector]
+
+
+class Registry(Generic[S, T]):
+    """Specs of one type, by name.
 
     Parameters
     ----------
-    kind : str
-        ``"backbone"``, ``"augmenter"``, ...; used in messages.
     spec_type : type
         What a plugin must register.
     """
 
-    def __init__(self, kind: str, spec_type: type[S]) -> None:
-        self.kind = kind
+    def __init__(self, spec_type: type[S]) -> None:
+        self.kind = spec_type.kind
         self.spec_type = spec_type
-        self._specs: dict[str, S] = {}
-        self._owners: dict[str, PluginInfo] = {}
+        self._entries: dict[str, tuple[S, PluginInfo]] = {}
 
     def __iter__(self) -> Iterator[S]:
-        return iter(self._specs.values())
+        return (spec for spec, _ in self._entries.values())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._specs
+        return name in self._entries
 
     def names(self) -> list[str]:
         """Registered names, in order of registration."""
-        return list(self._specs)
+        return list(self._entries)
+
+    def _entry(self, name: str) -> tuple[S, PluginInfo]:
+        if name not in self._entries:
+            raise PluginError(
+                f"no {self.kind} is called {name!r}; there are: {', '.join(self._entries) or 'none'} "
+                "(hematokit plugins lists them, and plugins that failed to load)"
+            )
+        return self._entries[name]
 
     def get(self, name: str) -> S:
         """Return a spec.
@@ -99,71 +217,73 @@ class Registry(Generic[S]):
         PluginError
             If nothing of that name is registered.
         """
-        if name not in self._specs:
-            raise PluginError(
-                f"no {self.kind} is called {name!r}; there are: {', '.join(self._specs) or 'none'} "
-                "(hematokit plugins lists them, and plugins that failed to load)"
-            )
-        return self._specs[name]
+        return self._entry(name)[0]
 
     def owner(self, name: str) -> PluginInfo:
-        """Return the plugin that registered `name`."""
-        self.get(name)
-        return self._owners[name]
+        """Return the plugin that registered `name`; raises as `get` does."""
+        return self._entry(name)[1]
 
-    def make(self, name: str, options: Mapping[str, object] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Make what a spec describes.
+    def choose(self, name: str, options: Mapping[str, object] | None = None) -> PluginChoice[S]:
+        """Check and complete the options of a plugin, which is not made yet.
 
         Parameters
         ----------
         name : str
             As ``hematokit plugins`` lists it.
         options : mapping, optional
-            Its options, checked and completed.
+            Its options.
 
-        Returns
-        -------
-        made, options
-            What the factory returned, and the options it was given.
+        Raises
+        ------
+        PluginError
+            If there is none of that name, or an option does not fit.
+        """
+        spec, info = self._entry(name)
+        version = getattr(spec, "version", "") or info.version
+        return PluginChoice(spec, info.package, version, spec.resolve_options(options))
+
+    def make(self, name: str, options: Mapping[str, object] | None = None) -> MadePlugin[T]:
+        """Make a plugin with its options.
+
+        Parameters
+        ----------
+        name : str
+            As ``hematokit plugins`` lists it.
+        options : mapping, optional
+            Its options, which are checked and completed.
 
         Raises
         ------
         PluginError
             If there is none of that name, an option does not fit, or it cannot be made.
         """
-        resolved = self.get(name).resolve_options(options)
+        choice = self.choose(name, options)
         try:
-            return self.get(name).factory(**resolved), resolved
+            value = choice.spec.factory(**choice.options)
         except HematokitError:
             raise
         except Exception as error:
-            raise PluginError(f"{self.describe(name)} cannot be made: {describe_error(error)}") from error
-
-    def version(self, name: str) -> str:
-        """Return the version of an algorithm: the one that its spec states, else that of its package."""
-        return getattr(self.get(name), "version", "") or self.owner(name).version
+            raise PluginError(f"{choice.title} cannot be made: {describe_error(error)}") from error
+        deciding = choice.spec.deciding_options(choice.options)
+        return MadePlugin(choice.spec, choice.package, choice.version, choice.options, value, deciding)
 
     def update_identity(self, name: str, recorded: Any) -> Any:
         """Return what an earlier version recorded of `name` (package, version, options) as it would be recorded now.
 
         An option that is newer than the record had its default, or else the version of the algorithm would be another.
         """
-        if name not in self._specs or not isinstance(recorded, Mapping):
+        if name not in self._entries or not isinstance(recorded, Mapping):
             return recorded
         document = dict(recorded)
         if document.get("package") == PROJECT and document.get("version") == _FIRST[0]:
             document["version"] = _FIRST[1]
         if isinstance(document.get("options"), Mapping):
-            defaults = {option: entry.default for option, entry in self._specs[name].options.items()}
+            defaults = {option: entry.default for option, entry in self.get(name).options.items()}
             document["options"] = defaults | dict(document["options"])
         return document
 
-    def describe(self, name: str) -> str:
-        """Name a spec and its package, for messages: ``augmenter 'stain' of package hematokit-stain``."""
-        return f"{self.kind} {name!r} of package {self.owner(name).package}"
-
     def check(self, spec: S, info: PluginInfo) -> None:
-        """Refuse what is not a spec of this kind, or a name that is taken.
+        """Refuse what is not a spec of this type, or a name that is taken.
 
         Raises
         ------
@@ -177,14 +297,17 @@ class Registry(Generic[S]):
             )
         if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", spec.name):
             raise PluginError(f"{self.kind} name {spec.name!r} is not usable: small letters, digits, '-', '_' and '.'")
-        if spec.name in self._specs:
+        if spec.name in self._entries:
             raise PluginError(
                 f"{self.kind} {spec.name!r} of package {info.package} is already registered by package "
-                f"{self._owners[spec.name].package}; one of them must rename it"
+                f"{self.owner(spec.name).package}; one of them must rename it"
             )
 
     def add(self, spec: S, info: PluginInfo) -> None:
-        """Add a checked spec."""
+        """Add a spec; raises as `check` does."""
         self.check(spec, info)
-        self._specs[spec.name] = spec
-        self._owners[spec.name] = info
+        self._entries[spec.name] = (spec, info)
+
+    def remove(self, name: str) -> None:
+        """Remove a spec, if it is registered."""
+        self._entries.pop(name, None)

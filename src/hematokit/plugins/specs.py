@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol
 
 from hematokit.assignments import read_value
 from hematokit.errors import PluginError
@@ -254,6 +254,9 @@ class _Spec:
         What ``--set`` can change, by the factory's names.
     """
 
+    kind: ClassVar[str]
+    """``"backbone"``, ``"augmenter"``, ``"explainer"`` or ``"detector"``; for messages."""
+
     name: str
     description: str
     factory: Callable[..., Any]
@@ -311,33 +314,35 @@ class _Spec:
 class AugmenterSpec(_Spec):
     """An augmenter; ``factory(**options) -> Augmenter``."""
 
+    kind: ClassVar[str] = "augmenter"
+
 
 @dataclass(frozen=True, slots=True)
-class ExplainerSpec(_Spec):
-    """An explainer; ``factory(**options) -> Explainer``.
+class _VersionedSpec(_Spec):
+    """A spec of an algorithm whose results are kept.
 
     Attributes
     ----------
     version : str
-        Of the algorithm, not of the package: another one says that the same images and options give other maps. A
-        folder of maps of another version is not continued. Empty: the version of the package.
-    """
-
-    version: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class DetectorSpec(_Spec):
-    """A detector; ``factory(**options) -> Detector``.
-
-    Attributes
-    ----------
-    version : str
-        Of the algorithm, not of the package: another one says that the same field and options give other cells. A
+        Of the algorithm, not of the package: another one says that the same input and options give other results. A
         folder of results of another version is not continued. Empty: the version of the package.
     """
 
     version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainerSpec(_VersionedSpec):
+    """An explainer; ``factory(**options) -> Explainer``."""
+
+    kind: ClassVar[str] = "explainer"
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorSpec(_VersionedSpec):
+    """A detector; ``factory(**options) -> Detector``."""
+
+    kind: ClassVar[str] = "detector"
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +367,8 @@ class BackboneSpec(_Spec):
         ``--weights FILE`` does, in place of hematokit's loader. The weights are in the bundle afterwards and the file
         is not needed again, which is why it is no option. Raises a `HematokitError` for a file that does not fit.
     """
+
+    kind: ClassVar[str] = "backbone"
 
     variants: Mapping[str, Variant] = field(default_factory=dict)
     default_variant: str = ""

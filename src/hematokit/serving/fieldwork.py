@@ -16,13 +16,14 @@ from typing import Any, BinaryIO, Final
 
 from hematokit.annotations.cells import name_cells
 from hematokit.annotations.writing import write_geojson
-from hematokit.detection.windows import NamedDetector, examine_field
+from hematokit.detection.windows import examine_field
 from hematokit.differential.differential import count_differential
 from hematokit.errors import FieldError, ImageError, ServingError
 from hematokit.imaging.fieldfiles import Field, field_name, open_field
 from hematokit.imaging.fieldfiles.opening import safe_name
 from hematokit.imaging.reading import printable
 from hematokit.models.field_cells import CellClassifier, classify_cells, scale_warnings
+from hematokit.plugins import MadeDetector
 
 __all__ = ["FieldQuestion", "FieldWorker", "as_json", "file_name"]
 
@@ -68,7 +69,7 @@ class FieldWorker:
 
     Attributes
     ----------
-    detector : NamedDetector
+    detector : MadeDetector
     model : CellClassifier
     model_pixel_size_um : float or None
     most_pixels, most_cells : int
@@ -79,7 +80,7 @@ class FieldWorker:
         Patches classified at a time.
     """
 
-    detector: NamedDetector
+    detector: MadeDetector
     model: CellClassifier
     model_pixel_size_um: float | None
     most_pixels: int

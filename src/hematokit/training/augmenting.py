@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from hematokit.errors import PluginError, TrainingError, naming
-from hematokit.plugins import load_plugins
-from hematokit.plugins.specs import Augmenter, AugmenterSpec
+from hematokit.plugins import MadeAugmenter, load_plugins
+from hematokit.plugins.specs import AugmenterSpec
 
 __all__ = ["Augmenters", "declared_options", "make_augmenters", "recorded_options", "sort_options"]
 
@@ -21,11 +21,10 @@ class Augmenters:
 
     Attributes
     ----------
-    parts : tuple of (str, Augmenter)
-        What each is called in messages, and it.
+    parts : tuple of MadeAugmenter
     """
 
-    parts: tuple[tuple[str, Augmenter], ...]
+    parts: tuple[MadeAugmenter, ...]
 
     def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Change a batch (B, 3, H, W) of float32 in [0, 1]; see `hematokit.plugins.specs.Augmenter`.
@@ -35,9 +34,10 @@ class Augmenters:
         PluginError
             If one of them fails or returns something else than such a batch; it is named.
         """
-        for who, augmenter in self.parts:
+        for augmenter in self.parts:
+            who = augmenter.title
             with naming(who):
-                changed = augmenter(images, generator)
+                changed = augmenter.value(images, generator)
             if not isinstance(changed, torch.Tensor) or changed.shape != images.shape:
                 what = tuple(changed.shape) if isinstance(changed, torch.Tensor) else type(changed).__name__
                 raise PluginError(f"{who} returned {what}, not images {tuple(images.shape)}; tell its author")
@@ -135,7 +135,7 @@ def make_augmenters(text: str, options: Mapping[str, object]) -> Augmenters:
     for name in names:
         registry.get(name)
     given = sort_options(names, options)
-    return Augmenters(tuple((registry.describe(name), registry.make(name, given[name])[0]) for name in names))
+    return Augmenters(tuple(registry.make(name, given[name]) for name in names))
 
 
 def declared_options(text: str, options: Mapping[str, object]) -> dict[str, Any]:
