@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 KEY = "a-key-that-nobody-guesses"
 
@@ -44,11 +45,16 @@ class Server:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False, **more)
 
-    def figure(self, line: str) -> float:
-        """One figure of the metrics; 0 where there is none yet."""
+    def figure(self, name: str, /, **labels: str) -> float:
+        """One figure of the metrics; 0 where it is not there yet."""
         with self.client() as client:
-            lines = client.get("/metrics").text.splitlines()
-        return next((float(each.rpartition(" ")[2]) for each in lines if each.rpartition(" ")[0] == line), 0.0)
+            return figure(client.get("/metrics").text, name, **labels) or 0.0
+
+
+def figure(text: str, name: str, /, **labels: str) -> float | None:
+    """One figure of metrics in Prometheus' text format."""
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return next((sample.value for sample in samples if (sample.name, sample.labels) == (name, labels)), None)
 
 
 def command(*words: object) -> list[str]:
@@ -76,11 +82,11 @@ def running(words: list[str], temporary: Path, key: str = "") -> Iterator[Server
         process.stdout.close()
 
 
-def settled(server: Server, line: str, value: float) -> bool:
+def settled(server: Server, name: str, value: float) -> bool:
     """Wait until a figure of the metrics has a value; False where it does not come to it."""
     until = time.monotonic() + 20
     while time.monotonic() < until:
-        if server.figure(line) == value:
+        if server.figure(name) == value:
             return True
         time.sleep(0.05)
     return False

@@ -247,7 +247,7 @@ def test_clients_that_go_away_leave_nothing_behind(server: Server) -> None:
     Image.fromarray(synthesize_field(900, 900, cells=25, seed=1).pixels).save(buffer, "PNG")
     body = buffer.getvalue()
     head = f"POST /v1/fields HTTP/1.1\r\nHost: {address.host}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-    gone = server.figure('hematokit_refusals_total{reason="gone"}')
+    gone = server.figure("hematokit_refusals_total", reason="gone")
     # In the middle of the upload, and after it, while the field is worked on or waits.
     for sent in (head[:30], head, head + body[: len(body) // 2], head + body, head + body, head + body):
         connection = socket.create_connection((address.host, address.port), 20)
@@ -255,7 +255,7 @@ def test_clients_that_go_away_leave_nothing_behind(server: Server) -> None:
         time.sleep(0.2)
         abort(connection)
     assert settled(server, "hematokit_waiting_fields", 0)
-    assert server.figure('hematokit_refusals_total{reason="gone"}') > gone
+    assert server.figure("hematokit_refusals_total", reason="gone") > gone
     with server.client() as client:
         assert client.post("/v1/fields", content=body, params={"pixel_size_um": 0.1}).status_code == 200
     until = time.monotonic() + 20

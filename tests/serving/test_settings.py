@@ -8,7 +8,6 @@ import pytest
 
 from hematokit.errors import ServingError
 from hematokit.serving import ServeSettings, is_loopback
-from hematokit.serving.metrics import Metrics
 from hematokit.serving.settings import read_api_key
 
 KEY = "k" * 20
@@ -67,24 +66,3 @@ def test_the_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatc
             read_api_key(file)
     with pytest.raises(ServingError, match="No such file"):
         read_api_key(tmp_path / "absent")
-
-
-def test_metrics_are_prometheus_text() -> None:
-    metrics = Metrics({"name": 'a "name"\\ with\nlines'})
-    metrics.gauge("hematokit_waiting_patches", "Waiting.", lambda: 3.0)
-    metrics.count("hematokit_requests_total", route="/", status="200")
-    metrics.count("hematokit_requests_total", route="/", status="200")
-    for seconds in (0.001, 0.3, 1000.0):
-        metrics.observe("hematokit_request_seconds", seconds, route="/")
-    lines = metrics.text().splitlines()
-    assert r'hematokit_model_info{name="a \"name\"\\ with\nlines"} 1' in lines
-    assert 'hematokit_requests_total{route="/",status="200"} 2' in lines
-    assert "hematokit_waiting_patches 3" in lines
-    assert 'hematokit_request_seconds_bucket{route="/",le="0.25"} 1' in lines
-    assert 'hematokit_request_seconds_bucket{route="/",le="0.5"} 2' in lines
-    assert 'hematokit_request_seconds_bucket{route="/",le="+Inf"} 3' in lines
-    assert 'hematokit_request_seconds_count{route="/"} 3' in lines
-    described = {line.split()[2] for line in lines if line.startswith("# TYPE")}
-    assert {line.split("{")[0].split()[0] for line in lines if not line.startswith("#")} <= {
-        f"{name}{ending}" for name in described for ending in ("", "_bucket", "_sum", "_count")
-    }

@@ -1,4 +1,4 @@
-"""The application: its routes, and what they answer."""
+"""The application of one model: its routes and their answers."""
 
 from __future__ import annotations
 
@@ -20,23 +20,21 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from hematokit._version import __version__
 from hematokit.detection.windows import make_detector
-from hematokit.differential.counts import below_threshold
+from hematokit.differential.counts import below_threshold, counting_groups
 from hematokit.errors import BusyError, FieldError, HematokitError, ImageError, ServingError
 from hematokit.imaging.reading import decode_rgb
 from hematokit.models.field_cells import model_pixel_size
 from hematokit.reports.text import RESEARCH_USE
 from hematokit.serving.batching import Batcher, QueuedModel
-from hematokit.serving.describing import BATCH_BODY, IMAGE_BODY, describe_model
 from hematokit.serving.fieldwork import FieldQuestion, FieldWorker, as_json
-from hematokit.serving.guard import Guard
-from hematokit.serving.metrics import Metrics
+from hematokit.serving.guard import Guard, Metrics
 from hematokit.serving.settings import ServeSettings
 from hematokit.serving.uploads import Upload, uploaded
 
 if TYPE_CHECKING:
     from hematokit.models import Classifier
 
-__all__ = ["build_app"]
+__all__ = ["build_app", "describe_model"]
 
 _DECODERS: Final = 2
 """Threads that decode crops: decoding is outside the interpreter's lock, and the model wants the processor, too."""
@@ -51,6 +49,19 @@ _PAGE: Final = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
+
+_IMAGES: Final = ("image/png", "image/jpeg", "image/tiff", "image/bmp")
+_BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
+
+
+def _request_body(form: dict[str, Any]) -> dict[str, Any]:
+    content = dict.fromkeys(_IMAGES, _BINARY)
+    schema = {"schema": {"type": "object", "properties": {"image": form}}}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": schema, **content}}}
+
+
+_IMAGE_BODY: Final = _request_body({"type": "string", "format": "binary"})
+_BATCH_BODY: Final = _request_body({"type": "array", "items": {"type": "string", "format": "binary"}})
 
 T = TypeVar("T")
 
@@ -97,15 +108,15 @@ def build_app(model: Classifier, settings: ServeSettings | None = None) -> FastA
         service.cells,
         methods=["POST"],
         summary="Classify crops",
-        openapi_extra=BATCH_BODY,
+        openapi_extra=_BATCH_BODY,
         response_model=None,
     )
     app.add_api_route(
         "/v1/fields",
         service.field,
         methods=["POST"],
-        summary="Find, classify and count the cells of a field",
-        openapi_extra=IMAGE_BODY,
+        summary="Detect, classify and count the cells of a field",
+        openapi_extra=_IMAGE_BODY,
         response_model=None,
     )
     app.add_exception_handler(HematokitError, service.refused)
@@ -120,6 +131,54 @@ def build_app(model: Classifier, settings: ServeSettings | None = None) -> FastA
         known_paths=frozenset({*_PAGE, "/health", "/metrics", "/v1/model", "/v1/cells", "/v1/fields", "/openapi.json"}),
     )
     return app
+
+
+def describe_model(model: Classifier, settings: ServeSettings) -> dict[str, Any]:
+    """Return the answer of ``/v1/model``: the model, its classes, the limits. No path of this machine is in it.
+
+    Parameters
+    ----------
+    model : Classifier
+    settings : ServeSettings
+
+    Returns
+    -------
+    dict
+        Plain data.
+    """
+    config = model.config
+    counted = set(counting_groups(model.taxonomy).counted)
+    return {
+        "name": f"{config.backbone.name}:{config.backbone.variant}, {config.created[:10]}",
+        "backbone": f"{config.backbone.name}:{config.backbone.variant}",
+        "created": config.created,
+        "sha256": model.identity,
+        "taxonomy": model.taxonomy.name,
+        "classes": [
+            {
+                "code": entry.code,
+                "name": entry.name,
+                "lineage": entry.lineage,
+                "colour": entry.colour,
+                "counted": entry.code in counted,
+            }
+            for entry in model.taxonomy
+        ],
+        "patch_size": model.patch_size,
+        "pixel_size_um": model_pixel_size(model, settings.model_pixel_size_um),
+        "runtime": getattr(model, "runtime", "torch"),
+        "device": str(model.device),
+        "detector": settings.detector,
+        "limits": {
+            "crops": settings.most_crops,
+            "crop_bytes": settings.crop_bytes,
+            "field_bytes": settings.field_bytes,
+            "field_pixels": settings.field_pixels,
+            "field_cells": settings.field_cells,
+        },
+        "hematokit": __version__,
+        "research_use_only": RESEARCH_USE,
+    }
 
 
 async def _page(request: Request) -> Response:
@@ -138,16 +197,8 @@ class _Service:
         self._fields_waiting = 0
         self.metrics = Metrics({key: str(self._about[key]) for key in ("name", "backbone", "runtime", "device")})
         self._batcher: Batcher | None = None
-        self.metrics.gauge(
-            "hematokit_waiting_patches",
-            "Patches that wait for the model.",
-            lambda: 0.0 if self._batcher is None else float(self._batcher.waiting),
-        )
-        self.metrics.gauge(
-            "hematokit_waiting_fields",
-            "Fields that wait or are worked on.",
-            lambda: float(self._fields_waiting),
-        )
+        self.metrics.waiting_patches.set_function(lambda: 0 if self._batcher is None else self._batcher.waiting)
+        self.metrics.waiting_fields.set_function(lambda: self._fields_waiting)
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -182,14 +233,14 @@ class _Service:
             await asyncio.to_thread(self._batcher.close)
 
     def _note_batch(self, patches: int, requests: int, seconds: float) -> None:
-        self.metrics.count("hematokit_patches_total", patches)
-        self.metrics.observe("hematokit_batch_patches", patches)
-        self.metrics.observe("hematokit_batch_seconds", seconds)
+        self.metrics.patches.inc(patches)
+        self.metrics.batch_patches.observe(patches)
+        self.metrics.batch_seconds.observe(seconds)
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
     async def health(self) -> dict[str, str]:
-        """Say that requests are answered; needs no key and tells nothing else."""
+        """Say that requests are answered; needs no key and says nothing else."""
         return {"status": "ok"}
 
     async def metrics_text(self) -> Response:
@@ -248,10 +299,10 @@ class _Service:
             Literal["json", "geojson"], Query(description="Everything, or only the cells as GeoJSON for QuPath.")
         ] = "json",
     ) -> Response:
-        """Find and classify the cells of a field: TIFF, OME-TIFF, PNG, JPEG or BMP, as the body or a form's only file.
+        """Detect and classify the cells of a field: the body, or the only file of a form.
 
-        The answer has ``field`` (size, pixel size, whether it is fit for reading), ``cells`` (a GeoJSON feature
-        collection as QuPath imports it, in pixels of the field) and ``differential``.
+        Fields are TIFF, OME-TIFF, PNG, JPEG or BMP. The answer has ``field`` (size, pixel size, quality control),
+        ``cells`` (a GeoJSON feature collection as QuPath imports it, in pixels of the field) and ``differential``.
         """
         if self._fields_waiting >= self._settings.most_waiting_fields:
             raise BusyError(f"{self._fields_waiting} fields wait to be worked on; try again later")
@@ -265,8 +316,8 @@ class _Service:
                 found = await _unless_gone(request, self._examined(uploads[0], question))
         finally:
             self._fields_waiting -= 1
-        self.metrics.count("hematokit_fields_total")
-        self.metrics.count("hematokit_field_cells_total", found["cells"])
+        self.metrics.fields.inc()
+        self.metrics.field_cells.inc(found["cells"])
         if answer == "geojson":
             return Response(found["geojson"], media_type="application/geo+json")
         head = {"model": self._about["name"], "research_use_only": RESEARCH_USE}

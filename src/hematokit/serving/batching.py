@@ -30,7 +30,7 @@ Patches = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Rows:
-    """What a model says of some patches: a part of what it said of a whole batch.
+    """The predictions for some patches: a part of those for a whole batch.
 
     Taken apart once a batch rather than once a request, because slicing and reading a table costs more than a small
     request may.
@@ -105,7 +105,7 @@ class Batcher:
     most_waiting : int
         Patches that may wait; above that, `submit` refuses.
     on_batch : callable
-        Told ``(patches, requests, seconds)`` of each batch.
+        Called with ``(patches, requests, seconds)`` after each batch.
     """
 
     def __init__(

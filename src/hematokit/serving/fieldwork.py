@@ -1,4 +1,4 @@
-"""One uploaded field: opened, its cells found, classified and counted, in a thread beside the event loop."""
+"""One uploaded field: open it, detect, classify and count its cells, in a thread beside the event loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from hematokit.annotations.cells import name_cells
@@ -21,11 +21,10 @@ from hematokit.differential.differential import count_differential
 from hematokit.errors import FieldError, ImageError, ServingError
 from hematokit.imaging.fieldfiles import Field, field_name, open_field
 from hematokit.imaging.fieldfiles.opening import safe_name
-from hematokit.imaging.reading import printable
 from hematokit.models.field_cells import CellClassifier, classify_cells, scale_warnings
 from hematokit.plugins import MadeDetector
 
-__all__ = ["FieldQuestion", "FieldWorker", "as_json", "file_name"]
+__all__ = ["FieldQuestion", "FieldWorker", "as_json"]
 
 _PREVIEW_SIDE: Final = 2048
 _COPY_BYTES: Final = 1 << 20
@@ -33,7 +32,7 @@ _COPY_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True)
 class FieldQuestion:
-    """What a request asks about a field.
+    """The parameters of a request about a field.
 
     Attributes
     ----------
@@ -46,7 +45,7 @@ class FieldQuestion:
     exclude_border : bool
         Leave cells that the border cuts out of the count.
     picture : bool
-        Answer with a picture of the field, too.
+        Answer with an image of the field, too.
     """
 
     name: str
@@ -55,12 +54,6 @@ class FieldQuestion:
     unsure_below: float = 0.5
     exclude_border: bool = False
     picture: bool = False
-
-
-def file_name(given: str | None, otherwise: str) -> str:
-    """A client's name of a file without its folders, fit for one line; nothing is ever written under it."""
-    plain = PureWindowsPath(PurePosixPath(given or "").name).name
-    return printable(plain)[:200] or otherwise
 
 
 @dataclass(frozen=True)
@@ -102,7 +95,7 @@ class FieldWorker:
         Returns
         -------
         dict
-            ``field`` (facts), ``geojson`` (the text of a feature collection), ``differential``, ``cells`` (number),
+            ``field`` (metadata), ``geojson`` (the text of a feature collection), ``differential``, ``cells`` (number),
             ``warnings`` (pixel sizes that are unknown), ``seconds``, and ``picture`` where it was asked for.
 
         Raises
@@ -157,7 +150,7 @@ class FieldWorker:
             )
             write_geojson(path.with_name("cells.geojson"), cells, taxonomy, pixel_size_um=opened.pixel_size_um)
             answer: dict[str, Any] = {
-                "field": {"field_id": field_id, **_facts(opened), **examined.suitability.to_dict()},
+                "field": {"field_id": field_id, **_metadata(opened), **examined.suitability.to_dict()},
                 "cells": len(cells),
                 "geojson": path.with_name("cells.geojson").read_text(encoding="utf-8"),
                 "differential": differential.to_dict(),
@@ -170,13 +163,13 @@ class FieldWorker:
                 "seconds": watch.seconds,
             }
             if question.picture:
-                answer["picture"] = _picture(opened)
+                answer["picture"] = _preview(opened)
             watch.lap("files")
             return answer
 
 
 class _Watch:
-    """Ends the work where nobody waits for it, or where it has taken too long; told at every piece."""
+    """Ends the work where nobody waits for it, or where it has taken too long; called at every step."""
 
     def __init__(self, stop: threading.Event, most_seconds: float) -> None:
         self._stop, self._most = stop, most_seconds
@@ -199,7 +192,7 @@ class _Watch:
         self(0, None, "")
 
 
-def _facts(opened: Field) -> dict[str, Any]:
+def _metadata(opened: Field) -> dict[str, Any]:
     return {
         "height": opened.height,
         "width": opened.width,
@@ -209,7 +202,7 @@ def _facts(opened: Field) -> dict[str, Any]:
     }
 
 
-def _picture(opened: Field) -> dict[str, Any]:
+def _preview(opened: Field) -> dict[str, Any]:
     """The field as a browser shows it: the pixels that were looked at, whatever the file's format or EXIF says."""
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""What stands in front of every request: who may ask, how much they may send, and what is counted of it.
+"""Access control, size limits and metrics of every request, in front of the application.
 
 Written as plain ASGI, because it has to see the body as it arrives: a body that is too large is refused while it
 comes, not after it has filled the disk.
@@ -11,15 +11,16 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, Metric, generate_latest
+
 from hematokit.errors import ServingError
-from hematokit.serving.metrics import Metrics
 from hematokit.serving.settings import ServeSettings, is_loopback
 
-__all__ = ["Guard", "error_body"]
+__all__ = ["Guard", "Metrics"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,10 +46,56 @@ _HEADERS: Final = (
     ),
 )
 
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
+_PATCHES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
-def error_body(error: ServingError) -> dict[str, str]:
-    """The JSON of every answer that is a refusal: ``error``, one line, and ``reason``, a word for programs."""
-    return {"error": str(error), "reason": error.reason}
+
+class Metrics:
+    """Counters, histograms and gauges of one server, in a registry of its own; any thread may add to them.
+
+    Parameters
+    ----------
+    model : mapping of str to str
+        Labels of ``hematokit_model_info``.
+    """
+
+    def __init__(self, model: Mapping[str, str]) -> None:
+        registry = CollectorRegistry()
+        self._registry = registry
+        Info("hematokit_model", "The model that is served.", registry=registry).info(dict(model))
+        Gauge(
+            "hematokit_start_time_seconds", "When the server started, in seconds since 1970.", registry=registry
+        ).set_to_current_time()
+        self.waiting_patches = Gauge("hematokit_waiting_patches", "Patches that wait for the model.", registry=registry)
+        self.waiting_fields = Gauge("hematokit_waiting_fields", "Fields that wait or are worked on.", registry=registry)
+        self.requests = Counter(
+            "hematokit_requests", "Requests answered, by route and status.", ("route", "status"), registry=registry
+        )
+        self.refusals = Counter(
+            "hematokit_refusals", "Requests refused or failed, by reason.", ("reason",), registry=registry
+        )
+        self.patches = Counter("hematokit_patches", "Patches classified.", registry=registry)
+        self.fields = Counter("hematokit_fields", "Fields worked on to the end.", registry=registry)
+        self.field_cells = Counter("hematokit_field_cells", "Cells detected in fields.", registry=registry)
+        self.request_seconds = Histogram(
+            "hematokit_request_seconds", "Time to answer, by route.", ("route",), registry=registry, buckets=_SECONDS
+        )
+        self.batch_seconds = Histogram(
+            "hematokit_batch_seconds", "Time that the model takes for a batch.", registry=registry, buckets=_SECONDS
+        )
+        self.batch_patches = Histogram(
+            "hematokit_batch_patches", "Patches in a batch.", registry=registry, buckets=_PATCHES
+        )
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics without the time at which each was created, which would double their number."""
+        for metric in self._registry.collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric
+
+    def text(self) -> bytes:
+        """Return all metrics in Prometheus' text format, version 0.0.4."""
+        return generate_latest(self)
 
 
 class Guard:
@@ -100,16 +147,16 @@ class Guard:
             watched.check_length(headers.get(b"content-length"))
             await self._app(scope, watched.receive, watched.send)
         except ServingError as error:
-            self._metrics.count("hematokit_refusals_total", reason=error.reason)
+            self._metrics.refusals.labels(error.reason).inc()
             await watched.refuse(error)
         except Exception:
             _log.exception("%s %r failed", scope["method"], path)
-            self._metrics.count("hematokit_refusals_total", reason="internal")
+            self._metrics.refusals.labels("internal").inc()
             await watched.refuse(ServingError("the server failed; its log says why", "internal", 500))
         finally:
             route = path if path in self._known else "other"
-            self._metrics.count("hematokit_requests_total", route=route, status=str(watched.status or 499))
-            self._metrics.observe("hematokit_request_seconds", time.perf_counter() - started, route=route)
+            self._metrics.requests.labels(route, watched.status or 499).inc()
+            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - started)
 
     def _admit(self, path: str, method: str, headers: dict[bytes, bytes]) -> None:
         key = self._settings.api_key
@@ -217,7 +264,7 @@ class _Exchange:
         """Answer with an error, if nothing has been answered yet."""
         if self.status:
             return
-        body = json.dumps(error_body(error)).encode()
+        body = json.dumps({"error": str(error), "reason": error.reason}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         if error.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))

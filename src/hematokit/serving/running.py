@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
 import importlib.util
+import json
 import os
 import signal
 import socket
@@ -23,10 +25,24 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
-_PACKAGES: Final = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
+_PACKAGES: Final = {
+    "fastapi": "fastapi",
+    "prometheus_client": "prometheus-client",
+    "python_multipart": "python-multipart",
+    "uvicorn": "uvicorn",
+}
 _FIRST_FREE_TO_ALL: Final = 1024
 _PATIENCE: Final = 30
-"""Seconds that requests under way have when the server is told to stop."""
+"""Seconds that requests under way have when the server is to stop."""
+
+_HEAD_BYTES: Final = 64 * 1024
+"""Where h11 gives up, too; httptools gathers what comes."""
+
+_BODY: Final = json.dumps({"error": f"the head has more than {_HEAD_BYTES:,} bytes", "reason": "too-large"}).encode()
+_TOO_LARGE: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
+)
 
 
 def _quiet(url: str, about: dict[str, Any]) -> None:
@@ -42,7 +58,7 @@ def serve(
     access_log: bool = False,
     started: Callable[[str, dict[str, Any]], None] = _quiet,
 ) -> None:
-    """Load a model and serve it until the process is told to stop (Ctrl-C, SIGTERM).
+    """Load a model and serve it until the process is stopped (Ctrl-C, SIGTERM).
 
     Parameters
     ----------
@@ -54,8 +70,8 @@ def serve(
     access_log : bool
         Write a line for each request to standard error.
     started : callable
-        Told an address that a browser on this machine can open, whatever `ServeSettings.host` is, and what
-        ``/v1/model`` answers, once requests are accepted.
+        Called once requests are accepted, with an address that a browser on this machine can open, whatever
+        `ServeSettings.host` is, and the answer of ``/v1/model``.
 
     Raises
     ------
@@ -73,14 +89,12 @@ def serve(
         import uvicorn
 
         from hematokit.models import cached_model
-        from hematokit.serving.app import build_app
-        from hematokit.serving.connections import http_protocol
-        from hematokit.serving.describing import describe_model
+        from hematokit.serving.app import build_app, describe_model
 
         loaded: Any = cached_model(model, device, runtime)
         config = uvicorn.Config(
             build_app(loaded, settings),
-            http=http_protocol(settings.head_seconds),
+            http=_http_protocol(settings.head_seconds),
             log_level="info" if access_log else "warning",
             access_log=access_log,
             log_config=_log_config(),
@@ -145,7 +159,7 @@ def _address(listening: socket.socket, host: str) -> str:
 
 
 def _log_config() -> dict[str, Any]:
-    """Everything to standard error, in lines: standard output is for what the verb itself says."""
+    """Everything to standard error, in lines: standard output is for what the command itself prints."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -155,7 +169,7 @@ def _log_config() -> dict[str, Any]:
             "uvicorn": {"handlers": ["error"], "level": "INFO", "propagate": False},
             "uvicorn.access": {"handlers": ["error"], "level": "INFO", "propagate": False},
             "hematokit.serving": {"handlers": ["error"], "level": "INFO", "propagate": False},
-            # Of a damaged form the client is told; here it would be anybody's words in our log.
+            # The client learns of a damaged form; here it would put anybody's text into the log.
             "python_multipart": {"handlers": [], "level": "CRITICAL", "propagate": False},
         },
     }
@@ -191,3 +205,63 @@ def _signals_end_quietly(server: uvicorn.Server) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# uvicorn itself bears connections that send nothing, and heads without end.
+
+
+class _HeadInTime(asyncio.Protocol):
+    """Hangs up where the head of a request is too large or late; `Guard` does so for bodies."""
+
+    head_seconds: float
+    # Of uvicorn's protocols, both that with httptools and that with h11.
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    cycle: Any
+
+    _late: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        self._head_bytes = 0 if self._at_work() else self._head_bytes + len(data)
+        if self._head_bytes > _HEAD_BYTES and not self.transport.is_closing():
+            self.transport.write(_TOO_LARGE)
+            self.transport.close()
+        self._watch()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._unwatch()
+        super().connection_lost(error)
+
+    def _at_work(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _watch(self) -> None:
+        if self._at_work():
+            self._unwatch()
+        elif self._late is None:
+            self._late = self.loop.call_later(self.head_seconds, self._hang_up)
+
+    def _unwatch(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _hang_up(self) -> None:
+        self._late = None
+        if not self._at_work():
+            self.transport.close()
+
+
+def _http_protocol(head_seconds: float) -> type[asyncio.Protocol]:
+    """Make uvicorn's protocol, with a limit on the time until the head of a request has come."""
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    return type("HttpProtocol", (_HeadInTime, AutoHTTPProtocol), {"head_seconds": head_seconds})

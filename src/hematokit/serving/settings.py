@@ -1,4 +1,4 @@
-"""What decides how a model is served: address, key, detector and limits."""
+"""Settings of a server: address, key, detector and limits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ServeSettings:
     host, port : str, int
         Where to listen; port 0 takes a free one.
     api_key : str or None
-        What requests must show. Needed for every address but loopback.
+        The key that requests must show. Needed for every address but loopback.
     detector, detector_options
         Name and options of the detector that finds the cells of fields.
     model_pixel_size_um : float or None

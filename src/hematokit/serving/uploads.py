@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import PurePosixPath, PureWindowsPath
 from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO, Final, cast
 
@@ -13,7 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from hematokit.errors import ServingError
-from hematokit.serving.fieldwork import file_name
+from hematokit.imaging.reading import printable
 
 __all__ = ["Upload", "uploaded"]
 
@@ -77,7 +78,7 @@ async def uploaded(request: Request, most: int, otherwise: str) -> AsyncIterator
             if not file.tell():
                 raise _without()
             file.seek(0)
-            yield [Upload(file_name(request.query_params.get("name"), otherwise), cast(BinaryIO, file))]
+            yield [Upload(_file_name(request.query_params.get("name"), otherwise), cast(BinaryIO, file))]
         return
     end = _FormEnd(request)
     try:
@@ -96,7 +97,7 @@ async def uploaded(request: Request, most: int, otherwise: str) -> AsyncIterator
         if not files:
             raise _without()
         yield [
-            Upload(file_name(part.filename, otherwise if len(files) == 1 else f"{otherwise} {number}"), part.file)
+            Upload(_file_name(part.filename, otherwise if len(files) == 1 else f"{otherwise} {number}"), part.file)
             for number, part in enumerate(files, start=1)
         ]
     finally:
@@ -143,3 +144,9 @@ def _without() -> ServingError:
         "no-image",
         422,
     )
+
+
+def _file_name(given: str | None, otherwise: str) -> str:
+    """A client's name of a file without its folders, fit for one line; nothing is ever written under it."""
+    plain = PureWindowsPath(PurePosixPath(given or "").name).name
+    return printable(plain)[:200] or otherwise
