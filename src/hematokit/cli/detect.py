@@ -19,47 +19,50 @@ from hematokit.cli.field_options import (
 )
 from hematokit.cli.option_words import options_help
 
+__all__ = ["register"]
+
 
 def register(app: typer.Typer) -> None:
-    """Attach the verb."""
+    """Add the command."""
+    app.command("detect", epilog=options_help("detector"))(detect_command)
 
-    @app.command("detect", epilog=options_help("detector"))
-    def detect(
-        fields: FieldsArgument,
-        output: Annotated[Path, typer.Option(help="Folder to write.")],
-        detector: DetectorOption = "nuclei",
-        assignments: SetOption = None,
-        pixel_size: PixelSizeOption = None,
-        force_pixel_size: ForcePixelSizeOption = False,
-        smears: SmearsOption = None,
-        scheduler: SchedulerOption = "local",
-        as_json: JsonOption = False,
-    ) -> None:
-        """Find the nucleated cells of fields; writes cells.parquet, cells.csv, fields.csv and a picture a field.
 
-        Called again after a stop, it goes on with the fields that are not done.
+def detect_command(
+    fields: FieldsArgument,
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+    detector: DetectorOption = "nuclei",
+    assignments: SetOption = None,
+    pixel_size: PixelSizeOption = None,
+    force_pixel_size: ForcePixelSizeOption = False,
+    smears: SmearsOption = None,
+    scheduler: SchedulerOption = "local",
+    as_json: JsonOption = False,
+) -> None:
+    """Find the nucleated cells of fields; writes cells.parquet, cells.csv, fields.csv and a picture a field.
 
-        Example: hematokit detect fields/ --output detected
+    Called again after a stop, it goes on with the fields that are not done.
 
-        A detector's option: hematokit detect field.png --output detected --set detector.min_diameter_um=5
-        """
-        from hematokit.assignments import plugin_options
-        from hematokit.pipelines.classify import detect as run_detection
+    Example: hematokit detect fields/ --output detected
 
-        with progress_bar("detect", "fields") as progress:
-            result = run_detection(
-                fields,
-                output,
-                detector=detector,
-                detector_options=plugin_options(assignments or [], "detector"),
-                pixel_size_um=pixel_size,
-                force_pixel_size=force_pixel_size,
-                smears=smears,
-                scheduler=scheduler,
-                progress=progress,
-            )
-        if as_json:
-            print_json(result.to_dict())
-            return
-        for line in result.lines():
-            echo(line)
+    A detector's option: hematokit detect field.png --output detected --set detector.min_diameter_um=5
+    """
+    from hematokit.assignments import plugin_options
+    from hematokit.pipelines.classify import detect as run_detection
+
+    with progress_bar("detect", "fields") as progress:
+        result = run_detection(
+            fields,
+            output,
+            detector=detector,
+            detector_options=plugin_options(assignments or [], "detector"),
+            pixel_size_um=pixel_size,
+            force_pixel_size=force_pixel_size,
+            smears=smears,
+            scheduler=scheduler,
+            progress=progress,
+        )
+    if as_json:
+        print_json(result.to_dict())
+        return
+    for line in result.lines():
+        echo(line)

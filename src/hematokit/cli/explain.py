@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -11,194 +11,193 @@ from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
 from hematokit.cli.field_options import DetectorOption, ForcePixelSizeOption, PixelSizeOption
 from hematokit.cli.option_words import options_help
 
+__all__ = ["register"]
+
 
 def register(app: typer.Typer) -> None:
-    """Attach the verb."""
+    """Add the command."""
+    app.command("explain", epilog=options_help("explainer"))(explain_command)
 
-    @app.command("explain", epilog=options_help("explainer"))
-    def explain(
-        model: Annotated[Path, typer.Argument(help="Run folder, or a bundle.")],
-        output: Annotated[Path, typer.Option(help="Folder to write.")],
-        more: Annotated[
-            Optional[list[Path]],  # noqa: UP045 - read at run time by the parser
-            typer.Argument(metavar="[IMAGES]...", help="More images after --images."),
-        ] = None,
-        images: Annotated[
-            Optional[list[Path]],  # noqa: UP045
-            typer.Option(help="Image files, or folders of them, of the model's patch size."),
-        ] = None,
-        store: Annotated[Optional[Path], typer.Option(help="Patch store. [default: the one trained on]")] = None,  # noqa: UP045
-        field: Annotated[Optional[Path], typer.Option(help="A whole field; its cells are found first.")] = None,  # noqa: UP045
-        cells: Annotated[
-            Optional[list[str]],  # noqa: UP045
-            typer.Option(
-                help="Ids of cells, with commas between, or a text file of one a line; of a field also all or unsure."
-            ),
-        ] = None,
-        split: Annotated[str, typer.Option(help="Cells of train, val, test, or all.")] = "test",
-        per_class: Annotated[int, typer.Option(min=0, help="Cells of each class, drawn at random; 0: all.")] = 4,
-        methods: Annotated[
-            str, typer.Option(help="Explainers, with commas between; hematokit plugins lists them.")
-        ] = "grad-cam,smoothgrad",
-        target: Annotated[str, typer.Option(help="Class explained: predicted, true, or a code.")] = "predicted",
-        assignments: Annotated[
-            Optional[list[str]],  # noqa: UP045
-            typer.Option(
-                "--set",
-                metavar="METHOD.NAME=VALUE",
-                help="An option of a method: smoothgrad.samples=50; with --sanity also training.NAME.",
-            ),
-        ] = None,
-        doubt: Annotated[
-            bool, typer.Option("--doubt", help="Sheets of misclassified and unsure cells: both leading classes.")
-        ] = False,
-        sanity: Annotated[
-            bool, typer.Option("--sanity", help="Instead: do maps depend on the model? Writes sanity.html.")
-        ] = False,
-        faithfulness: Annotated[
-            bool, typer.Option("--faithfulness", help="Instead: do maps tell what counts? Writes faithfulness.html.")
-        ] = False,
-        retrain: Annotated[
-            bool, typer.Option("--retrain/--no-retrain", help="With --sanity: also train on permuted labels.")
-        ] = True,
-        also: Annotated[
-            Optional[list[Path]],  # noqa: UP045
-            typer.Option(help="With --sanity or --faithfulness: another model beside it in the report."),
-        ] = None,
-        train_per_class: Annotated[
-            int, typer.Option(min=0, help="With --sanity: cells of each class to retrain on; 0: all.")
-        ] = 100,
-        unsure_below: Annotated[
-            float, typer.Option(min=0.0, max=1.0, help="Probability below which a cell counts as unsure.")
-        ] = 0.5,
-        pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="A picture of each cell.")] = True,
-        detector: DetectorOption = "nuclei",
-        pixel_size: PixelSizeOption = None,
-        force_pixel_size: ForcePixelSizeOption = False,
-        model_pixel_size: Annotated[
-            Optional[float],  # noqa: UP045
-            typer.Option(help="With --field: micrometres per pixel of the images the model was trained on."),
-        ] = None,
-        device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-        batch_size: Annotated[int, typer.Option(min=1, help="Cells at a time.")] = 16,
-        seed: Annotated[int, typer.Option(min=0, help="Seed of the draw of cells and of the noise.")] = 0,
-        as_json: JsonOption = False,
-    ) -> None:
-        """Show why cells were given their class; writes maps (Zarr), a table, pictures and a figure of classes.
 
-        Called again after a stop, it goes on with the cells that are not done.
+def explain_command(
+    model: Annotated[Path, typer.Argument(help="Run folder, or a bundle.")],
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+    more: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[IMAGES]...", help="More images after --images."),
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(help="Image files, or folders of them, of the model's patch size."),
+    ] = None,
+    store: Annotated[Path | None, typer.Option(help="Patch store. [default: the one trained on]")] = None,
+    field: Annotated[Path | None, typer.Option(help="A whole field; its cells are found first.")] = None,
+    cells: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Ids of cells, with commas between, or a text file of one a line; of a field also all or unsure."
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Cells of train, val, test, or all.")] = "test",
+    per_class: Annotated[int, typer.Option(min=0, help="Cells of each class, drawn at random; 0: all.")] = 4,
+    methods: Annotated[
+        str, typer.Option(help="Explainers, with commas between; hematokit plugins lists them.")
+    ] = "grad-cam,smoothgrad",
+    target: Annotated[str, typer.Option(help="Class explained: predicted, true, or a code.")] = "predicted",
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="METHOD.NAME=VALUE",
+            help="An option of a method: smoothgrad.samples=50; with --sanity also training.NAME.",
+        ),
+    ] = None,
+    doubt: Annotated[
+        bool, typer.Option("--doubt", help="Sheets of misclassified and unsure cells: both leading classes.")
+    ] = False,
+    sanity: Annotated[
+        bool, typer.Option("--sanity", help="Instead: do maps depend on the model? Writes sanity.html.")
+    ] = False,
+    faithfulness: Annotated[
+        bool, typer.Option("--faithfulness", help="Instead: do maps tell what counts? Writes faithfulness.html.")
+    ] = False,
+    retrain: Annotated[
+        bool, typer.Option("--retrain/--no-retrain", help="With --sanity: also train on permuted labels.")
+    ] = True,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --sanity or --faithfulness: another model beside it in the report."),
+    ] = None,
+    train_per_class: Annotated[
+        int, typer.Option(min=0, help="With --sanity: cells of each class to retrain on; 0: all.")
+    ] = 100,
+    unsure_below: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Probability below which a cell counts as unsure.")
+    ] = 0.5,
+    pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="A picture of each cell.")] = True,
+    detector: DetectorOption = "nuclei",
+    pixel_size: PixelSizeOption = None,
+    force_pixel_size: ForcePixelSizeOption = False,
+    model_pixel_size: Annotated[
+        float | None,
+        typer.Option(help="With --field: micrometres per pixel of the images the model was trained on."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Cells at a time.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw of cells and of the noise.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Show why cells were given their class; writes maps (Zarr), a table, pictures and a figure of classes.
 
-        Example: hematokit explain runs/coatnet --per-class 4 --output why
+    Called again after a stop, it goes on with the cells that are not done.
 
-        Images: hematokit explain runs/coatnet --images crops/*.png --output why
+    Example: hematokit explain runs/coatnet --per-class 4 --output why
 
-        A field: hematokit explain runs/coatnet --field field.tif --cells unsure --output why
+    Images: hematokit explain runs/coatnet --images crops/*.png --output why
 
-        Can maps be believed: hematokit explain runs/coatnet --sanity --faithfulness --output checks
+    A field: hematokit explain runs/coatnet --field field.tif --cells unsure --output why
 
-        Three models in one report: hematokit explain runs/a --also runs/b --also runs/c --sanity --output checks
+    Can maps be believed: hematokit explain runs/coatnet --sanity --faithfulness --output checks
 
-        Doubt: hematokit explain runs/coatnet --split test --per-class 0 --methods grad-cam --doubt --output doubt
-        """
-        from hematokit.cli.allocator import keep_freed_memory
-        from hematokit.errors import ExplanationError
-        from hematokit.explanation.words import explainer_options, names, read_ids
+    Three models in one report: hematokit explain runs/a --also runs/b --also runs/c --sanity --output checks
 
-        keep_freed_memory()
-        if more and not images:
-            raise ExplanationError(f"unexpected {str(more[0])!r}; images are given with --images")
-        if field is not None and (images or store):
-            raise ExplanationError(
-                "a field was given and a store or images too; give one of --field, --store, --images"
-            )
-        ids = read_ids(cells) if cells else None
-        if sanity or faithfulness:
-            if field is not None or images or doubt:
-                raise ExplanationError(
-                    "--sanity and --faithfulness are for cells of a store; leave out the other options"
-                )
-            from hematokit.training.config import parse_assignments
+    Doubt: hematokit explain runs/coatnet --split test --per-class 0 --methods grad-cam --doubt --output doubt
+    """
+    from hematokit.cli.allocator import keep_freed_memory
+    from hematokit.errors import ExplanationError
+    from hematokit.explanation.words import explainer_options, names, read_ids
 
-            of_training = [given for given in assignments or [] if given.startswith("training.")]
-            training = parse_assignments([given.removeprefix("training.") for given in of_training])
-            options = explainer_options([given for given in assignments or [] if given not in of_training])
-            if training and not (sanity and retrain):
-                raise ExplanationError("--set training.NAME is for the models that --sanity trains; leave it out")
-            _check(
-                [model, *(also or [])],
-                store,
+    keep_freed_memory()
+    if more and not images:
+        raise ExplanationError(f"unexpected {str(more[0])!r}; images are given with --images")
+    if field is not None and (images or store):
+        raise ExplanationError("a field was given and a store or images too; give one of --field, --store, --images")
+    ids = read_ids(cells) if cells else None
+    if sanity or faithfulness:
+        if field is not None or images or doubt:
+            raise ExplanationError("--sanity and --faithfulness are for cells of a store; leave out the other options")
+        from hematokit.training.config import parse_assignments
+
+        of_training = [given for given in assignments or [] if given.startswith("training.")]
+        training = parse_assignments([given.removeprefix("training.") for given in of_training])
+        options = explainer_options([given for given in assignments or [] if given not in of_training])
+        if training and not (sanity and retrain):
+            raise ExplanationError("--set training.NAME is for the models that --sanity trains; leave it out")
+        _check(
+            [model, *(also or [])],
+            store,
+            output,
+            names(methods),
+            sanity=sanity,
+            faithfulness=faithfulness,
+            retrain=retrain,
+            training={"training": training, "train_per_class": train_per_class or None},
+            as_json=as_json,
+            typed=[
+                *(word for assignment in assignments or [] for word in ("--set", assignment)),
+                *(["--cells", ",".join(ids)] if ids else ["--split", split, "--per-class", per_class]),
+                *(["--train-per-class", train_per_class] if sanity and retrain else []),
+                *([] if retrain else ["--no-retrain"]),
+                *("--target", target, "--seed", seed),
+            ],
+            options=options,
+            cell_ids=ids,
+            split=split,
+            per_class=per_class or None,
+            target=target,
+            seed=seed,
+            device=device,
+            batch_size=batch_size,
+        )
+        return
+    if also:
+        raise ExplanationError("--also is for --sanity and --faithfulness; explain one model at a time")
+    common: dict[str, Any] = {
+        "methods": names(methods),
+        "options": explainer_options(assignments or []),
+        "target": target,
+        "doubt": doubt,
+        "unsure_below": unsure_below,
+        "pictures": pictures,
+        "device": device,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    with progress_bar("explain", "cells") as progress:
+        if field is not None:
+            from hematokit.pipelines.explain_field import explain_field
+
+            result = explain_field(
+                model,
+                field,
                 output,
-                names(methods),
-                sanity=sanity,
-                faithfulness=faithfulness,
-                retrain=retrain,
-                training={"training": training, "train_per_class": train_per_class or None},
-                as_json=as_json,
-                typed=[
-                    *(word for assignment in assignments or [] for word in ("--set", assignment)),
-                    *(["--cells", ",".join(ids)] if ids else ["--split", split, "--per-class", per_class]),
-                    *(["--train-per-class", train_per_class] if sanity and retrain else []),
-                    *([] if retrain else ["--no-retrain"]),
-                    *("--target", target, "--seed", seed),
-                ],
-                options=options,
-                cell_ids=ids,
+                cells=ids or "all",
+                detector=detector,
+                pixel_size_um=pixel_size,
+                force_pixel_size=force_pixel_size,
+                model_pixel_size_um=model_pixel_size,
+                progress=progress,
+                **common,
+            )
+        else:
+            from hematokit.pipelines.explain import explain as run_explanation
+
+            result = run_explanation(
+                model,
+                output,
+                store=store,
+                images=[*(images or []), *(more or [])] or None,
+                cells=ids,
                 split=split,
                 per_class=per_class or None,
-                target=target,
-                seed=seed,
-                device=device,
-                batch_size=batch_size,
+                progress=progress,
+                **common,
             )
-            return
-        if also:
-            raise ExplanationError("--also is for --sanity and --faithfulness; explain one model at a time")
-        common: dict[str, Any] = {
-            "methods": names(methods),
-            "options": explainer_options(assignments or []),
-            "target": target,
-            "doubt": doubt,
-            "unsure_below": unsure_below,
-            "pictures": pictures,
-            "device": device,
-            "batch_size": batch_size,
-            "seed": seed,
-        }
-        with progress_bar("explain", "cells") as progress:
-            if field is not None:
-                from hematokit.pipelines.explain_field import explain_field
-
-                result = explain_field(
-                    model,
-                    field,
-                    output,
-                    cells=ids or "all",
-                    detector=detector,
-                    pixel_size_um=pixel_size,
-                    force_pixel_size=force_pixel_size,
-                    model_pixel_size_um=model_pixel_size,
-                    progress=progress,
-                    **common,
-                )
-            else:
-                from hematokit.pipelines.explain import explain as run_explanation
-
-                result = run_explanation(
-                    model,
-                    output,
-                    store=store,
-                    images=[*(images or []), *(more or [])] or None,
-                    cells=ids,
-                    split=split,
-                    per_class=per_class or None,
-                    progress=progress,
-                    **common,
-                )
-        if as_json:
-            print_json(result.to_dict())
-            return
-        for line in result.lines():
-            echo(line)
+    if as_json:
+        print_json(result.to_dict())
+        return
+    for line in result.lines():
+        echo(line)
 
 
 def _check(

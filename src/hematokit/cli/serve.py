@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Annotated, Any, Final, Optional
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import typer
@@ -15,73 +15,75 @@ from hematokit.cli.field_options import DetectorOption, SetOption
 _KEY_HINT: Final = "Requests need the API key, as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'; the page asks for it"
 
 
+__all__ = ["register"]
+
+
 def register(app: typer.Typer) -> None:
-    """Attach the verb."""
+    """Add the command."""
+    app.command("serve")(serve_command)
 
-    @app.command("serve")
-    def serve(
-        model: Annotated[Path, typer.Argument(help="Run folder, bundle, or exported model.")],
-        host: Annotated[str, typer.Option(help="Address to listen on; any but this machine's own needs a key.")] = (
-            "127.0.0.1"
-        ),
-        port: Annotated[str, typer.Option(metavar="NUMBER", help="Port; 0 takes a free one.")] = "8000",
-        api_key_file: Annotated[
-            Optional[Path],  # noqa: UP045 - read at run time by the parser
-            typer.Option(help="File with the API key that requests must show; else HEMATOKIT_API_KEY says it."),
-        ] = None,
-        detector: DetectorOption = "nuclei",
-        assignments: SetOption = None,
-        model_pixel_size: Annotated[
-            Optional[float],  # noqa: UP045
-            typer.Option(help="Micrometres per pixel of the images the model was trained on, if it does not say."),
-        ] = None,
-        runtime: Annotated[str, typer.Option(help="auto, torch, onnxruntime or openvino.")] = "auto",
-        device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-        batch_size: Annotated[
-            Optional[int],  # noqa: UP045
-            typer.Option(min=1, help="Cells classified at a time; by default 16 on a CPU, 64 elsewhere."),
-        ] = None,
-        max_upload: Annotated[int, typer.Option(min=1, help="Largest field that is taken, in MiB.")] = 256,
-        max_pixels: Annotated[
-            int, typer.Option(min=1, help="Largest field that is taken, in millions of pixels.")
-        ] = 64,
-        access_log: Annotated[bool, typer.Option("--access-log", help="Write a line for each request.")] = False,
-        as_json: JsonOption = False,
-    ) -> None:
-        """Serve a model over HTTP: classify crops and fields, with a page to try it on. Ctrl-C ends it.
 
-        It listens on this machine only. For any other --host it wants an API key, and somebody in front who encrypts.
+def serve_command(
+    model: Annotated[Path, typer.Argument(help="Run folder, bundle, or exported model.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; any but this machine's own needs a key.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[str, typer.Option(metavar="NUMBER", help="Port; 0 takes a free one.")] = "8000",
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the API key that requests must show; else HEMATOKIT_API_KEY says it."),
+    ] = None,
+    detector: DetectorOption = "nuclei",
+    assignments: SetOption = None,
+    model_pixel_size: Annotated[
+        float | None,
+        typer.Option(help="Micrometres per pixel of the images the model was trained on, if it does not say."),
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="auto, torch, onnxruntime or openvino.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cells classified at a time; by default 16 on a CPU, 64 elsewhere."),
+    ] = None,
+    max_upload: Annotated[int, typer.Option(min=1, help="Largest field that is taken, in MiB.")] = 256,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Largest field that is taken, in millions of pixels.")] = 64,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Write a line for each request.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a model over HTTP: classify crops and fields, with a page to try it on. Ctrl-C ends it.
 
-        Example: hematokit serve runs/coatnet
+    It listens on this machine only. For any other --host it wants an API key, and somebody in front who encrypts.
 
-        For others: hematokit serve runs/coatnet --host 0.0.0.0 --api-key-file key.txt
-        """
-        from hematokit.assignments import plugin_options
-        from hematokit.serving import ServeSettings
-        from hematokit.serving import serve as run_server
-        from hematokit.serving.settings import is_every_interface, read_api_key, read_port
+    Example: hematokit serve runs/coatnet
 
-        settings = ServeSettings(
-            host=host,
-            port=read_port(port),
-            api_key=read_api_key(api_key_file),
-            detector=detector,
-            detector_options=plugin_options(assignments or [], "detector"),
-            model_pixel_size_um=model_pixel_size,
-            batch_size=batch_size,
-            field_bytes=max_upload * 1024 * 1024,
-            field_pixels=max_pixels * 1_000_000,
-        )
+    For others: hematokit serve runs/coatnet --host 0.0.0.0 --api-key-file key.txt
+    """
+    from hematokit.assignments import plugin_options
+    from hematokit.serving import ServeSettings
+    from hematokit.serving import serve as run_server
+    from hematokit.serving.settings import is_every_interface, read_api_key, read_port
 
-        def started(url: str, about: dict[str, Any]) -> None:
-            if as_json:
-                print_json({"url": url, **about})
-            else:
-                echo(f"{about['name']}: {len(about['classes'])} classes, {about['runtime']} on {about['device']}")
-                echo(f"Open {url} in a browser, or post images to {url}/v1/cells and {url}/v1/fields")
-                if is_every_interface(host):
-                    echo(f"On every network interface; others open http://{socket.gethostname()}:{urlsplit(url).port}")
-                echo(_KEY_HINT if settings.api_key else "Only this machine can reach it")
-                echo("For research use only. Ctrl-C ends it")
+    settings = ServeSettings(
+        host=host,
+        port=read_port(port),
+        api_key=read_api_key(api_key_file),
+        detector=detector,
+        detector_options=plugin_options(assignments or [], "detector"),
+        model_pixel_size_um=model_pixel_size,
+        batch_size=batch_size,
+        field_bytes=max_upload * 1024 * 1024,
+        field_pixels=max_pixels * 1_000_000,
+    )
 
-        run_server(model, settings, runtime=runtime, device=device, access_log=access_log, started=started)
+    def started(url: str, about: dict[str, Any]) -> None:
+        if as_json:
+            print_json({"url": url, **about})
+        else:
+            echo(f"{about['name']}: {len(about['classes'])} classes, {about['runtime']} on {about['device']}")
+            echo(f"Open {url} in a browser, or post images to {url}/v1/cells and {url}/v1/fields")
+            if is_every_interface(host):
+                echo(f"On every network interface; others open http://{socket.gethostname()}:{urlsplit(url).port}")
+            echo(_KEY_HINT if settings.api_key else "Only this machine can reach it")
+            echo("For research use only. Ctrl-C ends it")
+
+    run_server(model, settings, runtime=runtime, device=device, access_log=access_log, started=started)
