@@ -117,6 +117,19 @@ def test_same_seed_same_model(tiny_store: Path, tiny_run: Path, tmp_path: Path) 
         assert_same_weights(tiny_run, tmp_path / "other")
 
 
+def test_nothing_of_a_training_is_left_to_the_next_one(tiny_store: Path, tiny_run: Path, tmp_path: Path) -> None:
+    """Accelerate keeps device and precision for the whole process unless it is made to forget them."""
+    from accelerate import Accelerator
+
+    other = train(tiny_store, tmp_path / "bf16", settings=TINY, precision="bf16", epochs=1)
+    assert other.finished
+    train(tiny_store, tmp_path / "fp32", settings=TINY)
+    assert_same_weights(tiny_run, tmp_path / "fp32")
+    with pytest.raises(HematokitError, match="not finite"):
+        train(tiny_store, tmp_path / "failed", settings=TINY, precision="bf16", lr=1e30, clip_grad=0)
+    assert Accelerator(cpu=True, mixed_precision="no").mixed_precision == "no"
+
+
 def test_stopped_and_resumed_is_the_same_as_never_stopped(tiny_store: Path, tiny_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     first = train(tiny_store, run, settings=TINY, stop_after=1)
@@ -185,14 +198,42 @@ def test_the_limit_of_a_container_or_job_counts(
         assert keeps_patches(tiny_store, tmp_path / f"run{index}") == bool(reclaimable)
 
 
-def test_a_finished_run_can_be_extended(tiny_store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("epochs", [2, 4])
+def test_a_finished_run_can_be_extended(tiny_store: Path, tmp_path: Path, epochs: int) -> None:
+    """With one step an epoch and no warm-up the first step is that of any number of epochs, so the models are equal."""
+    one_step: dict[str, Any] = {"batch_size": 512, "warmup": 0}
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    train(tiny_store, run, settings=TINY | one_step, epochs=1)
+    short = bundle_weights(run)
+    result = train(output=run, resume=True, epochs=epochs)
+    expected = train(tiny_store, whole, settings=TINY | one_step, epochs=epochs)
+    assert (result.epochs, result.best_epoch, result.best) == (epochs, expected.best_epoch, expected.best)
+    assert figures(run) == figures(whole)
+    assert_same_weights(run, whole)
+    for name in ("last", "best"):
+        one, two = (load_file(folder / "checkpoints" / f"{name}.safetensors") for folder in (run, whole))
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    # The bundle is that of the longer training, unless its first epoch was the best.
+    assert any(not torch.equal(short[key], value) for key, value in bundle_weights(run).items()) == (
+        expected.best_epoch > 1
+    )
+
+
+def test_extending_keeps_what_was_done_and_plans_the_rest_anew(tiny_store: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(tiny_store, run, settings=TINY, epochs=1)
-    before = bundle_weights(run)
-    result = train(output=run, resume=True, epochs=2)
-    assert result.epochs == 2
-    assert [row["epoch"] for row in figures(run)] == ["1", "2"]
-    assert before.keys() == bundle_weights(run).keys()
+    (first,) = figures(run)
+    assert train(output=run, resume=True, epochs=3).epochs == 3
+    rows = figures(run)
+    assert rows[0] == first
+    # The second epoch goes on at the rate that it has in a training of three, higher than the end of one epoch.
+    rates = [float(row["lr"]) for row in rows]
+    assert rates[1] > rates[0] > rates[2]
+    largest = open_store(tiny_store).cells.query("split == 'train'")["label"].value_counts().max()
+    steps = -(-3 * largest // TINY["batch_size"])  # three classes, each as often as the largest
+    cosine = [np.cos(np.pi * (epoch * steps - 1 - steps // 2) / (3 * steps - steps // 2)) for epoch in (2, 3)]
+    assert rates[1:] == pytest.approx([TINY["lr"] * (0.01 + 0.99 * 0.5 * (1 + value)) for value in cosine])
 
 
 def test_resuming_refuses_other_settings_and_other_data(tiny_store: Path, tmp_path: Path) -> None:

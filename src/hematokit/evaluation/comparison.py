@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Final, NamedTuple
 
@@ -257,29 +257,15 @@ def compare_predictions(
     guesses = {
         name: np.array([union[code] for code in table["predicted"]], dtype=np.int64) for name, table in tables.items()
     }
-    raw = [
-        (one, two, _test_pair(truth, guesses[one], guesses[two], clusters, len(union), seed, resamples))
-        for one, two in combinations(names, 2)
-    ]
-    by_accuracy = holm([item[2].mcnemar_p for item in raw])
-    by_f1 = holm([item[2].macro_f1_p for item in raw])
-    pairs = tuple(
-        PairTest(
-            one,
-            two,
-            result.only_first,
-            result.only_second,
-            result.mcnemar_p,
-            float(by_accuracy[index]),
-            result.difference,
-            result.interval,
-            result.macro_f1_p,
-            float(by_f1[index]),
-        )
-        for index, (one, two, result) in enumerate(raw)
+    draws = _Draws(clusters, len(union), seed, resamples)
+    pairs = [_test_pair((one, two), truth, guesses, draws) for one, two in combinations(names, 2)]
+    by_accuracy, by_f1 = holm([pair.mcnemar_p for pair in pairs]), holm([pair.macro_f1_p for pair in pairs])
+    corrected = tuple(
+        replace(pair, mcnemar_p_adjusted=float(accuracy), macro_f1_p_adjusted=float(f1))
+        for pair, accuracy, f1 in zip(pairs, by_accuracy, by_f1, strict=True)
     )
     best = max(names, key=lambda name: scores[name].macro_f1 or 0.0)
-    return Comparison(scores, pairs, len(first), int(clusters.max()) + 1, dropped, best)
+    return Comparison(scores, corrected, len(first), int(clusters.max()) + 1, dropped, best)
 
 
 def _aligned(predictions: Mapping[str, pd.DataFrame], common: bool) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
@@ -315,24 +301,24 @@ def _aligned(predictions: Mapping[str, pd.DataFrame], common: bool) -> tuple[dic
     return tables, dropped
 
 
-class _Result(NamedTuple):
-    only_first: int
-    only_second: int
-    mcnemar_p: float
-    difference: float
-    interval: Interval | None
-    macro_f1_p: float
+class _Draws(NamedTuple):
+    """How two runs are compared: the group of each cell (n,), the number of classes, and the resampling."""
+
+    clusters: npt.NDArray[np.int64]
+    classes: int
+    seed: int
+    resamples: int
 
 
 def _test_pair(
+    names: tuple[str, str],
     truth: npt.NDArray[np.int64],
-    first: npt.NDArray[np.int64],
-    second: npt.NDArray[np.int64],
-    clusters: npt.NDArray[np.int64],
-    classes: int,
-    seed: int,
-    resamples: int,
-) -> _Result:
+    guesses: Mapping[str, npt.NDArray[np.int64]],
+    draws: _Draws,
+) -> PairTest:
+    """Test two runs by the index of each cell's true class (n,) and of the class that each run gives it (n,)."""
+    clusters, classes, seed, resamples = draws
+    first, second = guesses[names[0]], guesses[names[1]]
     right_first, right_second = first == truth, second == truth
     only_first = int((right_first & ~right_second).sum())
     only_second = int((right_second & ~right_first).sum())
@@ -345,13 +331,13 @@ def _test_pair(
     # Cells that both call the same are untouched by an exchange: they are counted once.
     unlike = first != second
     if not unlike.any():
-        return _Result(0, 0, 1.0, 0.0, (0.0, 0.0), 1.0)
+        return PairTest(*names, 0, 0, 1.0, 1.0, 0.0, (0.0, 0.0), 1.0, 1.0)
     same = weighted_confusions(truth[~unlike], first[~unlike], classes, once[:, ~unlike])
-    draws: list[npt.NDArray[np.float64]] = []
+    resampled: list[npt.NDArray[np.float64]] = []
     exchanged: list[npt.NDArray[np.float64]] = []
     for weights in cluster_weights(clusters, resamples, seed):
         of_cells = np.take(weights, clusters, axis=1)
-        draws.append(macro_f1(first, of_cells) - macro_f1(second, of_cells))
+        resampled.append(macro_f1(first, of_cells) - macro_f1(second, of_cells))
     generator = np.random.default_rng([seed, 1])
     groups = int(clusters.max()) + 1
     for start in range(0, resamples, 64):
@@ -366,6 +352,6 @@ def _test_pair(
     # The observed labelling is one of the possible ones, so p is never 0.
     p_value = (1 + int((null >= abs(observed) - 1e-12).sum())) / (resamples + 1)
     spread = float(np.quantile(null, LEVEL))
-    interval = wider_interval(percentile_interval(np.concatenate(draws)), (observed - spread, observed + spread))
+    interval = wider_interval(percentile_interval(np.concatenate(resampled)), (observed - spread, observed + spread))
     mid_p = mcnemar_mid_p(only_first, only_second)
-    return _Result(only_first, only_second, mid_p, observed, interval, p_value)
+    return PairTest(*names, only_first, only_second, mid_p, mid_p, observed, interval, p_value, p_value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ from hematokit._version import __version__
 from hematokit.errors import EvaluationError, HematokitError, ModelError
 from hematokit.evaluation.metrics import OVERALL_METRICS, Scores, score
 from hematokit.evaluation.predictor import Predictor, scale_mismatch, training_of, training_store
-from hematokit.evaluation.sources import ALL_CELLS, CellSource, ImageCells, StoreCells
+from hematokit.evaluation.sources import ALL_CELLS, EvaluatedCells, ImageCells, StoreCells
 from hematokit.progress import Progress, no_progress
 from hematokit.store import PatchStore, open_store
 from hematokit.store.smears import on_several_sides, some_of
@@ -156,9 +156,8 @@ def evaluate_store(
         *_seen_notes(model, store, source.cells["pixel_sha256"], own, source.cells["patient_id"]),
         *_scale_notes(scale_mismatch(model, source.cells.iloc[wanted], store)),
     ]
-    return _evaluate(
-        model, source, truth, wanted, about, notes, _distribution(store), batch_size, seed, bootstrap, progress
-    )
+    cells = _Cells(source, truth, wanted, about, _distribution(store), notes)
+    return _evaluate(model, cells, batch_size=batch_size, seed=seed, bootstrap=bootstrap, progress=progress)
 
 
 def data_identity(store: PatchStore) -> dict[str, Any]:
@@ -205,75 +204,59 @@ def evaluate_images(
     truth = _true_codes(source.cells["label"], model)
     everything = np.arange(len(truth), dtype=np.int64)
     about = {"store": None, "store_hash": None, "split_hash": None, "split": None, "images": str(folder)}
-    evaluation = _evaluate(
-        model, source, truth, everything, about, [], _counts_frame(counted), batch_size, seed, bootstrap, progress
-    )
-    notes = [*_seen_notes(model, None, evaluation_digests(source), False)]
+    cells = _Cells(source, truth, everything, about, _counts_frame(counted))
+    evaluation = _evaluate(model, cells, batch_size=batch_size, seed=seed, bootstrap=bootstrap, progress=progress)
+    # Hashes and pixel sizes are known now that the images were read; those that could not be have no hash.
+    digests = source.cells["pixel_sha256"]
+    notes = _seen_notes(model, None, digests[digests != ""], False)
     notes += _scale_notes(scale_mismatch(model, source.cells))
     if len(evaluation.rejects):
         notes.append(f"{len(evaluation.rejects)} image files could not be used; rejects.csv says which and why.")
-    return Evaluation(**{**evaluation.__dict__, "notes": (*evaluation.notes, *notes)})
+    return replace(evaluation, notes=tuple(notes))
 
 
-def evaluation_digests(source: CellSource) -> pd.Series:
-    """Hashes of the pixels that were read, without the images that were not."""
-    digests = source.cells["pixel_sha256"]
-    return digests[digests != ""]
+@dataclass(frozen=True)
+class _Cells:
+    """The cells to evaluate, and what is known of them before they are classified.
+
+    Attributes
+    ----------
+    source : EvaluatedCells
+    truth : Series of str
+        Class of each cell of `source` as the classifier names it; empty where it has none.
+    wanted : ndarray (n,), int64
+        Positions of the cells to classify.
+    about : dict
+        Where they are from, for `Evaluation.about`.
+    distribution : DataFrame
+        See `Evaluation`.
+    notes : list of str
+        See `Evaluation`.
+    """
+
+    source: EvaluatedCells
+    truth: pd.Series
+    wanted: npt.NDArray[np.int64]
+    about: dict[str, Any]
+    distribution: pd.DataFrame
+    notes: list[str] = field(default_factory=list)
 
 
 def _evaluate(
-    model: Predictor,
-    source: CellSource,
-    truth: pd.Series,
-    wanted: npt.NDArray[np.int64],
-    about: dict[str, Any],
-    notes: list[str],
-    distribution: pd.DataFrame,
-    batch_size: int,
-    seed: int,
-    bootstrap: int,
-    progress: Progress,
+    model: Predictor, cells: _Cells, *, batch_size: int, seed: int, bootstrap: int, progress: Progress
 ) -> Evaluation:
+    """Classify cells and score those with a label."""
     started = datetime.now(UTC)
-    codes = tuple(model.codes)
-    probabilities = np.empty((len(wanted), len(codes)), dtype=np.float32)
-    places = np.empty(len(wanted), dtype=np.int64)
-    done = 0
-    columns = [f"p_{code}" for code in codes]
-    progress(0, len(wanted), "")
-    for part, patches in source.batches(wanted, batch_size):
-        rows = slice(done, done + len(part))
-        probabilities[rows] = model.predict(patches, batch_size=batch_size)[columns].to_numpy(dtype=np.float32)
-        places[rows] = part
-        done = rows.stop
-        progress(done, len(wanted), "")
-    probabilities, places = probabilities[:done], places[:done]
-    if not done:
-        first = source.rejects["message"].iloc[0]
-        raise EvaluationError(f"none of the {len(wanted)} images can be used; the first one: {first}")
-    if not np.isfinite(probabilities).all():
-        raise ModelError("the model gives probabilities that are not finite; its weights are damaged: train it again")
-
-    cells = source.cells.iloc[places]
-    labels = truth.iloc[places].to_numpy(dtype=object)
-    best = probabilities.argmax(axis=1)
-    table: dict[str, Any] = {
-        "cell_id": cells["cell_id"].to_numpy(),
-        "source": cells["source"].to_numpy(),
-        "label": labels,
-        "predicted": np.array(codes, dtype=object)[best],
-        "probability": probabilities[np.arange(done), best],
-        **{column: probabilities[:, index] for index, column in enumerate(columns)},
-        "group": cells["group"].to_numpy(),
-    }
-    if training_of(model).get("one_vs_rest"):
-        table["original_label"] = cells["label"].to_numpy()
-    labelled = labels != ""
+    source = cells.source
+    places, probabilities = _classified(model, cells, batch_size, progress)
+    table = _predictions(model, source.cells.iloc[places], cells.truth.iloc[places], probabilities)
+    labelled = (table["label"] != "").to_numpy()
     scores = None
     if labelled.any():
-        progress(done, done, "computing intervals")
+        progress(len(table), len(table), "computing intervals")
+        scored = table[labelled]
         scores = score(
-            labels[labelled], probabilities[labelled], codes, cells["group"].to_numpy()[labelled], seed, bootstrap
+            scored["label"].to_numpy(), probabilities[labelled], model.codes, scored["group"], seed, bootstrap
         )
     used = np.zeros(len(source.cells), dtype=bool)
     used[places[labelled]] = True
@@ -282,7 +265,7 @@ def _evaluate(
     config = getattr(model, "config", None)
     backbone = getattr(config, "backbone", None)
     about = {
-        **about,
+        **cells.about,
         "backbone": getattr(backbone, "name", None),
         "variant": getattr(backbone, "variant", None),
         "model_created": getattr(config, "created", None),
@@ -294,17 +277,60 @@ def _evaluate(
         "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
     }
     return Evaluation(
-        predictions=pd.DataFrame(table),
+        predictions=table,
         scores=scores,
         taxonomy=model.taxonomy,
         left_out={str(label): int(count) for label, count in sorted(outside.items())},
         rejects=source.rejects,
-        distribution=distribution,
+        distribution=cells.distribution,
         training=training_of(model),
         about=about,
-        notes=tuple(notes),
+        notes=tuple(cells.notes),
         read_patches=lambda positions: source.read(places[positions]),
     )
+
+
+def _classified(
+    model: Predictor, cells: _Cells, batch_size: int, progress: Progress
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return the positions (n,) of the cells that could be read, and their probabilities (n, C)."""
+    wanted = len(cells.wanted)
+    columns = [f"p_{code}" for code in model.codes]
+    places = np.empty(wanted, dtype=np.int64)
+    probabilities = np.empty((wanted, len(columns)), dtype=np.float32)
+    done = 0
+    progress(0, wanted, "")
+    for part, patches in cells.source.batches(cells.wanted, batch_size):
+        rows = slice(done, done + len(part))
+        probabilities[rows] = model.predict(patches, batch_size=batch_size)[columns].to_numpy(dtype=np.float32)
+        places[rows] = part
+        done = rows.stop
+        progress(done, wanted, "")
+    if not done:
+        first = cells.source.rejects["message"].iloc[0]
+        raise EvaluationError(f"none of the {wanted} images can be used; the first one: {first}")
+    if not np.isfinite(probabilities[:done]).all():
+        raise ModelError("the model gives probabilities that are not finite; its weights are damaged: train it again")
+    return places[:done], probabilities[:done]
+
+
+def _predictions(
+    model: Predictor, cells: pd.DataFrame, truth: pd.Series, probabilities: npt.NDArray[np.float32]
+) -> pd.DataFrame:
+    """Lay out `Evaluation.predictions`."""
+    best = probabilities.argmax(axis=1)
+    table: dict[str, Any] = {
+        "cell_id": cells["cell_id"].to_numpy(),
+        "source": cells["source"].to_numpy(),
+        "label": truth.to_numpy(dtype=object),
+        "predicted": np.array(model.codes, dtype=object)[best],
+        "probability": probabilities[np.arange(len(best)), best],
+        **{f"p_{code}": probabilities[:, index] for index, code in enumerate(model.codes)},
+        "group": cells["group"].to_numpy(),
+    }
+    if training_of(model).get("one_vs_rest"):
+        table["original_label"] = cells["label"].to_numpy()
+    return pd.DataFrame(table)
 
 
 def _true_codes(labels: pd.Series, model: Predictor) -> pd.Series:

@@ -23,7 +23,7 @@ from hematokit.imaging.fieldfiles import stated_pixel_size
 from hematokit.imaging.reading import IMAGE_SUFFIXES, decode_rgb, printable, read_bytes
 from hematokit.store import PatchStore
 
-__all__ = ["ALL_CELLS", "CellSource", "ImageCells", "StoreCells"]
+__all__ = ["ALL_CELLS", "EvaluatedCells", "ImageCells", "StoreCells"]
 
 ALL_CELLS: Final = "all"
 """Name that stands for every cell of a store, whatever its split."""
@@ -32,7 +32,7 @@ Patches = npt.NDArray[np.uint8]
 Positions = npt.NDArray[np.int64]
 
 
-class CellSource(Protocol):
+class EvaluatedCells(Protocol):
     """Cells that can be read in batches."""
 
     @property
@@ -91,7 +91,7 @@ class StoreCells:
 
     @property
     def cells(self) -> pd.DataFrame:
-        """See `CellSource`."""
+        """See `EvaluatedCells`."""
         return self._cells
 
     @property
@@ -100,7 +100,7 @@ class StoreCells:
         return _reject_frame([])
 
     def batches(self, positions: Positions, size: int) -> Iterator[tuple[Positions, Patches]]:
-        """See `CellSource`."""
+        """See `EvaluatedCells`."""
         rows = self._cells["row"].to_numpy(dtype=np.int64)
         parts = [positions[start : start + size] for start in range(0, len(positions), size)]
         waiting = deque((part, self.store.read_rows_async(rows[part])) for part in parts[:2])
@@ -111,7 +111,7 @@ class StoreCells:
             yield part, reading.result()
 
     def read(self, positions: Positions) -> Patches:
-        """See `CellSource`."""
+        """See `EvaluatedCells`."""
         return self.store.read_rows(self._cells["row"].to_numpy(dtype=np.int64)[positions])
 
 
@@ -172,16 +172,16 @@ class ImageCells:
 
     @property
     def cells(self) -> pd.DataFrame:
-        """See `CellSource`; hashes, groups and pixel sizes are known once `batches` is exhausted."""
+        """See `EvaluatedCells`; hashes, groups and pixel sizes are known once `batches` is exhausted."""
         return self._cells
 
     @property
     def rejects(self) -> pd.DataFrame:
-        """See `CellSource`."""
+        """See `EvaluatedCells`."""
         return _reject_frame(self._rejects)
 
     def batches(self, positions: Positions, size: int) -> Iterator[tuple[Positions, Patches]]:
-        """See `CellSource`."""
+        """See `EvaluatedCells`."""
         digests = self._cells["pixel_sha256"].to_numpy(dtype=object, copy=True)
         self._sizes = self._cells["pixel_size_um"].to_numpy(np.float64, copy=True)
         self._rejects.clear()
@@ -216,7 +216,7 @@ class ImageCells:
         )
 
     def read(self, positions: Positions) -> Patches:
-        """See `CellSource`."""
+        """See `EvaluatedCells`."""
         patches = [
             result for position in positions if not isinstance(result := self._read_one(int(position)), ImageError)
         ]

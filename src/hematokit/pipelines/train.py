@@ -25,7 +25,7 @@ from hematokit.store import open_store
 from hematokit.training.augmenting import make_augmenters, recorded_options
 from hematokit.training.config import TrainConfig, make_config
 from hematokit.training.data import PatchFeed, TrainingData, select_cells
-from hematokit.training.loop import Loop, stop_on_signals
+from hematokit.training.loop import Loop, TrainingSetup, stop_on_signals
 from hematokit.training.runs import RunFolder, environment
 
 if TYPE_CHECKING:
@@ -211,9 +211,8 @@ def train(
         }
         if "val" not in feeds and main:
             say("No validation cells: the epoch with the lowest training loss is kept, and nothing is calibrated")
-        loop = Loop(
-            config, classifier, data, feeds, augmenter, accelerator, run, request, shown, say if main else _quiet
-        )
+        setup = TrainingSetup(config, classifier, data, feeds, augmenter, accelerator, run)
+        loop = Loop(setup, request, shown, say if main else _quiet)
         if going_on:
             loop.resume()
         elif resume and main:

@@ -118,9 +118,9 @@ def _array_metadata(patch_size: int, codec: str) -> dict[str, Any]:
     """Let zarr itself say how the array is described, without writing anything."""
     patch = (patch_size, patch_size, 3)
     compressors = [Crc32cCodec()] if codec == "raw" else [ZstdCodec(level=1), Crc32cCodec()]
-    memory = zarr.storage.MemoryStore()
+    written: dict[str, Any] = {}
     zarr.create_array(
-        memory,
+        zarr.storage.MemoryStore(written),
         shape=(0, *patch),
         chunks=(1, *patch),
         shards=(schema.SHARD_PATCHES, *patch),
@@ -130,5 +130,5 @@ def _array_metadata(patch_size: int, codec: str) -> dict[str, Any]:
         dimension_names=("patch", "y", "x", "channel"),
         zarr_format=3,
     )
-    document: dict[str, Any] = json.loads(memory._store_dict[schema.ROOT_FILE].to_bytes())
+    document: dict[str, Any] = json.loads(written[schema.ROOT_FILE].to_bytes())
     return document

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch.nn import functional
 
-__all__ = ["PAPER_TARGET", "class_weights", "epoch_batches", "epoch_order", "log_priors"]
+__all__ = ["PAPER_TARGET", "BalancedLoss", "class_weights", "epoch_batches", "epoch_order", "log_priors"]
 
 PAPER_TARGET = 20_000
 """Images per class that the paper augments to."""
@@ -87,3 +89,40 @@ def log_priors(labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.fl
     counts = np.bincount(labels, minlength=classes)
     priors: npt.NDArray[np.float32] = np.log((counts + 1.0) / (counts.sum() + classes)).astype(np.float32)
     return priors
+
+
+class BalancedLoss(torch.nn.Module):
+    """Cross-entropy with class balance and label smoothing, summed over the cells of a batch.
+
+    Parameters
+    ----------
+    labels : ndarray (n,), int64
+        Class index of each training cell.
+    classes : int
+        Number of classes.
+    balance : str
+        ``"weighted-loss"`` weighs each cell by `class_weights`, ``"logit-adjustment"`` adds `log_priors` to the logits;
+        any other balance is none of the loss's.
+    label_smoothing : float
+        Share of a cell's label that is spread evenly over all classes.
+    """
+
+    weights: torch.Tensor | None
+    priors: torch.Tensor | None
+
+    def __init__(
+        self, labels: npt.NDArray[np.int64], classes: int, *, balance: str = "none", label_smoothing: float = 0.0
+    ) -> None:
+        super().__init__()
+        weighted, adjusted = balance == "weighted-loss", balance == "logit-adjustment"
+        self.register_buffer("weights", torch.from_numpy(class_weights(labels, classes)) if weighted else None)
+        self.register_buffer("priors", torch.from_numpy(log_priors(labels, classes)) if adjusted else None)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the summed loss (a scalar) of logits (B, C), float32, and class indices (B,), int64."""
+        if self.priors is not None:
+            logits = logits + self.priors
+        return functional.cross_entropy(
+            logits, targets, weight=self.weights, reduction="sum", label_smoothing=self.label_smoothing
+        )

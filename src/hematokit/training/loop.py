@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from hematokit.evaluation.metrics import validation_scores
 from hematokit.models.classifier import Classifier
 from hematokit.progress import Progress
 from hematokit.training.augmenting import Augmenters
-from hematokit.training.balance import class_weights, epoch_batches, epoch_order, log_priors
+from hematokit.training.balance import BalancedLoss, epoch_batches, epoch_order
 from hematokit.training.config import TrainConfig
 from hematokit.training.data import PatchFeed, TrainingData
 from hematokit.training.runs import Progressed, RunFolder
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["Loop", "StopRequest", "learning_rate", "stop_on_signals"]
+__all__ = ["Loop", "StopRequest", "TrainingSetup", "learning_rate", "stop_on_signals"]
 
 
 class StopRequest:
@@ -97,10 +98,11 @@ def learning_rate(step: int, *, per_epoch: int, epochs: int, warmup: float, peak
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, position))))
 
 
-class Loop:
-    """One training under way.
+@dataclass(frozen=True)
+class TrainingSetup:
+    """Everything that one training consists of.
 
-    Parameters
+    Attributes
     ----------
     config : TrainConfig
     classifier : Classifier
@@ -111,36 +113,49 @@ class Loop:
     augmenter : Augmenters
     accelerator : Accelerator
     run : RunFolder
+    """
+
+    config: TrainConfig
+    classifier: Classifier
+    data: TrainingData
+    feeds: dict[str, PatchFeed]
+    augmenter: Augmenters
+    accelerator: Accelerator
+    run: RunFolder
+
+
+class Loop:
+    """One training under way.
+
+    Parameters
+    ----------
+    setup : TrainingSetup
     request : StopRequest
         Looked at after each step.
     progress : Progress
-        Told after each step, in cells.
+        Called after each step with the number of cells that are done.
     log : callable
-        Given one line for people now and then.
+        Called with a line of text after each epoch and where something needs saying.
+
+    Attributes
+    ----------
+    state : Progressed
+        How far the training has come.
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        classifier: Classifier,
-        data: TrainingData,
-        feeds: dict[str, PatchFeed],
-        augmenter: Augmenters,
-        accelerator: Accelerator,
-        run: RunFolder,
-        request: StopRequest,
-        progress: Progress,
-        log: Callable[[str], None],
+        self, setup: TrainingSetup, request: StopRequest, progress: Progress, log: Callable[[str], None]
     ) -> None:
         from timm.optim import param_groups_weight_decay
 
+        config, classifier, data, accelerator = setup.config, setup.classifier, setup.data, setup.accelerator
         self.config = config
         self.classifier = classifier
         self.data = data
-        self.feeds = feeds
-        self.augmenter = augmenter
+        self.feeds = setup.feeds
+        self.augmenter = setup.augmenter
         self.accelerator = accelerator
-        self.run_folder = run
+        self.run_folder = setup.run
         self.request = request
         self.progress = progress
         self.log = log
@@ -156,14 +171,10 @@ class Loop:
         optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=self.device.type in ("cuda", "cpu"))
         self.model, self.optimizer = accelerator.prepare(classifier, optimizer)
         labels = data.splits["train"].labels
-        classes = len(data.taxonomy)
         self.train_labels = torch.from_numpy(labels).to(self.device)
-        self.weights: torch.Tensor | None = None
-        self.prior: torch.Tensor | None = None
-        if config.balance == "weighted-loss":
-            self.weights = torch.from_numpy(class_weights(labels, classes)).to(self.device)
-        if config.balance == "logit-adjustment":
-            self.prior = torch.from_numpy(log_priors(labels, classes)).to(self.device)
+        self.loss = BalancedLoss(
+            labels, len(data.taxonomy), balance=config.balance, label_smoothing=config.label_smoothing
+        ).to(self.device)
 
     @property
     def planned(self) -> int:
@@ -336,7 +347,7 @@ class Loop:
                 images = self.augmenter(self.classifier.prepare(chunk), generator)
                 with accelerator.autocast():
                     logits = self.model(images)
-                loss = self._loss(logits.float(), target)
+                loss = self.loss(logits.float(), target)
                 summed += loss.detach()
                 # Gradients are averaged over processes whose shares may differ by a cell: scaled so that the average
                 # is the mean over the whole batch.
@@ -346,13 +357,6 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return summed
-
-    def _loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        if self.prior is not None:
-            logits = logits + self.prior
-        return functional.cross_entropy(
-            logits, targets, weight=self.weights, reduction="sum", label_smoothing=self.config.label_smoothing
-        )
 
     def _agree(self, loss: torch.Tensor) -> tuple[float, bool]:
         """Sum the loss over processes, and learn whether any of them was asked to stop."""

@@ -53,8 +53,14 @@ __all__ = [
     "refit_norms",
 ]
 
-_NORMS: Final = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_LAYERS: Final = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, *_NORMS)
+_BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_INSTANCE_NORMS: Final = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_NORMS: Final = (*_BATCH_NORMS, *_INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_CONVOLUTIONS: Final = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+_LAYERS: Final = (*_CONVOLUTIONS, nn.Linear, nn.Embedding, *_NORMS)
 OWN: Final = "own parameters"
 
 
@@ -185,7 +191,7 @@ def refit_norms(
         module
         for block in blocks
         for module in block.modules(network)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+        if isinstance(module, _BATCH_NORMS) and module.track_running_stats
     ]
     usable = [batch for batch in batches if len(batch) > 1]
     if not norms or not usable:
