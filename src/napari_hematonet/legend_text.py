@@ -69,7 +69,7 @@ class Counted:
         A review never changes the table that it has shown once as its ``cells``, so that this may be done in another
         thread.
         """
-        from hematokit.differential.counts import called_classes
+        from hematokit.annotations.cells import called_classes
         from hematokit.review.table import count_by_class, summarize
 
         summary = summarize(cells, taxonomy, unsure_below)

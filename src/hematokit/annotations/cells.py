@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from hematokit.errors import PluginError
@@ -18,10 +19,16 @@ if TYPE_CHECKING:
 __all__ = [
     "DETECTION_COLUMNS",
     "TABLE_COLUMNS",
+    "UNSURE_BELOW",
+    "below_threshold",
+    "called_classes",
+    "cell_box",
     "check_detections",
     "empty_detections",
     "name_cells",
     "order_columns",
+    "text_column",
+    "unsure_cells",
 ]
 
 TABLE_COLUMNS: Final = (
@@ -38,6 +45,9 @@ TABLE_COLUMNS: Final = (
 )
 """Columns of a field's cells table before classification, in order. Classification adds ``predicted``,
 ``probability``, ``p_<CODE>`` for every class of the model, and ``reviewed``."""
+
+UNSURE_BELOW: Final = 0.5
+"""Default probability below which a cell is low-confidence."""
 
 _NUMBERS: Final = ("y", "x", "y0", "x0", "height", "width", "score")
 
@@ -181,3 +191,47 @@ def order_columns(cells: pd.DataFrame) -> pd.DataFrame:
 def cell_box(row: Any) -> Box:
     """The box of one row of a cells table (as `DataFrame.itertuples` gives it)."""
     return Box(int(row.y0), int(row.x0), int(row.height), int(row.width))
+
+
+def called_classes(cells: pd.DataFrame) -> npt.NDArray[np.object_]:
+    """Return the class each cell (n,) is called: its label where a person has reviewed it, else what was predicted.
+
+    Empty where there is neither; a cell that was never classified is called by its label.
+    """
+    label = text_column(cells, "label")
+    predicted = text_column(cells, "predicted")
+    reviewed = _reviewed(cells) & (label != "")
+    return np.where(reviewed | (predicted == ""), label, predicted).astype(object)
+
+
+def unsure_cells(cells: pd.DataFrame, unsure_below: float) -> npt.NDArray[np.bool_]:
+    """Tell which cells (n,) are unsure: probability below the threshold or missing, and not reviewed by a person.
+
+    A cell with a known label that was never classified is sure.
+    """
+    if "probability" not in cells.columns:
+        return np.zeros(len(cells), np.bool_)
+    probability = cells["probability"].to_numpy(np.float64, na_value=np.nan)
+    known = (text_column(cells, "label") != "") & (text_column(cells, "predicted") == "")
+    unsure: npt.NDArray[np.bool_] = below_threshold(probability, unsure_below) & ~_reviewed(cells) & ~known
+    return unsure
+
+
+def below_threshold(probability: npt.ArrayLike, unsure_below: float) -> npt.NDArray[np.bool_]:
+    """Tell which probabilities are below the threshold; one that is missing (not a number) is."""
+    below: npt.NDArray[np.bool_] = ~(np.asarray(probability, np.float64) >= unsure_below)
+    return below
+
+
+def text_column(cells: pd.DataFrame, column: str) -> npt.NDArray[np.object_]:
+    """Return a column of text (n,), empty where it is missing."""
+    if column not in cells.columns:
+        return np.full(len(cells), "", object)
+    texts = cells[column].astype(object)
+    return np.asarray(texts.where(texts.notna(), "").to_numpy(object))
+
+
+def _reviewed(cells: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    if "reviewed" not in cells.columns:
+        return np.zeros(len(cells), np.bool_)
+    return np.asarray(cells["reviewed"].to_numpy(object) == np.True_, np.bool_)

@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.annotations.cells import cell_box
-from hematokit.differential.counts import called_classes
+from hematokit.annotations.cells import called_classes, cell_box
 from hematokit.errors import FieldError
 from hematokit.files import replace_file
 from hematokit.imaging.geometry import box_ring, to_geojson_ring, to_micrometres

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from hematokit.annotations.cells import UNSURE_BELOW, called_classes, text_column, unsure_cells
 from hematokit.errors import FieldError
 from hematokit.imaging.reading import printable
 from hematokit.taxonomy import CellClass, Taxonomy
@@ -32,12 +33,8 @@ from hematokit.taxonomy import CellClass, Taxonomy
 __all__ = [
     "CellCounts",
     "CountingGroups",
-    "UNSURE_BELOW",
-    "below_threshold",
-    "called_classes",
     "count_cells",
     "counting_groups",
-    "unsure_cells",
 ]
 
 _NOT_COUNTED: Final = re.compile(
@@ -147,10 +144,6 @@ def _is_blast(entry: CellClass) -> bool:
     return not _ERYTHROID.search(entry.lineage) and bool(_BLAST.search(entry.lineage) or _BLAST.search(entry.name))
 
 
-UNSURE_BELOW: Final = 0.5
-"""Default probability below which a cell is counted as unsure."""
-
-
 @dataclass(frozen=True, eq=False)
 class CellCounts:
     """Cells of each class in each field; small, and mergeable.
@@ -196,49 +189,6 @@ class CellCounts:
             np.concatenate([flat, *(part.unclassified for part in parts)]),
             np.concatenate([flat, *(part.border for part in parts)]),
         )
-
-
-def called_classes(cells: pd.DataFrame) -> npt.NDArray[np.object_]:
-    """Return the class each cell (n,) is called: its label where a person has reviewed it, else what was predicted.
-
-    Empty where there is neither; a cell that was never classified is called by its label.
-    """
-    label = _texts(cells, "label")
-    predicted = _texts(cells, "predicted")
-    reviewed = _reviewed(cells) & (label != "")
-    return np.where(reviewed | (predicted == ""), label, predicted).astype(object)
-
-
-def unsure_cells(cells: pd.DataFrame, unsure_below: float) -> npt.NDArray[np.bool_]:
-    """Tell which cells (n,) are unsure: probability below the threshold or missing, and not reviewed by a person.
-
-    A cell with a known label that was never classified is sure.
-    """
-    if "probability" not in cells.columns:
-        return np.zeros(len(cells), np.bool_)
-    probability = cells["probability"].to_numpy(np.float64, na_value=np.nan)
-    known = (_texts(cells, "label") != "") & (_texts(cells, "predicted") == "")
-    unsure: npt.NDArray[np.bool_] = below_threshold(probability, unsure_below) & ~_reviewed(cells) & ~known
-    return unsure
-
-
-def below_threshold(probability: npt.ArrayLike, unsure_below: float) -> npt.NDArray[np.bool_]:
-    """Tell which probabilities are below the threshold; one that is missing (not a number) is."""
-    below: npt.NDArray[np.bool_] = ~(np.asarray(probability, np.float64) >= unsure_below)
-    return below
-
-
-def _texts(cells: pd.DataFrame, column: str) -> npt.NDArray[np.object_]:
-    if column not in cells.columns:
-        return np.full(len(cells), "", object)
-    texts = cells[column].astype(object)
-    return np.asarray(texts.where(texts.notna(), "").to_numpy(object))
-
-
-def _reviewed(cells: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    if "reviewed" not in cells.columns:
-        return np.zeros(len(cells), np.bool_)
-    return np.asarray(cells["reviewed"].to_numpy(object) == np.True_, np.bool_)
 
 
 def count_cells(
@@ -290,8 +240,8 @@ def count_cells(
             "classified these cells"
         )
     known = {entry[0]: entry for entry in fields or ()}
-    names = _texts(cells, "field_id")
-    smears, patients = _texts(cells, "smear_id"), _texts(cells, "patient_id")
+    names = text_column(cells, "field_id")
+    smears, patients = text_column(cells, "smear_id"), text_column(cells, "patient_id")
     for row in np.flatnonzero(~pd.Series(names, dtype=object).duplicated().to_numpy()):
         known.setdefault(str(names[row]), (str(names[row]), str(smears[row]), str(patients[row])))
     order = {name: number for number, name in enumerate(known)}

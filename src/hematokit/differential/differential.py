@@ -10,14 +10,12 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from hematokit.annotations.cells import UNSURE_BELOW
 from hematokit.differential.counts import (
-    UNSURE_BELOW,
     CellCounts,
     CountingGroups,
-    called_classes,
     count_cells,
     counting_groups,
-    unsure_cells,
 )
 from hematokit.differential.summary import Ratio, Share, Summarizer, Summary, as_percent, as_percents
 from hematokit.taxonomy import Taxonomy
@@ -29,11 +27,9 @@ __all__ = [
     "Ratio",
     "Share",
     "Summary",
-    "called_classes",
     "count_cells",
     "count_differential",
     "summarize_counts",
-    "unsure_cells",
 ]
 
 SCHEMA_VERSION: Final = 1

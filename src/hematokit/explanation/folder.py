@@ -31,7 +31,7 @@ import pandas as pd
 import pyarrow as pa
 
 from hematokit._version import __version__
-from hematokit.differential.counts import unsure_cells
+from hematokit.annotations.cells import unsure_cells
 from hematokit.errors import ExplanationError
 from hematokit.explanation.running import ChooseTargets, ExplainedBatch, explain_in_batches
 from hematokit.files import TEMPORARY_PREFIX, one_line_read_errors, one_line_write_errors, write_json

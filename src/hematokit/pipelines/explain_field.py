@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.annotations.cells import name_cells
+from hematokit.annotations.cells import name_cells, unsure_cells
 from hematokit.detection.windows import examine_field, make_detector
-from hematokit.differential.counts import unsure_cells
 from hematokit.errors import ExplanationError
 from hematokit.explanation.field_map import cell_boxes, maps_to_patch, shrink_layer, write_layer
 from hematokit.explanation.folder import MapArrays, check_threshold, writing

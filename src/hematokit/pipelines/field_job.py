@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import pandas as pd
 from pydantic import TypeAdapter
 
-from hematokit.annotations.cells import name_cells
+from hematokit.annotations.cells import name_cells, unsure_cells
 from hematokit.annotations.writing import read_parquet, write_csv, write_geojson, write_parquet
 from hematokit.detection.windows import examine_field, make_detector
-from hematokit.differential.counts import unsure_cells
 from hematokit.errors import FieldError, HematokitError
 from hematokit.files import one_line_write_errors, write_atomically, write_json
 from hematokit.imaging.fieldfiles import Field, file_orientation, open_field

@@ -19,7 +19,8 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from hematokit.differential.counts import UNSURE_BELOW, called_classes, counting_groups, unsure_cells
+from hematokit.annotations.cells import UNSURE_BELOW, called_classes, unsure_cells
+from hematokit.differential.counts import counting_groups
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont

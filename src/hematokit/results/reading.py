@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from hematokit.annotations.cells import UNSURE_BELOW
 from hematokit.annotations.writing import read_parquet
-from hematokit.differential.counts import UNSURE_BELOW
 from hematokit.errors import FieldError, HematokitError, TaxonomyError
 from hematokit.files import one_line_read_errors
 from hematokit.imaging.reading import printable

@@ -20,9 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.annotations.cells import order_columns
+from hematokit.annotations.cells import UNSURE_BELOW, called_classes, order_columns, unsure_cells
 from hematokit.annotations.writing import write_csv, write_geojson, write_parquet
-from hematokit.differential.counts import UNSURE_BELOW, called_classes, unsure_cells
 from hematokit.differential.summary import Summary
 from hematokit.errors import FieldError
 from hematokit.files import one_line_write_errors

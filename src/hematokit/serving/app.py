@@ -19,8 +19,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from hematokit._version import __version__
+from hematokit.annotations.cells import below_threshold
 from hematokit.detection.windows import make_detector
-from hematokit.differential.counts import below_threshold, counting_groups
+from hematokit.differential.counts import counting_groups
 from hematokit.errors import BusyError, FieldError, HematokitError, ImageError, ServingError
 from hematokit.imaging.reading import decode_rgb
 from hematokit.models.field_cells import model_pixel_size
