@@ -117,7 +117,7 @@ def with_image_size(path: Path, size: int, folder: Path) -> Path:
     backbone.load_state_dict(fitting, strict=False)
     say(f"{path} at {size} px: {len(fitting)} of {len(fresh)} tensors are the model's, the others drawn")
     changed = Classifier(backbone, model.taxonomy, choice.input, model.patch_size, model.temperature)
-    save_bundle(folder, changed, choice, dict(model.config.training), pixel_size_um=model.config.pixel_size_um)
+    save_bundle(folder, changed, choice, model.config.training, pixel_size_um=model.config.pixel_size_um)
     return folder
 
 

@@ -17,6 +17,7 @@ from hematokit import DetectorSpec, Option
 from hematokit.annotations import load_class_map, read_class_names
 from hematokit.cli.main import main
 from hematokit.errors import FieldError, HematokitError, TaxonomyError, TrainingError
+from hematokit.models import TrainingRecord
 from hematokit.pipelines.train import train
 from hematokit.plugins import registered
 from hematokit.taxonomy import MATEK_21, load_taxonomy
@@ -142,10 +143,14 @@ def test_what_a_run_writes_about_text_it_reads_again(facts: object) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(folder)
         config = make_config({"store": "0123", "output": "on", "exclude": list(WORDS), "one_vs_rest": "~"})
-        run.write_config(config, {"classes": facts, "split": {"01": 0.5, "seed": 7, "by": None}})
+        record = TrainingRecord.model_validate(
+            {"classes": WORDS, "own": facts, "split": {"01": 0.5, "seed": 7, "by": None}}
+        )
+        run.write_config(config, record)
         settings, found = run.read_config()
     assert make_config(settings) == config
-    assert found == {"classes": facts, "split": {"01": 0.5, "seed": 7, "by": None}, "command": []}
+    assert found == record | {"command": []}
+    assert found.model_dump(exclude_unset=True)["split"] == {"01": 0.5, "seed": 7, "by": None}
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from hematokit.fields.exports import read_parquet
+from hematokit.imaging.synthetic import PIXEL_SIZE_UM, synthesize_field
 from PIL import Image
 
 import hematokit
-from hematokit.fields.exports import read_parquet
-from hematokit.imaging.synthetic import PIXEL_SIZE_UM, synthesize_field
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tinykit import seal_bundle, write_crops

@@ -18,6 +18,7 @@ from hematokit.cli.main import main
 from hematokit.errors import EvaluationError, ModelError
 from hematokit.evaluation.evaluate import evaluate_images, evaluate_store
 from hematokit.evaluation.files import read_predictions, write_evaluation
+from hematokit.models import TrainingRecord
 from hematokit.store import create_store, import_crops, open_store, set_pixel_size, split_store
 from hematokit.synthetic import PIXEL_SIZE_UM
 from hematokit.taxonomy import MATEK_21, CellClass, Taxonomy
@@ -40,10 +41,12 @@ class ByColour:
             return Taxonomy("one", (CellClass(self.codes[0], "This one"), CellClass("rest", "All others")))
         return MATEK_21.subset(self.codes)
 
+    pixel_size_um: float | None = None
+
     @property
     def config(self) -> Any:
         return SimpleNamespace(
-            training=self.training, backbone=SimpleNamespace(name="colour", variant="v"), created="x"
+            training=TrainingRecord(**self.training), backbone=SimpleNamespace(name="colour", variant="v"), created="x"
         )
 
     def predict(self, patches: np.ndarray, batch_size: int = 64) -> pd.DataFrame:

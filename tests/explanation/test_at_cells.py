@@ -144,7 +144,7 @@ def test_a_class_that_the_model_does_not_have(field: Any, tiny_run: Path) -> Non
 def test_which_classifier_can_be_explained(tiny_run: Path, tmp_path: Path) -> None:
     model = load_model(tiny_run, device="cpu")
     assert explainable(model, "") is model
-    other = SimpleNamespace(runtime="onnxruntime")
+    other = SimpleNamespace(runtime="onnxruntime", identity="")
     assert explainable(other, str(tiny_run), device="cpu").runtime == "torch"
     with pytest.raises(ExplanationError, match="without their model"):
         explainable(None, "")

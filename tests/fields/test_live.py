@@ -27,6 +27,7 @@ class Model:
     """Calls cells by the blue of their patches; may have too little memory."""
 
     patch_size = 64
+    pixel_size_um = None
     taxonomy: Taxonomy = MATEK_21.subset(["BLA", "LYT"])
 
     def __init__(self, room: int = 1000, device: str = "cpu") -> None:

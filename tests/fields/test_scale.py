@@ -183,7 +183,7 @@ def test_real_crops_in_a_coarser_field_come_back(real_data: Path, tmp_path: Path
     best = np.abs(np.stack(blurred).astype(float) - crops).mean()
     errors = {}
     for known in (0.086, None):
-        model: Any = SimpleNamespace(patch_size=250, config=SimpleNamespace(pixel_size_um=known))
+        model: Any = SimpleNamespace(patch_size=250, pixel_size_um=known)
         with open_field(tmp_path / "field.png", pixel_size_um=0.25) as field:
             patches = cut_patches(field, cells, 250, side=field_patch_side(field, model))
         errors[known] = np.abs(patches.astype(float) - crops).mean()

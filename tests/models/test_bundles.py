@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hematokit import MATEK_21, HematokitError, load_model, open_store
-from hematokit.models import Classifier, build_backbone, choose_backbone, save_bundle
+from hematokit.models import Classifier, TrainingRecord, build_backbone, choose_backbone, save_bundle
 from hematokit.models.classifier import shrink_patches
 from hematokit.plugins.specs import InputSpec
 from tinykit import seal_bundle
@@ -326,7 +326,8 @@ def test_saving_over_a_bundle_replaces_it(tmp_path: Path) -> None:
         model = Classifier(build_backbone(choice, 21), MATEK_21, choice.input, 250, temperature=1.5)
         save_bundle(tmp_path / "b", model, choice, {"seed": seed})
     loaded = load_model(tmp_path / "b", "cpu")
-    assert loaded.config.training == {"seed": 2}
+    assert loaded.config.training == TrainingRecord(seed=2)
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["training"] == {"seed": 2}
     assert loaded.temperature == 1.5
     assert loaded.taxonomy == MATEK_21
     names = ["README.md", "SHA256SUMS", "config.json", "model.safetensors"]

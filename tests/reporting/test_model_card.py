@@ -71,11 +71,11 @@ def test_figures_are_those_of_the_evaluation_with_their_intervals(card: str, run
 def test_data_classes_and_counts_are_those_of_the_training(card: str, model: Classifier) -> None:
     training = model.config.training
     data = section(card, "Data")
-    assert training["store_hash"] in data
+    assert training.store_hash in data
     rows = {row[1]: row for row in table(data) if len(row) > 2}
     for index, code in enumerate(model.codes):
         assert rows[code][0] == str(index)
-        assert rows[code][-3:] == [str(training["counts"][split].get(code, 0)) for split in ("train", "val", "test")]
+        assert rows[code][-3:] == [str(training.counts[split].get(code, 0)) for split in ("train", "val", "test")]
 
 
 def test_what_a_reader_must_know_is_said(card: str) -> None:
@@ -89,7 +89,7 @@ def test_what_a_reader_must_know_is_said(card: str) -> None:
 
 
 def test_nothing_of_this_computer_is_in_it(card: str, run: Path, model: Classifier) -> None:
-    assert str(Path(model.config.training["store"]).parent) not in card
+    assert str(Path(model.config.training.store).parent) not in card
     assert str(run.parent) not in card
     assert "tiny.zarr" in card
 
@@ -139,7 +139,7 @@ def test_a_command_that_does_not_say_all_is_made_from_the_settings(model: Classi
 
 def test_settings_without_an_option_and_weights_are_in_the_command(model: Classifier) -> None:
     """Else the command makes another model. What is as usual is left out, and so are folders."""
-    settings = model.config.training["settings"] | {
+    settings = model.config.training.settings | {
         "label_smoothing": 0.1,
         "monitor": "accuracy",
         "weights": "/home/me/start.pth",
@@ -157,8 +157,8 @@ def test_settings_without_an_option_and_weights_are_in_the_command(model: Classi
         "augmenter.strength=2",
     ]
     assert "/home" not in text
-    split = model.config.training["split"]
-    assert f"--seed {split['seed']}" in text
+    split = model.config.training.split
+    assert f"--seed {split.seed}" in text
 
 
 @pytest.mark.parametrize(
@@ -241,10 +241,9 @@ def test_damaged_figures_are_one_line(
 def test_names_of_classes_are_text_and_nothing_else(model: Classifier) -> None:
     hostile = "x|y <script>alert(1)</script> `a` [b](javascript:c) *d* ![e](f)\n# heading"
     given = model.config.model_copy(
-        update={"taxonomy": Taxonomy("t", tuple(CellClass(code, hostile) for code in model.codes)).to_dict()}
+        update={"taxonomy": Taxonomy("t", tuple(CellClass(code, hostile) for code in model.codes))}
     )
-    taxonomy = Taxonomy.from_dict(given.taxonomy)
-    renamed = Classifier(model.backbone, taxonomy, model.input_spec, model.patch_size, config=given)
+    renamed = Classifier(model.backbone, given.taxonomy, model.input_spec, model.patch_size, config=given)
     text = model_card(renamed, example=False)
     assert "<script>" not in text
     assert not re.search(r"(?<!\\)\]\((javascript|f)", text)

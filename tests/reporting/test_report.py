@@ -18,7 +18,7 @@ from PIL import Image
 
 from hematokit.errors import EvaluationError
 from hematokit.evaluation.evaluate import Evaluation
-from hematokit.models import load_model
+from hematokit.models import TrainingRecord, load_model
 from hematokit.pipelines.evaluate import evaluate
 from hematokit.reports import evaluation_figures as figures
 from hematokit.reports import text
@@ -212,4 +212,4 @@ def test_figures_read_honestly() -> None:
     assert text.p_value(0.0004) == "< 0.001"
     assert text.command("hematokit", "evaluate", Path("a b")) == "hematokit evaluate 'a b'"
     assert text.duration(3725) == "1 h 02 min"
-    assert text.training_facts({}) == []
+    assert text.training_facts(TrainingRecord()) == []

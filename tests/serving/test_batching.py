@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -161,7 +163,11 @@ def test_closing_refuses_what_waits_and_what_comes(model: Model) -> None:
 
 def test_a_field_takes_its_place_in_the_line(model: Model) -> None:
     batcher = started(model)
-    queued = QueuedModel(4, MATEK_21, batcher)
+    whole: Any = SimpleNamespace(
+        **dict.fromkeys(("config", "identity", "temperature", "pixel_size_um", "runtime", "device")),
+        **{"taxonomy": MATEK_21, "codes": MATEK_21.codes, "patch_size": 4},
+    )
+    queued = QueuedModel(whole, batcher)
     values = list(range(21))
     table = queued.predict(patches(*values), batch_size=64)
     assert table["predicted"].tolist() == [CODES[value % 3] for value in values]

@@ -260,7 +260,7 @@ def test_whenever_early_stopping_is_stopped_the_bundle_comes(
     if code:
         train(output=run, resume=True)
     assert_equal_bundles(run, whole)
-    assert load_model(run, "cpu").config.training["best_epoch"] == epochs - 2
+    assert load_model(run, "cpu").config.training.best_epoch == epochs - 2
     assert len((run / "metrics.csv").read_text().splitlines()) == epochs + 1
     assert (run / "summary.json").is_file()
 

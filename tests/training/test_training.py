@@ -60,7 +60,7 @@ def test_it_learns_and_the_bundle_predicts(tiny_run: Path, tiny_store: Path) -> 
     model = load_model(tiny_run, device="cpu")
     # The reject class is left out unless asked for, and stays in the store.
     assert model.codes == ("BLA", "NGS", "LYT")
-    assert model.config.training["left_out"] == {"ART": 20}
+    assert model.config.training.left_out == {"ART": 20}
     store = open_store(tiny_store)
     cells = store.cells.query("split == 'test' and label != 'ART'")
     predicted = model.predict(store.patches(cells["cell_id"]))
@@ -69,7 +69,7 @@ def test_it_learns_and_the_bundle_predicts(tiny_run: Path, tiny_store: Path) -> 
     assert (predicted["predicted"].to_numpy() == cells["label"].to_numpy()).mean() > 0.75
     card = (tiny_run / "bundle" / "README.md").read_text()
     assert "research use only" in card.lower()
-    assert model.config.training["store_hash"] in card
+    assert model.config.training.store_hash in card
 
 
 def test_tensorboard_reads_the_events(tiny_run: Path) -> None:
@@ -278,7 +278,7 @@ def test_early_stopping_keeps_the_best_epoch(tiny_store: Path, tmp_path: Path) -
     assert result.finished
     assert result.epochs < 30
     assert result.epochs == result.best_epoch + 2
-    assert load_model(result.run, "cpu").config.training["best_epoch"] == result.best_epoch
+    assert load_model(result.run, "cpu").config.training.best_epoch == result.best_epoch
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tiny_store: Path, tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_one_vs_rest(tiny_store: Path, tmp_path: Path) -> None:
     train(tiny_store, tmp_path / "run", settings=TINY, one_vs_rest="NGS", epochs=2)
     model = load_model(tmp_path / "run", "cpu")
     assert model.codes == ("NGS", "rest")
-    counts = model.config.training["counts"]["train"]
+    counts = model.config.training.counts["train"]
     assert counts["rest"] > counts["NGS"] > 0
     store = open_store(tiny_store)
     assert set(model.predict(store.patches(store.cells["cell_id"][:4]))["predicted"]) <= {"NGS", "rest"}
@@ -487,7 +487,7 @@ def test_the_pixel_size_is_that_of_the_training_cells(
     result = train(store, tmp_path / "run", settings=TINY | {"epochs": 1}, log=said.append)
     model = load_model(result.run, device="cpu")
     assert model.config.pixel_size_um == recorded
-    assert model.config.training["pixel_size_um"] == recorded
+    assert model.config.training.pixel_size_um == recorded
     assert yaml.safe_load((result.run / "config.yaml").read_text())["facts"]["pixel_size_um"] == recorded
     warnings = [line for line in said if line.startswith("Warning: ")]
     assert len(warnings) == bool(warning)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,14 +15,16 @@ import pandas as pd
 from hematokit._version import __version__
 from hematokit.errors import EvaluationError, HematokitError, ModelError
 from hematokit.evaluation.metrics import OVERALL_METRICS, Scores, score
-from hematokit.evaluation.predictor import Predictor, scale_mismatch, training_of, training_store
+from hematokit.evaluation.predictor import scale_mismatch
 from hematokit.evaluation.sources import ALL_CELLS, EvaluatedCells, ImageCells, StoreCells
+from hematokit.models.config import TrainingRecord
+from hematokit.models.model import Model
 from hematokit.progress import Progress, no_progress
 from hematokit.store import PatchStore, open_store
 from hematokit.store.smears import on_several_sides, some_of
 from hematokit.taxonomy import MATEK_21, Taxonomy
 
-__all__ = ["REST", "Evaluation", "Predictor", "evaluate_images", "evaluate_store"]
+__all__ = ["REST", "Evaluation", "evaluate_images", "evaluate_store"]
 
 REST: Final = "rest"
 """Code of "any other class" in a one-vs-rest classifier."""
@@ -49,7 +51,7 @@ class Evaluation:
         Images that could not be used: ``source``, ``reason``, ``message``.
     distribution : DataFrame
         Cells by class code (rows) and split (columns).
-    training : dict
+    training : TrainingRecord
         What the bundle says about its training.
     about : dict
         What was evaluated, on what, when, by which version.
@@ -68,7 +70,7 @@ class Evaluation:
     left_out: dict[str, int]
     rejects: pd.DataFrame
     distribution: pd.DataFrame
-    training: dict[str, Any]
+    training: TrainingRecord
     about: dict[str, Any]
     notes: tuple[str, ...]
     read_patches: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]] = field(repr=False)
@@ -94,7 +96,7 @@ class Evaluation:
 
 
 def evaluate_store(
-    model: Predictor,
+    model: Model,
     store: PatchStore,
     split: str = "test",
     *,
@@ -110,7 +112,7 @@ def evaluate_store(
 
     Parameters
     ----------
-    model : Predictor
+    model : Model
         The classifier.
     store : PatchStore
         Any store with patches of the classifier's size.
@@ -148,8 +150,8 @@ def evaluate_store(
             f"split {split!r} of store {store.path} has no cell of a class that the model knows "
             f"({', '.join(model.codes)}); it has: {found}"
         )
-    training = training_of(model)
-    own = bool(training.get("store_hash")) and training.get("store_hash") == store.content_hash
+    training = model.config.training
+    own = training.store_hash == store.content_hash
     about = {"store": str(store.path), **data_identity(store), "split": split, "images": None}
     notes = [
         *_split_notes(training, store, split, own),
@@ -166,7 +168,7 @@ def data_identity(store: PatchStore) -> dict[str, Any]:
 
 
 def evaluate_images(
-    model: Predictor,
+    model: Model,
     folder: str | Path,
     *,
     batch_size: int = 64,
@@ -178,7 +180,7 @@ def evaluate_images(
 
     Parameters
     ----------
-    model : Predictor
+    model : Model
         The classifier.
     folder : path
         Images of the classifier's patch size, at any depth.
@@ -195,11 +197,11 @@ def evaluate_images(
     EvaluationError
         If the folder is missing or has no image that can be used.
     """
-    training = training_of(model)
-    one = training.get("one_vs_rest")
+    training = model.config.training
     # Classes that were excluded in training are labels too: their images are known, and known to be left out.
-    counted = training.get("counts")
-    known = {*model.codes, *MATEK_21.codes, *_codes_of(counted), *_excluded(training)} - {REST if one else ""}
+    counted = training.counts or {}
+    known = {*model.codes, *MATEK_21.codes, *(code for part in counted.values() for code in part)}
+    known = (known | training.without_part) - {REST if training.one_vs_rest else ""}
     source = ImageCells(Path(folder), frozenset(known), model.patch_size)
     truth = _true_codes(source.cells["label"], model)
     everything = np.arange(len(truth), dtype=np.int64)
@@ -243,7 +245,7 @@ class _Cells:
 
 
 def _evaluate(
-    model: Predictor, cells: _Cells, *, batch_size: int, seed: int, bootstrap: int, progress: Progress
+    model: Model, cells: _Cells, *, batch_size: int, seed: int, bootstrap: int, progress: Progress
 ) -> Evaluation:
     """Classify cells and score those with a label."""
     started = datetime.now(UTC)
@@ -262,13 +264,12 @@ def _evaluate(
     used[places[labelled]] = True
     rejected = set(source.rejects["source"])
     outside = source.cells[~used & ~source.cells["source"].isin(rejected)]["label"].value_counts()
-    config = getattr(model, "config", None)
-    backbone = getattr(config, "backbone", None)
+    config = model.config
     about = {
         **cells.about,
-        "backbone": getattr(backbone, "name", None),
-        "variant": getattr(backbone, "variant", None),
-        "model_created": getattr(config, "created", None),
+        "backbone": config.backbone.name,
+        "variant": config.backbone.variant,
+        "model_created": config.created,
         "temperature": float(model.temperature),
         "bootstrap": bootstrap,
         "seed": seed,
@@ -283,7 +284,7 @@ def _evaluate(
         left_out={str(label): int(count) for label, count in sorted(outside.items())},
         rejects=source.rejects,
         distribution=cells.distribution,
-        training=training_of(model),
+        training=model.config.training,
         about=about,
         notes=tuple(cells.notes),
         read_patches=lambda positions: source.read(places[positions]),
@@ -291,7 +292,7 @@ def _evaluate(
 
 
 def _classified(
-    model: Predictor, cells: _Cells, batch_size: int, progress: Progress
+    model: Model, cells: _Cells, batch_size: int, progress: Progress
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Return the positions (n,) of the cells that could be read, and their probabilities (n, C)."""
     wanted = len(cells.wanted)
@@ -315,7 +316,7 @@ def _classified(
 
 
 def _predictions(
-    model: Predictor, cells: pd.DataFrame, truth: pd.Series, probabilities: npt.NDArray[np.float32]
+    model: Model, cells: pd.DataFrame, truth: pd.Series, probabilities: npt.NDArray[np.float32]
 ) -> pd.DataFrame:
     """Lay out `Evaluation.predictions`."""
     best = probabilities.argmax(axis=1)
@@ -328,26 +329,25 @@ def _predictions(
         **{f"p_{code}": probabilities[:, index] for index, code in enumerate(model.codes)},
         "group": cells["group"].to_numpy(),
     }
-    if training_of(model).get("one_vs_rest"):
+    if model.config.training.one_vs_rest:
         table["original_label"] = cells["label"].to_numpy()
     return pd.DataFrame(table)
 
 
-def _true_codes(labels: pd.Series, model: Predictor) -> pd.Series:
+def _true_codes(labels: pd.Series, model: Model) -> pd.Series:
     """Label of each cell as the classifier has it; empty where it has none."""
-    training = training_of(model)
-    one = training.get("one_vs_rest")
+    training = model.config.training
+    one = training.one_vs_rest
     given = labels.astype(object)
     if one:
-        known = (given != "") & ~given.isin(list(_excluded(training)))
+        known = (given != "") & ~given.isin(list(training.without_part))
         return given.where(given == one, REST).where(known, "")
     return given.where(given.isin(list(model.codes)), "")
 
 
-def _split_notes(training: Mapping[str, Any], store: PatchStore, split: str, own: bool) -> list[str]:
+def _split_notes(training: TrainingRecord, store: PatchStore, split: str, own: bool) -> list[str]:
     notes = []
-    trained_on = str(training.get("store") or "")
-    same_place = bool(trained_on) and Path(trained_on).resolve() == store.path.resolve()
+    same_place = bool(training.store) and Path(training.store or "").resolve() == store.path.resolve()
     if same_place and not own:
         notes.append("The store has changed since the training: cells or labels were added, removed or corrected.")
     if not (own or same_place):
@@ -356,7 +356,7 @@ def _split_notes(training: Mapping[str, Any], store: PatchStore, split: str, own
         notes.append("These cells include the ones the model was trained on: the figures say nothing about new cells.")
     if split == "val":
         notes.append("The validation cells chose the epoch and the temperature: the figures are somewhat too good.")
-    then = training.get("split_hash") or _of(training.get("split"), "hash")
+    then = training.trained_split_hash
     now = (store.split_info or {}).get("hash")
     if then and now and then != now and split != ALL_CELLS:
         notes.append(
@@ -371,14 +371,14 @@ def _split_notes(training: Mapping[str, Any], store: PatchStore, split: str, own
 
 
 def _seen_notes(
-    model: Predictor, store: PatchStore | None, digests: pd.Series, own: bool, patients: pd.Series | None = None
+    model: Model, store: PatchStore | None, digests: pd.Series, own: bool, patients: pd.Series | None = None
 ) -> list[str]:
     """Look for cells from elsewhere, and their patients, among those trained on, if that store is in reach."""
-    path = training_store(model)
-    if own or path is None or (store is not None and path.resolve() == store.path.resolve()):
+    stated = model.config.training.store
+    if own or not stated or (store is not None and Path(stated).resolve() == store.path.resolve()):
         return []
     try:
-        trained = open_store(path).cells
+        trained = open_store(stated).cells
     except HematokitError:
         return ["The store the model was trained on is out of reach: whether these cells were trained on is not known."]
     trained = trained[trained["split"].isin(["train", "val"])]
@@ -401,28 +401,9 @@ def _scale_notes(said: str) -> list[str]:
     return [f"{said[:1].upper()}{said[1:]}."] if said else []
 
 
-def _excluded(training: Mapping[str, Any]) -> set[str]:
-    """Classes that took no part in training: by choice, or because their cells could not be used."""
-    return {*(training.get("exclude") or ()), *(training.get("left_out") or ())}
-
-
-def _of(value: object, key: str) -> Any:
-    return value.get(key) if isinstance(value, Mapping) else None
-
-
-def _codes_of(counts: object) -> set[str]:
-    return (
-        {str(code) for part in counts.values() if isinstance(part, Mapping) for code in part}
-        if isinstance(counts, Mapping)
-        else set()
-    )
-
-
-def _counts_frame(counts: object) -> pd.DataFrame:
+def _counts_frame(counts: dict[str, dict[str, int]]) -> pd.DataFrame:
     """Counts that a bundle states, ``{split: {code: cells}}``, as a table; empty where it states none."""
-    if not isinstance(counts, Mapping):
-        return pd.DataFrame()
-    parts = {str(split): pd.Series(dict(part)) for split, part in counts.items() if isinstance(part, Mapping) and part}
+    parts = {split: pd.Series(part) for split, part in counts.items() if part}
     return pd.DataFrame(parts).fillna(0).astype(int) if parts else pd.DataFrame()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from hematokit.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
-    from hematokit.models import Classifier
+    from hematokit.models import Classifier, Model
 
 __all__ = ["ExplainedCell", "cell_crop", "class_scores", "explain_at", "explainable", "joined_map"]
 
@@ -72,12 +72,12 @@ class ExplainedCell:
     patch_map: Maps
 
 
-def explainable(classifier: Any, model: str, *, device: str = "auto", identity: str = "") -> Classifier:
+def explainable(classifier: Model | None, model: str, *, device: str = "auto", identity: str = "") -> Classifier:
     """Return a classifier that can be explained: the given one, or the same model computed by torch.
 
     Parameters
     ----------
-    classifier : Classifier or another runtime's, or None
+    classifier : Model or None
         As it classified; explainers need torch.
     model : str
         Run or bundle it came from; loaded where `classifier` is none of torch's.
@@ -96,17 +96,15 @@ def explainable(classifier: Any, model: str, *, device: str = "auto", identity: 
     """
     from hematokit.models import cached_model
 
-    if getattr(classifier, "runtime", None) == "torch":
-        made: Classifier = classifier
-        return made
+    if classifier is not None and classifier.runtime == "torch":
+        return cast("Classifier", classifier)
     if not model:
         raise ExplanationError("these cells come without their model, so nothing can be explained; classify the field")
-    loaded: Any = cached_model(model, device, "torch", identity=identity or getattr(classifier, "identity", ""))
-    return cast("Classifier", loaded)
+    return cached_model(model, device, "torch", identity=identity or (classifier.identity if classifier else ""))
 
 
 def cell_crop(
-    field: Field, cells: pd.DataFrame, classifier: Any = None, *, model_pixel_size_um: float | None = None
+    field: Field, cells: pd.DataFrame, classifier: Model | None = None, *, model_pixel_size_um: float | None = None
 ) -> npt.NDArray[np.uint8]:
     """Cut the picture of one cell.
 
@@ -115,7 +113,7 @@ def cell_crop(
     field : Field
     cells : DataFrame
         One row of a cells table.
-    classifier : CellClassifier, optional
+    classifier : Model, optional
         The patch that it takes; without it, the cell's box with room around it.
     model_pixel_size_um : float, optional
         As for `explain_at`.

@@ -1,14 +1,16 @@
-from .bundle import BundleConfig as BundleConfig
 from .bundle import find_bundle as find_bundle
 from .bundle import find_model as find_model
 from .bundle import save_bundle as save_bundle
 from .caching import cached_model as cached_model
 from .classifier import Classifier as Classifier
+from .config import ModelConfig as ModelConfig
+from .config import TrainingRecord as TrainingRecord
 from .construction import BackboneChoice as BackboneChoice
 from .construction import build_backbone as build_backbone
 from .construction import choose_backbone as choose_backbone
 from .devices import resolve_device as resolve_device
 from .loading import Runtime as Runtime
 from .loading import load_model as load_model
+from .model import Model as Model
 from .onnx_graph import export_onnx as export_onnx
 from .runtimes.onnx_classifier import OnnxClassifier as OnnxClassifier

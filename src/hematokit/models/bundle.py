@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from hematokit._version import __version__
 from hematokit.errors import ModelError
 from hematokit.files import write_atomically
 from hematokit.imaging.reading import printable
+from hematokit.models.config import (
+    BUNDLE_VERSION,
+    BackboneConfig,
+    InputConfig,
+    ModelConfig,
+    TrainingRecord,
+    parse_config,
+)
 from hematokit.models.integrity import (
     MANIFEST,
     check_tensors,
@@ -30,7 +39,6 @@ from hematokit.models.integrity import (
     write_manifest,
 )
 from hematokit.plugins.hookspecs import PROJECT
-from hematokit.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     # Only for annotations: a bundle that another runtime computes must open without torch.
@@ -38,91 +46,28 @@ if TYPE_CHECKING:
     from hematokit.models.construction import BackboneChoice
 
 __all__ = [
-    "BUNDLE_VERSION",
-    "BundleConfig",
     "ModelFiles",
     "bundle_identity",
     "find_bundle",
     "find_model",
     "is_onnx",
-    "parse_config",
     "read_config",
     "read_model",
     "save_bundle",
 ]
 
-BUNDLE_VERSION = 2
-"""2 since ``SHA256SUMS`` belongs to it; bundles of version 1, which have none, load as ever."""
-
 _LARGEST_CONFIG = 64_000_000
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class InputConfig(_Strict):
-    """How a patch becomes the input; the fields of `hematokit.plugins.specs.InputSpec` and the patch's side."""
-
-    patch_size: int = Field(gt=0, le=4096)
-    size: int = Field(gt=0, le=4096)
-    divisor: int = Field(gt=0)
-    fit: Literal["resize", "reflect-pad", "crop", "auto"]
-    mean: tuple[Finite, Finite, Finite]
-    std: tuple[Positive, Positive, Positive]
-
-
-class BackboneConfig(_Strict):
-    """Which backbone, and the package that provides it."""
-
-    name: str
-    variant: str
-    model: str
-    options: dict[str, Any] = {}
-    package: str
-    package_version: str = ""
-
-
-class BundleConfig(_Strict):
-    """The whole of ``config.json``.
-
-    Attributes
-    ----------
-    taxonomy : dict
-        Classes in the order of the logits, as `Taxonomy.to_dict` gives them.
-    temperature : float
-        Divides the logits before softmax.
-    pixel_size_um : float or None
-        Side of a pixel of the training images in micrometres, where known.
-    training : dict
-        What it was trained on and how; for people and reports, never needed to predict.
-    """
-
-    bundle_version: int
-    hematokit_version: str
-    created: str
-    taxonomy: dict[str, Any]
-    input: InputConfig
-    temperature: Positive
-    pixel_size_um: Positive | None = None
-    backbone: BackboneConfig
-    training: dict[str, Any] = {}
-    research_use_only: Literal[True] = True
 
 
 def save_bundle(
     folder: str | Path,
     classifier: Classifier,
     choice: BackboneChoice,
-    training: dict[str, Any],
+    training: TrainingRecord | Mapping[str, Any],
     *,
     pixel_size_um: float | None = None,
-) -> BundleConfig:
+) -> ModelConfig:
     """Write a bundle; each file is complete or not there.
 
     Parameters
@@ -133,31 +78,38 @@ def save_bundle(
         What to save; its temperature goes along.
     choice : BackboneChoice
         How its backbone was built.
-    training : dict
-        JSON-able facts on data, settings and results.
+    training : TrainingRecord or mapping
+        What it was trained on and how.
     pixel_size_um : float, optional
         Pixel size of the training images.
 
     Returns
     -------
-    BundleConfig
+    ModelConfig
         What ``config.json`` says.
 
     Raises
     ------
     ModelError
-        If a weight is not finite; nothing is written.
+        If a weight is not finite, or an entry of `training` is of a wrong type; nothing is written.
     """
     from safetensors.torch import save
 
     folder = Path(folder)
+    try:
+        record = training if isinstance(training, TrainingRecord) else TrainingRecord.model_validate(training)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ModelError(
+            f"training.{'.'.join(map(str, first['loc']))}: {first['msg']}; no bundle is written"
+        ) from error
     folder.mkdir(parents=True, exist_ok=True)
     spec = classifier.input_spec
-    config = BundleConfig(
+    config = ModelConfig(
         bundle_version=BUNDLE_VERSION,
         hematokit_version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        taxonomy=classifier.taxonomy.to_dict(),
+        taxonomy=classifier.taxonomy,
         input=InputConfig(
             patch_size=classifier.patch_size,
             size=spec.size,
@@ -176,15 +128,15 @@ def save_bundle(
             package=choice.package,
             package_version=choice.version,
         ),
-        training=training,
+        training=record,
     )
     for name, values in classifier.backbone.named_parameters():
         if not values.isfinite().all():
             raise ModelError(f"the weights {name} are not finite, so no bundle is written; lower --lr and train again")
     state = {key: value.detach().cpu().contiguous() for key, value in classifier.backbone.state_dict().items()}
-    files = {CONFIG: config.model_dump_json(indent=2).encode(), WEIGHTS: save(state, metadata={"format": "pt"})}
+    files = {CONFIG: config.to_json().encode(), WEIGHTS: save(state, metadata={"format": "pt"})}
     write_atomically(folder / WEIGHTS, files[WEIGHTS])
-    write_atomically(folder / CARD, model_card(config, classifier.taxonomy).encode())
+    write_atomically(folder / CARD, model_card(config).encode())
     write_manifest(folder, files)
     # Last: a folder without config.json is no bundle, so an interrupted save is never taken for one.
     write_atomically(folder / CONFIG, files[CONFIG])
@@ -263,12 +215,16 @@ def bundle_identity(path: Path) -> str:
     ModelError
         If the configuration or the weights cannot be read.
     """
-    return file_sha256(path) if path.is_file() else _identity(read_config(path), file_sha256(path / WEIGHTS))
+    if path.is_file():
+        return file_sha256(path)
+    raw = _config_bytes(path)
+    return _identity(raw, _parse_bytes(raw, path), file_sha256(path / WEIGHTS))
 
 
-def _identity(config: BundleConfig, weights_sha256: str) -> str:
-    deciding = {"taxonomy", "input", "temperature", "pixel_size_um", "backbone"}
-    said = config.model_dump(mode="json", include=deciding)
+def _identity(raw: bytes, config: ModelConfig, weights_sha256: str) -> str:
+    said = config.model_dump(mode="json", include={"input", "temperature", "pixel_size_um", "backbone"})
+    # As it is written, since it was always hashed so: whoever edits the file may leave out what has a default.
+    said["taxonomy"] = json.loads(raw)["taxonomy"]
     if config.backbone.package == PROJECT:
         # The version of hematokit does not decide predictions; version 0.1.0 hashed its own, so that is kept.
         said["backbone"]["package_version"] = "0.1.0"
@@ -287,7 +243,7 @@ class ModelFiles:
         Bundle folder or ONNX file.
     content : bytes
         The bundle's weights, or the ONNX file.
-    config : BundleConfig or None
+    config : ModelConfig or None
         None for an ONNX file, which says it in its metadata.
     identity : str
         As `bundle_identity`.
@@ -295,7 +251,7 @@ class ModelFiles:
 
     path: Path
     content: bytes = field(repr=False)
-    config: BundleConfig | None
+    config: ModelConfig | None
     identity: str
 
 
@@ -322,10 +278,10 @@ def read_model(path: Path) -> ModelFiles:
     hashes = {CONFIG: sha256(raw), WEIGHTS: sha256(weights)}
     if config.bundle_version > 1 or (path / MANIFEST).exists():
         verify_manifest(path, hashes)
-    return ModelFiles(path, weights, config, _identity(config, hashes[WEIGHTS]))
+    return ModelFiles(path, weights, config, _identity(raw, config, hashes[WEIGHTS]))
 
 
-def read_config(folder: Path) -> BundleConfig:
+def read_config(folder: Path) -> ModelConfig:
     """Read the configuration of a bundle folder.
 
     Raises
@@ -344,7 +300,7 @@ def _config_bytes(folder: Path) -> bytes:
         raise _unreadable(folder, error) from error
 
 
-def _parse_bytes(raw: bytes, folder: Path) -> BundleConfig:
+def _parse_bytes(raw: bytes, folder: Path) -> ModelConfig:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -356,46 +312,11 @@ def _unreadable(folder: Path, error: Exception) -> ModelError:
     return ModelError(f"{folder / CONFIG} cannot be read ({' '.join(str(error).split())}); copy the bundle again")
 
 
-def parse_config(text: str, where: str) -> BundleConfig:
-    """Read a bundle's configuration from its JSON.
-
-    Parameters
-    ----------
-    text : str
-    where : str
-        Named in errors: the file it came from.
-
-    Raises
-    ------
-    ModelError
-        If it is damaged, or newer than this program.
-    """
-    try:
-        said = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{where} cannot be read ({' '.join(str(error).split())}); copy the model again") from error
-    version = said.get("bundle_version") if isinstance(said, dict) else None
-    # Before the schema: what a later version added must not be called a mistake.
-    if isinstance(version, int) and not 1 <= version <= BUNDLE_VERSION:
-        writer = printable(str(said.get("hematokit_version", "unknown")))[:40]
-        raise ModelError(
-            f"{where}: bundle version {version} is not known to hematokit {__version__} (versions 1 to "
-            f"{BUNDLE_VERSION} are); hematokit {writer} wrote it: upgrade hematokit to that version or later"
-        )
-    try:
-        return BundleConfig.model_validate(said)
-    except ValidationError as error:
-        first = error.errors()[0]
-        entry = printable(".".join(map(str, first["loc"]))) or "the file"
-        raise ModelError(f"{where}: {entry}: {first['msg']}; copy the model again or mend that entry") from error
-
-
-def model_card(config: BundleConfig, taxonomy: Taxonomy) -> str:
+def model_card(config: ModelConfig) -> str:
     """Return the bundle's README: what it is, what it was trained on, what it is not for."""
     training = config.training
-    counts = training.get("counts", {})
     lines = [
-        f"# {config.backbone.name} ({config.backbone.variant}) for {len(taxonomy)} cell classes",
+        f"# {config.backbone.name} ({config.backbone.variant}) for {len(config.taxonomy)} cell classes",
         "",
         "**For research use only. Not a medical device; not for diagnosis or treatment.**",
         "",
@@ -405,12 +326,13 @@ def model_card(config: BundleConfig, taxonomy: Taxonomy) -> str:
         f"- Pixel size: {'not recorded' if config.pixel_size_um is None else f'{config.pixel_size_um:.4g} um'}",
         f"- Probabilities: softmax of the logits divided by {config.temperature:.4f}",
     ]
-    for key in ("store_hash", "split", "seed", "epochs", "best_epoch", "augmenter", "balance", "device", "seconds"):
-        if key in training:
-            lines.append(f"- {key.replace('_', ' ')}: `{training[key]}`")
+    shown = {"store_hash", "split", "seed", "epochs", "best_epoch", "augmenter", "balance", "device", "seconds"}
+    for key, value in training.model_dump(mode="json", include=shown, exclude_unset=True).items():
+        lines.append(f"- {key.replace('_', ' ')}: `{value}`")
+    counted = (training.counts or {}).get("train", {})
     lines += ["", "| code | class | training cells |", "|---|---|---|"]
-    for entry in taxonomy:
+    for entry in config.taxonomy:
         name = entry.name.replace("|", "\\|").replace("<", "&lt;")
-        lines.append(f"| {entry.code} | {name} | {counts.get('train', {}).get(entry.code, '')} |")
+        lines.append(f"| {entry.code} | {name} | {counted.get(entry.code, '')} |")
     lines += ["", "Load it with `hematokit.load_model(folder)`.", ""]
     return "\n".join(lines)

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, overload
 from weakref import WeakValueDictionary
 
 from hematokit.errors import ModelError
 from hematokit.imaging.reading import printable
 from hematokit.models.bundle import find_model, read_model
 from hematokit.models.loading import load_files
+from hematokit.models.model import Model
 from hematokit.models.runtimes.choosing import choose_runtime
 
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier
-    from hematokit.models.runtimes.onnx_classifier import OnnxClassifier
 
 __all__ = ["cached_model"]
 
-_LOADED: Final[WeakValueDictionary[tuple[str, str, str], Classifier | OnnxClassifier]] = WeakValueDictionary()
+_LOADED: Final[WeakValueDictionary[tuple[str, str, str], Model]] = WeakValueDictionary()
 """By identity, device and runtime: every model that something still uses."""
-_LAST: Final[list[Classifier | OnnxClassifier]] = []
+_LAST: Final[list[Model]] = []
 """The model used last, kept even if nothing uses it. Others are not: a process may use many models."""
 _LOADING: Final = threading.RLock()
 
 
-def cached_model(
-    path: str | Path, device: str = "auto", runtime: str = "auto", *, identity: str = ""
-) -> Classifier | OnnxClassifier:
+@overload
+def cached_model(path: str | Path, device: str, runtime: Literal["torch"], *, identity: str = "") -> Classifier: ...
+
+
+@overload
+def cached_model(path: str | Path, device: str = "auto", runtime: str = "auto", *, identity: str = "") -> Model: ...
+
+
+def cached_model(path: str | Path, device: str = "auto", runtime: str = "auto", *, identity: str = "") -> Model:
     """Load a model, or return the loaded one with the same content. It is shared, so it must not be changed.
 
     Parameters
@@ -45,7 +51,7 @@ def cached_model(
 
     Returns
     -------
-    Classifier or OnnxClassifier
+    Model
         Its ``identity`` is computed from the content that was loaded.
 
     Raises

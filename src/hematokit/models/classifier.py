@@ -18,7 +18,7 @@ from hematokit.progress import Progress, no_progress
 from hematokit.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
-    from hematokit.models.bundle import BundleConfig
+    from hematokit.models.config import ModelConfig
 
 __all__ = [
     "ORIGIN",
@@ -50,7 +50,7 @@ class Classifier(torch.nn.Module):
         Side of the patches it was trained on, in pixels.
     temperature : float
         Divides the logits before softmax (Guo et al. 2017).
-    config : BundleConfig, optional
+    config : ModelConfig, optional
         What the bundle says about it.
     identity : str
         Hash of the bundle it was loaded from, as `hematokit.models.bundle.bundle_identity` gives it; empty where it
@@ -73,7 +73,7 @@ class Classifier(torch.nn.Module):
         input_spec: InputSpec,
         patch_size: int,
         temperature: float = 1.0,
-        config: BundleConfig | None = None,
+        config: ModelConfig | None = None,
         identity: str = "",
     ) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Classifier(torch.nn.Module):
         return self.taxonomy.codes
 
     @property
-    def config(self) -> BundleConfig:
+    def config(self) -> ModelConfig:
         """The bundle's configuration.
 
         Raises
@@ -112,6 +112,11 @@ class Classifier(torch.nn.Module):
     def has_config(self) -> bool:
         """Whether it comes from a bundle."""
         return self._config is not None
+
+    @property
+    def pixel_size_um(self) -> float | None:
+        """Side of a pixel of the training images in micrometres; None where it is not known."""
+        return self._config.pixel_size_um if self._config is not None else None
 
     @property
     def device(self) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,9 @@ from hematokit.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
-    from hematokit.taxonomy import Taxonomy
+    from hematokit.models.model import Model
 
 __all__ = [
-    "CellClassifier",
     "classify_cells",
     "classify_in_batches",
     "cut_patches",
@@ -31,21 +30,6 @@ __all__ = [
 ]
 
 _LARGEST_SIDE: Final = 4096
-
-
-class CellClassifier(Protocol):
-    """What classifying needs of a model, whichever runtime computes it."""
-
-    @property
-    def patch_size(self) -> int:
-        """Side of its patches in pixels."""
-
-    @property
-    def taxonomy(self) -> Taxonomy:
-        """Its classes."""
-
-    def predict(self, patches: npt.NDArray[np.uint8], batch_size: int = 64) -> pd.DataFrame:
-        """Return ``predicted``, ``probability``, ``p_<CODE>`` of patches (n, P, P, 3)."""
 
 
 def patch_side(patch_size: int, pixel_size_um: float | None, model_pixel_size_um: float | None) -> int:
@@ -77,12 +61,12 @@ def patch_side(patch_size: int, pixel_size_um: float | None, model_pixel_size_um
     return side
 
 
-def model_pixel_size(model: Any, given: float | None = None) -> float | None:
+def model_pixel_size(model: Model, given: float | None = None) -> float | None:
     """Pixel size in micrometres that a model takes its patches at.
 
     Parameters
     ----------
-    model : CellClassifier
+    model : Model
     given : float, optional
         Goes before what the model's configuration records.
 
@@ -97,20 +81,17 @@ def model_pixel_size(model: Any, given: float | None = None) -> float | None:
         If `given` is not a finite number above 0.
     """
     check_given(given)
-    if given is not None:
-        return given
-    config = getattr(model, "config", None) if getattr(model, "has_config", True) else None
-    return getattr(config, "pixel_size_um", None)
+    return model.pixel_size_um if given is None else given
 
 
-def field_patch_side(field: Field, model: CellClassifier, model_pixel_size_um: float | None = None) -> int:
+def field_patch_side(field: Field, model: Model, model_pixel_size_um: float | None = None) -> int:
     """How many pixels of a field a patch of a model takes; see `patch_side`.
 
     Parameters
     ----------
     field : Field
         The opened field, or anything with its ``pixel_size_um``.
-    model : CellClassifier
+    model : Model
     model_pixel_size_um : float, optional
         Instead of what the model's configuration records.
     """
@@ -187,7 +168,7 @@ def _resampled(patch: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]
 def classify_cells(
     field: Field,
     cells: pd.DataFrame,
-    model: CellClassifier,
+    model: Model,
     *,
     model_pixel_size_um: float | None = None,
     batch_size: int = 64,
@@ -201,7 +182,7 @@ def classify_cells(
         The opened field.
     cells : DataFrame
         Its cells; the centres count.
-    model : CellClassifier
+    model : Model
         From `hematokit.load_model`.
     model_pixel_size_um : float, optional
         Pixel size of the images that the model was trained on, instead of what its configuration records; patches are
@@ -237,7 +218,7 @@ def classify_cells(
 def classify_in_batches(
     field: Field,
     cells: pd.DataFrame,
-    model: CellClassifier,
+    model: Model,
     *,
     model_pixel_size_um: float | None = None,
     batch_size: int = 64,

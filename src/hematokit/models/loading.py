@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from hematokit.errors import ModelError, PluginError
 from hematokit.imaging.reading import printable
-from hematokit.models.bundle import CONFIG, WEIGHTS, BundleConfig, ModelFiles, find_model, read_model
+from hematokit.models.bundle import WEIGHTS, ModelFiles, find_model, read_model
+from hematokit.models.config import ModelConfig
 from hematokit.plugins import load_plugins
-from hematokit.plugins.specs import InputSpec
-from hematokit.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     # Only for annotations: a model that another runtime computes must open without torch.
@@ -56,9 +55,8 @@ def load_model(
     Returns
     -------
     Classifier or OnnxClassifier
-        In evaluation mode, on the device; both have ``predict``, ``logits``, ``codes``, ``taxonomy``, ``patch_size``,
-        ``temperature``, ``config``, ``device``, ``runtime``, the name of what computes, and ``identity``, a hash of all
-        that decides the predictions, computed from what was loaded.
+        In evaluation mode, on the device; each is a `hematokit.models.Model`, whose ``identity`` is computed from what
+        was loaded.
 
     Raises
     ------
@@ -93,12 +91,11 @@ def load_torch(files: ModelFiles, device: str | torch.device = "auto") -> Classi
     folder, config = files.path, files.config
     assert config is not None  # an ONNX file has no weights for torch
     choice = _rebuild_choice(folder, config)
-    taxonomy = Taxonomy.from_dict(config.taxonomy, where=str(folder / CONFIG))
-    backbone = build_backbone(choice, len(taxonomy))
+    backbone = build_backbone(choice, len(config.taxonomy))
     _load_state(backbone, files)
     classifier = Classifier(
         backbone,
-        taxonomy,
+        config.taxonomy,
         choice.input,
         config.input.patch_size,
         config.temperature,
@@ -109,7 +106,7 @@ def load_torch(files: ModelFiles, device: str | torch.device = "auto") -> Classi
     return classifier.to(target).to(memory_format=torch.channels_last).eval()
 
 
-def _rebuild_choice(folder: Path, config: BundleConfig) -> BackboneChoice:
+def _rebuild_choice(folder: Path, config: ModelConfig) -> BackboneChoice:
     from hematokit.models.construction import choose_backbone
 
     wanted = config.backbone
@@ -120,10 +117,8 @@ def _rebuild_choice(folder: Path, config: BundleConfig) -> BackboneChoice:
             absence = load_plugins().explain_absence(wanted.package, wanted.package_version)
             raise PluginError(f"bundle {folder} needs backbone {wanted.name!r} of {absence}") from error
         raise
-    given = config.input
     # What the bundle was trained with counts, not what the plugin would choose today.
-    spec = InputSpec(given.size, given.divisor, given.mean, given.std, given.fit)
-    return replace(choice, input=spec)
+    return replace(choice, input=config.input.spec)
 
 
 def _load_state(backbone: torch.nn.Module, files: ModelFiles) -> None:

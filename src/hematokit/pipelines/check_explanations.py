@@ -44,6 +44,7 @@ from hematokit.explanation.selection import ChosenCells, cells_of_store, target_
 from hematokit.files import one_line_write_errors, write_atomically
 from hematokit.models import find_bundle, load_model
 from hematokit.models.classifier import Classifier
+from hematokit.models.config import TrainingSettings
 from hematokit.plugins import MadeExplainer, load_plugins
 from hematokit.progress import Progress, no_progress
 from hematokit.reports.checks import Documents, faithfulness_documents, sanity_documents
@@ -409,7 +410,8 @@ def check_sanity(
             raise ExplanationError("the check compares cells with each other and needs two or more; give more cells")
         checks = _check_parameters(subject, explainers, blocks, draws, examples, seed, batch_size, progress)
         if labels:
-            given = {**subject.classifier.config.training.get("settings", {}), **SMALL_TRAINING, **(training or {})}
+            own = subject.classifier.config.training.settings or TrainingSettings()
+            given = {**own.model_dump(exclude_unset=True), **SMALL_TRAINING, **(training or {})}
             twins = train_twins(
                 subject.store, given, per_class=train_per_class, other_seed=other_seed, seed=seed, device=device,
                 progress=prefixed(progress, name),

@@ -10,10 +10,11 @@ import pandas as pd
 from hematokit.annotations.cells import DETECTION_COLUMNS, empty_detections, name_cells
 from hematokit.errors import FieldError
 from hematokit.imaging.geometry import patch_box
-from hematokit.models.field_cells import CellClassifier, classify_cells, field_patch_side
+from hematokit.models.field_cells import classify_cells, field_patch_side
 
 if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
+    from hematokit.models.model import Model
 
 __all__ = ["classify_one", "usual_side"]
 
@@ -43,7 +44,7 @@ def usual_side(cells: pd.DataFrame | None, pixel_size_um: float | None, patch_si
 
 def classify_one(
     field: Field,
-    classifier: CellClassifier,
+    classifier: Model,
     y: float,
     x: float,
     *,
@@ -59,7 +60,7 @@ def classify_one(
     ----------
     field : Field
         The opened field, or anything with its ``read``, ``height``, ``width`` and ``pixel_size_um``.
-    classifier : CellClassifier
+    classifier : Model
         From `hematokit.load_model`.
     y, x : float
         The cell's centre in pixels of the field, pixel corners on the whole numbers.

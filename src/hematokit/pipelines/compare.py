@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
 
-from hematokit.errors import EvaluationError, HematokitError, TaxonomyError
+from hematokit.errors import EvaluationError, HematokitError
 from hematokit.evaluation.comparison import Comparison, compare_predictions
 from hematokit.evaluation.evaluate import data_identity
 from hematokit.evaluation.files import METRICS, PREDICTIONS, read_predictions
 from hematokit.evaluation.metrics import CLASS_METRICS, LOW_SUPPORT, OVERALL_METRICS
 from hematokit.files import one_line_write_errors, write_atomically
-from hematokit.models import find_bundle
+from hematokit.models import ModelConfig, find_bundle
+from hematokit.models.bundle import read_config
 from hematokit.pipelines.evaluate import evaluate, evaluation_folder
 from hematokit.progress import Progress, no_progress
 from hematokit.reports.rendering import environment
 from hematokit.reports.text import command
 from hematokit.store import open_store
-from hematokit.taxonomy import CellClass, Taxonomy
+from hematokit.taxonomy import CellClass
 
 __all__ = ["TABLE_METRICS", "RunComparison", "compare", "comparison_table"]
 
@@ -107,9 +108,9 @@ def compare(
     tables: dict[str, pd.DataFrame] = {}
     classes: dict[str, CellClass] = {}
     for name, path, bundle in zip(names, paths, resolved, strict=True):
-        config = _config(bundle)
+        config = read_config(bundle)
         tables[name] = _predictions(path, bundle, config, split, device, batch_size, progress)
-        for entry in _classes(config, bundle):
+        for entry in config.taxonomy:
             classes.setdefault(entry.code, entry)
     progress(0, None, "testing the differences")
     comparison = compare_predictions(tables, common=common, seed=seed)
@@ -187,28 +188,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
         depth += 1
 
 
-def _config(bundle: Path) -> dict[str, Any]:
-    path = bundle / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EvaluationError(
-            f"{path} cannot be read ({' '.join(str(error).split())}); copy the bundle again"
-        ) from error
-    if not isinstance(config, dict):
-        raise EvaluationError(f"{path} is no bundle configuration; copy the bundle again")
-    return config
-
-
-def _classes(config: Mapping[str, Any], bundle: Path) -> tuple[CellClass, ...]:
-    try:
-        return Taxonomy.from_dict(config.get("taxonomy"), where=str(bundle / "config.json")).classes
-    except TaxonomyError as error:
-        raise EvaluationError(str(error)) from error
-
-
 def _predictions(
-    run: Path, bundle: Path, config: Mapping[str, Any], split: str, device: str, batch_size: int, progress: Progress
+    run: Path, bundle: Path, config: ModelConfig, split: str, device: str, batch_size: int, progress: Progress
 ) -> pd.DataFrame:
     folder = evaluation_folder(bundle, split=split)
     if (folder / PREDICTIONS).is_file() and _is_current(folder, config):
@@ -218,17 +199,19 @@ def _predictions(
     return evaluate(run, split=split, device=device, batch_size=batch_size, progress=progress).predictions
 
 
-def _is_current(folder: Path, config: Mapping[str, Any]) -> bool:
+def _is_current(folder: Path, config: ModelConfig) -> bool:
     """Whether predictions are of the bundle, and of the cells, labels and split of its store, as they are now."""
     try:
         evaluated = json.loads((folder / METRICS).read_text(encoding="utf-8"))["evaluated"]
-        if evaluated["model_created"] != config.get("created"):
+        if evaluated["model_created"] != config.created:
             return False
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    if not config.training.store:
+        return True
     try:
-        now = data_identity(open_store(config["training"]["store"]))
-    except (HematokitError, KeyError, TypeError):
+        now = data_identity(open_store(config.training.store))
+    except HematokitError:
         # The store cannot be read, so nothing could be evaluated instead.
         return True
     return all(evaluated.get(key, value) == value for key, value in now.items())

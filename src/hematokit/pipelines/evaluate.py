@@ -99,8 +99,8 @@ def evaluate(
     words += ["--store", store] if store is not None else []
     words += ["--runtime", runtime] if runtime is not None else []
     reproduce = [command(*words)]
-    if evaluation.training.get("settings") and (bundle.parent / "config.yaml").is_file():
-        store_words = [evaluation.training["store"]] if evaluation.training.get("store") else []
+    if evaluation.training.settings is not None and (bundle.parent / "config.yaml").is_file():
+        store_words = [evaluation.training.store] if evaluation.training.store else []
         again = ["hematokit", "train", *store_words, "--config", bundle.parent / "config.yaml", "--output", "NEW_RUN"]
         reproduce.insert(0, command(*again))
     extra = {REPORT: render_report(evaluation, model_path, reproduce).encode("utf-8")}

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 import numpy as np
@@ -21,7 +21,6 @@ import pandas as pd
 
 from hematokit.errors import HematokitError, ModelError
 from hematokit.evaluation.evaluate import REST
-from hematokit.evaluation.predictor import training_store
 from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, sync_folder, write_atomically
 from hematokit.imaging.reading import printable
 from hematokit.models.bundle import find_bundle
@@ -141,9 +140,9 @@ def _spread(cells: pd.DataFrame, count: int) -> pd.DataFrame:
 
 def _reachable(classifier: Classifier) -> PatchStore | None:
     """The store that the classifier was trained on, if it is where the bundle says and still one."""
-    stated = training_store(classifier)
+    stated = classifier.config.training.store
     try:
-        opened = open_store(stated) if stated is not None and stated.exists() else None
+        opened = open_store(stated) if stated and Path(stated).exists() else None
     except (HematokitError, OSError):
         return None
     return opened if opened is not None and opened.patch_size == classifier.patch_size else None
@@ -154,8 +153,8 @@ def _split_hash(store: PatchStore) -> str:
 
 
 def _stated_split(classifier: Classifier) -> str:
-    stated = classifier.config.training.get("split")
-    return str(stated.get("hash", "")) if isinstance(stated, dict) else ""
+    stated = classifier.config.training.split
+    return (stated.hash if stated is not None else None) or ""
 
 
 FORMATS: Final = {
@@ -174,7 +173,6 @@ torch.
 
 _AGAIN: Final = "give an --output in a folder that can be written, with room"
 _GREY: Final = "#7f7f7f"
-_PATHS: Final = ("store", "output")
 
 
 def _silent(text: str) -> None:
@@ -410,19 +408,11 @@ def _shareable(classifier: Classifier, taxonomy: str | Path | None, pixel_size_u
         raise ModelError(f"a pixel of {pixel_size_um:g} um is not possible; give micrometres per pixel, such as 0.1")
     config = classifier.config
     classes = classifier.taxonomy if taxonomy is None else _same_classes(classifier, taxonomy)
-    _check_colours(classes, config.taxonomy if taxonomy is None else classes.to_dict())
-    training = {key: value for key, value in config.training.items() if key != "settings"}
-    if isinstance(config.training.get("settings"), dict):
-        given = config.training["settings"]
-        training["settings"] = {key: value for key, value in given.items() if key not in _PATHS}
-        if given.get("weights"):
-            training["settings"]["weights"] = _last_part(str(given["weights"]))
-    if training.get("store"):
-        training["store"] = _last_part(str(training["store"]))
+    _check_colours(classes)
     config = config.model_copy(
         update={
-            "training": training,
-            "taxonomy": classes.to_dict(),
+            "training": config.training.without_folders(),
+            "taxonomy": classes,
             "pixel_size_um": pixel_size_um if pixel_size_um is not None else config.pixel_size_um,
         }
     )
@@ -437,11 +427,6 @@ def _shareable(classifier: Classifier, taxonomy: str | Path | None, pixel_size_u
     return made.eval()
 
 
-def _last_part(path: str) -> str:
-    """The name of a file or folder, whichever system wrote its path."""
-    return PureWindowsPath(path).name or path
-
-
 def _same_classes(classifier: Classifier, source: str | Path) -> Taxonomy:
     given = load_taxonomy(source)
     missing = [code for code in classifier.codes if code not in given]
@@ -454,13 +439,10 @@ def _same_classes(classifier: Classifier, source: str | Path) -> Taxonomy:
     return Taxonomy(given.name, tuple(chosen[code] for code in classifier.codes))
 
 
-def _check_colours(taxonomy: Taxonomy, stated: dict[str, Any]) -> None:
+def _check_colours(taxonomy: Taxonomy) -> None:
     """Refuse classes that nobody could tell apart in a viewer: those that got the colour of "none given"."""
-    said = {entry.get("code"): entry.get("colour") for entry in stated.get("classes", []) if isinstance(entry, dict)}
-    missing = [entry.code for entry in taxonomy if not said.get(entry.code)]
-    grey = [entry.code for entry in taxonomy if entry.colour == _GREY]
-    without = missing or (grey if len(grey) > 1 else [])
-    if without:
+    without = [entry.code for entry in taxonomy if entry.colour == _GREY]
+    if len(without) > 1:
         raise ModelError(
             f"classes {', '.join(without)} of the model's taxonomy have no colour of their own, by which viewers tell "
             "them apart; give a file that has them with --taxonomy FILE"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 from pydantic import TypeAdapter
@@ -33,7 +33,7 @@ from hematokit.store.corrections import CORRECTIONS_FILE, apply_corrections, mov
 from hematokit.taxonomy import MATEK_21, Taxonomy
 
 if TYPE_CHECKING:
-    from hematokit.models import Classifier
+    from hematokit.models import Model
 
 __all__ = ["FIELDS_FOLDER", "CannotWriteError", "FieldJob", "FieldOutcome", "FieldTask", "Overlay", "file_stamp"]
 
@@ -199,7 +199,7 @@ class FieldJob:
         key = (self.detector, json.dumps(self.detector_options, sort_keys=True, default=str), *stamps)
         return _once(key, lambda: make_detector(self.detector, self.detector_options))
 
-    def load_model(self) -> Classifier | None:
+    def load_model(self) -> Model | None:
         """The classifier, loaded once a process; None if cells are only detected.
 
         Raises
@@ -211,8 +211,7 @@ class FieldJob:
             return None
         from hematokit.models import cached_model
 
-        loaded: Any = cached_model(self.model, self.device, self.runtime, identity=self.model_identity)
-        return cast("Classifier", loaded)
+        return cached_model(self.model, self.device, self.runtime, identity=self.model_identity)
 
     def outcome(self, field_id: str) -> FieldOutcome | None:
         """What became of a field in an earlier call; None if nothing did, or its folder was removed or is damaged."""
@@ -362,7 +361,7 @@ class FieldJob:
             return replace(failed, message=f"{printable(task.source)}: unexpected {type(error).__name__}: {said}")
 
     def _work(
-        self, task: FieldTask, detector: MadeDetector, model: Classifier | None, stamp: str, note: Note
+        self, task: FieldTask, detector: MadeDetector, model: Model | None, stamp: str, note: Note
     ) -> FieldOutcome:
         seconds: dict[str, float] = {}
         clock = _Clock(seconds)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,13 @@ from hematokit.annotations.cells import name_cells, order_columns
 from hematokit.detection.windows import Examination, examine_field
 from hematokit.errors import FieldError
 from hematokit.imaging.geometry import Box
-from hematokit.models.field_cells import CellClassifier, classify_in_batches
+from hematokit.models.field_cells import classify_in_batches
 from hematokit.plugins import MadeDetector
 from hematokit.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
+    from hematokit.models.model import Model
 
 __all__ = ["FieldPart", "classify_live", "in_polygons", "is_out_of_memory"]
 
@@ -93,7 +94,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def classify_live(
     field: Field,
     detector: MadeDetector,
-    model: CellClassifier,
+    model: Model,
     *,
     field_id: str,
     source: str = "",
@@ -102,7 +103,7 @@ def classify_live(
     largest_batch: int = 64,
     progress: Progress = no_progress,
     note: Callable[[str], None] = lambda text: None,
-    moved: Callable[[CellClassifier], None] = lambda model: None,
+    moved: Callable[[Model], None] = lambda model: None,
 ) -> Iterator[Examination | pd.DataFrame]:
     """Find the cells of a field, or of regions of it, and classify them piece by piece.
 
@@ -115,7 +116,7 @@ def classify_live(
         The opened field.
     detector : MadeDetector
         From `make_detector`.
-    model : CellClassifier
+    model : Model
         From `hematokit.load_model`.
     field_id, source : str
         Identity and path of the field; the cells' ids are made from the first.
@@ -164,7 +165,7 @@ def classify_live(
 
 
 def _predictions(
-    field: Field, rows: pd.DataFrame, model_pixel_size_um: float | None, model: CellClassifier, batch_size: int
+    field: Field, rows: pd.DataFrame, model_pixel_size_um: float | None, model: Model, batch_size: int
 ) -> pd.DataFrame:
     pairs = classify_in_batches(field, rows, model, model_pixel_size_um=model_pixel_size_um, batch_size=batch_size)
     return pd.concat([part for _, part in pairs], ignore_index=True)
@@ -212,18 +213,18 @@ class _Batches:
 
     def __init__(
         self,
-        model: CellClassifier,
+        model: Model,
         largest: int,
         note: Callable[[str], None],
-        moved: Callable[[CellClassifier], None],
+        moved: Callable[[Model], None],
     ) -> None:
         self.size = min(_FIRST_BATCH, largest)
-        self._model: Any = model
+        self._model = model
         self._largest = largest
         self._note = note
         self._moved = moved
 
-    def run(self, work: Callable[[CellClassifier, int], pd.DataFrame]) -> pd.DataFrame:
+    def run(self, work: Callable[[Model, int], pd.DataFrame]) -> pd.DataFrame:
         while True:
             begun = time.perf_counter()
             try:
@@ -246,7 +247,7 @@ class _Batches:
             self.size = self._largest = max(self.size // 4, 1)
             self._note(f"the graphics processor's memory is full: going on with {_some(self.size)} at a time")
             return
-        if str(getattr(self._model, "device", "cpu")).startswith("cpu") or not hasattr(self._model, "on_cpu"):
+        if str(self._model.device).startswith("cpu"):
             raise error
         # A copy: the model itself is shared, and the next field may fit into the memory.
         self._model = self._model.on_cpu()

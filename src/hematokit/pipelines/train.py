@@ -18,6 +18,7 @@ from hematokit.evaluation.calibration import fit_temperature
 from hematokit.files import shell_word, write_json
 from hematokit.models.bundle import save_bundle
 from hematokit.models.classifier import Classifier
+from hematokit.models.config import SplitRecord, TrainingRecord
 from hematokit.models.construction import BackboneChoice, build_backbone, choose_backbone
 from hematokit.models.devices import describe_device, resolve_device
 from hematokit.progress import Progress, no_progress
@@ -40,8 +41,8 @@ __all__ = ["TrainResult", "facts_at_start", "train"]
 
 def facts_at_start(
     store: PatchStore, data: TrainingData, choice: BackboneChoice, device: torch.device
-) -> dict[str, Any]:
-    """Return what a bundle's ``training`` says wherever it comes from, by the names that reports look for.
+) -> TrainingRecord:
+    """Return what a bundle's ``training`` records wherever it comes from.
 
     Parameters
     ----------
@@ -52,23 +53,24 @@ def facts_at_start(
 
     Returns
     -------
-    dict
-        For ``config.yaml`` and `hematokit.models.save_bundle`; a plugin that trains in its own way adds its own.
+    TrainingRecord
+        For ``config.yaml`` and `hematokit.models.save_bundle`; a plugin that trains in its own way adds its own
+        entries: ``record | {"penalty": 0.1}``.
     """
-    return {
-        "store": str(store.path.resolve()),
-        "store_hash": store.content_hash,
-        "split": dict(store.split_info or {}),
-        "backbone": choice.full_name,
-        "backbone_package": f"{choice.package} {choice.version}",
-        "image_size": choice.input.size,
-        "classes": list(data.taxonomy.codes),
-        "counts": data.counts(),
-        "left_out": data.left_out,
-        "pixel_size_um": data.pixel_size_um,
-        "device": describe_device(device),
-        "versions": environment(),
-    }
+    return TrainingRecord(
+        store=str(store.path.resolve()),
+        store_hash=store.content_hash,
+        split=SplitRecord.model_validate(store.split_info or {}),
+        backbone=choice.full_name,
+        backbone_package=f"{choice.package} {choice.version}",
+        image_size=choice.input.size,
+        classes=list(data.taxonomy.codes),
+        counts=data.counts(),
+        left_out=data.left_out,
+        pixel_size_um=data.pixel_size_um,
+        device=describe_device(device),
+        versions=environment(),
+    )
 
 
 # What may differ between the start of a run and its resumption: none of these changes what is computed.
@@ -162,7 +164,7 @@ def train(
     if store is not None:
         given["store"] = str(store)
     run = RunFolder(output)
-    config, facts = _resumed(run, given) if resume else (_fresh(given), {})
+    config, facts = _resumed(run, given) if resume else (_fresh(given), TrainingRecord())
     say = log if log is not None else _quiet
     with _accelerator(config) as accelerator, stop_on_signals() as request:
         main = accelerator.is_main_process
@@ -181,13 +183,12 @@ def train(
         )
         classifier = Classifier(backbone, data.taxonomy, choice.input, patches.patch_size)
         classifier.to(accelerator.device).to(memory_format=torch.channels_last)
-        found = facts_at_start(patches, data, choice, accelerator.device)
-        found["processes"] = accelerator.num_processes
-        if words := facts.get("command") if resume else list(command):
-            found["command"] = words
+        found = facts_at_start(patches, data, choice, accelerator.device) | {"processes": accelerator.num_processes}
+        if words := facts.command if resume else list(command):
+            found |= {"command": words}
         if resume:
             _same_data(run, facts, found)
-        warnings = _warnings(data, found["store"])
+        warnings = _warnings(data, patches.path.resolve())
         if main:
             if resume:
                 run.write_config(config, found)
@@ -244,13 +245,13 @@ def _fresh(given: dict[str, Any]) -> TrainConfig:
     return make_config(given)
 
 
-def _resumed(run: RunFolder, given: dict[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
+def _resumed(run: RunFolder, given: dict[str, Any]) -> tuple[TrainConfig, TrainingRecord]:
     settings, facts = run.read_config()
     before = make_config(settings)
     given = {key: value for key, value in given.items() if value is not None}
-    if "store" not in given and Path(str(facts.get("store", ""))).is_dir():
+    if "store" not in given and facts.store and Path(facts.store).is_dir():
         # The path that was typed may be relative to another working directory.
-        given["store"] = str(facts["store"])
+        given["store"] = facts.store
     # How long the last call was meant to run says nothing about this one.
     config = make_config(settings, {"stop_after": None}, given)
     for key in TrainConfig.model_fields:
@@ -308,9 +309,13 @@ class _accelerator:
             os.environ["ACCELERATE_TORCH_DEVICE"] = self.restore
 
 
-def _same_data(run: RunFolder, before: dict[str, Any], now: dict[str, Any]) -> None:
-    for key, what in (("store_hash", "cells or labels"), ("split", "split"), ("classes", "classes")):
-        if before.get(key) != now[key]:
+def _same_data(run: RunFolder, before: TrainingRecord, now: TrainingRecord) -> None:
+    for what, then, found in (
+        ("cells or labels", before.store_hash, now.store_hash),
+        ("split", before.split, now.split),
+        ("classes", before.classes, now.classes),
+    ):
+        if then != found:
             raise TrainingError(
                 f"the store's {what} changed since run {run.path} was started, so it cannot be resumed; start a new run"
             )
@@ -320,14 +325,11 @@ def _announce(
     say: Callable[[str], None],
     data: TrainingData,
     choice: BackboneChoice,
-    facts: dict[str, Any],
+    facts: TrainingRecord,
     warnings: Sequence[str],
 ) -> None:
     sizes = ", ".join(f"{len(part)} {name}" for name, part in data.splits.items())
-    say(
-        f"{facts['backbone']} at {choice.input.size} px on {facts['device']}: "
-        f"{len(data.taxonomy)} classes, {sizes} cells"
-    )
+    say(f"{facts.backbone} at {choice.input.size} px on {facts.device}: {len(data.taxonomy)} classes, {sizes} cells")
     if data.left_out:
         listed = ", ".join(f"{code} ({count})" for code, count in sorted(data.left_out.items()))
         say(f"Left out: {listed}; --exclude none keeps reject classes in")
@@ -337,7 +339,7 @@ def _announce(
         say(f"Warning: {warning}")
 
 
-def _warnings(data: TrainingData, store: str) -> list[str]:
+def _warnings(data: TrainingData, store: Path) -> list[str]:
     split = f"hematokit split {shell_word(store)}"
     found = [data.pixel_size_warning()]
     if data.outside_split:
@@ -353,7 +355,7 @@ def _warnings(data: TrainingData, store: str) -> list[str]:
 
 
 def _finish(
-    run: RunFolder, loop: Loop, choice: BackboneChoice, config: TrainConfig, facts: dict[str, Any], main: bool
+    run: RunFolder, loop: Loop, choice: BackboneChoice, config: TrainConfig, facts: TrainingRecord, main: bool
 ) -> Path:
     """Load the best epoch, fit the temperature, write the bundle."""
     classifier = loop.accelerator.unwrap_model(loop.model, keep_torch_compile=False)
@@ -365,8 +367,7 @@ def _finish(
         classifier.temperature = fit_temperature(logits, loop.data.splits["val"].labels)
     if main:
         state = loop.state
-        training = {
-            **facts,
+        training = facts | {
             "augmenter": config.augmenter,
             "balance": config.balance,
             "exclude": sorted(loop.data.left_out) if config.exclude is None else config.exclude,

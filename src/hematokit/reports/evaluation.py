@@ -152,7 +152,7 @@ def _figures(evaluation: Evaluation) -> dict[str, _Figure]:
             ),
         }
     if len(evaluation.distribution):
-        order = [*taxonomy.codes, *evaluation.training.get("left_out", {})]
+        order = [*taxonomy.codes, *(evaluation.training.left_out or ())]
         made["distribution"] = (
             figures.distribution_figure(evaluation.distribution, order),
             "Cells per class and split, as bars; the table below holds the numbers",

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import jinja2
 from markupsafe import Markup
-from pydantic import BaseModel, ValidationError
 
 from hematokit.assignments import typed_text
 from hematokit.errors import EvaluationError, ModelError
@@ -25,13 +24,13 @@ from hematokit.evaluation.metrics import CLASS_METRICS, LOW_SUPPORT
 from hematokit.files import one_line_read_errors
 from hematokit.imaging.reading import printable
 from hematokit.models.classifier import input_region
+from hematokit.models.config import ModelConfig, SplitRecord, TrainingRecord, TrainingSettings
 from hematokit.pipelines.card_picture import CardPicture, drawn_example, given_example
 from hematokit.reports.rendering import METRIC_NAMES, environment
 from hematokit.reports.text import command, duration, interval
 from hematokit.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from hematokit.models.bundle import BundleConfig
     from hematokit.models.classifier import Classifier
 
 __all__ = ["model_card", "reproducing", "reproducing_words"]
@@ -43,13 +42,12 @@ _OPTIONS: Final = (
 _SETTINGS: Final = ("clip_grad", "label_smoothing", "precision", "compile", "patience", "monitor", "stop_after")
 
 
-def reproducing(training: Mapping[str, Any]) -> list[str]:
+def reproducing(training: TrainingRecord) -> list[str]:
     """Return the commands that make a model again: the one recorded, or one made from the settings of its training.
 
     Parameters
     ----------
-    training : mapping
-        What the bundle says about its training.
+    training : TrainingRecord
 
     Returns
     -------
@@ -59,18 +57,18 @@ def reproducing(training: Mapping[str, Any]) -> list[str]:
     given = _given_command(training)
     if given:
         return [_wrapped(given), _wrapped(["hematokit", "evaluate", *_evaluated(given)])]
-    settings = training.get("settings") or {}
-    if not settings:
+    settings = training.settings
+    if settings is None or not settings.model_fields_set:
         return []
-    words: list[object] = ["hematokit", "train", "STORE", "--output", "NEW_RUN", "--backbone", settings.get("backbone")]
+    words: list[object] = ["hematokit", "train", "STORE", "--output", "NEW_RUN", "--backbone", settings.backbone]
     for option in _OPTIONS:
-        if settings.get(option) is not None:
-            words += [f"--{option.replace('_', '-')}", settings[option]]
-    words += ["--augmenter", settings["augmenter"]] if settings.get("augmenter") else []
-    words += ["--exclude", _codes(settings["exclude"])] if settings.get("exclude") is not None else []
-    words += ["--one-vs-rest", settings["one_vs_rest"]] if settings.get("one_vs_rest") else []
-    words += ["--pretrained"] if settings.get("pretrained") else []
-    words += ["--weights", _without_folders(str(settings["weights"]))] if settings.get("weights") else []
+        if (value := getattr(settings, option)) is not None:
+            words += [f"--{option.replace('_', '-')}", value]
+    words += ["--augmenter", settings.augmenter] if settings.augmenter else []
+    words += ["--exclude", _codes(settings.exclude)] if settings.exclude is not None else []
+    words += ["--one-vs-rest", settings.one_vs_rest] if settings.one_vs_rest else []
+    words += ["--pretrained"] if settings.pretrained else []
+    words += ["--weights", _without_folders(settings.weights)] if settings.weights else []
     for key, value in _other_settings(settings):
         words += ["--set", f"{key}={value}"]
     return [_wrapped(words), "hematokit evaluate NEW_RUN"]
@@ -82,16 +80,14 @@ def _codes(excluded: Sequence[str]) -> str:
     return f"{listed}," if excluded and listed.lower() == "none" else listed
 
 
-def _other_settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _other_settings(settings: TrainingSettings) -> Iterator[tuple[str, str]]:
     """What changes a model and has no place above, where it is not what a training takes by itself."""
     for name in _SETTINGS:
-        value = settings.get(name, usual := TrainConfig.model_fields[name].default)
-        if value != usual:
+        value = getattr(settings, name)
+        if name in settings.model_fields_set and value != TrainConfig.model_fields[name].default:
             yield name, _as_typed(value)
-    for kind in ("backbone", "augmenter"):
-        options = settings.get(f"{kind}_options")
-        if isinstance(options, dict):
-            yield from _given_options(kind, options)
+    yield from _given_options("backbone", settings.backbone_options or {})
+    yield from _given_options("augmenter", settings.augmenter_options or {})
 
 
 def _given_options(head: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -110,11 +106,9 @@ def _as_typed(value: object) -> str:
     return value if typed_text(value) == value else json.dumps(value)
 
 
-def _given_command(training: Mapping[str, Any]) -> list[str]:
+def _given_command(training: TrainingRecord) -> list[str]:
     """The command that made the model, if the record has one that says all: a file of settings is not in it."""
-    words = training.get("command")
-    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-        return []
+    words = training.command or []
     if any(word.split("=")[0] in ("--config", "--resume") for word in words):
         return []
     return [_without_folders(word) for word in words]
@@ -147,18 +141,18 @@ def _wrapped(words: Sequence[object]) -> str:
     return " \\\n".join(lines)
 
 
-def reproducing_words(training: Mapping[str, Any]) -> str:
+def reproducing_words(training: TrainingRecord) -> str:
     """Return what is to be known besides the commands of `reproducing`."""
-    hash_ = str(training.get("store_hash") or "")[:16]
+    hash_ = (training.store_hash or "")[:16]
     given = _given_command(training)
     store = "The store that it was given is the one" if given else "STORE is the store"
     said = f"{store} whose version begins with {hash_} (hematokit store info says it). " if hash_ else ""
-    split = training.get("split")
-    if isinstance(split, dict) and split.get("fractions") and split.get("seed") is not None:
-        divided = command("hematokit", "split", "STORE", "--fractions", *split["fractions"], "--seed", split["seed"])
+    split = training.split
+    if split is not None and split.fractions and split.seed is not None:
+        divided = command("hematokit", "split", "STORE", "--fractions", *split.fractions, "--seed", split.seed)
         said += f"Its split, if it has lost it: {divided}. "
     if given and given[1:2] != ["train"]:
-        package = training.get("backbone_package")
+        package = training.backbone_package
         said += f"The first command is that of a plugin{f', {package}' if package else ''}. "
     return said + "The same versions on the same kind of device give the same model but for rounding."
 
@@ -166,27 +160,6 @@ def reproducing_words(training: Mapping[str, Any]) -> str:
 _HEADLINE: Final = ("balanced_accuracy", "macro_f1", "weighted_f1", "accuracy")
 _COLUMNS: Final = tuple(name for name in CLASS_METRICS if name != "ovr_accuracy")
 _SPECIAL: Final = re.compile(r"([\\`*_\[\]|~#$])")
-
-
-class _Split(BaseModel):
-    fractions: list[float] | None = None
-    by: str | None = None
-
-
-class _Settings(BaseModel):
-    exclude: list[str] | None = None
-
-
-class _Training(BaseModel):
-    """What the card takes apart of a bundle's ``training``; all else there is shown as it is."""
-
-    counts: dict[str, dict[str, int]] | None = None
-    left_out: dict[str, int] | None = None
-    split: _Split | None = None
-    settings: _Settings | None = None
-    validation: dict[str, Any] | None = None
-    versions: dict[str, Any] | None = None
-    seconds: float | None = None
 
 
 def model_card(
@@ -236,9 +209,14 @@ def model_card(
     """
     config = classifier.config
     training = config.training
-    _check_training(training)
+    if training.faults:
+        raise ModelError(
+            f"the model's config.json: training.{training.faults[0]}, so there is no card; copy the model again or "
+            "mend that entry"
+        )
     scores, missing = _scores(config, run, evaluation)
-    splits = [name for name in ("train", "val", "test") if name in (training.get("counts") or {})]
+    counts = training.counts or {}
+    splits = [name for name in ("train", "val", "test") if name in counts]
     side, size = config.input.patch_size, config.input.size
     text = (
         _templates()
@@ -249,11 +227,11 @@ def model_card(
             licence=licence,
             classes=list(classifier.taxonomy),
             preparation=_preparation(classifier, side, size),
-            network=f"{config.backbone.name}:{config.backbone.variant} ({config.backbone.model})",
+            network=f"{config.backbone} ({config.backbone.model})",
             parameters=_parameters(classifier),
             data=_data(training),
             splits=splits,
-            counts=training.get("counts") or {},
+            counts=counts,
             scores=scores,
             missing=missing,
             evaluated_on=_evaluated_on(scores),
@@ -276,18 +254,6 @@ def model_card(
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def _check_training(training: Mapping[str, Any]) -> None:
-    try:
-        _Training.model_validate(training)
-    except ValidationError as error:
-        first = error.errors()[0]
-        entry = printable(".".join(map(str, ("training", *first["loc"]))))
-        raise ModelError(
-            f"the model's config.json: {entry}: {first['msg']}, so there is no card; copy the model again or mend that "
-            "entry"
-        ) from error
-
-
 def _templates() -> jinja2.Environment:
     made = environment().overlay()
     made.filters = {**made.filters, "md": _markdown, "bracket": _bracket}
@@ -304,7 +270,7 @@ def _bracket(bounds: Sequence[float] | None) -> str:
     return f" ({interval((bounds[0], bounds[1]))})" if bounds else ""
 
 
-def _scores(config: BundleConfig, run: Path | None, evaluation: Path | None) -> tuple[dict[str, Any], str]:
+def _scores(config: ModelConfig, run: Path | None, evaluation: Path | None) -> tuple[dict[str, Any], str]:
     """The figures of an evaluation of this very model, or none and why."""
     folder = evaluation if evaluation is not None else run / "evaluation" / "test" if run is not None else None
     if folder is None or not (folder / METRICS).is_file():
@@ -370,21 +336,21 @@ def _parameters(classifier: Classifier) -> int:
     return sum(parameter.numel() for parameter in classifier.backbone.parameters())
 
 
-def _data(training: Mapping[str, Any]) -> list[tuple[str, str]]:
-    split = training.get("split") or {}
-    left_out = training.get("left_out") or {}
-    store, by = training.get("store"), split.get("by")
+def _data(training: TrainingRecord) -> list[tuple[str, str]]:
+    split = training.split or SplitRecord()
+    left_out = ", ".join(f"{code} {count}" for code, count in sorted((training.left_out or {}).items()))
+    by = {"group": "group of near-duplicate crops", "patient": "patient"}.get(split.by or "", split.by)
     facts: list[tuple[str, object]] = [
         # Its name only: where it lies on somebody's computer is nobody's business.
-        ("Store", Path(str(store)).name if store else None),
-        ("Version of the data (content hash)", training.get("store_hash")),
-        ("Split", " / ".join(map(str, split.get("fractions", []))) or None),
-        ("Split by", {"group": "group of near-duplicate crops", "patient": "patient"}.get(str(by), by)),
-        ("Seed of the split", split.get("seed")),
-        ("Left out of training", ", ".join(f"{code} {count}" for code, count in sorted(left_out.items())) or None),
-        ("One class against the rest", training.get("one_vs_rest")),
-        ("Class balance", training.get("balance")),
-        ("Augmentation", training.get("augmenter")),
+        ("Store", Path(training.store).name if training.store else None),
+        ("Version of the data (content hash)", training.store_hash),
+        ("Split", " / ".join(map(str, split.fractions or ()))),
+        ("Split by", by),
+        ("Seed of the split", split.seed),
+        ("Left out of training", left_out),
+        ("One class against the rest", training.one_vs_rest),
+        ("Class balance", training.balance),
+        ("Augmentation", training.augmenter),
     ]
     return [(name, str(value)) for name, value in facts if value not in (None, "")]
 
@@ -432,10 +398,9 @@ def _calibration(scores: Mapping[str, Any], temperature: float) -> str:
     )
 
 
-def _validation(training: Mapping[str, Any]) -> list[tuple[str, float]]:
-    figures = training.get("validation") or {}
-    named = [(str(name).removeprefix("val_"), value) for name, value in figures.items()]
-    return [(METRIC_NAMES.get(name, name), value) for name, value in named if isinstance(value, int | float)]
+def _validation(training: TrainingRecord) -> list[tuple[str, float]]:
+    named = [(name.removeprefix("val_"), value) for name, value in (training.validation or {}).items()]
+    return [(METRIC_NAMES.get(name, name), value) for name, value in named if value is not None]
 
 
 def _explanation(classifier: Classifier, explanation: Path | None, example: bool) -> CardPicture:
@@ -456,7 +421,7 @@ def _limits(classifier: Classifier, scores: Mapping[str, Any]) -> list[str]:
     kept = {entry.code for entry in classifier.taxonomy if entry.reject}
     if not kept:
         limits.append("No class for artefacts or unidentifiable cells was learned, so they are not turned away.")
-    if (training.get("split") or {}).get("by") != "patient":
+    if training.split is None or training.split.by != "patient":
         limits.append(
             "The split was not made by patient: cells of one patient may stand on both sides, and on new patients the "
             "figures may be lower."
@@ -479,15 +444,12 @@ def _limits(classifier: Classifier, scores: Mapping[str, Any]) -> list[str]:
     return limits
 
 
-def _environment(training: Mapping[str, Any]) -> list[tuple[str, str]]:
-    versions = training.get("versions") or {}
-    seconds = training.get("seconds")
-    processes = training.get("processes")
+def _environment(training: TrainingRecord) -> list[tuple[str, str]]:
     facts: list[tuple[str, object]] = [
-        ("Training time", duration(seconds) if seconds is not None else None),
-        ("Device", training.get("device")),
-        ("Processes", processes if processes != 1 else None),
-        ("Epochs", training.get("epochs")),
-        ("Versions", ", ".join(f"{name} {value}" for name, value in versions.items())),
+        ("Training time", None if training.seconds is None else duration(training.seconds)),
+        ("Device", training.device),
+        ("Processes", training.processes if training.processes != 1 else None),
+        ("Epochs", training.epochs),
+        ("Versions", ", ".join(f"{name} {value}" for name, value in (training.versions or {}).items())),
     ]
     return [(name, str(value)) for name, value in facts if value not in (None, "")]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
-from typing import Any
+
+from hematokit.models.config import SplitRecord, TrainingRecord, TrainingSettings
 
 __all__ = ["RESEARCH_USE", "command", "duration", "figure", "interval", "moment", "p_value", "training_facts"]
 
@@ -36,10 +36,8 @@ def p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
 
 
-def duration(seconds: object) -> str:
+def duration(seconds: float) -> str:
     """Seconds as a person says them."""
-    if not isinstance(seconds, int | float):
-        return str(seconds)
     whole = round(seconds)
     hours, minutes = whole // 3600, whole % 3600 // 60
     if hours:
@@ -57,96 +55,60 @@ def command(*words: object) -> str:
     return shlex.join(str(word) for word in words)
 
 
-def training_facts(training: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Pick what a reader asks first about a training, as (what, value); unknown entries are passed over.
+def training_facts(training: TrainingRecord) -> list[tuple[str, str]]:
+    """Pick what a reader asks first about a training, as (what, value).
 
     Parameters
     ----------
-    training : mapping
+    training : TrainingRecord
         What the bundle says about its training.
     """
-    settings = training.get("settings") if isinstance(training.get("settings"), Mapping) else {}
-    assert isinstance(settings, Mapping)
-    split = training.get("split") if isinstance(training.get("split"), Mapping) else {}
-    assert isinstance(split, Mapping)
+    settings = training.settings or TrainingSettings()
     facts: list[tuple[str, object]] = [
-        ("Backbone", training.get("backbone")),
-        ("Provided by", training.get("backbone_package")),
-        ("Input side", _with_unit(training.get("image_size"), "px")),
-        ("Classes", _count(training.get("classes"))),
-        ("Cells", _cells(training.get("counts"))),
-        ("Left out of training", _counted(training.get("left_out"))),
-        ("One against the rest", training.get("one_vs_rest")),
-        ("Pixel size", _with_unit(training.get("pixel_size_um"), "µm")),
-        ("Store", training.get("store")),
-        ("Store version", _short(training.get("store_hash"))),
-        ("Split", _split(split)),
+        ("Backbone", training.backbone),
+        ("Provided by", training.backbone_package),
+        ("Input side", _with_unit(training.image_size, "px")),
+        ("Classes", None if training.classes is None else f"{len(training.classes)}: {', '.join(training.classes)}"),
+        ("Cells", ", ".join(f"{sum(part.values()):,} {name}" for name, part in (training.counts or {}).items())),
+        ("Left out of training", ", ".join(f"{code} {n}" for code, n in sorted((training.left_out or {}).items()))),
+        ("One against the rest", training.one_vs_rest),
+        ("Pixel size", _with_unit(training.pixel_size_um, "µm")),
+        ("Store", training.store),
+        ("Store version", (training.store_hash or "")[:16]),
+        ("Split", _split(training.split or SplitRecord())),
         ("Pretrained weights", _start(settings)),
-        ("Augmenter", training.get("augmenter")),
-        ("Class balance", training.get("balance")),
+        ("Augmenter", training.augmenter),
+        ("Class balance", training.balance),
         ("Epochs", _epochs(training)),
-        ("Batch size", settings.get("batch_size")),
-        ("Learning rate", settings.get("lr")),
-        ("Seed", training.get("seed")),
-        ("Training time", duration(training["seconds"]) if "seconds" in training else None),
-        ("Device", training.get("device")),
-        ("Versions", _versions(training.get("versions"))),
+        ("Batch size", settings.batch_size),
+        ("Learning rate", settings.lr),
+        ("Seed", training.seed),
+        ("Training time", None if training.seconds is None else duration(training.seconds)),
+        ("Device", training.device),
+        ("Versions", ", ".join(f"{name} {value}" for name, value in (training.versions or {}).items())),
     ]
-    return [(name, str(value)) for name, value in facts if value not in (None, "", [], {})]
+    return [(name, str(value)) for name, value in facts if value not in (None, "")]
 
 
 def _with_unit(value: object, unit: str) -> str | None:
     return None if value is None else f"{value} {unit}"
 
 
-def _count(value: object) -> str | None:
-    return f"{len(value)}: {', '.join(map(str, value))}" if isinstance(value, list | tuple) else None
-
-
-def _cells(counts: object) -> str | None:
-    if not isinstance(counts, Mapping):
-        return None
-    parts = [f"{sum(part.values()):,} {name}" for name, part in counts.items() if isinstance(part, Mapping)]
+def _split(split: SplitRecord) -> str:
+    parts = [" / ".join(map(str, split.fractions))] if split.fractions is not None else []
+    parts += [f"seed {split.seed}"] if split.seed is not None else []
+    parts += [f"by {split.by}"] if split.by else []
     return ", ".join(parts)
 
 
-def _counted(counts: object) -> str | None:
-    return ", ".join(f"{code} {n}" for code, n in sorted(counts.items())) if isinstance(counts, Mapping) else None
+def _start(settings: TrainingSettings) -> str | None:
+    if settings.weights:
+        return settings.weights
+    return None if settings.pretrained is None else "published ones" if settings.pretrained else "none"
 
 
-def _short(digest: object) -> str | None:
-    return str(digest)[:16] if digest else None
-
-
-def _split(split: Mapping[str, Any]) -> str | None:
-    parts = []
-    if "fractions" in split:
-        fractions = split["fractions"]
-        values = fractions.values() if isinstance(fractions, Mapping) else fractions
-        parts.append(" / ".join(str(value) for value in values))
-    if "seed" in split:
-        parts.append(f"seed {split['seed']}")
-    if split.get("by"):
-        parts.append(f"by {split['by']}")
-    return ", ".join(parts) or None
-
-
-def _start(settings: Mapping[str, Any]) -> str | None:
-    if settings.get("weights"):
-        return str(settings["weights"])
-    if "pretrained" in settings:
-        return "published ones" if settings["pretrained"] else "none"
-    return None
-
-
-def _epochs(training: Mapping[str, Any]) -> str | None:
-    if "epochs" not in training:
+def _epochs(training: TrainingRecord) -> str | None:
+    if training.epochs is None:
         return None
-    best = training.get("best_epoch")
-    return f"{training['epochs']}" + (
-        f", the weights are those of epoch {best}" if isinstance(best, int) and best > 0 else ""
-    )
-
-
-def _versions(versions: object) -> str | None:
-    return ", ".join(f"{name} {value}" for name, value in versions.items()) if isinstance(versions, Mapping) else None
+    best = training.best_epoch or 0
+    return f"{training.epochs}" + (f", the weights are those of epoch {best}" if best > 0 else "")

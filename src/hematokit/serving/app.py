@@ -33,7 +33,7 @@ from hematokit.serving.settings import ServeSettings
 from hematokit.serving.uploads import Upload, uploaded
 
 if TYPE_CHECKING:
-    from hematokit.models import Classifier
+    from hematokit.models import Model
 
 __all__ = ["build_app", "describe_model"]
 
@@ -67,12 +67,12 @@ _BATCH_BODY: Final = _request_body({"type": "array", "items": {"type": "string",
 T = TypeVar("T")
 
 
-def build_app(model: Classifier, settings: ServeSettings | None = None) -> FastAPI:
+def build_app(model: Model, settings: ServeSettings | None = None) -> FastAPI:
     """Make the application that serves one model.
 
     Parameters
     ----------
-    model : Classifier
+    model : Model
         From `hematokit.load_model`, of any runtime. Only one thread uses it.
     settings : ServeSettings, optional
 
@@ -134,12 +134,12 @@ def build_app(model: Classifier, settings: ServeSettings | None = None) -> FastA
     return app
 
 
-def describe_model(model: Classifier, settings: ServeSettings) -> dict[str, Any]:
+def describe_model(model: Model, settings: ServeSettings) -> dict[str, Any]:
     """Return the answer of ``/v1/model``: the model, its classes, the limits. No path of this machine is in it.
 
     Parameters
     ----------
-    model : Classifier
+    model : Model
     settings : ServeSettings
 
     Returns
@@ -150,8 +150,8 @@ def describe_model(model: Classifier, settings: ServeSettings) -> dict[str, Any]
     config = model.config
     counted = set(counting_groups(model.taxonomy).counted)
     return {
-        "name": f"{config.backbone.name}:{config.backbone.variant}, {config.created[:10]}",
-        "backbone": f"{config.backbone.name}:{config.backbone.variant}",
+        "name": f"{config.backbone}, {config.created[:10]}",
+        "backbone": str(config.backbone),
         "created": config.created,
         "sha256": model.identity,
         "taxonomy": model.taxonomy.name,
@@ -167,7 +167,7 @@ def describe_model(model: Classifier, settings: ServeSettings) -> dict[str, Any]
         ],
         "patch_size": model.patch_size,
         "pixel_size_um": model_pixel_size(model, settings.model_pixel_size_um),
-        "runtime": getattr(model, "runtime", "torch"),
+        "runtime": model.runtime,
         "device": str(model.device),
         "detector": settings.detector,
         "limits": {
@@ -191,7 +191,7 @@ async def _page(request: Request) -> Response:
 class _Service:
     """One model with the threads around it, and the answers to requests."""
 
-    def __init__(self, model: Classifier, settings: ServeSettings) -> None:
+    def __init__(self, model: Model, settings: ServeSettings) -> None:
         self._model, self._settings = model, settings
         self._about = describe_model(model, settings)
         self._detector = make_detector(settings.detector, settings.detector_options)
@@ -216,7 +216,7 @@ class _Service:
         )
         self._worker = FieldWorker(
             self._detector,
-            QueuedModel(self._model.patch_size, self._model.taxonomy, self._batcher),
+            QueuedModel(self._model, self._batcher),
             model_pixel_size(self._model, settings.model_pixel_size_um),
             settings.field_pixels,
             settings.field_cells,

@@ -19,7 +19,7 @@ from hematokit.errors import BusyError, ServingError
 from hematokit.models.predictions import prediction_frame
 
 if TYPE_CHECKING:
-    from hematokit.taxonomy import Taxonomy
+    from hematokit.models.model import Model
 
 __all__ = ["Batcher", "QueuedModel", "Rows"]
 
@@ -232,20 +232,26 @@ class Batcher:
             start += len(job.patches)
 
 
-@dataclass(frozen=True)
 class QueuedModel:
-    """A model as `hematokit.models.field_cells` takes it, whose patches wait in line with everyone else's.
+    """A model whose patches wait in line with everyone else's.
 
-    Attributes
+    Parameters
     ----------
-    patch_size : int
-    taxonomy : Taxonomy
+    model : Model
     batcher : Batcher
+        Its queue.
     """
 
-    patch_size: int
-    taxonomy: Taxonomy
-    batcher: Batcher
+    def __init__(self, model: Model, batcher: Batcher) -> None:
+        self.config, self.identity = model.config, model.identity
+        self.taxonomy, self.codes, self.temperature = model.taxonomy, model.codes, model.temperature
+        self.patch_size, self.pixel_size_um = model.patch_size, model.pixel_size_um
+        self.runtime, self.device = model.runtime, model.device
+        self.batcher = batcher
+
+    def on_cpu(self) -> QueuedModel:
+        """Return this model: where it computes is the server's choice."""
+        return self
 
     def predict(self, patches: Patches, batch_size: int = 64) -> pd.DataFrame:
         """Classify patches (n, P, P, 3); blocks until they are done. Not for the thread that computes."""

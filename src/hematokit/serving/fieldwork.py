@@ -21,7 +21,8 @@ from hematokit.differential.differential import count_differential
 from hematokit.errors import FieldError, ImageError, ServingError
 from hematokit.imaging.fieldfiles import Field, field_name, open_field
 from hematokit.imaging.fieldfiles.opening import safe_name
-from hematokit.models.field_cells import CellClassifier, classify_cells, scale_warnings
+from hematokit.models.field_cells import classify_cells, scale_warnings
+from hematokit.models.model import Model
 from hematokit.plugins import MadeDetector
 
 __all__ = ["FieldQuestion", "FieldWorker", "as_json"]
@@ -63,7 +64,7 @@ class FieldWorker:
     Attributes
     ----------
     detector : MadeDetector
-    model : CellClassifier
+    model : Model
     model_pixel_size_um : float or None
     most_pixels, most_cells : int
         Larger fields, and fields with more cells, are refused.
@@ -74,7 +75,7 @@ class FieldWorker:
     """
 
     detector: MadeDetector
-    model: CellClassifier
+    model: Model
     model_pixel_size_um: float | None
     most_pixels: int
     most_cells: int

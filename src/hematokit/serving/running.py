@@ -91,7 +91,7 @@ def serve(
         from hematokit.models import cached_model
         from hematokit.serving.app import build_app, describe_model
 
-        loaded: Any = cached_model(model, device, runtime)
+        loaded = cached_model(model, device, runtime)
         config = uvicorn.Config(
             build_app(loaded, settings),
             http=_http_protocol(settings.head_seconds),

@@ -23,6 +23,7 @@ import yaml
 from hematokit._version import __version__
 from hematokit.errors import TrainingError
 from hematokit.files import one_line_read_errors, replace_file, write_atomically
+from hematokit.models.config import TrainingRecord
 from hematokit.training.config import TrainConfig, declared_settings
 from hematokit.yaml_text import parse_yaml
 
@@ -102,7 +103,7 @@ class RunFolder:
         """Path of the checkpoint ``last`` or ``best``."""
         return self.path / CHECKPOINTS / f"{name}.safetensors"
 
-    def start(self, config: TrainConfig, facts: dict[str, Any]) -> None:
+    def start(self, config: TrainConfig, facts: TrainingRecord) -> None:
         """Make the folder and write ``config.yaml``.
 
         Raises
@@ -117,13 +118,13 @@ class RunFolder:
         (self.path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         self.write_config(config, facts)
 
-    def write_config(self, config: TrainConfig, facts: dict[str, Any]) -> None:
+    def write_config(self, config: TrainConfig, facts: TrainingRecord) -> None:
         """Write ``config.yaml``."""
-        found = {key: value for key, value in facts.items() if key != "command"}
-        data = {"settings": config.model_dump(), "facts": found, "command": facts.get("command", [])}
+        found = facts.model_dump(mode="json", exclude_unset=True, exclude={"command"})
+        data = {"settings": config.model_dump(), "facts": found, "command": facts.command or []}
         write_atomically(self.config_file, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 
-    def read_config(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def read_config(self) -> tuple[dict[str, Any], TrainingRecord]:
         """Return the settings and the facts of an earlier start.
 
         Raises
@@ -144,7 +145,7 @@ class RunFolder:
             # Older runs have a line of text there, with the folders of whoever wrote it.
             if isinstance(data.get("command"), list):
                 facts["command"] = data["command"]
-            return settings, facts
+            return settings, TrainingRecord.read(facts)
         except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(f"{self.config_file} is damaged ({type(error).__name__}); start a new run") from error
 

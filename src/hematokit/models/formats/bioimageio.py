@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from hematokit.errors import ModelError, describe_error
 from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, write_atomically
+from hematokit.models.config import TrainingSettings
 from hematokit.models.formats.packages import NOTICE, about, drawn_crops, gate, resized, with_usage, write_card
 from hematokit.models.integrity import seal_onnx
 from hematokit.models.onnx_graph import onnx_bytes
@@ -246,9 +247,8 @@ def _zoo_facts(model: Classifier) -> Any:
     from bioimageio.spec.model import v0_5
 
     training = model.config.training
-    settings = training.get("settings") or {}
-    seconds = training.get("seconds")
-    hours = round(seconds / 3600, 4) if isinstance(seconds, int | float) else None
+    settings = training.settings or TrainingSettings()
+    hours = None if training.seconds is None else round(training.seconds / 3600, 4)
     return v0_5.BioimageioConfig(
         architecture_type=model.config.backbone.name[:32],
         modality="bright-field microscopy of stained smears",
@@ -257,12 +257,12 @@ def _zoo_facts(model: Classifier) -> Any:
         out_of_scope_use=NOTICE,
         model_parameter_count=sum(parameter.numel() for parameter in model.backbone.parameters()),
         training=v0_5.TrainingDetails(
-            training_epochs=training.get("epochs"),
-            training_batch_size=settings.get("batch_size"),
-            initial_learning_rate=settings.get("lr"),
+            training_epochs=training.epochs,
+            training_batch_size=settings.batch_size,
+            initial_learning_rate=settings.lr,
             training_duration=hours,
         ),
-        environmental_impact=v0_5.EnvironmentalImpact(hardware_type=training.get("device"), hours_used=hours),
+        environmental_impact=v0_5.EnvironmentalImpact(hardware_type=training.device, hours_used=hours),
     )
 
 

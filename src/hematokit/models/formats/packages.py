@@ -105,7 +105,7 @@ def about(classifier: Classifier, licence: str = "") -> dict[str, Any]:
     return {
         "hematokit_version": __version__,
         "created": config.created,
-        "backbone": f"{config.backbone.name}:{config.backbone.variant}",
+        "backbone": str(config.backbone),
         "taxonomy": classifier.taxonomy.to_dict(),
         "temperature": classifier.temperature,
         "patch_size": classifier.patch_size,

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from hematokit.errors import ModelError
 from hematokit.files import TEMPORARY_PREFIX, user_folder, write_atomically, write_json
-from hematokit.models.bundle import BundleConfig, ModelFiles
+from hematokit.models.bundle import ModelFiles
+from hematokit.models.config import ModelConfig
 from hematokit.models.integrity import seal_onnx, sha256
 from hematokit.models.loading import Runtime, load_torch
 from hematokit.models.parity import check_agreement
@@ -116,7 +117,7 @@ def load_with_runtime(files: ModelFiles, device: str | torch.device, runtime: st
         return model
 
 
-def _load_exported(files: ModelFiles, config: BundleConfig, engine: str) -> OnnxClassifier:
+def _load_exported(files: ModelFiles, config: ModelConfig, engine: str) -> OnnxClassifier:
     """Open a bundle's exported model, from the cache if it is there; a damaged one is made again."""
     path = cache_folder() / "onnx" / f"{_fingerprint(files, config, engine)}.onnx"
     said = _kept(path.with_suffix(".json"))
@@ -132,7 +133,7 @@ def _load_exported(files: ModelFiles, config: BundleConfig, engine: str) -> Onnx
     return _export(files, config, engine, path)
 
 
-def _fingerprint(files: ModelFiles, config: BundleConfig, engine: str) -> str:
+def _fingerprint(files: ModelFiles, config: ModelConfig, engine: str) -> str:
     """What an exported model depends on, hashed: the model, the engine, versions."""
     versions = []
     for name in dict.fromkeys((*_PACKAGES, engine, config.backbone.package)):
@@ -150,7 +151,7 @@ def _kept(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _export(files: ModelFiles, config: BundleConfig, engine: str, path: Path) -> OnnxClassifier:
+def _export(files: ModelFiles, config: ModelConfig, engine: str, path: Path) -> OnnxClassifier:
     """Export, compare with torch, keep. Processes that do so at the same time write the same, each file in one go."""
     from hematokit.models.onnx_graph import onnx_bytes
 

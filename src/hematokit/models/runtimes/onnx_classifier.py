@@ -15,15 +15,13 @@ import pandas as pd
 
 from hematokit.errors import ModelError
 from hematokit.imaging.reading import printable
-from hematokit.models.bundle import CONFIG, BundleConfig, parse_config
+from hematokit.models.config import ModelConfig, parse_config
 from hematokit.models.integrity import read_onnx, sha256
 from hematokit.models.onnx_graph import CONFIG_KEY, EMBEDDINGS, OUTPUT_NAME, PARITY_KEY
 from hematokit.models.predictions import check_finite, check_patches, prediction_frame
 from hematokit.models.runtimes.engines import Engine, open_engine, stream_count
 from hematokit.plugins.hookspecs import PROJECT
-from hematokit.plugins.specs import InputSpec
 from hematokit.progress import Progress, no_progress
-from hematokit.taxonomy import Taxonomy
 
 __all__ = ["OnnxClassifier"]
 
@@ -38,7 +36,7 @@ class OnnxClassifier:
     ----------
     model : bytes or path
         An ONNX file as ``hematokit export`` writes it, or its content.
-    config : BundleConfig, optional
+    config : ModelConfig, optional
         The bundle's configuration; by default what the file's metadata say.
     engine : str
         ``"onnxruntime"`` or ``"openvino"``.
@@ -61,7 +59,7 @@ class OnnxClassifier:
     def __init__(
         self,
         model: bytes | str | Path,
-        config: BundleConfig | None = None,
+        config: ModelConfig | None = None,
         engine: str = "onnxruntime",
         *,
         what: str = "",
@@ -74,12 +72,11 @@ class OnnxClassifier:
         self._streams = stream_count()
         self._pool = ThreadPoolExecutor(self._streams, "hematokit-engine")
         self.config = config if config is not None else _stated_config(self._engine, what)
-        self.taxonomy = Taxonomy.from_dict(self.config.taxonomy, where=CONFIG if config is not None else what)
+        self.taxonomy = self.config.taxonomy
         self.patch_size = self.config.input.patch_size
         self.temperature = self.config.temperature
         self.runtime = engine
-        given = self.config.input
-        self.input_spec = InputSpec(given.size, given.divisor, given.mean, given.std, given.fit)
+        self.input_spec = self.config.input.spec
         _check_ports(self._engine, self.patch_size, len(self.taxonomy), what)
         _check_engine(self._engine, what)
 
@@ -89,9 +86,18 @@ class OnnxClassifier:
         return self.taxonomy.codes
 
     @property
+    def pixel_size_um(self) -> float | None:
+        """Side of a pixel of the training images in micrometres; None where it is not known."""
+        return self.config.pixel_size_um
+
+    @property
     def device(self) -> str:
         """Where it computes: always ``"cpu"``."""
         return "cpu"
+
+    def on_cpu(self) -> OnnxClassifier:
+        """Return this model, which computes on the CPU."""
+        return self
 
     @property
     def has_embeddings(self) -> bool:
@@ -182,7 +188,7 @@ _EXPECTED: Final = "one input 'patches', uint8 of shape (n, P, P, 3), an output 
 _EXPORT: Final = "make one with: hematokit export MODEL --format onnx"
 
 
-def _stated_config(engine: Engine, what: str) -> BundleConfig:
+def _stated_config(engine: Engine, what: str) -> ModelConfig:
     said = engine.metadata.get(CONFIG_KEY)
     if said is None:
         inputs = "; ".join(map(str, engine.inputs[:3])) or "nothing"
