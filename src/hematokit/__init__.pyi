@@ -38,9 +38,9 @@ from .store import create_store as create_store
 from .store import import_crops as import_crops
 from .store import open_store as open_store
 from .store import set_pixel_size as set_pixel_size
+from .store import set_smears as set_smears
 from .store import split_store as split_store
 from .store import verify_store as verify_store
-from .store.smear_changes import set_smears as set_smears
 from .taxonomy import MATEK_21 as MATEK_21
 from .taxonomy import CellClass as CellClass
 from .taxonomy import Taxonomy as Taxonomy

@@ -107,7 +107,7 @@ def set_smears_command(
 
     Example: hematokit store set-smears marrow.zarr smears.csv
     """
-    from hematokit.store.smear_changes import set_smears
+    from hematokit.store import set_smears
 
     with progress_bar("searching duplicates") as progress:
         summary = set_smears(store, table, progress=progress)

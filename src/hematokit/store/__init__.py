@@ -7,12 +7,11 @@
 
 from __future__ import annotations
 
+from hematokit.store.changing import PixelSizeChange, SmearsSummary, set_pixel_size, set_smears
 from hematokit.store.creating import create_store
-from hematokit.store.describing import StoreInfo, describe_store
-from hematokit.store.fields import open_stored_field
+from hematokit.store.describing import PixelSizes, StoreInfo, describe_store, summarize_pixel_sizes
 from hematokit.store.importing import ImportSummary, import_crops
-from hematokit.store.patchstore import PatchRead, PatchStore, open_store
-from hematokit.store.pixelsizes import PixelSizeChange, PixelSizes, set_pixel_size, summarize_pixel_sizes
+from hematokit.store.patchstore import PatchRead, PatchStore, open_store, open_stored_field
 from hematokit.store.schema import CELL_COLUMNS, FIELD_COLUMNS
 from hematokit.store.splitting import SplitSummary, split_store
 from hematokit.store.verifying import DamagedField, DamagedPatch, VerifyReport, verify_store
@@ -28,6 +27,7 @@ __all__ = [
     "PatchStore",
     "PixelSizeChange",
     "PixelSizes",
+    "SmearsSummary",
     "SplitSummary",
     "StoreInfo",
     "StoreWriter",
@@ -38,6 +38,7 @@ __all__ = [
     "open_store",
     "open_stored_field",
     "set_pixel_size",
+    "set_smears",
     "split_store",
     "summarize_pixel_sizes",
     "verify_store",

@@ -1,15 +1,11 @@
-"""What people corrected: an append-only file of JSON lines, beside a store's cells or a field's results.
+"""Corrections of cells by people: an append-only file of JSON lines, beside a store's cells or a field's results.
 
-Each line is one correction of one cell: who, when, from what to what. Nothing in the file is ever changed or removed.
-Taking something back is another line, which names the edit that no longer counts. The cells table stays as it was
-written; readers lay the corrections over it.
+Each line is one correction of one cell: who, when, from which class to which. Nothing in the file is ever changed or
+removed; taking something back is another line, which names the edit that no longer counts. The cells table stays as
+it was written, and readers apply the corrections to it.
 
 A changed byte is noticed by the checksum of its line. A tail that was cut off or overwritten is noticed by the size
 that every writer notes in a small file beside the journal, after the lines are on the disk; readers read it first.
-
-Tables of cells put one behind the other, whatever columns and types each of them has.
-
-One line of a file of corrections: who corrected which cell of what into what, and when.
 """
 
 from __future__ import annotations
@@ -55,74 +51,19 @@ __all__ = [
     "utc_now",
 ]
 
-
-def join_cells(cells: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
-    """Put rows behind a cells table; texts that are missing are empty, flags false, numbers not a number.
-
-    Parameters
-    ----------
-    cells, more : DataFrame
-        Columns that only one of them has are kept.
-
-    Returns
-    -------
-    DataFrame
-        Index 0 to n - 1.
-    """
-    if not len(cells) and set(cells.columns) <= set(more.columns):
-        # The order of columns, too, is that of the first table with rows.
-        return more.reset_index(drop=True)
-    names = [*cells.columns, *(name for name in more.columns if name not in cells.columns)]
-    kinds = {name: _kind(cells, more, name) for name in names}
-    parts = [_as(table, kinds) for table in (cells, more)]
-    # Without rows, a table has nothing to say of types: an empty column of objects would make all of them objects.
-    filled = [part for part in parts if len(part)] or parts[:1]
-    return pd.concat(filled, ignore_index=True)
-
-
-def _kind(cells: pd.DataFrame, more: pd.DataFrame, name: str) -> Any:
-    """The type of a column: the first table's, unless it has only objects there, as of numbers that are all missing."""
-    kinds = [table[name].dtype for table in (cells, more) if name in table.columns]
-    return next((kind for kind in kinds if not pd.api.types.is_object_dtype(kind)), kinds[0])
-
-
-def _as(table: pd.DataFrame, kinds: dict[str, Any]) -> pd.DataFrame:
-    """A table with columns of these types; itself if it has them, since taking a wide table apart takes its time."""
-    if dict(table.dtypes) == kinds and list(table.columns) == list(kinds):
-        return table
-    return pd.DataFrame({name: _fitted(table, name, kind) for name, kind in kinds.items()})
-
-
-def _fitted(table: pd.DataFrame, name: str, kind: Any) -> pd.Series[Any]:
-    """A column of a table in a type, or what stands for a missing one."""
-    if name not in table.columns:
-        missing: Any = None
-        if pd.api.types.is_bool_dtype(kind):
-            missing = False
-        elif pd.api.types.is_numeric_dtype(kind):
-            missing, kind = math.nan, np.dtype(np.float64)
-        elif pd.api.types.is_string_dtype(kind):
-            missing = ""
-        filled: pd.Series[Any] = pd.Series([missing] * len(table), index=table.index, dtype=kind)
-        return filled
-    column: pd.Series[Any] = table[name]
-    if not len(column) or column.dtype == kind:
-        return column
-    if pd.api.types.is_bool_dtype(kind):
-        return column.isin([True])
-    if pd.api.types.is_numeric_dtype(kind):
-        numbers: pd.Series[Any] = pd.to_numeric(column, errors="coerce")
-        fits = not pd.api.types.is_integer_dtype(kind) or bool((numbers % 1 == 0).all())
-        fitted: pd.Series[Any] = numbers.astype(kind if fits else np.float64)
-        return fitted
-    if isinstance(kind, pd.StringDtype):
-        column = column.where(column.map(lambda value: isinstance(value, str)), "").astype(kind)
-    return column
-
+CORRECTIONS_FILE: Final = "corrections.jsonl"
+CORRECTED: Final = "corrected"
+"""``label_source`` of a label that a person changed."""
+CONFIRMED: Final = "confirmed"
+"""``label_source`` of a label that a person looked at and left as it was."""
 
 OF_CELLS: Final = ("label", "confirm", "delete", "add")
 OF_EDITS: Final = ("undo", "redo")
+SOURCES: Final = {"label": CORRECTED, "confirm": CONFIRMED}
+"""``label_source`` after a correction, by its kind."""
 
+_LOCK_SECONDS: Final = 10.0
+_BLOCK: Final = 1 << 16  # bytes read at a time from the end of a file
 _GEOMETRY: Final = ("y", "x", "y0", "x0", "height", "width")
 _WHOLE: Final = ("y0", "x0", "height", "width")
 _LONGEST_LINE: Final = 1 << 20
@@ -243,19 +184,6 @@ def _check_geometry(cell: object) -> None:
             raise ValueError(f"the cell's {name!r} is no whole number")
     if cell["height"] < 1 or cell["width"] < 1:
         raise ValueError("the cell's box is empty")
-
-
-CORRECTIONS_FILE: Final = "corrections.jsonl"
-CORRECTED: Final = "corrected"
-"""``label_source`` of a label that a person changed."""
-CONFIRMED: Final = "confirmed"
-"""``label_source`` of a label that a person looked at and left as it was."""
-
-SOURCES: Final = {"label": CORRECTED, "confirm": CONFIRMED}
-"""``label_source`` after a correction, by its kind."""
-
-_LOCK_SECONDS: Final = 10.0
-_BLOCK: Final = 1 << 16  # bytes read at a time from the end of a file
 
 
 def utc_now() -> str:
@@ -489,7 +417,7 @@ def _lines_before(path: Path, position: int) -> int:
         return file.read(position).count(b"\n")
 
 
-# --- what they mean ---------------------------------------------------------------------------------------------------
+# --- applied to cells -------------------------------------------------------------------------------------------------
 
 
 def standing_corrections(corrections: Iterable[Correction]) -> list[Correction]:
@@ -518,7 +446,7 @@ def corrections_table(corrections: Iterable[Correction]) -> pd.DataFrame:
 def apply_corrections(
     cells: pd.DataFrame, corrections: Iterable[Correction], *, add: Callable[[Correction], bool] | None = None
 ) -> pd.DataFrame:
-    """Lay corrections over a cells table.
+    """Apply corrections to a cells table.
 
     A corrected cell has the new class in ``label``, ``"corrected"`` in ``label_source`` (``"confirmed"`` where a
     person left the class as it was) and True in ``reviewed``, where the table has that column. Deleted cells are left
@@ -546,7 +474,7 @@ def apply_corrections(
 def lay_over(
     cells: pd.DataFrame, corrections: Iterable[Correction], *, add: Callable[[Correction], bool] | None = None
 ) -> tuple[pd.DataFrame, npt.NDArray[np.bool_]]:
-    """As `apply_corrections`, but the deleted cells stay, and an array (n,) tells which cells do not count as such.
+    """As `apply_corrections`, but the deleted cells stay; the array (n,) is False for them.
 
     The last line on a cell decides: one that somebody labels after it was deleted is a cell again.
     """
@@ -555,12 +483,12 @@ def lay_over(
         cells = _with_added(cells, [entry for entry in standing if entry.kind == "add" and add(entry)])
     kept = np.ones(len(cells), bool)
     place = {cell_id: row for row, cell_id in enumerate(cells["cell_id"].tolist())}
-    told = [entry for entry in standing if entry.kind != "add" and entry.cell_id in place]
-    if not told:
+    changed = [entry for entry in standing if entry.kind != "add" and entry.cell_id in place]
+    if not changed:
         return cells, kept
     label, source = cells["label"].tolist(), cells["label_source"].tolist()
     reviewed = cells["reviewed"].tolist() if "reviewed" in cells.columns else None
-    for entry in told:
+    for entry in changed:
         row = place[entry.cell_id]
         kept[row] = entry.kind != "delete"
         if entry.kind == "delete":
@@ -601,3 +529,72 @@ def _contour(value: object) -> Any:
     except (TypeError, ValueError):
         return None
     return points if points.ndim == 2 and points.shape[1] == 2 and np.isfinite(points).all() else None
+
+
+# --- tables with added cells ------------------------------------------------------------------------------------------
+
+
+def join_cells(cells: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
+    """Put rows behind a cells table, with whatever columns and types each has.
+
+    Missing texts are empty, missing flags false, missing numbers not a number.
+
+    Parameters
+    ----------
+    cells, more : DataFrame
+        Columns that only one of them has are kept.
+
+    Returns
+    -------
+    DataFrame
+        Index 0 to n - 1.
+    """
+    if not len(cells) and set(cells.columns) <= set(more.columns):
+        # The order of columns, too, is that of the first table with rows.
+        return more.reset_index(drop=True)
+    names = [*cells.columns, *(name for name in more.columns if name not in cells.columns)]
+    kinds = {name: _kind(cells, more, name) for name in names}
+    parts = [_as(table, kinds) for table in (cells, more)]
+    # A table without rows does not decide types: its empty columns of objects would make all of them objects.
+    filled = [part for part in parts if len(part)] or parts[:1]
+    return pd.concat(filled, ignore_index=True)
+
+
+def _kind(cells: pd.DataFrame, more: pd.DataFrame, name: str) -> Any:
+    """Return the type of a column: the first table's, unless that is object, as of numbers that are all missing."""
+    kinds = [table[name].dtype for table in (cells, more) if name in table.columns]
+    return next((kind for kind in kinds if not pd.api.types.is_object_dtype(kind)), kinds[0])
+
+
+def _as(table: pd.DataFrame, kinds: dict[str, Any]) -> pd.DataFrame:
+    """Return a table with columns of these types; itself if it has them, since taking a wide table apart is slow."""
+    if dict(table.dtypes) == kinds and list(table.columns) == list(kinds):
+        return table
+    return pd.DataFrame({name: _fitted(table, name, kind) for name, kind in kinds.items()})
+
+
+def _fitted(table: pd.DataFrame, name: str, kind: Any) -> pd.Series[Any]:
+    """Return a column of a table in a type, filled with what means missing if the table does not have it."""
+    if name not in table.columns:
+        missing: Any = None
+        if pd.api.types.is_bool_dtype(kind):
+            missing = False
+        elif pd.api.types.is_numeric_dtype(kind):
+            missing, kind = math.nan, np.dtype(np.float64)
+        elif pd.api.types.is_string_dtype(kind):
+            missing = ""
+        filled: pd.Series[Any] = pd.Series([missing] * len(table), index=table.index, dtype=kind)
+        return filled
+    column: pd.Series[Any] = table[name]
+    if not len(column) or column.dtype == kind:
+        return column
+    if pd.api.types.is_bool_dtype(kind):
+        return column.isin([True])
+    if pd.api.types.is_numeric_dtype(kind):
+        numbers: pd.Series[Any] = pd.to_numeric(column, errors="coerce")
+        fits = not pd.api.types.is_integer_dtype(kind) or bool((numbers % 1 == 0).all())
+        fitted: pd.Series[Any] = numbers.astype(kind if fits else np.float64)
+        return fitted
+    if isinstance(kind, pd.StringDtype):
+        column = column.where(column.map(lambda value: isinstance(value, str)), "").astype(kind)
+    return column

@@ -1,10 +1,11 @@
-"""Creating an empty store."""
+"""The store that a command adds to: opening the one that is there, or creating an empty one."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,74 @@ from hematokit.errors import StoreError
 from hematokit.files import write_json
 from hematokit.imaging.reading import printable
 from hematokit.store import schema
-from hematokit.store.files import disk_errors
-from hematokit.store.patchstore import PatchStore
-from hematokit.store.writer import store_lock
+from hematokit.store.patchstore import PatchStore, open_store
+from hematokit.store.writer import disk_errors, store_lock
 from hematokit.taxonomy import MATEK_21, Taxonomy
 
-__all__ = ["CODECS", "create_store"]
+__all__ = ["CODECS", "StoreTarget", "create_store"]
 
 CODECS = ("raw", "zstd")
 """``raw`` reads 2 to 3 times faster; ``zstd`` needs 0.77 to 0.83 of the space on real crops."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreTarget:
+    """The store that a command adds to, which is created if need be.
+
+    Attributes
+    ----------
+    path : Path
+        Its folder.
+    taxonomy : Taxonomy
+        The classes that labels may have.
+    patch_size : int
+        Side of the square patches in pixels.
+    codec : str
+        One of `CODECS`.
+    store : PatchStore or None
+        The store that is there.
+    """
+
+    path: Path
+    taxonomy: Taxonomy
+    patch_size: int
+    codec: str
+    store: PatchStore | None
+
+    @classmethod
+    def at(
+        cls, path: Path, *, taxonomy: Taxonomy | None = None, patch_size: int | None = None, codec: str | None = None
+    ) -> StoreTarget:
+        """Open the store in a folder if there is one; nothing is written.
+
+        Parameters
+        ----------
+        path : Path
+        taxonomy, patch_size, codec : optional
+            As of `create_store`; those of a store that is there must be equal, where they are given.
+
+        Raises
+        ------
+        StoreError
+            If the store that is there is damaged, or was created with other settings.
+        """
+        if not (path / schema.ROOT_FILE).exists():
+            return cls(path, taxonomy or MATEK_21, 250 if patch_size is None else patch_size, codec or "raw", None)
+        store = open_store(path)
+        _check_fit(store, taxonomy, patch_size, codec)
+        return cls(path, store.taxonomy, store.patch_size, store.codec, store)
+
+    def open(self) -> PatchStore:
+        """Return the store, created if it was not there.
+
+        Raises
+        ------
+        StoreError
+            As of `create_store`.
+        """
+        if self.store is not None:
+            return self.store
+        return create_store(self.path, patch_size=self.patch_size, taxonomy=self.taxonomy, codec=self.codec)
 
 
 def create_store(
@@ -101,6 +161,25 @@ def create_store(
                 _remove_started(path, is_new)
                 raise
     return PatchStore(path)
+
+
+def _check_fit(store: PatchStore, taxonomy: Taxonomy | None, patch_size: int | None, codec: str | None) -> None:
+    """Refuse settings of a new store that differ from those of the store that is there."""
+    if patch_size is not None and patch_size != store.patch_size:
+        raise StoreError(
+            f"store {store.path} holds patches of {store.patch_size} px, not {patch_size}; leave --patch-size out, "
+            "or import into a new store"
+        )
+    if taxonomy is not None and taxonomy != store.taxonomy:
+        raise StoreError(
+            f"store {store.path} has another taxonomy ({store.taxonomy.name!r}); leave --taxonomy out, or import into "
+            "a new store"
+        )
+    if codec is not None and codec != store.codec:
+        raise StoreError(
+            f"store {store.path} packs patches with codec {store.codec!r}, not {codec!r}; leave --codec out, or import "
+            "into a new store"
+        )
 
 
 def _remove_started(path: Path, is_new: bool) -> None:

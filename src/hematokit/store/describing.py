@@ -1,4 +1,4 @@
-"""What a store holds, in a few lines."""
+"""Summaries of a store and of its cells: classes, pixel sizes, splits, corrections."""
 
 from __future__ import annotations
 
@@ -9,14 +9,141 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from hematokit.files import shell_word
+from hematokit.imaging.fieldfiles.pixelsize import is_same_size
 from hematokit.store.corrections import OF_CELLS, standing_corrections
 from hematokit.store.patchstore import PatchStore, open_store
-from hematokit.store.pixelsizes import PixelSizes, summarize_pixel_sizes
 from hematokit.store.smears import on_several_sides
+from hematokit.taxonomy import Taxonomy
 
-__all__ = ["StoreInfo", "describe_store"]
+__all__ = [
+    "PixelSizes",
+    "StoreInfo",
+    "count_by_class",
+    "count_without_split",
+    "describe_store",
+    "pixel_size_warnings",
+    "summarize_pixel_sizes",
+]
+
+
+@dataclass(frozen=True)
+class PixelSizes:
+    """Pixel sizes of the patches of some cells, in micrometres.
+
+    Attributes
+    ----------
+    cells, unknown : int
+        All cells, and those of unknown pixel size.
+    smallest, median, largest : float or None
+        Of the others; None where there are none.
+    """
+
+    cells: int
+    unknown: int
+    smallest: float | None
+    median: float | None
+    largest: float | None
+
+    @property
+    def common(self) -> float | None:
+        """The median, if the known pixel sizes differ by less than 2 %; else None."""
+        if self.smallest is None or self.largest is None:
+            return None
+        return self.median if is_same_size(self.largest, self.smallest) else None
+
+    @property
+    def text(self) -> str:
+        """The known pixel sizes: ``"0.09 um"``, ``"0.09 to 0.25 um"``, ``"not known"``."""
+        if self.common is not None:
+            return f"{self.common:.4g} um"
+        return "not known" if self.smallest is None else f"{self.smallest:.4g} to {self.largest:.4g} um"
+
+    def problem(self, cells: str = "cells") -> str:
+        """Return in a few words what is unknown or differs; empty if nothing does.
+
+        Parameters
+        ----------
+        cells : str
+            What to call the cells.
+        """
+        parts = []
+        if self.unknown:
+            count = "" if self.unknown == self.cells else f"{self.unknown:,} of {self.cells:,} "
+            parts.append(f"the pixel size of {count or 'the '}{cells} is not known")
+        if self.common is None and self.smallest is not None:
+            parts.append(f"the {cells} have different pixel sizes, {self.text}")
+        return "; ".join(parts)
+
+    def mismatch(self, model_um: float | None, *, unknown: bool = True) -> str:
+        """Return in one line why the cells may not have the scale that a model was trained at; empty if they have it.
+
+        Parameters
+        ----------
+        model_um : float or None
+            Pixel size that the model was trained at.
+        unknown : bool
+            Say so where one of the two is not known, too.
+        """
+        known = [size for size in (self.smallest, self.largest) if size is not None]
+        if model_um is not None and not all(is_same_size(model_um, size) for size in known):
+            return (
+                f"the cells have a pixel size of {self.text}, the model was trained at {model_um:.4g} um: crops are "
+                "not rescaled, so the model sees them at the wrong scale; give crops of its pixel size"
+            )
+        if unknown and model_um is None:
+            return "the pixel size that the model was trained at is not known: make sure that the cells have its scale"
+        if unknown and self.unknown:
+            return f"{self.problem()}: make sure that they have the scale of the model, {model_um:.4g} um per pixel"
+        return ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def summarize_pixel_sizes(cells: pd.DataFrame) -> PixelSizes:
+    """Summarise the pixel sizes of cells.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        Rows of a store's table.
+    """
+    sizes = cells["pixel_size_um"].to_numpy(np.float64, na_value=np.nan)
+    known = sizes[np.isfinite(sizes)]
+    if not len(known):
+        return PixelSizes(len(sizes), len(sizes), None, None, None)
+    return PixelSizes(
+        len(sizes), len(sizes) - len(known), float(known.min()), float(np.median(known)), float(known.max())
+    )
+
+
+def pixel_size_warnings(sizes: PixelSizes, store: Path) -> list[str]:
+    """Return a warning of what a training on the cells of a store will lack, or none."""
+    problem = sizes.problem()
+    if not problem:
+        return []
+    if sizes.common is None and sizes.smallest is not None:
+        return [f"{problem}: a model trained on all of them has no pixel size, so fields are not rescaled for it"]
+    return [
+        f"{problem}; state it with 'hematokit store set-pixel-size {shell_word(store)} UM', so that models record it"
+    ]
+
+
+def count_by_class(cells: pd.DataFrame, taxonomy: Taxonomy) -> dict[str, int]:
+    """Return the number of cells of each class that has any, in the taxonomy's order."""
+    counts = cells["label"].value_counts()
+    return {code: int(counts[code]) for code in taxonomy.codes if code in counts}
+
+
+def count_without_split(store: PatchStore) -> int:
+    """Return the number of labelled cells that a store's split does not cover; 0 if it has no split."""
+    cells = store.cells
+    return int(((cells["split"] == "") & (cells["label"] != "")).sum()) if store.split_info else 0
 
 
 @dataclass(frozen=True)
@@ -109,9 +236,9 @@ class StoreInfo:
             else f"pixel size {self.pixel_sizes.text}"
         )
         if self.corrections:
-            words = {"label": "relabelled", "confirm": "confirmed", "delete": "deleted", "add": "added"}
-            told = ", ".join(f"{count} {words[kind]}" for kind, count in self.corrections.items())
-            lines.append(f"corrected by people: {told}")
+            verbs = {"label": "relabelled", "confirm": "confirmed", "delete": "deleted", "add": "added"}
+            done = ", ".join(f"{count} {verbs[kind]}" for kind, count in self.corrections.items())
+            lines.append(f"corrected by people: {done}")
         if self.fields:
             lines.append(f"{self.fields} whole fields, in the folder 'fields'")
         if self.split_info:
@@ -151,7 +278,6 @@ def describe_store(path: str | Path, *, rejects: bool = False) -> StoreInfo:
     """
     store = open_store(path)
     cells, refused = store.cells, store.rejects
-    labels = cells["label"].value_counts()
     splits = cells["split"].value_counts()
     return StoreInfo(
         store=str(path),
@@ -160,7 +286,7 @@ def describe_store(path: str | Path, *, rejects: bool = False) -> StoreInfo:
         codec=store.codec,
         bytes=_size(Path(path)),
         cells=len(cells),
-        classes={code: int(labels[code]) for code in store.taxonomy.codes if code in labels},
+        classes=count_by_class(cells, store.taxonomy),
         unlabelled=int((cells["label"] == "").sum()),
         taxonomy=store.taxonomy.name,
         pixel_sizes=summarize_pixel_sizes(cells),

@@ -1,8 +1,10 @@
-"""Cells that show the same pixels, and groups of them that a split must not part.
+"""Duplicates among cells, and the groups of cells that a split must not part.
 
 Three grades: *exact* (equal pixels), *near* (a copy that was encoded again, brightened, shifted by a few pixels,
 mirrored, turned by right angles or resized) and *overlap* (two crops cut from one field, so that the cell in the
 middle of one stands at the edge of the other). How it works, and how well: ``docs/explanation/duplicates.md``.
+Cells of one field and of one patient belong together, too. The column ``group`` of a store is kept up to date by
+`regroup`.
 """
 
 from __future__ import annotations
@@ -37,8 +39,22 @@ from hematokit.imaging.fingerprint import (
     match_translations,
 )
 from hematokit.progress import Progress, no_progress
+from hematokit.store.corrections import apply_corrections
+from hematokit.store.patchstore import PatchStore
+from hematokit.store.schema import FINGERPRINTS_FILE
+from hematokit.store.smears import composed
+from hematokit.store.writer import StoreWriter, disk_errors
 
-__all__ = ["PAIR_COLUMNS", "Fingerprints", "assign_groups", "find_pairs", "label_conflicts"]
+__all__ = [
+    "PAIR_COLUMNS",
+    "Fingerprints",
+    "Regrouped",
+    "assign_groups",
+    "find_pairs",
+    "group_cells",
+    "label_conflicts",
+    "regroup",
+]
 
 ReadPatches = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]]
 
@@ -102,7 +118,7 @@ class Fingerprints:
     def load(cls, path: str | os.PathLike[str]) -> Fingerprints:
         """Read what `save` wrote.
 
-        A file of another version of hematokit gives empty fingerprints: they are then computed anew.
+        A file of another version of hematokit gives empty fingerprints: they are then computed again.
 
         Raises
         ------
@@ -439,3 +455,108 @@ def label_conflicts(cells: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     )
     known = (same["label_a"] != "") & (same["label_b"] != "")
     return same[known & (same["label_a"] != same["label_b"])].reset_index(drop=True)
+
+
+# --- the column ``group`` of a store ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Regrouped:
+    """What a search for duplicates found in the whole store.
+
+    Attributes
+    ----------
+    exact : int
+        Cells whose pixels equal those of another cell.
+    conflicting : int
+        Pairs of cells that are exact or near duplicates of each other, with different labels.
+    near : int or None
+        Pairs that show one cell, in other pixels; None if they were not searched for.
+    overlap : int or None
+        Pairs of crops that were cut from one field and overlap.
+    """
+
+    exact: int
+    conflicting: int
+    near: int | None
+    overlap: int | None
+
+
+def regroup(store: PatchStore, writer: StoreWriter, *, near: bool, progress: Progress = no_progress) -> Regrouped:
+    """Bring the column ``group`` up to date, if cells came since it was computed, and commit it.
+
+    Only the patches that are new since the last search are read: what it found of the others is in
+    ``fingerprints.npz``, filed under the hash of their pixels.
+
+    Parameters
+    ----------
+    store : PatchStore
+        The store that `writer` writes.
+    writer : StoreWriter
+        Open, with nothing pending.
+    near : bool
+        Search for near duplicates as well as for equal pixels.
+    progress : Progress
+    """
+    cells, state = writer.cells, writer.state
+    known: Fingerprints | None = None
+    if len(cells) and (state.groups_stale or (near and not state.groups_near)):
+        cells, known = group_cells(store, writer, cells, near=near, progress=progress)
+        writer.replace_cells(cells, groups_stale=False, groups_near=near)
+    elif len(cells) and state.groups_near:
+        known = _load(store)
+    return _count(apply_corrections(cells, store.corrections), known)
+
+
+def group_cells(
+    store: PatchStore, writer: StoreWriter, cells: pd.DataFrame, *, near: bool, progress: Progress = no_progress
+) -> tuple[pd.DataFrame, Fingerprints | None]:
+    """Compute the column ``group`` of all committed cells, and commit nothing.
+
+    Parameters
+    ----------
+    store, writer, near, progress
+        As of `regroup`.
+    cells : DataFrame
+        ``writer.cells``, possibly with other patients.
+
+    Returns
+    -------
+    DataFrame
+        `cells` with the groups.
+    Fingerprints or None
+        What the search for near duplicates remembers; None without one.
+    """
+    store.refresh()
+    # Copies of one file under several names are one field.
+    fields = store.fields
+    first = dict(zip(fields["field_id"], fields.groupby("sha256")["field_id"].transform("first"), strict=True))
+    people = cells.assign(
+        field_id=[first.get(name, name) for name in cells["field_id"]],
+        patient_id=list(map(composed, cells["patient_id"])),
+    )
+    known: Fingerprints | None = None
+    if near:
+        groups, known = assign_groups(store.read_rows, people, _load(store), progress)
+        with disk_errors(store.path, lambda: writer.committed):
+            known.save(store.path / FINGERPRINTS_FILE)
+    else:
+        groups = _name_groups(people, _contents(people)[1], np.zeros((0, 2), np.int64), np.zeros(0, np.int64))
+    return cells.assign(group=np.asarray(groups, dtype=object)), known
+
+
+def _load(store: PatchStore) -> Fingerprints | None:
+    try:
+        return Fingerprints.load(store.path / FINGERPRINTS_FILE)
+    except StoreError:
+        return None  # a cache: what is missing or damaged is computed again
+
+
+def _count(cells: pd.DataFrame, known: Fingerprints | None) -> Regrouped:
+    exact = int(cells["pixel_sha256"].duplicated(keep=False).sum())
+    pairs = find_pairs(cells, Fingerprints() if known is None else known)
+    conflicting = len(label_conflicts(cells, pairs))
+    if known is None:
+        return Regrouped(exact, conflicting, None, None)
+    kinds = pairs["kind"].value_counts()
+    return Regrouped(exact, conflicting, int(kinds.get("near", 0)), int(kinds.get("overlap", 0)))

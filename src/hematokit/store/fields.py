@@ -16,25 +16,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from hematokit.arrays import open_array
-from hematokit.errors import StoreError
 from hematokit.files import TEMPORARY_PREFIX, hash_path, sync_folder, write_json
 from hematokit.imaging.geometry import Box
 from hematokit.imaging.reading import printable
 from hematokit.progress import Progress, no_progress
 from hematokit.store import schema
-from hematokit.store.pixelsizes import field_pixel_sizes
 
 if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
-    from hematokit.store.patchstore import PatchStore
 
 __all__ = [
     "discard_field",
     "field_folder",
+    "field_pixel_sizes",
     "open_pixels",
-    "open_stored_field",
     "remove_uncommitted_fields",
     "stored_orientation",
     "write_field",
@@ -61,26 +59,10 @@ def field_folder(store: Path, field_id: str) -> Path:
     return store / schema.FIELDS_FOLDER / field_id
 
 
-def open_stored_field(store: PatchStore, field_id: str) -> Field:
-    """Open a field that a store keeps.
-
-    Where its file did not state a pixel size, the field has the one that was stated for its cells since.
-
-    Raises
-    ------
-    StoreError
-        If the store has no such field.
-    ImageError
-        If its image is damaged.
-    """
-    from hematokit.imaging.fieldfiles import open_field
-
-    if field_id not in set(store.fields["field_id"]):
-        raise StoreError(
-            f"store {store.path} has no field {field_id!r}; the column 'field_id' of its fields lists them"
-        )
-    sizes = field_pixel_sizes(store.cells)
-    return open_field(field_folder(store.path, field_id), pixel_size_um=sizes.get(field_id))
+def field_pixel_sizes(cells: pd.DataFrame) -> dict[str, float]:
+    """Return the pixel size of each field by id, as its cells have it: the median of those that are known."""
+    known = cells.dropna(subset="pixel_size_um")
+    return {str(name): float(size) for name, size in known.groupby("field_id")["pixel_size_um"].median().items()}
 
 
 def write_field(

@@ -25,20 +25,24 @@ from hematokit.errors import ImageError, StoreError
 from hematokit.files import shell_word
 from hematokit.imaging.fieldfiles.pixelsize import check_given, is_same_size
 from hematokit.progress import Progress, no_progress
-from hematokit.store.creating import create_store
-from hematokit.store.grouping import regroup
+from hematokit.store.creating import StoreTarget
+from hematokit.store.describing import (
+    PixelSizes,
+    count_by_class,
+    count_without_split,
+    pixel_size_warnings,
+    summarize_pixel_sizes,
+)
+from hematokit.store.duplicates import regroup
 from hematokit.store.loading import Fit, Loaded, load_in_order
-from hematokit.store.patchstore import PatchStore, open_store
-from hematokit.store.pixelsizes import PixelSizes, summarize_pixel_sizes
-from hematokit.store.schema import CELL_COLUMNS, REJECT_COLUMNS, ROOT_FILE
+from hematokit.store.patchstore import PatchStore
+from hematokit.store.schema import CELL_COLUMNS
+from hematokit.store.smears import count_other_smears, other_smears
 from hematokit.store.sources import Listing, open_source
 from hematokit.store.writer import StoreWriter
-from hematokit.taxonomy import MATEK_21, Taxonomy
+from hematokit.taxonomy import Taxonomy
 
-__all__ = ["OTHER_SMEARS", "ImportSummary", "import_crops"]
-
-OTHER_SMEARS: Final = ("smear-differs", "patient-differs")
-"""Reasons to refuse what is in a store with another smear or patient."""
+__all__ = ["ImportSummary", "import_crops"]
 
 
 @dataclass(frozen=True)
@@ -328,29 +332,19 @@ def import_crops(
     started = time.monotonic()
     check_given(pixel_size_um)
     src, store_path = Path(src), Path(store_path)
-    store = open_store(store_path) if (store_path / ROOT_FILE).exists() else None
-    if store is not None:
-        check_fit(store, taxonomy, patch_size, codec)
-    classes = store.taxonomy if store is not None else taxonomy or MATEK_21
+    target = StoreTarget.at(store_path, taxonomy=taxonomy, patch_size=patch_size, codec=codec)
+    fit = Fit(target.patch_size, resize, pad, pixel_size_um, force_pixel_size)
     with contextlib.ExitStack() as held:
-        with open_source(src, classes, None if labels is None else Path(labels)) as listing:
-            if store is None:
-                store = create_store(
-                    store_path,
-                    patch_size=250 if patch_size is None else patch_size,
-                    taxonomy=taxonomy,
-                    codec=codec or "raw",
-                )
-            writer = held.enter_context(store.writer())
-            fit = Fit(store.patch_size, resize, pad)
-            outcome = _add(store, writer, listing, fit, pixel_size_um, force_pixel_size, progress)
-            update_rejects(store, writer, (item.source for item in listing.items), outcome.rejects)
+        with open_source(src, target.taxonomy, None if labels is None else Path(labels)) as listing:
+            store = target.open()
+            writer = held.enter_context(StoreWriter(store))
+            outcome = _add(store, writer, listing, fit, progress)
+            writer.update_rejects((item.source for item in listing.items), outcome.rejects)
             files, ignored = len(listing.items), listing.ignored
         # The search for duplicates needs memory of its own, and the list of files is no longer needed.
         del listing
         regrouped = regroup(store, writer, near=near_duplicates, progress=progress)
     cells = store.cells
-    counts = cells["label"].value_counts()
     sizes = summarize_pixel_sizes(cells)
     return ImportSummary(
         store=str(store_path),
@@ -360,7 +354,7 @@ def import_crops(
         rejected=dict(sorted(Counter(reason for _, reason, _ in outcome.rejects).items())),
         ignored=dict(sorted(ignored.items())),
         cells=len(cells),
-        classes={code: int(counts[code]) for code in store.taxonomy.codes if code in counts},
+        classes=count_by_class(cells, store.taxonomy),
         exact_duplicates=regrouped.exact,
         conflicting_duplicates=regrouped.conflicting,
         near_duplicates=regrouped.near,
@@ -385,75 +379,7 @@ def _count_notes(notes: Counter[str]) -> list[str]:
     return [*shown, f"{rest} more remarks like these"] if rest else shown
 
 
-def pixel_size_warnings(sizes: PixelSizes, store: Path) -> list[str]:
-    """Say of the cells of a store, in one line at most, what a training will lack."""
-    problem = sizes.problem()
-    if not problem:
-        return []
-    if sizes.common is None and sizes.smallest is not None:
-        return [f"{problem}: a model trained on all of them has no pixel size, so fields are not rescaled for it"]
-    return [
-        f"{problem}; state it with 'hematokit store set-pixel-size {shell_word(store)} UM', so that models record it"
-    ]
-
-
-def count_other_smears(rejects: Iterable[tuple[str, str, str]]) -> int:
-    """Count the files refused because of their smear or patient, given the source, reason and message of each."""
-    return sum(reason in OTHER_SMEARS for _, reason, _ in rejects)
-
-
-def other_smears(count: int, store: str | Path, table: str | Path | None) -> list[str]:
-    """Say that so many files are in a store with another smear or patient than a table gives, and what to do."""
-    if not count:
-        return []
-    return [
-        f"{count} files are in the store with another smear or patient, which stays as it was: to set it, run "
-        f"'hematokit store set-smears {shell_word(store)} {shell_word(table or 'TABLE.csv')}'"
-    ]
-
-
-def count_without_split(store: PatchStore) -> int:
-    """Labelled cells that a store's split does not cover; 0 if it has no split."""
-    cells = store.cells
-    return int(((cells["split"] == "") & (cells["label"] != "")).sum()) if store.split_info else 0
-
-
-def check_fit(store: PatchStore, taxonomy: Taxonomy | None, patch_size: int | None, codec: str | None) -> None:
-    """Refuse settings of a new store that differ from those of the store that is there."""
-    if patch_size is not None and patch_size != store.patch_size:
-        raise StoreError(
-            f"store {store.path} holds patches of {store.patch_size} px, not {patch_size}; leave --patch-size out, "
-            "or import into a new store"
-        )
-    if taxonomy is not None and taxonomy != store.taxonomy:
-        raise StoreError(
-            f"store {store.path} has another taxonomy ({store.taxonomy.name!r}); leave --taxonomy out, or import into "
-            "a new store"
-        )
-    if codec is not None and codec != store.codec:
-        raise StoreError(
-            f"store {store.path} packs patches with codec {store.codec!r}, not {codec!r}; leave --codec out, or import "
-            "into a new store"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    added: int
-    present: int
-    rejects: list[tuple[str, str, str]]
-    notes: Counter[str]
-
-
-def _add(
-    store: PatchStore,
-    writer: StoreWriter,
-    listing: Listing,
-    fit: Fit,
-    pixel_size_um: float | None,
-    force_pixel_size: bool,
-    progress: Progress,
-) -> _Outcome:
+def _add(store: PatchStore, writer: StoreWriter, listing: Listing, fit: Fit, progress: Progress) -> _Import:
     """Load all items, commit those that are cells, and collect the reasons of the others."""
     state = _Import.begin(writer, fit, store.fields["field_id"])
     committed = dict(zip(writer.cells["source_key"].tolist(), writer.cells["pixel_sha256"].tolist(), strict=True))
@@ -461,30 +387,10 @@ def _add(
     with warnings.catch_warnings():
         # What Pillow warns of (odd EXIF data, say) concerns no pixel, and would flood the terminal.
         warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
-        ready = load_in_order(
-            listing.items,
-            committed,
-            fit,
-            pixel_size_um=pixel_size_um,
-            force_pixel_size=force_pixel_size,
-        )
-        for done, loaded in enumerate(ready, start=1):
+        for done, loaded in enumerate(load_in_order(listing.items, committed, fit), start=1):
             state.take(loaded)
             if done % 32 == 0 or done == total:
                 progress(done, total, f"{len(state.rejects)} rejected" if state.rejects else "")
     state.flush()
     writer.commit()
-    return _Outcome(state.added, state.present, state.rejects, state.notes)
-
-
-def update_rejects(
-    store: PatchStore, writer: StoreWriter, listed: Iterable[str], rejects: list[tuple[str, str, str]]
-) -> None:
-    """Replace what was said of these sources before, and keep what was said of others."""
-    listed = set(listed)
-    old = store.rejects
-    new = pd.concat(
-        [old[~old["source"].isin(listed)], pd.DataFrame(rejects, columns=list(REJECT_COLUMNS))], ignore_index=True
-    )
-    if not new.equals(old):
-        writer.write_rejects(new)
+    return state

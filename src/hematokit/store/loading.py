@@ -32,7 +32,7 @@ _MAX_WORKERS = 4
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a crop becomes a patch of ``patch_size x patch_size`` pixels.
+    """How a crop becomes a patch of ``patch_size x patch_size`` pixels, and what its pixel size is.
 
     Attributes
     ----------
@@ -42,11 +42,17 @@ class Fit:
         scaling its sides differently would change the cell's shape.
     pad : bool
         Fill up smaller crops by reflection, the crop in the middle.
+    given_um : float or None
+        Micrometres per pixel of files that neither state it nor have it from a table.
+    force_given : bool
+        `given_um`, or the table's, wins over the files.
     """
 
     patch_size: int
     resize: bool = False
     pad: bool = False
+    given_um: float | None = None
+    force_given: bool = False
 
     @property
     def exact_size(self) -> tuple[int, int] | None:
@@ -136,16 +142,14 @@ class Loaded:
     notes: tuple[str, ...] = ()
 
 
-def _load(
-    item: Item, known: Mapping[str, str], fit: Fit, pixel_size_um: float | None, force_pixel_size: bool
-) -> Loaded:
+def _load(item: Item, known: Mapping[str, str], fit: Fit) -> Loaded:
     try:
         if item.problem is not None:
             raise item.problem
         data = item.read(_MAX_CROP_BYTES)
         key = hashlib.sha256(item.name.encode() + b"\0" + hashlib.sha256(data).digest()).hexdigest()[:32]
-        given = pixel_size_um if item.pixel_size_um is None else item.pixel_size_um
-        size, _, notes = choose(stated_pixel_size(data), given, force=force_pixel_size)
+        given = fit.given_um if item.pixel_size_um is None else item.pixel_size_um
+        size, _, notes = choose(stated_pixel_size(data), given, force=fit.force_given)
         if key in known:
             _check_orientation(item.source, data, known[key], fit)
             return Loaded(item, key, pixel_size_um=size, notes=notes)
@@ -179,14 +183,7 @@ def _check_orientation(source: str, data: bytes, pixel_sha256: str, fit: Fit) ->
         )
 
 
-def load_in_order(
-    items: Iterable[Item],
-    known: Mapping[str, str],
-    fit: Fit,
-    *,
-    pixel_size_um: float | None = None,
-    force_pixel_size: bool = False,
-) -> Iterator[Loaded]:
+def load_in_order(items: Iterable[Item], known: Mapping[str, str], fit: Fit) -> Iterator[Loaded]:
     """Load items in a few threads and yield them in the order given.
 
     Only a few items are loaded ahead of the one yielded, so memory does not grow with their number.
@@ -197,12 +194,9 @@ def load_in_order(
     known : mapping of str to str
         Keys of the files that the store has, which need not be decoded, and the hashes of their patches.
     fit : Fit
-    pixel_size_um : float, optional
-        Micrometres per pixel of files that neither say it nor have it from a table; of all with `force_pixel_size`.
-    force_pixel_size : bool
     """
     workers = max(1, min(_MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
-    load = partial(_load, known=known, fit=fit, pixel_size_um=pixel_size_um, force_pixel_size=force_pixel_size)
+    load = partial(_load, known=known, fit=fit)
     ahead: deque[Future[Loaded]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="hematokit-import")
     try:

@@ -1,4 +1,4 @@
-"""Opening and reading a patch store.
+"""Reading a patch store: its cells with the corrections, its patches, its fields.
 
 `zarr` defines the array, `tensorstore` reads and writes it: it gathers 64 random patches in about 10 ms, outside the
 global interpreter lock, where zarr-python needs some 80 ms.
@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +20,14 @@ import pyarrow as pa
 from hematokit._version import __version__
 from hematokit.arrays import open_array, system_error, tensorstore_path
 from hematokit.errors import StoreError, TaxonomyError
+from hematokit.imaging.fieldfiles import Field, open_field
+from hematokit.imaging.reading import printable
 from hematokit.store import schema
 from hematokit.store.corrections import CORRECTIONS_FILE, Correction, apply_corrections, read_corrections
-from hematokit.store.files import cannot_read
+from hematokit.store.fields import field_folder, field_pixel_sizes
 from hematokit.taxonomy import Taxonomy
 
-if TYPE_CHECKING:
-    from hematokit.store.writer import StoreWriter
-
-__all__ = ["DamageError", "PatchRead", "PatchStore", "open_patches", "open_store"]
+__all__ = ["DamageError", "PatchRead", "PatchStore", "cannot_read", "open_patches", "open_store", "open_stored_field"]
 
 # Holds the shards' indices (4 kB each), so that a patch costs one read instead of two.
 _CACHE_BYTES = 32 * 1024 * 1024
@@ -49,7 +48,7 @@ class PatchRead:
         self._path = path
 
     def done(self) -> bool:
-        """Tell whether `result` would return at once."""
+        """Whether `result` would return at once."""
         return bool(self._future.done())
 
     def result(self) -> npt.NDArray[np.uint8]:
@@ -71,6 +70,13 @@ class PatchRead:
         return patches
 
 
+def cannot_read(path: Path, error: OSError) -> str:
+    """Return the one-line message of what the operating system refuses to read of a store, which is not damage."""
+    reason = error.strerror or error
+    file = f", {printable(str(error.filename))}" if error.filename and str(error.filename) != str(path) else ""
+    return f"store {printable(str(path))} cannot be read ({reason}{file}); correct that and run the same command again"
+
+
 def _read_error(path: Path, error: ValueError | OSError) -> StoreError:
     """Distinguish damage from what the operating system refuses, and from a missing drive."""
     refused = error if isinstance(error, OSError) else system_error(error)
@@ -88,7 +94,7 @@ class PatchStore:
     """A store of single-cell patches, opened for reading.
 
     Holds the cells as they were committed when it was opened; `refresh` looks again. Any number of readers may work
-    while one process writes. Copies sent to other processes open the store anew there.
+    while one process writes (`hematokit.store.StoreWriter`). Copies sent to other processes open the store there again.
 
     Parameters
     ----------
@@ -139,11 +145,12 @@ class PatchStore:
         """Read the committed cells and the corrections again."""
         self._corrections = read_corrections(self.path / CORRECTIONS_FILE)
         self._set_table(*schema.read_cells(self.path))
-        self._array = None
 
     def _set_table(self, table: pa.Table, state: schema.TableState) -> None:
+        """Show what is committed, as it was read or as a `StoreWriter` left it."""
         self._table = table
         self._state = state
+        self._array = None
         for name in ("_frame", "_rows", "_rows_by_id", "_fields", "content_hash"):
             self.__dict__.pop(name, None)
 
@@ -303,15 +310,6 @@ class PatchStore:
             self._array = open_patches(self.path, write=False)
         return self._array
 
-    def writer(self) -> StoreWriter:
-        """Return a `StoreWriter`; as a context manager it takes the store's lock, and there is only one.
-
-        After it closes, this store shows what it committed.
-        """
-        from hematokit.store.writer import StoreWriter
-
-        return StoreWriter(self)
-
 
 def open_patches(path: Path, *, write: bool) -> Any:
     """Open the array ``patches`` of a store with tensorstore."""
@@ -377,3 +375,23 @@ def open_store(path: str | Path) -> PatchStore:
     (2, 250, 250, 3)
     """
     return PatchStore(path)
+
+
+def open_stored_field(store: PatchStore, field_id: str) -> Field:
+    """Open a field that a store keeps.
+
+    Where its file did not state a pixel size, the field has the one that was stated for its cells since.
+
+    Raises
+    ------
+    StoreError
+        If the store has no such field.
+    ImageError
+        If its image is damaged.
+    """
+    if field_id not in set(store.fields["field_id"]):
+        raise StoreError(
+            f"store {store.path} has no field {field_id!r}; the column 'field_id' of its fields lists them"
+        )
+    sizes = field_pixel_sizes(store.cells)
+    return open_field(field_folder(store.path, field_id), pixel_size_um=sizes.get(field_id))

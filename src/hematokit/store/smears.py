@@ -1,12 +1,13 @@
-"""Which field belongs to which smear and patient: a CSV with the columns ``file``, ``smear_id`` and ``patient_id``.
+"""Smears and patients: a CSV that states them for files, and checks of their identifiers.
 
-Checks of smear and patient identifiers, which decide whether cells of one patient stay on one side of a split.
+They decide whether the cells of one patient stay on one side of a split.
 """
 
 from __future__ import annotations
 
+import csv
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -14,25 +15,32 @@ from typing import Final
 import pandas as pd
 
 from hematokit.errors import FieldError, StoreError
+from hematokit.files import shell_word
 from hematokit.imaging.fieldfiles import field_name
 from hematokit.imaging.fieldfiles.opening import safe_name
 from hematokit.imaging.reading import printable
-from hematokit.store.sources import read_named_columns
 
 __all__ = [
+    "OTHER_SMEARS",
     "SMEAR_COLUMNS",
     "SmearMatch",
     "SmearTable",
     "composed",
+    "count_other_smears",
     "id_warnings",
     "load_smears",
     "match_smears",
     "on_several_sides",
+    "other_smears",
+    "read_named_columns",
     "some_of",
 ]
 
 SMEAR_COLUMNS: Final = ("smear_id", "patient_id")
 """Columns of cells and fields that say where they are from."""
+
+OTHER_SMEARS: Final = ("smear-differs", "patient-differs")
+"""Reasons to refuse what is in a store with another smear or patient."""
 
 
 def composed(name: str) -> str:
@@ -52,7 +60,7 @@ def some_of(names: Sequence[str], count: int = 3) -> str:
 
 
 def id_warnings(smears: Sequence[str], patients: Sequence[str], what: str) -> list[str]:
-    """Say what is doubtful about the smears and patients of cells or fields.
+    """Return what is doubtful about the smears and patients of cells or fields.
 
     Parameters
     ----------
@@ -93,8 +101,33 @@ def id_warnings(smears: Sequence[str], patients: Sequence[str], what: str) -> li
     return lines
 
 
+def count_other_smears(rejects: Iterable[tuple[str, str, str]]) -> int:
+    """Count the files refused because of their smear or patient, given the source, reason and message of each."""
+    return sum(reason in OTHER_SMEARS for _, reason, _ in rejects)
+
+
+def other_smears(count: int, store: str | Path, table: str | Path | None) -> list[str]:
+    """Return a warning of files that are in a store with another smear or patient than a table gives, or none.
+
+    Parameters
+    ----------
+    count : int
+        Number of these files.
+    store : str or Path
+        The store.
+    table : str or Path, optional
+        The table.
+    """
+    if not count:
+        return []
+    return [
+        f"{count} files are in the store with another smear or patient, which stays as it was: to set it, run "
+        f"'hematokit store set-smears {shell_word(store)} {shell_word(table or 'TABLE.csv')}'"
+    ]
+
+
 def on_several_sides(cells: pd.DataFrame, column: str) -> list[str]:
-    """Find the patients, smears or groups whose cells a split divides.
+    """Return the patients, smears or groups whose cells a split divides.
 
     Parameters
     ----------
@@ -158,7 +191,7 @@ class SmearTable:
     _used_exactly: set[int] = field(default_factory=set, repr=False)
 
     def lookup(self, path: str | Path, field_id: str = "") -> tuple[str, str]:
-        """Find the smear and patient of a field.
+        """Return the smear and patient of a field.
 
         A line of the table names a file by its path (absolute, or relative to the folder of the CSV), by the end of
         its path, by its name with or without the ending, or by the field's id; the first of these that fits counts.
@@ -215,7 +248,7 @@ class SmearTable:
         return exact.said
 
     def match(self, fields: Mapping[Path, str], *, partly: bool = False) -> SmearMatch:
-        """Find the smears and patients of all fields of a command, before anything is done to one of them.
+        """Return the smears and patients of all fields of a command, before anything is done to one of them.
 
         Parameters
         ----------
@@ -280,7 +313,7 @@ class SmearTable:
 
 @dataclass(frozen=True)
 class SmearMatch:
-    """What a table of smears says of the fields of a command.
+    """The smears and patients that a table gives the fields of a command.
 
     Attributes
     ----------
@@ -310,9 +343,59 @@ def _stems(name: str) -> Iterator[str]:
 
 
 def _foreign(entry: _Entry) -> bool:
-    """Tell whether a line holds the absolute path of a file on another machine: then its name alone may fit."""
+    """Whether a line holds the absolute path of a file on another machine: then its name alone may fit."""
     absolute = entry.text.startswith(("/", "\\")) or entry.text[1:2] == ":"
     return absolute and not Path(entry.text).exists()
+
+
+def read_named_columns(
+    table: Path, columns: Mapping[str, Sequence[str]], required: Sequence[str], needs: str
+) -> list[tuple[int, dict[str, str]]]:
+    """Read some columns of a CSV, which may go by several names.
+
+    Separated by commas, semicolons or tabs, in UTF-8, with a header; empty lines and other columns are ignored.
+
+    Parameters
+    ----------
+    table : Path
+        The file.
+    columns : mapping of str to sequence of str
+        What each column may be called in the file, lower case; the first that is there counts.
+    required : sequence of str
+        Columns that must be there.
+    needs : str
+        What the file needs, for the error: ``"'path' and 'label'"``.
+
+    Returns
+    -------
+    list of (line, row)
+        Line in the file, and the text of every column of `columns`, stripped; empty where it is absent.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be read or lacks a column.
+    """
+    shown = printable(str(table))
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            delimiter = max((",", ";", "\t"), key=header.count)
+            names = [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
+            where = {key: next((names.index(n) for n in known if n in names), None) for key, known in columns.items()}
+            if any(where[key] is None for key in required):
+                raise StoreError(f"{shown} has the columns {names}, but needs {needs}; name them in its first line")
+
+            def cell(row: list[str], key: str) -> str:
+                index = where[key]
+                return row[index].strip() if index is not None and index < len(row) else ""
+
+            reader = csv.reader(file, delimiter=delimiter)
+            return [(reader.line_num + 1, {key: cell(row, key) for key in columns}) for row in reader if any(row)]
+    except OSError as error:
+        raise StoreError(f"{shown} cannot be read ({error.strerror or error}); give a CSV file") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise StoreError(f"{shown} cannot be read as CSV in UTF-8 ({error}); save it again as such") from error
 
 
 def load_smears(path: str | Path) -> SmearTable:
@@ -365,7 +448,7 @@ def load_smears(path: str | Path) -> SmearTable:
 
 
 def match_smears(path: str | Path | None, files: Sequence[Path]) -> SmearMatch:
-    """Read a table of smears, if there is one, and find the smears and patients of a command's fields.
+    """Read a table of smears, if there is one, and return the smears and patients of a command's fields.
 
     Raises
     ------

@@ -1,14 +1,11 @@
-"""What an import reads: class folders, tables of paths and labels, and zip files, as one stream of items.
+"""The sources of an import: class folders, tables of paths and labels, and zip files, listed as items.
 
 Each source lists its items in an order that depends only on names. An item that cannot be used is listed too, with
 the reason, so that nothing is passed over in silence.
-
-Reading tables of paths and labels.
 """
 
 from __future__ import annotations
 
-import csv
 import os
 import posixpath
 import re
@@ -17,7 +14,7 @@ import threading
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,9 +24,10 @@ from pathlib import Path, PurePosixPath
 from hematokit.errors import ImageError, StoreError
 from hematokit.imaging.fieldfiles.pixelsize import check_given
 from hematokit.imaging.reading import IMAGE_SUFFIXES, printable, read_bytes
+from hematokit.store.smears import read_named_columns
 from hematokit.taxonomy import Taxonomy
 
-__all__ = ["Item", "LabelRow", "Listing", "open_source", "read_label_rows", "read_named_columns"]
+__all__ = ["Item", "LabelRow", "Listing", "open_source", "read_label_rows"]
 
 _COLUMNS = {
     "path": ("path", "file", "filename"),
@@ -42,7 +40,7 @@ _COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class LabelRow:
-    """One line of a table of labels: where it stands, the path as written, and what is said of it."""
+    """One line of a table of labels: its number, the path as written, and what it states of that file."""
 
     line: int
     path: str
@@ -95,56 +93,6 @@ def _pixel_size(text: str, where: str) -> float | None:
     return size
 
 
-def read_named_columns(
-    table: Path, columns: Mapping[str, Sequence[str]], required: Sequence[str], needs: str
-) -> list[tuple[int, dict[str, str]]]:
-    """Read some columns of a CSV, which may go by several names.
-
-    Separated by commas, semicolons or tabs, in UTF-8, with a header; empty lines and other columns are ignored.
-
-    Parameters
-    ----------
-    table : Path
-        The file.
-    columns : mapping of str to sequence of str
-        What each column may be called in the file, lower case; the first that is there counts.
-    required : sequence of str
-        Columns that must be there.
-    needs : str
-        What the file needs, for the error: ``"'path' and 'label'"``.
-
-    Returns
-    -------
-    list of (line, row)
-        Line in the file, and the text of every column of `columns`, stripped; empty where it is absent.
-
-    Raises
-    ------
-    StoreError
-        If it cannot be read or lacks a column.
-    """
-    shown = printable(str(table))
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            delimiter = max((",", ";", "\t"), key=header.count)
-            names = [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
-            where = {key: next((names.index(n) for n in known if n in names), None) for key, known in columns.items()}
-            if any(where[key] is None for key in required):
-                raise StoreError(f"{shown} has the columns {names}, but needs {needs}; name them in its first line")
-
-            def cell(row: list[str], key: str) -> str:
-                index = where[key]
-                return row[index].strip() if index is not None and index < len(row) else ""
-
-            reader = csv.reader(file, delimiter=delimiter)
-            return [(reader.line_num + 1, {key: cell(row, key) for key in columns}) for row in reader if any(row)]
-    except OSError as error:
-        raise StoreError(f"{shown} cannot be read ({error.strerror or error}); give a CSV file") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise StoreError(f"{shown} cannot be read as CSV in UTF-8 ({error}); save it again as such") from error
-
-
 @dataclass(frozen=True, slots=True)
 class Item:
     """One file that an import considers.
@@ -193,7 +141,7 @@ class Listing:
 
 @contextmanager
 def open_source(source: Path, taxonomy: Taxonomy, labels: Path | None = None) -> Iterator[Listing]:
-    """List what `source` holds; files stay readable inside the block.
+    """List the files of `source`, which stay readable inside the block.
 
     Parameters
     ----------
@@ -202,7 +150,7 @@ def open_source(source: Path, taxonomy: Taxonomy, labels: Path | None = None) ->
     taxonomy : Taxonomy
         The class codes that folders or labels may have.
     labels : Path, optional
-        A CSV whose paths lie inside `source` (a folder or zip); only the files it lists are imported, with its labels.
+        A CSV whose paths are inside `source` (a folder or zip); only the files it lists are imported, with its labels.
 
     Raises
     ------
@@ -245,7 +193,7 @@ def _not_empty(listing: Listing, source: Path) -> Listing:
 
 
 class _Codes:
-    """Finds class codes in the names of folders and in tables, in upper or lower case."""
+    """Looks up class codes in the names of folders and in tables, in upper or lower case."""
 
     def __init__(self, taxonomy: Taxonomy) -> None:
         self._taxonomy = taxonomy
@@ -293,19 +241,19 @@ def _is_image(name: str) -> bool:
 
 
 def _is_litter(parts: tuple[str, ...]) -> bool:
-    """Tell the hidden files and the copies of metadata that macOS leaves in folders and archives."""
+    """Whether a file is hidden, or a copy of metadata that macOS leaves in folders and archives."""
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 class _FolderFiles:
-    """Files of a folder, none of which may lie outside it."""
+    """Files of a folder, none of which may be outside it."""
 
     def __init__(self, root: Path) -> None:
         self._given = root
         self._real = Path(os.path.realpath(root))
 
     def item(self, name: str) -> Item:
-        """Describe the file at `name`, a path below the folder with ``/``."""
+        """Return the item of the file at `name`, a path below the folder with ``/``."""
         path = self._given / name
         problem = None
         real = Path(os.path.realpath(path))
@@ -389,7 +337,7 @@ class _ZipFiles:
         self.entries = {info.filename.replace("\\", "/"): info for info in archive.infolist() if not info.is_dir()}
 
     def item(self, name: str) -> Item:
-        """Describe the entry `name`."""
+        """Return the item of the entry `name`."""
         shown = f"{_show(self._path)}/{_show(name)}"
         info = self.entries.get(name)
         problem = None
@@ -410,7 +358,7 @@ class _ZipFiles:
             raise too_large
         try:
             with self._lock, self._archive.open(info) as file:
-                # The declared size may lie, so what is unpacked is limited too.
+                # The declared size may be wrong, so what is unpacked is limited too.
                 data = file.read(limit + 1)
         except (zipfile.BadZipFile, zlib.error, LZMAError, OSError, EOFError, RuntimeError, ValueError) as error:
             detail = printable(str(error))
@@ -468,7 +416,7 @@ def _table(table: Path, base: Path, files: _FolderFiles | _ZipFiles, taxonomy: T
 
 
 def _inside(path: str, base: Path, files: _FolderFiles | _ZipFiles) -> Item:
-    """Find a table's path below `base`."""
+    """Return the item at a path of a table, below `base`."""
     name = path
     if isinstance(files, _FolderFiles):
         if "\\" in name and not (base / name).exists():

@@ -22,9 +22,10 @@ from hematokit.errors import StoreError
 from hematokit.files import shell_word
 from hematokit.progress import Progress, no_progress
 from hematokit.store.corrections import apply_corrections
-from hematokit.store.grouping import regroup
+from hematokit.store.duplicates import regroup
 from hematokit.store.patchstore import open_store
 from hematokit.store.smears import composed, id_warnings, on_several_sides, some_of
+from hematokit.store.writer import StoreWriter
 
 __all__ = ["SPLITS", "SplitSummary", "assign_split", "split_store"]
 
@@ -243,7 +244,7 @@ def split_store(
         raise StoreError(
             f"store {path} holds no labelled cells to split; import crops with labels, or tile fields with --cells"
         )
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         regroup(store, writer, near=writer.state.groups_near, progress=progress)
         cells = writer.cells
         old, old_split = writer.state.split_info, cells["split"].to_numpy(dtype=object)

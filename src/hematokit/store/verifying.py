@@ -17,8 +17,7 @@ from hematokit.errors import StoreError
 from hematokit.files import hash_path
 from hematokit.progress import Progress, no_progress
 from hematokit.store.fields import field_folder
-from hematokit.store.files import cannot_read
-from hematokit.store.patchstore import DamageError, PatchRead, PatchStore, open_store
+from hematokit.store.patchstore import DamageError, PatchRead, PatchStore, cannot_read, open_store
 from hematokit.store.schema import hash_pixels
 
 __all__ = ["DamagedField", "DamagedPatch", "VerifyReport", "verify_store"]

@@ -1,4 +1,4 @@
-"""The one writer of a store.
+"""Writing a store: its lock, its one writer, and failures of the disk as one-line errors.
 
 Patches go into whole shards past the committed rows; nothing of them counts until ``cells.parquet`` is replaced.
 A writer that is killed therefore leaves the store as it was at its last commit, and the next writer removes what lies
@@ -8,9 +8,11 @@ beyond it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -24,13 +26,14 @@ import pyarrow.compute as pc
 from filelock import FileLock, Timeout
 
 from hematokit.errors import StoreError
-from hematokit.files import write_json
+from hematokit.files import TEMPORARY_PREFIX, write_json
 from hematokit.store import schema
 from hematokit.store.fields import remove_uncommitted_fields
-from hematokit.store.files import disk_errors, remove_leftovers
 from hematokit.store.patchstore import PatchStore, open_patches
 
-__all__ = ["StoreWriter", "store_lock"]
+__all__ = ["StoreWriter", "disk_errors", "store_lock"]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _KEEP: Any = object()
 
@@ -61,10 +64,53 @@ def store_lock(path: Path) -> Iterator[None]:
         ) from error
 
 
-class StoreWriter:
-    """Appends cells to a store and changes its table. Use it as a context manager.
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed. Only the holder of the store's lock may call this."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
-    Leaving the block commits; leaving it by an exception drops what was not committed.
+
+@contextlib.contextmanager
+def disk_errors(store: Path, committed: Callable[[], int]) -> Iterator[None]:
+    """Turn a full disk and other failures to write into one-line store errors.
+
+    Parameters
+    ----------
+    store : Path
+        The store, named in the message.
+    committed : callable
+        Returns the number of cells that are safe.
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(
+            _write_error(store, committed(), error.errno in _FULL, error.strerror or str(error))
+        ) from error
+    except ValueError as error:
+        # tensorstore reports failures of the operating system as ValueError, with its text in the message.
+        text = str(error)
+        if not any(sign in text for sign in ("local file", "OS error", "directory")):
+            raise
+        full = any(os.strerror(code) in text for code in _FULL)
+        raise StoreError(_write_error(store, committed(), full, " ".join(text.split()))) from error
+
+
+def _write_error(store: Path, committed: int, full: bool, detail: str) -> str:
+    safe = f"its {committed} committed cells are safe"
+    if full:
+        return f"no space left on the disk of store {store}; {safe}: free some space and run the same command again"
+    return f"store {store} cannot be written ({detail}); {safe}: correct that and run the same command again"
+
+
+class StoreWriter:
+    """Appends cells to a store and changes its table. Use it as a context manager; a store has one writer at a time.
+
+    Entering the block takes the store's lock. Leaving it commits; leaving it by an exception drops what was not
+    committed.
 
     Parameters
     ----------
@@ -115,11 +161,10 @@ class StoreWriter:
                 if kind is None:
                     self.commit()
             finally:
-                # A write under way must end before the lock is given up; its failure is not news if there was one.
+                # A write under way must end before the lock is given up; if it fails, the first failure is reported.
                 with contextlib.suppress(Exception):
                     self._drain()
                 self._store._set_table(self._table, self._state)
-                self._store._array = None
 
     @property
     def cells(self) -> pd.DataFrame:
@@ -309,6 +354,22 @@ class StoreWriter:
         """Replace the table of refused files (columns ``source``, ``reason``, ``message``)."""
         with disk_errors(self._path, lambda: self.committed):
             schema.write_rejects(self._path, rejects)
+
+    def update_rejects(self, sources: Iterable[str], rejects: Sequence[tuple[str, str, str]]) -> None:
+        """Replace the refused files and cells of some sources, and keep those of others.
+
+        Parameters
+        ----------
+        sources : iterable of str
+            What was given this time.
+        rejects : sequence of (source, reason, message)
+            What of it was refused.
+        """
+        given, old = set(sources), self._store.rejects
+        new = pd.DataFrame(list(rejects), columns=list(schema.REJECT_COLUMNS))
+        kept = pd.concat([old[~old["source"].isin(given)], new], ignore_index=True)
+        if not kept.equals(old):
+            self.write_rejects(kept)
 
     def _write_fields(self, fields: pd.DataFrame, state: schema.TableState, *, other_version: bool) -> None:
         """Put rows behind those of ``fields.parquet``, and note in `state` which of them count with the next commit.

@@ -37,7 +37,7 @@ from hematokit.models.loading import load_model
 from hematokit.pipelines.train import train
 from hematokit.plugins.specs import Explainer
 from hematokit.progress import Progress, no_progress
-from hematokit.store import PatchStore, create_store, open_store
+from hematokit.store import PatchStore, StoreWriter, create_store, open_store
 
 __all__ = [
     "LEAST_FIT",
@@ -203,7 +203,7 @@ def train_twins(
         third = None
         if other_seed:
             third = _train(copied, place / "seed", {**given, "seed": seed + 1}, "true labels, other seed", progress)
-        with copied.writer() as writer:
+        with StoreWriter(copied) as writer:
             table = writer.cells
             writer.replace_cells(table.assign(label=shuffled_labels(table["label"], seed), label_source="shuffled"))
         shuffled = _train(copied, place / "shuffled", given, "shuffled labels", progress)
@@ -319,7 +319,7 @@ def _within(progress: Progress, before: int, total: int, what: str, done: int, _
 
 def _copy_cells(store: PatchStore, cells: pd.DataFrame, path: Path) -> PatchStore:
     copied = create_store(path, patch_size=store.patch_size, taxonomy=store.taxonomy)
-    with copied.writer() as writer:
+    with StoreWriter(copied) as writer:
         for start in range(0, len(cells), _READ):
             part = cells.iloc[start : start + _READ]
             writer.append(store.read_rows(part["row"].to_numpy()), part.drop(columns="row").reset_index(drop=True))

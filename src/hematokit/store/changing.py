@@ -1,21 +1,113 @@
-"""Setting smears and patients in an existing store, where they were wrong or missing."""
+"""Stating the pixel size, the smear and the patient of cells that are in a store already."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hematokit.errors import StoreError
 from hematokit.files import shell_word
+from hematokit.imaging.fieldfiles.pixelsize import check_given
+from hematokit.imaging.reading import printable
 from hematokit.progress import Progress, no_progress
 from hematokit.store.corrections import apply_corrections
-from hematokit.store.grouping import group_cells
-from hematokit.store.importing import OTHER_SMEARS
+from hematokit.store.duplicates import group_cells
 from hematokit.store.patchstore import open_store
-from hematokit.store.smears import SMEAR_COLUMNS, id_warnings, load_smears, on_several_sides
+from hematokit.store.smears import OTHER_SMEARS, SMEAR_COLUMNS, id_warnings, load_smears, on_several_sides
+from hematokit.store.writer import StoreWriter
 
-__all__ = ["SmearsSummary", "set_smears"]
+__all__ = ["PixelSizeChange", "SmearsSummary", "set_pixel_size", "set_smears"]
+
+
+@dataclass(frozen=True)
+class PixelSizeChange:
+    """What `set_pixel_size` did.
+
+    Attributes
+    ----------
+    store : str
+        The store's folder.
+    pixel_size_um : float
+    changed : int
+        Cells whose pixel size was set.
+    kept : int
+        Cells that have another known pixel size and keep it.
+    """
+
+    store: str
+    pixel_size_um: float
+    changed: int
+    kept: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The same for a person, one statement per line."""
+        lines = [f"{self.store}: pixel size of {self.changed:,} cells set to {self.pixel_size_um:g} um"]
+        if self.kept:
+            lines.append(f"Warning: {self.kept:,} cells have another pixel size and keep it; --force replaces it")
+        return lines
+
+
+def set_pixel_size(
+    store: str | Path, pixel_size_um: float, *, cell_ids: Sequence[str] | None = None, force: bool = False
+) -> PixelSizeChange:
+    """State the pixel size of cells that are in a store already.
+
+    Neither the patches nor the store's content hash change. Models that are trained on the store afterwards record it.
+
+    Parameters
+    ----------
+    store : str or Path
+        Folder of the store.
+    pixel_size_um : float
+        Side of a pixel of the patches in micrometres.
+    cell_ids : sequence of str, optional
+        The cells; all by default.
+    force : bool
+        Replace a pixel size that is known, too.
+
+    Returns
+    -------
+    PixelSizeChange
+
+    Raises
+    ------
+    ImageError
+        If the pixel size is not a finite number above 0.
+    StoreError
+        If there is no store, it is damaged or being written, or lacks one of the cells.
+
+    Examples
+    --------
+    >>> set_pixel_size("marrow.zarr", 0.086).changed  # doctest: +SKIP
+    5759
+    """
+    check_given(pixel_size_um)
+    with StoreWriter(open_store(store)) as writer:
+        cells = writer.cells
+        chosen = np.ones(len(cells), bool)
+        if cell_ids is not None:
+            wanted = [cell_ids] if isinstance(cell_ids, str) else list(cell_ids)
+            absent = sorted(set(wanted) - set(cells["cell_id"]))
+            if absent:
+                raise StoreError(
+                    f"store {store} has no cell {printable(str(absent[0]))!r}; the column 'cell_id' of its cells lists "
+                    "them"
+                )
+            chosen = cells["cell_id"].isin(wanted).to_numpy()
+        sizes = cells["pixel_size_um"].to_numpy(np.float64, na_value=np.nan)
+        other = chosen & (sizes != pixel_size_um)
+        changed = other if force else other & np.isnan(sizes)
+        if changed.any():
+            writer.replace_cells(cells.assign(pixel_size_um=np.where(changed, pixel_size_um, sizes)))
+    return PixelSizeChange(str(store), pixel_size_um, int(changed.sum()), int((other & ~changed).sum()))
 
 
 @dataclass(frozen=True)
@@ -94,7 +186,7 @@ def set_smears(store: str | Path, table: str | Path, *, progress: Progress = no_
     """
     smears = load_smears(table)
     opened = open_store(store)
-    with opened.writer() as writer:
+    with StoreWriter(opened) as writer:
         cells, fields, near = writer.cells, opened.fields, writer.state.groups_near
         places = dict(zip(cells["field_id"], cells["source"], strict=True))
         places |= dict(zip(fields["field_id"], fields["source"], strict=True))
