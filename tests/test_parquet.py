@@ -16,7 +16,7 @@ from hematokit.annotations.writing import read_parquet, write_parquet
 from hematokit.errors import FieldError, HematokitError
 from hematokit.evaluation.files import read_predictions
 from hematokit.parquet import table_bytes
-from hematokit.store import create_store, open_store, verify_store
+from hematokit.store import StoreWriter, create_store, open_store, verify_store
 
 Content = Callable[[], pd.DataFrame]
 
@@ -27,7 +27,7 @@ def store(tiny_store: Path, tmp_path: Path) -> Path:
     path = Path(shutil.copytree(tiny_store, tmp_path / "copy.zarr"))
     rejects = pd.DataFrame({"source": ["a.jpg", "b.jpg"], "reason": "unreadable", "message": ["ä" * 40, "b"]})
     field = dict.fromkeys(["field_id", "name", "source", "sha256", "cells_from", "smear_id", "patient_id"], "f")
-    with open_store(path).writer() as writer:
+    with StoreWriter(open_store(path)) as writer:
         writer.write_rejects(rejects)
         writer.add_field({**field, "height": 1, "width": 1, "pixel_size_um": 0.1, "cells": 0, "stored_sha256": "f"})
     return path

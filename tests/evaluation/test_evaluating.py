@@ -19,7 +19,7 @@ from hematokit.errors import EvaluationError, ModelError
 from hematokit.evaluation.evaluate import evaluate_images, evaluate_store
 from hematokit.evaluation.files import read_predictions, write_evaluation
 from hematokit.models import TrainingRecord
-from hematokit.store import create_store, import_crops, open_store, set_pixel_size, split_store
+from hematokit.store import StoreWriter, create_store, import_crops, open_store, set_pixel_size, split_store
 from hematokit.synthetic import PIXEL_SIZE_UM
 from hematokit.taxonomy import MATEK_21, CellClass, Taxonomy
 from tinykit import COLOURS, write_crops
@@ -179,7 +179,7 @@ def test_a_reader_is_warned_of_patients_that_were_trained_on(tiny_store: Path, t
     cells = store.cells
     own = {"store": str(store.path), "store_hash": store.content_hash, "split": store.split_info}
     first = {split: cells.index[cells["split"] == split][0] for split in ("train", "test")}
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         writer.replace_cells(cells.assign(patient_id=cells["patient_id"].mask(cells.index == first["train"], "P1")))
     assert evaluate_store(ByColour(training=own), store, bootstrap=0).notes == ()
     write_crops(tmp_path / "new", {"BLA": 2, "LYT": 3}, seed=9)
@@ -191,7 +191,7 @@ def test_a_reader_is_warned_of_patients_that_were_trained_on(tiny_store: Path, t
     assert scale.startswith("The pixel size that the model was trained at is not known")
     assert note.startswith("2 of 5 cells have a patient_id of the training or validation split")
 
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         inside = cells.index.isin(list(first.values()))
         writer.replace_cells(cells.assign(patient_id=cells["patient_id"].mask(inside, "P1")))
     (note,) = evaluate_store(ByColour(training=own), store, bootstrap=0).notes

@@ -24,7 +24,7 @@ from hematokit.pipelines.tile import tile_fields
 from hematokit.pipelines.tile_rows import TileSummary
 from hematokit.plugins import registered
 from hematokit.plugins.specs import DetectorSpec, Option
-from hematokit.store import describe_store, open_store, set_pixel_size, split_store, verify_store
+from hematokit.store import StoreWriter, describe_store, open_store, set_pixel_size, split_store, verify_store
 from hematokit.store.corrections import CORRECTIONS_FILE, Correction, append_corrections, new_edit, utc_now
 from hematokit.store.schema import hash_pixels
 
@@ -162,7 +162,7 @@ def test_patients_that_the_known_cells_state_are_compared_too(fields: Path, tmp_
     assert (summary.present_fields, summary.rejected) == (1, {"no-cells": 1, "patient-differs": 1})
     # As earlier versions left it: in the cells alone, and not in all of them.
     opened = open_store(store)
-    with opened.writer() as writer:
+    with StoreWriter(opened) as writer:
         people = [("P1" if name == "f0-00009-00009" else "") for name in opened.cells["cell_id"]]
         writer.replace_cells(opened.cells.assign(patient_id=people), fields=opened.fields.assign(patient_id=""))
     cells.write_text("field_id,y,x,label,patient_id\nf0,30,40,BLA,P3\nf0,9,9,LYT,P1\nf1,30,40,BLA,\n")
@@ -463,7 +463,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from hematokit.errors import StoreError
 from hematokit.pipelines import tile as tiling
-from hematokit.store import fields, files, schema, writer
+from hematokit.store import fields, schema, writer
 
 folder, store, plan = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 writer._COMMIT_EVERY = 0

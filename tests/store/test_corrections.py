@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from hematokit.cli.main import main
 from hematokit.errors import StoreError
-from hematokit.store import describe_store, open_store, split_store
+from hematokit.store import StoreWriter, describe_store, open_store, split_store
 from hematokit.store.corrections import (
     CORRECTIONS_FILE,
     Correction,
@@ -454,7 +454,7 @@ def test_a_writer_leaves_corrections_out_of_the_table(store: Path) -> None:
     raw = opened.cells
     append_corrections(store / CORRECTIONS_FILE, [label(raw["cell_id"][0], "NGS"), label(raw["cell_id"][1], "BLA")])
     opened.refresh()
-    with opened.writer() as writer:
+    with StoreWriter(opened) as writer:
         pd.testing.assert_frame_equal(writer.cells, raw)
         writer.replace_cells(writer.cells)
     assert opened.cells["label_source"].tolist()[:2] == ["corrected", "corrected"]

@@ -21,7 +21,7 @@ from hematokit.store import import_crops, open_store, split_store, verify_store
 CHILD = """
 import json, os, signal, sys
 import hematokit.store
-from hematokit.store import creating, files, grouping, schema, writer
+from hematokit.store import creating, schema, writer
 from pathlib import Path
 
 source, store, plan = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
@@ -187,8 +187,8 @@ def test_a_second_writer_is_told_and_a_dead_one_is_no_obstacle(crops: Path, tmp_
     store = tmp_path / "store.zarr"
     import_crops(crops, store, patch_size=16)
     hold = (
-        "import sys, time\nfrom hematokit.store import open_store\n"
-        "with open_store(sys.argv[1]).writer():\n    print('held', flush=True)\n    time.sleep(60)\n"
+        "import sys, time\nfrom hematokit.store import StoreWriter, open_store\n"
+        "with StoreWriter(open_store(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     child = subprocess.Popen([sys.executable, "-c", hold, str(store)], stdout=subprocess.PIPE)
     try:

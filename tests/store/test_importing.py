@@ -19,7 +19,7 @@ from PIL import Image
 
 from hematokit import set_smears
 from hematokit.errors import ImageError, StoreError
-from hematokit.store import create_store, import_crops, open_store, set_pixel_size, verify_store
+from hematokit.store import StoreWriter, create_store, import_crops, open_store, set_pixel_size, verify_store
 from hematokit.taxonomy import CellClass, Taxonomy
 
 Folder = Callable[..., Path]
@@ -180,7 +180,7 @@ def test_contradictions_among_equal_crops_do_not_depend_on_which_has_no_label(
     cells = [
         row | {"cell_id": name, "field_id": name, "label": label} for name, label in zip("abc", labels, strict=True)
     ]
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         writer.append(np.stack([patch] * 3), pd.DataFrame(cells))
     summary = import_crops(tmp_path / "crops", path, near_duplicates=near)
     assert (summary.exact_duplicates, summary.conflicting_duplicates) == (3, conflicts)

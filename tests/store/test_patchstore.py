@@ -15,7 +15,7 @@ import pytest
 import zarr
 
 from hematokit.errors import StoreError
-from hematokit.store import CELL_COLUMNS, PatchStore, create_store, open_store
+from hematokit.store import CELL_COLUMNS, PatchStore, StoreWriter, create_store, open_store
 from hematokit.taxonomy import CellClass, Taxonomy
 
 
@@ -40,9 +40,9 @@ def filled(tmp_path: Path) -> tuple[PatchStore, np.ndarray]:
     store = create_store(tmp_path / "store.zarr", patch_size=16)
     patches = noise(320)
     patches[7] = 0  # equal to the array's fill value
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         writer.append(patches[:300], rows([f"a{i}" for i in range(300)]))
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         writer.append(patches[300:], rows([f"b{i}" for i in range(20)]))
     return store, patches
 
@@ -51,7 +51,7 @@ def filled(tmp_path: Path) -> tuple[PatchStore, np.ndarray]:
 def test_patches_come_back_bit_exact_in_the_order_asked_for(tmp_path: Path, codec: str) -> None:
     store = create_store(tmp_path / "store.zarr", patch_size=16, codec=codec)
     patches = noise(600)
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         for start in range(0, 600, 70):
             part = patches[start : start + 70]
             writer.append(part, rows([str(start + i) for i in range(len(part))]))
@@ -88,7 +88,7 @@ def test_cells_is_a_copy(filled: tuple[PatchStore, np.ndarray]) -> None:
 def test_a_reader_sees_committed_cells_only_and_its_own_snapshot(tmp_path: Path) -> None:
     path = tmp_path / "store.zarr"
     store = create_store(path, patch_size=16)
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         writer.append(noise(256), rows([str(i) for i in range(256)]))
         assert len(open_store(path)) == 0
         writer.commit()
@@ -106,29 +106,33 @@ def test_an_exception_drops_what_was_not_committed(tmp_path: Path) -> None:
     store = create_store(tmp_path / "store.zarr", patch_size=16)
 
     def fail() -> None:
-        with store.writer() as writer:
+        with StoreWriter(store) as writer:
             writer.append(noise(300), rows([str(i) for i in range(300)]))
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
         fail()
     assert len(store) == len(open_store(store.path)) == 0
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         writer.append(noise(5, seed=9), rows(list("abcde")))
     assert np.array_equal(store.patches(["c"])[0], noise(5, seed=9)[2])
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     store = create_store(tmp_path / "store.zarr", patch_size=16)
-    with store.writer(), pytest.raises(StoreError, match="written by another process"), open_store(store.path).writer():
+    with (
+        StoreWriter(store),
+        pytest.raises(StoreError, match="written by another process"),
+        StoreWriter(open_store(store.path)),
+    ):
         pass
-    with open_store(store.path).writer():
+    with StoreWriter(open_store(store.path)):
         pass
 
 
 def test_replacing_cells_keeps_patches_and_rows_together(filled: tuple[PatchStore, np.ndarray]) -> None:
     store, patches = filled
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         cells = writer.cells
         writer.replace_cells(cells.assign(label="PMO").sample(frac=1, random_state=0), split_info={"seed": 3})
         with pytest.raises(ValueError, match="committed cells"):
@@ -144,15 +148,15 @@ def test_content_hash_knows_cells_labels_and_pixels_but_not_their_order(tmp_path
     stores = [create_store(tmp_path / f"{i}.zarr", patch_size=16) for i in range(3)]
     frame = rows(list("abc"))
     patches = noise(3)
-    with stores[0].writer() as writer:
+    with StoreWriter(stores[0]) as writer:
         writer.append(patches, frame)
-    with stores[1].writer() as writer:
+    with StoreWriter(stores[1]) as writer:
         writer.append(patches[::-1].copy(), frame.iloc[::-1])
-    with stores[2].writer() as writer:
+    with StoreWriter(stores[2]) as writer:
         writer.append(patches, frame.assign(label=["BLA", "BLA", "PMO"]))
     hashes = [store.content_hash for store in stores]
     assert hashes[0] == hashes[1] != hashes[2]
-    with stores[0].writer() as writer:
+    with StoreWriter(stores[0]) as writer:
         writer.replace_cells(writer.cells.assign(split="train"))
     assert stores[0].content_hash == hashes[0]
 
@@ -258,6 +262,6 @@ def test_a_creation_that_fails_leaves_nothing_behind(tmp_path: Path, allowed: in
 def test_paths_with_spaces_and_unicode(tmp_path: Path) -> None:
     path = tmp_path / "Mein Knochenmark 骨髓 #1 %20" / "störe?.zarr"
     store = create_store(path, patch_size=16)
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         writer.append(noise(3), rows(["a b", "ü", "<i>c</i>"]))
     assert np.array_equal(open_store(path).patches(["<i>c</i>", "ü"]), noise(3)[[2, 1]])

@@ -20,8 +20,16 @@ from hematokit.errors import StoreError
 from hematokit.files import hash_path
 from hematokit.imaging.fieldfiles import list_fields, open_field
 from hematokit.imaging.geometry import Box
-from hematokit.store import create_store, describe_store, open_store, split_store, verify_store
-from hematokit.store.fields import field_folder, open_pixels, open_stored_field, write_field
+from hematokit.store import (
+    StoreWriter,
+    create_store,
+    describe_store,
+    open_store,
+    open_stored_field,
+    split_store,
+    verify_store,
+)
+from hematokit.store.fields import field_folder, open_pixels, write_field
 from hematokit.store.schema import CELL_COLUMNS
 
 
@@ -187,7 +195,7 @@ def rows(field_id: str, count: int, label: str = "BLA", **more: str) -> pd.DataF
 
 def add(store: Path, field_id: str, count: int, label: str = "BLA", fail: bool = False, **more: str) -> None:
     opened = open_store(store)
-    with opened.writer() as writer:
+    with StoreWriter(opened) as writer:
         folder, digest = write_field(store, field_id, ArrayField(noise(600, 70)))
         if count:
             writer.append(np.zeros((count, 16, 16, 3), np.uint8), rows(field_id, count, label, **more))
@@ -237,7 +245,7 @@ def test_what_is_not_committed_goes_and_what_is_not_ours_stays(store: Path) -> N
     (store / "fields" / ".writing-0123" / "zarr.json").write_text("{}")
     (store / "fields" / "notes").mkdir()
     assert open_store(store).fields["field_id"].tolist() == ["full", "empty"]
-    with opened.writer():
+    with StoreWriter(opened):
         pass
     assert sorted(path.name for path in (store / "fields").iterdir()) == ["empty", "full", "notes", "zarr.json"]
     assert hash_path(store / "fields") == before

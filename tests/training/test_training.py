@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from hematokit import HematokitError, export, import_crops, load_model, open_store, set_pixel_size, split_store, train
 from hematokit.errors import TrainingError
+from hematokit.store import StoreWriter
 from tinykit import TINY, write_crops
 
 
@@ -390,7 +391,7 @@ def test_a_split_that_divides_a_patient_or_a_group(tiny_store: Path, tmp_path: P
     store = open_store(tmp_path / "s.zarr")
     cells = store.cells
     two = [cells.index[cells["split"] == split][0] for split in ("train", "test")]
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         one = cells.query("split == 'val' and label == 'BLA'").index[0]
         outside = cells["split"].mask(cells.index == one, "")
         writer.replace_cells(cells.assign(group=cells["group"].mask(cells.index.isin(two), "one"), split=outside))
@@ -398,7 +399,7 @@ def test_a_split_that_divides_a_patient_or_a_group(tiny_store: Path, tmp_path: P
     train(tmp_path / "s.zarr", tmp_path / "run", settings=TINY, epochs=1, log=said.append)
     assert any(line.startswith("Warning: 1 labelled cells are in no split") for line in said)
     assert any(line.startswith("Warning: 1 groups of duplicates have cells on several sides") for line in said)
-    with store.writer() as writer:
+    with StoreWriter(store) as writer:
         writer.replace_cells(cells.assign(patient_id=cells["patient_id"].mask(cells.index.isin(two), "P1")))
     with pytest.raises(TrainingError, match=r"divides the cells of 1 patients \(P1\).*hematokit split"):
         train(tmp_path / "s.zarr", tmp_path / "run2", settings=TINY)

@@ -25,13 +25,11 @@ from hematokit.pipelines.tile_rows import TileSummary, TileTally, append_patches
 from hematokit.progress import Progress, no_progress
 from hematokit.review.session import Review
 from hematokit.store.corrections import CONFIRMED, CORRECTIONS_FILE, Correction, append_corrections, new_edit, utc_now
-from hematokit.store.fields import field_folder, write_field
-from hematokit.store.grouping import regroup
-from hematokit.store.importing import other_smears
+from hematokit.store.duplicates import regroup
+from hematokit.store.fields import field_folder, field_pixel_sizes, write_field
 from hematokit.store.patchstore import PatchStore, open_store
-from hematokit.store.pixelsizes import field_pixel_sizes
 from hematokit.store.schema import ROOT_FILE
-from hematokit.store.smears import SMEAR_COLUMNS, SmearMatch, match_smears
+from hematokit.store.smears import SMEAR_COLUMNS, SmearMatch, match_smears, other_smears
 from hematokit.store.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -303,7 +301,7 @@ class _Update:
         records = _stored(store, list(reviews))
         told: list[Correction] = []
         fresh: dict[Path, pd.DataFrame] = {}
-        with store.writer() as writer:
+        with StoreWriter(store) as writer:
             counted, every = store.cells, writer.cells
             taken = set(every["cell_id"])
             for path, review in reviews.items():

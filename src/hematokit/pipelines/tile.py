@@ -34,16 +34,13 @@ from hematokit.pipelines.tile_rows import TileSummary, TileTally, append_patches
 from hematokit.plugins import load_plugins
 from hematokit.progress import Progress, no_progress
 from hematokit.store.corrections import standing_corrections
-from hematokit.store.creating import create_store
-from hematokit.store.fields import field_folder, stored_orientation, write_field
-from hematokit.store.files import disk_errors
-from hematokit.store.grouping import regroup
-from hematokit.store.importing import check_fit, count_other_smears, other_smears, update_rejects
+from hematokit.store.creating import _check_fit, create_store
+from hematokit.store.duplicates import regroup
+from hematokit.store.fields import field_folder, field_pixel_sizes, stored_orientation, write_field
 from hematokit.store.patchstore import PatchStore, open_store
-from hematokit.store.pixelsizes import field_pixel_sizes
 from hematokit.store.schema import ROOT_FILE
-from hematokit.store.smears import SMEAR_COLUMNS, SmearMatch, match_smears
-from hematokit.store.writer import StoreWriter
+from hematokit.store.smears import SMEAR_COLUMNS, SmearMatch, count_other_smears, match_smears, other_smears
+from hematokit.store.writer import StoreWriter, disk_errors
 from hematokit.taxonomy import MATEK_21, Taxonomy
 
 if TYPE_CHECKING:
@@ -225,7 +222,7 @@ def tile_fields(
     store_path = Path(store_path)
     store = open_store(store_path) if (store_path / ROOT_FILE).exists() else None
     if store is not None:
-        check_fit(store, taxonomy, patch_size, codec)
+        _check_fit(store, taxonomy, patch_size, codec)
     classes = store.taxonomy if store is not None else taxonomy or MATEK_21
     files = _outside(list_fields([Path(path) for path in paths]), store_path)
     check_given(pixel_size_um)
@@ -246,7 +243,7 @@ def tile_fields(
     with ExitStack() as held:
         if store is None:
             store = create_store(store_path, patch_size=size, taxonomy=taxonomy, codec=codec or "raw")
-        writer = held.enter_context(store.writer())
+        writer = held.enter_context(StoreWriter(store))
         tiling = _Tiling(store, writer, cells_of, named, tally, pixel_size_um, force_pixel_size, replace)
         with disk_errors(store_path, lambda: writer.committed):
             for number, path in enumerate(files):
@@ -255,7 +252,7 @@ def tile_fields(
                 writer.commit_fields_if_due()
             writer.commit()
             progress(len(files), len(files), f"{len(tally.rejects)} rejected" if tally.rejects else "")
-        update_rejects(store, writer, (printable(str(path)) for path in files), tally.rejects)
+        writer.update_rejects((printable(str(path)) for path in files), tally.rejects)
         regroup(store, writer, near=near_duplicates, progress=progress)
     table = None if isinstance(smears, SmearMatch) else smears
     tally.warnings += other_smears(count_other_smears(tally.rejects), store_path, table)

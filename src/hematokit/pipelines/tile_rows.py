@@ -16,10 +16,9 @@ import pandas as pd
 
 from hematokit.files import shell_word
 from hematokit.imaging.geometry import cut_patch, patch_box
+from hematokit.store.describing import count_without_split, pixel_size_warnings, summarize_pixel_sizes
 from hematokit.store.fields import open_pixels
-from hematokit.store.importing import count_without_split, pixel_size_warnings
 from hematokit.store.patchstore import PatchStore
-from hematokit.store.pixelsizes import summarize_pixel_sizes
 from hematokit.store.schema import CELL_COLUMNS, hash_pixels
 from hematokit.store.smears import some_of
 from hematokit.store.writer import StoreWriter
