@@ -331,12 +331,12 @@ def main() -> None:
                     truth["in_place"], truth["in_crop"] = in_place["predicted"], in_crop["predicted"]
             matches = match_cells(cells, truth)
             truth["field"], truth["found"] = number, False
-            truth.loc[matches.truth, "found"] = True
+            truth.loc[matches.annotated, "found"] = True
             cells["field"], cells["right"] = number, False
-            cells.loc[matches.found, "right"] = True
+            cells.loc[matches.detected, "right"] = True
             if model is not None:
                 truth["predicted"] = pd.Series(dtype=object)
-                truth.loc[matches.truth, "predicted"] = cells["predicted"].to_numpy()[matches.found]
+                truth.loc[matches.annotated, "predicted"] = cells["predicted"].to_numpy()[matches.detected]
             if arguments.keep:
                 truth.to_csv(target / f"mosaic{number:02d}.csv", index=False)
             truths.append(truth)

@@ -60,8 +60,8 @@ def cells_words(layer: Points, count: int, examination: Examination | None) -> s
         # As it is now: it may have had to go from the GPU to the CPU.
         said += f"; {computed_by(state.classifier)}"
     said += "."
-    if examination is not None and examination.suitability.flag != "ok":
-        said += f" Warning: {'; '.join(examination.suitability.reasons) or examination.suitability.flag}."
+    if examination is not None and examination.quality.flag != "ok":
+        said += f" Warning: {'; '.join(examination.quality.reasons) or examination.quality.flag}."
     if state is None or state.field is None:
         return said
     if state.classifier is not None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
-from hematokit.detection.quality import Suitability, assess_field, measure_window
+from hematokit.detection.quality import FieldQuality, assess_field, measure_window
 from hematokit.imaging.reading import read_rgb
 from hematokit.synthetic import PIXEL_SIZE_UM, synthesize_field
 
@@ -17,7 +17,7 @@ SOME = pd.DataFrame({"y": [1.0]})
 NONE = pd.DataFrame({"y": []})
 
 
-def assess(pixels: np.ndarray, pixel_size_um: float | None = None, cells: pd.DataFrame = SOME) -> Suitability:
+def assess(pixels: np.ndarray, pixel_size_um: float | None = None, cells: pd.DataFrame = SOME) -> FieldQuality:
     return assess_field([measure_window(pixels, pixel_size_um)], cells)
 
 

@@ -108,7 +108,7 @@ def test_a_blank_field_has_no_cells_and_says_so() -> None:
     examined = examine_field(ArrayField(np.full((300, 400, 3), 240, np.uint8)), make_detector("nuclei"))
     assert examined.cells.empty
     assert tuple(examined.cells.columns) == DETECTION_COLUMNS
-    assert examined.suitability.flag != "ok"
+    assert examined.quality.flag != "ok"
 
 
 class Broken:

@@ -1,4 +1,7 @@
-"""The cells table of a field: the columns that every file about its cells shares."""
+"""The cells table of a field: its columns, its detections, and the class that each cell counts as.
+
+Every file about cells is this table in another format (`hematokit.annotations.writing`).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from hematokit.imaging.geometry import Box
 from hematokit.plugins.specs import DETECTION_COLUMNS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 __all__ = [
     "DETECTION_COLUMNS",
@@ -24,6 +27,7 @@ __all__ = [
     "called_classes",
     "cell_box",
     "check_detections",
+    "detections_table",
     "empty_detections",
     "name_cells",
     "order_columns",
@@ -52,30 +56,46 @@ UNSURE_BELOW: Final = 0.5
 _NUMBERS: Final = ("y", "x", "y0", "x0", "height", "width", "score")
 
 
-def empty_detections() -> pd.DataFrame:
-    """Return detections without rows, with the types that detections have."""
-    return _typed({name: [] for name in DETECTION_COLUMNS})
+_DTYPES: Final = dict.fromkeys(("y0", "x0", "height", "width"), np.int64) | {
+    "touches_border": np.bool_,
+    "contour": np.object_,
+}
+"""Types of the columns of detections that are not float64."""
 
 
-def _typed(columns: dict[str, Any]) -> pd.DataFrame:
-    kinds = {"y0": np.int64, "x0": np.int64, "height": np.int64, "width": np.int64, "touches_border": np.bool_}
-    typed = {
-        name: pd.Series(columns[name], dtype=object if name == "contour" else kinds.get(name, np.float64))
-        for name in DETECTION_COLUMNS
-    }
-    return pd.DataFrame(typed)
-
-
-def check_detections(found: pd.DataFrame, height: int, width: int, name: str) -> pd.DataFrame:
-    """Bring what a detector returned to the contract's columns, types and order.
-
-    Boxes are clipped to the field. ``touches_border`` is worked out where the detector leaves it out, and a missing
-    ``area`` is the contour's, or not a number.
+def detections_table(columns: Mapping[str, Any]) -> pd.DataFrame:
+    """Return detections as a table.
 
     Parameters
     ----------
-    found : DataFrame
-        A detector's answer for an image of that size.
+    columns : mapping of str to array_like (n,)
+        Every one of `DETECTION_COLUMNS`; others are ignored.
+
+    Returns
+    -------
+    DataFrame
+        Columns `DETECTION_COLUMNS` in this order, with the types that detections have.
+    """
+    return pd.DataFrame(
+        {name: pd.Series(columns[name], dtype=_DTYPES.get(name, np.float64)) for name in DETECTION_COLUMNS}
+    )
+
+
+def empty_detections() -> pd.DataFrame:
+    """Return a table of detections without rows."""
+    return detections_table({name: [] for name in DETECTION_COLUMNS})
+
+
+def check_detections(detections: pd.DataFrame, height: int, width: int, name: str) -> pd.DataFrame:
+    """Return the detections of a detector with the columns, types and order of the contract.
+
+    Boxes are clipped to the field. ``touches_border`` is computed where the detector leaves it out; a missing ``area``
+    is not a number.
+
+    Parameters
+    ----------
+    detections : DataFrame
+        What a detector returned for an image of that size.
     height, width : int
         Size of the image in pixels.
     name : str
@@ -89,17 +109,17 @@ def check_detections(found: pd.DataFrame, height: int, width: int, name: str) ->
     Raises
     ------
     PluginError
-        If columns are missing or hold what is no number, or a cell lies outside the image.
+        If columns are missing or have values that are no numbers, or a cell is outside the image.
     """
-    if not isinstance(found, pd.DataFrame):
-        raise PluginError(f"detector {name!r} returned {type(found).__name__}, not a DataFrame; tell its author")
-    missing = [column for column in _NUMBERS if column not in found.columns]
+    if not isinstance(detections, pd.DataFrame):
+        raise PluginError(f"detector {name!r} returned {type(detections).__name__}, not a DataFrame; tell its author")
+    missing = [column for column in _NUMBERS if column not in detections.columns]
     if missing:
         raise PluginError(f"detector {name!r} returned no column {missing[0]!r}; tell its author")
-    if found.empty:
+    if detections.empty:
         return empty_detections()
     try:
-        numbers = {column: found[column].to_numpy(np.float64) for column in _NUMBERS}
+        numbers = {column: detections[column].to_numpy(np.float64) for column in _NUMBERS}
     except (TypeError, ValueError) as error:
         raise PluginError(f"detector {name!r} returned what is no number ({error}); tell its author") from error
     if not all(np.isfinite(values).all() for values in numbers.values()):
@@ -109,13 +129,13 @@ def check_detections(found: pd.DataFrame, height: int, width: int, name: str) ->
     y0, x0 = np.clip(numbers["y0"], 0, height), np.clip(numbers["x0"], 0, width)
     if ((y1 - y0 < 1) | (x1 - x0 < 1)).any():
         raise PluginError(f"detector {name!r} returned a box outside the image; tell its author")
-    contours = list(found["contour"]) if "contour" in found.columns else [None] * len(found)
-    if "touches_border" in found.columns:
-        touches = found["touches_border"].to_numpy(bool)
+    contours = list(detections["contour"]) if "contour" in detections.columns else [None] * len(detections)
+    if "touches_border" in detections.columns:
+        touches = detections["touches_border"].to_numpy(bool)
     else:
         touches = (y0 <= 0) | (x0 <= 0) | (y1 >= height) | (x1 >= width)
-    area = found["area"].to_numpy(np.float64) if "area" in found.columns else np.full(len(found), np.nan)
-    checked = _typed(
+    area = detections["area"].to_numpy(np.float64) if "area" in detections.columns else np.full(len(detections), np.nan)
+    checked = detections_table(
         {
             "y": np.clip(numbers["y"], 0, height),
             "x": np.clip(numbers["x"], 0, width),
@@ -135,7 +155,7 @@ def check_detections(found: pd.DataFrame, height: int, width: int, name: str) ->
 def name_cells(
     detections: pd.DataFrame, field_id: str, source: str, *, smear_id: str = "", patient_id: str = ""
 ) -> pd.DataFrame:
-    """Make a field's cells table from its detections.
+    """Return the cells table of a field from its detections.
 
     Parameters
     ----------
@@ -179,7 +199,7 @@ def _ids(cells: pd.DataFrame, field_id: str) -> list[str]:
 
 
 def order_columns(cells: pd.DataFrame) -> pd.DataFrame:
-    """Put the columns of a cells table into the order that all files share; unknown ones come last."""
+    """Return a cells table with its columns in the order of all files; other columns come last."""
     first: Iterable[str] = (*TABLE_COLUMNS, "predicted", "probability")
     known = [name for name in first if name in cells.columns]
     scores = [name for name in cells.columns if name.startswith("p_")]
@@ -189,14 +209,22 @@ def order_columns(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def cell_box(row: Any) -> Box:
-    """The box of one row of a cells table (as `DataFrame.itertuples` gives it)."""
+    """Return the bounding box of a row of a cells table, as `DataFrame.itertuples` gives it."""
     return Box(int(row.y0), int(row.x0), int(row.height), int(row.width))
 
 
 def called_classes(cells: pd.DataFrame) -> npt.NDArray[np.object_]:
-    """Return the class each cell (n,) is called: its label where a person has reviewed it, else what was predicted.
+    """Return the class code that each cell counts as: its label where a person reviewed it, else the prediction.
 
-    Empty where there is neither; a cell that was never classified is called by its label.
+    Parameters
+    ----------
+    cells : DataFrame
+        A cells table; ``label``, ``predicted`` and ``reviewed`` are used where present.
+
+    Returns
+    -------
+    ndarray (n,), object
+        Empty where there is neither. A cell that was never classified counts as its label.
     """
     label = text_column(cells, "label")
     predicted = text_column(cells, "predicted")
@@ -205,9 +233,19 @@ def called_classes(cells: pd.DataFrame) -> npt.NDArray[np.object_]:
 
 
 def unsure_cells(cells: pd.DataFrame, unsure_below: float) -> npt.NDArray[np.bool_]:
-    """Tell which cells (n,) are unsure: probability below the threshold or missing, and not reviewed by a person.
+    """Return which cells are low-confidence: probability below the threshold or missing, and not reviewed.
 
-    A cell with a known label that was never classified is sure.
+    Parameters
+    ----------
+    cells : DataFrame
+        A cells table; ``probability``, ``reviewed``, ``label`` and ``predicted`` are used where present.
+    unsure_below : float
+        Threshold, 0 to 1.
+
+    Returns
+    -------
+    ndarray (n,), bool
+        False for a cell with a label that was never classified.
     """
     if "probability" not in cells.columns:
         return np.zeros(len(cells), np.bool_)
@@ -218,7 +256,7 @@ def unsure_cells(cells: pd.DataFrame, unsure_below: float) -> npt.NDArray[np.boo
 
 
 def below_threshold(probability: npt.ArrayLike, unsure_below: float) -> npt.NDArray[np.bool_]:
-    """Tell which probabilities are below the threshold; one that is missing (not a number) is."""
+    """Return which probabilities (n,) are below the threshold; a missing one (not a number) is."""
     below: npt.NDArray[np.bool_] = ~(np.asarray(probability, np.float64) >= unsure_below)
     return below
 

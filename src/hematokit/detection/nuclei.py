@@ -1,9 +1,13 @@
-"""The built-in detector ``nuclei``: finds nucleated cells by the violet of their nuclei. No network, no training.
+"""The built-in detector ``nuclei``: nucleated cells by the violet of their nuclei, without a network or training.
 
-What it does, in order: cut letterbox bars off; estimate light and white balance; compute the nucleus map
-(`hematokit.imaging.staining`); estimate the scale from red cells and nuclei unless the pixel size is known; threshold
-the map at a working resolution; take the mask apart at its necks and put lobes of one nucleus together again; keep what
-is as large, as dark and as compact as a nucleus.
+Steps, in order:
+
+1. Crop letterbox bars; estimate the background colour; compute the nucleus map (`hematokit.imaging.staining`).
+2. Find the threshold of the nucleus map, and the scale where the pixel size is unknown
+   (`hematokit.detection.nucleus_scale`).
+3. Threshold the map at a working resolution; split the mask at its necks and merge the lobes of one nucleus
+   (`hematokit.detection.nucleus_shapes`).
+4. Keep what is as large, as dark and as compact as a nucleus.
 """
 
 from __future__ import annotations
@@ -16,39 +20,36 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from hematokit.detection.nucleus_scale import Levels, estimate_scale, find_levels
+from hematokit.annotations.cells import DETECTION_COLUMNS, detections_table
+from hematokit.detection.nucleus_scale import COARSE_SIDE, Levels, estimate_scale, find_levels
 from hematokit.detection.nucleus_shapes import outline, separate_nuclei
 from hematokit.imaging.geometry import Box, contour_area
 from hematokit.imaging.staining import StainMaps, background, picture_frame, reduced, stain_maps
-from hematokit.plugins.specs import DETECTION_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["NucleusDetector"]
 
-_COARSE_SIDE: Final = 640
-"""Longer side in pixels of the coarse look."""
-
 _WORKING_SCALE: Final = 3.2
-"""Pixels per micrometre that are enough to find and outline a nucleus."""
+"""Pixels per micrometre that are enough to detect and outline a nucleus."""
 
 _FEWEST_PX: Final = 5.0
-"""Pixels that the smallest nucleus must be wide: in fewer, noise looks like nuclei."""
+"""Width in pixels that the smallest nucleus must have: in fewer, noise looks like nuclei."""
 
 _CUT_DIAMETER: Final = 1.2
-"""What a nucleus cut by the border must still show, in smallest diameters: about half of a typical one."""
+"""Diameter that a nucleus cut by the border must have, in smallest diameters: about half of a typical nucleus."""
 
 _RED_CELL_HUE: Final = 0.12
-"""Red absorbed more than blue, as a share of green: red cells, however dark, are below, nuclei above."""
+"""Density of red less that of blue, relative to green: red cells, however dark, are below, nuclei above."""
 
 _SMALLEST_NUCLEUS_PX: Final = 10.0
-"""Width below which, without red cells to compare with, a violet spot is no nucleus but a speck."""
+"""Width in pixels below which, without red cells to compare with, a violet spot is dirt, not a nucleus."""
 
 
 @dataclass(frozen=True)
 class NucleusDetector:
-    """Finds nucleated cells by their nuclei.
+    """Detector of nucleated cells by their nuclei.
 
     Parameters
     ----------
@@ -57,7 +58,7 @@ class NucleusDetector:
     min_diameter_um : float
         Diameter of the smallest nucleus (of a circle of the same area; all lobes together).
     margin_um : float
-        What a cell's box has around the nucleus on each side, for the cytoplasm.
+        Width of the cytoplasm that a cell's box has around the nucleus, on each side.
     """
 
     min_score: float = 0.55
@@ -65,7 +66,7 @@ class NucleusDetector:
     margin_um: float = 1.5
 
     def detect(self, field: NDArray[np.uint8], pixel_size_um: float | None = None) -> pd.DataFrame:
-        """Find the nucleated cells of a field.
+        """Detect the nucleated cells of a field.
 
         Parameters
         ----------
@@ -79,7 +80,7 @@ class NucleusDetector:
         DataFrame
             One row per cell, sorted by y, then x: ``y, x`` centre of the nucleus' box, px; ``y0, x0, height, width``
             box of the nucleus (all its lobes) plus `margin_um`, clipped to the field; ``score`` in [0, 1]; ``area`` of
-            the nucleus, square pixels; ``touches_border``: nucleus or cell is cut by the border of the picture;
+            the nucleus, square pixels; ``touches_border``: nucleus or cell is cut by the border of the image;
             ``contour``: outline of the nucleus (of its largest lobe, where they do not touch), float32 (n, 2) of
             (y, x), pixel corners on the integers.
         """
@@ -95,9 +96,9 @@ class NucleusDetector:
             row["contour"] += np.array([frame.y0, frame.x0], np.float32)
         return _table(rows)
 
-    def _rows(self, picture: NDArray[np.uint8], pixel_size_um: float | None) -> list[dict[str, Any]]:
-        factor = max(1, round(max(picture.shape[:2]) / _COARSE_SIDE))
-        coarse = reduced(picture, factor)
+    def _rows(self, image: NDArray[np.uint8], pixel_size_um: float | None) -> list[dict[str, Any]]:
+        factor = max(1, round(max(image.shape[:2]) / COARSE_SIDE))
+        coarse = reduced(image, factor)
         light = background(coarse)
         maps = stain_maps(coarse, light, sigma=1.0)
         levels = find_levels(maps)
@@ -106,20 +107,20 @@ class NucleusDetector:
         if pixel_size_um is not None:
             scale = 1.0 / pixel_size_um
         else:
-            coarse_scale, sureness = estimate_scale(maps, levels)
+            coarse_scale, certainty = estimate_scale(maps, levels)
             scale = coarse_scale * factor
-            if scale <= 0 or (sureness == 0 and scale * 8.0 < _SMALLEST_NUCLEUS_PX):
+            if scale <= 0 or (certainty == 0 and scale * 8.0 < _SMALLEST_NUCLEUS_PX):
                 return []
         if self.min_diameter_um * scale < _FEWEST_PX:
             return []
         factor = max(1, int(scale / _WORKING_SCALE))
-        if min(picture.shape[:2]) // factor < 4:
+        if min(image.shape[:2]) // factor < 4:
             return []
-        working = reduced(picture, factor)
+        working = reduced(image, factor)
         scale /= factor
         maps = stain_maps(working, light, sigma=max(0.5, 0.35 * scale))
         labels = separate_nuclei(maps, levels.threshold, scale)
-        return self._measured(labels, maps, levels, scale, factor, picture.shape[:2])
+        return self._measured(labels, maps, levels, scale, factor, image.shape[:2])
 
     def _measured(
         self,
@@ -181,7 +182,7 @@ class NucleusDetector:
         return rows
 
     def _score(self, diameter: float, thickness: float, level: float, levels: Levels) -> float:
-        """From 0 to 1: how sure it is that this is a nucleus, by its darkness, its size and its thickness."""
+        """Return a score from 0 to 1 of how much this looks like a nucleus: by darkness, size and thickness."""
         dark = _ramp(level, levels.threshold, levels.threshold + 0.25)
         large = _ramp(diameter, 0.7 * self.min_diameter_um, 1.6 * self.min_diameter_um)
         thick = _ramp(thickness, 1.5, 4.0)
@@ -189,7 +190,7 @@ class NucleusDetector:
 
 
 def _red_over_blue(maps: StainMaps, place: tuple[slice, ...], mask: NDArray[np.bool_]) -> float:
-    """How much more red than blue light a spot absorbs, as a share of the green: haemoglobin takes blue first."""
+    """Return density of red less that of blue in a mask, relative to green: haemoglobin absorbs blue most."""
     stain, violet, nuclei = (plane[place][mask] for plane in (maps.stain, maps.violet, maps.nuclei))
     # The nucleus map is the geometric mean of red and violet, violet is green less blue.
     red = float((nuclei**2 / np.maximum(violet, 0.02)).sum())
@@ -201,13 +202,5 @@ def _ramp(value: float, low: float, high: float) -> float:
 
 
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    import pandas as pd
-
     rows = sorted(rows, key=lambda row: (row["y"], row["x"]))
-    kinds = {"y0": np.int64, "x0": np.int64, "height": np.int64, "width": np.int64, "touches_border": np.bool_}
-    return pd.DataFrame(
-        {
-            name: pd.Series([row[name] for row in rows], dtype=object if name == "contour" else kinds.get(name, float))
-            for name in DETECTION_COLUMNS
-        }
-    )
+    return detections_table({name: [row[name] for row in rows] for name in DETECTION_COLUMNS})

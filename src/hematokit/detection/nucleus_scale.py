@@ -1,4 +1,4 @@
-"""A first, coarse look at a field: what level of the nucleus map is a nucleus, and how many pixels a micrometre has."""
+"""Threshold of the nucleus map and scale of a field, both estimated on a coarse copy of it."""
 
 from __future__ import annotations
 
@@ -13,47 +13,49 @@ from skimage.morphology import remove_small_holes
 
 from hematokit.imaging.staining import StainMaps
 
-__all__ = ["Levels", "estimate_scale", "find_levels"]
+__all__ = ["COARSE_SIDE", "STAINED", "Levels", "estimate_scale", "find_levels"]
+
+COARSE_SIDE: Final = 640
+"""Longer side in pixels of the coarse copy."""
+
+STAINED: Final = 0.12
+"""Density of green above which a pixel is stained."""
 
 RED_CELL_UM: Final = 6.3
-"""Diameter of a red cell as it is measured here: 7.2 um, less what thresholds and neighbours take."""
+"""Diameter in um of a red cell as measured here: 7.2, less what thresholds and neighbours cut off."""
 
 NUCLEUS_UM: Final = 8.0
-"""Typical width of a nucleus as it is measured here."""
-
-_STAINED: Final = 0.12
-"""Density of green above which a pixel holds something."""
+"""Typical width in um of a nucleus as measured here."""
 
 _FLOOR: Final = 0.2
-"""No nucleus is paler on the nucleus map, whatever the rest of the field looks like."""
+"""Smallest threshold of the nucleus map."""
 
 _CEILING: Final = 0.38
-"""Nuclei above this need not stand out from one another: a dark field does not raise the threshold further."""
+"""Largest threshold of the nucleus map: a dark field does not raise it further."""
 
 _SURE: Final = 0.7
-"""Mean of the nucleus map that only nuclei reach, never red cells."""
+"""Mean of the nucleus map that nuclei reach and red cells never do."""
 
 _APART: Final = 3.2
-"""How many times darker than the rest nuclei have to be where they are not that dark."""
-
+"""Factor by which paler nuclei must be darker than the rest."""
 
 _MOSTLY: Final = 0.6
-"""Share of all that is clearly stained, above which what stands out may be red cells,"""
+"""Share of the clearly stained area from which the darker population may be the red cells."""
 
 _RED_OVER_BLUE: Final = 0.22
-"""unless it absorbs that much more of red than of blue, as a share of the green: red cells absorb more blue."""
+"""Density of red less that of blue, relative to green, from which that population is nuclei: red cells have less."""
 
 
 @dataclass(frozen=True)
 class Levels:
-    """What separates nuclei from the rest of a field on the nucleus map.
+    """Levels of the nucleus map in a field.
 
     Attributes
     ----------
     threshold : float
         Nuclei are above.
     nuclei, others : float
-        Mean of what is stained and above, and of what is stained and below.
+        Means of the stained pixels above and below the threshold.
     """
 
     threshold: float
@@ -62,7 +64,7 @@ class Levels:
 
 
 def find_levels(maps: StainMaps) -> Levels | None:
-    """Divide what is stained into nuclei and the rest.
+    """Divide the stained pixels of a field into nuclei and the rest.
 
     Parameters
     ----------
@@ -72,9 +74,9 @@ def find_levels(maps: StainMaps) -> Levels | None:
     Returns
     -------
     Levels or None
-        None if there are no two populations: nothing is stained, or all that is looks alike and pale.
+        None if there are no two populations: nothing is stained, or all of it is alike and pale.
     """
-    stained = maps.stain > _STAINED
+    stained = maps.stain > STAINED
     values, violet, stain = maps.nuclei[stained], maps.violet[stained], maps.stain[stained]
     if len(values) < 16:
         return None
@@ -103,9 +105,9 @@ def find_levels(maps: StainMaps) -> Levels | None:
 def estimate_scale(maps: StainMaps, levels: Levels | None) -> tuple[float, float]:
     """Estimate the scale of a field from the width of its red cells and of its nuclei.
 
-    Widths are those of inscribed circles, so that clumps count as what they are made of; medians are weighted by
-    area, so that specks and platelets count little. Red cells count by how much of the stained area is theirs. Spots
-    much smaller than the red cells are platelets, and say nothing.
+    Widths are those of inscribed circles, so that clumps count as the cells they consist of; medians are weighted by
+    area, so that dirt and platelets count little. Red cells are weighted by their share of the stained area. Spots
+    much smaller than the red cells are platelets and are ignored.
 
     Parameters
     ----------
@@ -115,8 +117,8 @@ def estimate_scale(maps: StainMaps, levels: Levels | None) -> tuple[float, float
     Returns
     -------
     scale : float
-        Pixels per micrometre; 0 if nothing tells.
-    sureness : float
+        Pixels per micrometre; 0 if it cannot be estimated.
+    certainty : float
         From 0 (a single nucleus) to 1 (many red cells).
     """
     dark = (
@@ -152,9 +154,9 @@ def estimate_scale(maps: StainMaps, levels: Levels | None) -> tuple[float, float
 
 
 def _width(mask: NDArray[np.bool_], *, closing: bool) -> tuple[float, bool]:
-    """Typical diameter in pixels of a mask's parts, and whether it is that of parts that stand alone.
+    """Return the typical diameter in pixels of a mask's parts, and whether it is that of isolated parts.
 
-    It is that of inscribed circles where too few stand alone, or if gaps are to be closed.
+    It is that of inscribed circles where too few parts are isolated, or with `closing`.
     """
     depth, peaks = _inscribed(mask)
     if not peaks.any():
@@ -186,7 +188,7 @@ def _width(mask: NDArray[np.bool_], *, closing: bool) -> tuple[float, bool]:
 
 
 def _inscribed(mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return the distance to the edge of a mask, and where it is largest around."""
+    """Return the distance to the edge of a mask, and its local maxima."""
     # Cells go on beyond the border, so that the border is no edge of theirs.
     depth = ndimage.distance_transform_edt(np.pad(mask, 1, mode="edge"))[1:-1, 1:-1].astype(np.float32)
     smooth = ndimage.gaussian_filter(depth, 1.0)
@@ -194,7 +196,7 @@ def _inscribed(mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np
 
 
 def _middle(radii: NDArray[np.float32], share: float) -> float:
-    """Quantile of radii, weighted by area."""
+    """Return a quantile of radii, weighted by area."""
     ordered = np.sort(radii)
     areas = np.cumsum(ordered.astype(np.float64) ** 2)
     return float(ordered[np.searchsorted(areas, areas[-1] * share)])

@@ -1,4 +1,4 @@
-"""From a mask of nuclei to single nuclei: touching ones taken apart, lobes of one put together, outlines drawn."""
+"""Single nuclei from a mask of nuclei: touching ones are split, lobes of one are merged, outlines are traced."""
 
 from __future__ import annotations
 
@@ -23,51 +23,51 @@ Labels = NDArray[np.int32]
 Number = TypeVar("Number", bound=np.generic)
 
 NECK: Final = 0.78
-"""Two parts are one body where the neck between them is at least this share of the smaller one's width."""
+"""Two parts are one nucleus if the neck between them has at least this share of the smaller part's width."""
 
 LOBE_UM: Final = 9.0
 """Parts no wider than this may be lobes of a segmented nucleus, in a field of few cells."""
 
 CELL_UM: Final = 22.0
-"""Lobes that belong together fit into this. Generous, as are all sizes where the scale is only estimated."""
+"""Largest span of the lobes of one nucleus. Generous, as all sizes here, because the scale may be an estimate."""
 
 WHOLE_UM: Final = 6.0
-"""Two round parts of about the same width, wider than this, are two whole nuclei."""
+"""Two round parts of similar width, wider than this, are two whole nuclei."""
 
 MANY: Final = 4
-"""With this many groups of nuclei, or this many round ones, what is a lobe is judged by comparison:"""
+"""Groups of nuclei, or round nuclei, from which lobes are recognised relative to the field's larger nuclei:"""
 
 SLIM: Final = (0.72, 5.0, 6.2)
-"""lobes are narrower than this share of the width of the field's larger nuclei (within these limits, um),"""
+"""lobes are narrower than this share of their width (lower and upper limit in um);"""
 
 COMPACT: Final = (0.5, 3.8, 4.6)
-"""round ones narrower than this: small round nuclei are those of erythroblasts and lymphocytes."""
+"""round lobes are narrower than this: small round nuclei are those of erythroblasts and lymphocytes."""
 
 ROUND: Final = 1.4
-"""A part is round if its area is less than this times that of its inscribed circle."""
+"""Area of a part over that of its inscribed circle, below which the part is round."""
 
 SPAN: Final = (2.1, 13.0, 18.0)
-"""Lobes that belong together fit into this many widths of the field's larger nuclei (within these limits, um)."""
+"""Largest span of the lobes of one nucleus, in widths of the field's larger nuclei (lower and upper limit in um)."""
 
 LOBE_GAP_UM: Final = 2.5
-"""Lobes of one nucleus lie no further apart."""
+"""Largest gap between lobes of one nucleus."""
 
 _DEEPEST_UM: Final = 15.0
-"""No nucleus is thicker than twice this; distances to the edge need not be right beyond."""
+"""Distance to the edge of a nucleus that is never exceeded; larger ones need not be exact."""
 
 _STRIP: Final = 1024
-"""Rows that are transformed at a time."""
+"""Rows transformed at a time."""
 
 EDGE: Final = 0.62
 """Share of a nucleus' darkness at its edge."""
 
 CYTOPLASM: Final = 0.18
-"""Cytoplasm between lobes has at least this share of the nuclei's violet; between two cells there is background."""
+"""Share of the nuclei's violet that cytoplasm between lobes has at least; between two cells there is background."""
 
 
 @dataclass
 class _Part:
-    """A piece of the mask, or several put together; lengths and areas in working pixels."""
+    """A piece of the mask, or several merged; lengths and areas in working pixels."""
 
     members: list[int]
     inside: tuple[int, int]
@@ -91,7 +91,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Contact:
-    """Where two parts touch or nearly do: width of the neck (0: a gap), violet of the seam outside, its length."""
+    """Where two parts touch or nearly touch: width of the neck (0: a gap), violet of the seam outside, its length."""
 
     neck: float
     between: float
@@ -123,8 +123,8 @@ def separate_nuclei(maps: StainMaps, threshold: float, scale: float) -> Labels:
     pieces, _ = _cut(maps.nuclei > threshold, scale)
     if not pieces.any():
         return pieces
-    # The edge of a nucleus is where its own darkness is halved: pale ones are not eaten into, and dark ones do not
-    # take cytoplasm along that is as dark as the pale ones.
+    # The edge of a nucleus is at a share of its own darkness: pale nuclei lose nothing, and dark ones do not include
+    # cytoplasm that is as dark as pale nuclei.
     edges = np.maximum(EDGE * _darkness(pieces, maps.nuclei), threshold)
     pieces, depth = _cut((pieces > 0) & (maps.nuclei > edges[pieces]), scale)
     if not pieces.any():
@@ -134,7 +134,7 @@ def separate_nuclei(maps: StainMaps, threshold: float, scale: float) -> Labels:
 
 
 def _darkness(pieces: Labels, nuclei: NDArray[np.float32]) -> NDArray[np.float64]:
-    """How dark each piece is at its darker end (its 80th percentile), 0 for the background; shape (count + 1,)."""
+    """Return the 80th percentile of the nucleus map in each piece, 0 for the background; shape (count + 1,)."""
     dark = np.zeros(int(pieces.max()) + 1)
     for number, place in enumerate(ndimage.find_objects(pieces), 1):
         if place is not None:
@@ -143,7 +143,7 @@ def _darkness(pieces: Labels, nuclei: NDArray[np.float32]) -> NDArray[np.float64
 
 
 def _cut(mask: NDArray[np.bool_], scale: float) -> tuple[Labels, NDArray[np.float32]]:
-    """Smooth a mask and cut it at its necks; also return the distance to its edge."""
+    """Smooth a mask and split it at its necks; also return the distance to its edge."""
     pad = max(2, round(scale))
     mask = np.pad(mask, pad, mode="edge")
     mask = ndimage.binary_closing(mask, iterations=max(1, round(0.3 * scale)))
@@ -165,7 +165,7 @@ def _cut(mask: NDArray[np.bool_], scale: float) -> tuple[Labels, NDArray[np.floa
 def _by_strips(
     function: Callable[[NDArray[Any]], NDArray[Any]], image: NDArray[Any], overlap: int, kind: type[Number]
 ) -> NDArray[Number]:
-    """Apply a function that looks no further than `overlap` strip by strip: distance transforms need much memory."""
+    """Apply a function of neighbourhoods up to `overlap` strip by strip: distance transforms need much memory."""
     result = np.empty(image.shape, kind)
     for top in range(0, len(image), _STRIP):
         bottom = min(top + _STRIP, len(image))
@@ -177,7 +177,7 @@ def _by_strips(
 def _joined(
     pieces: Labels, violet: NDArray[np.float32], depth: NDArray[np.float32], cytoplasm: float, scale: float
 ) -> Labels:
-    """Put together what was cut apart by mistake, and the lobes of one nucleus."""
+    """Merge pieces that were split by mistake, and the lobes of one nucleus."""
     count = int(pieces.max())
     widths = np.zeros(count + 1, np.float32)
     filled = pieces > 0
@@ -198,7 +198,7 @@ def _joined(
     for first, second in contacts:
         neighbours[first].add(second)
         neighbours[second].add(first)
-    # First what no neck divides, so that whole nuclei can be told from lobes; then the lobes.
+    # First pieces without a neck between them, so that whole nuclei differ from lobes; then the lobes.
     _join(parts, contacts, neighbours, lambda one, two, contact: contact.neck / min(one.width, two.width) - NECK)
     typical = _typical_width(parts, pieces, scale)
     if typical > 0:
@@ -211,8 +211,8 @@ def _joined(
     def lobes(one: _Part, two: _Part, contact: _Contact) -> float:
         small = one if one.width <= two.width else two
         limit = compact if small.is_round else slim
-        twins = one.is_round and two.is_round and small.width > max(WHOLE_UM * scale, 0.7 * max(one.width, two.width))
-        if twins or small.width > limit or one.span_with(two) > cell or contact.between < cytoplasm:
+        whole = one.is_round and two.is_round and small.width > max(WHOLE_UM * scale, 0.7 * max(one.width, two.width))
+        if whole or small.width > limit or one.span_with(two) > cell or contact.between < cytoplasm:
             return 0.0
         return contact.neck / small.width + contact.between
 
@@ -224,7 +224,7 @@ def _joined(
 
 
 def _typical_width(parts: dict[int, _Part], pieces: Labels, scale: float) -> float:
-    """Width of the larger nuclei of a field, px: of the widest part of each group; 0 if there are few groups."""
+    """Return the width in pixels of a field's larger nuclei: of the widest part of each group; 0 with few groups."""
     steps = max(1, round(1.5 * scale))
     groups, count = ndimage.label(ndimage.binary_dilation(pieces > 0, iterations=steps))
     widest = np.zeros(count + 1)
@@ -234,7 +234,7 @@ def _typical_width(parts: dict[int, _Part], pieces: Labels, scale: float) -> flo
     large = widest[widest > 4.5 * scale]
     if len(large) >= MANY:
         return float(np.median(large))
-    # All may lie in one clump. Whole nuclei are round, most lobes are not.
+    # All may be in one clump. Whole nuclei are round, most lobes are not.
     compact = [part.width for part in parts.values() if part.width > 4.5 * scale and part.is_round]
     return float(np.median(compact)) if len(compact) >= MANY else 0.0
 
@@ -296,7 +296,7 @@ def _merge(
 def _contacts(
     pieces: Labels, violet: NDArray[np.float32], depth: NDArray[np.float32], scale: float
 ) -> dict[tuple[int, int], _Contact]:
-    """Find which pieces touch or nearly touch."""
+    """Return the contacts of pieces that touch or nearly touch, by pair of labels."""
     reach = LOBE_GAP_UM / 2 * scale
     grown = _by_strips(lambda strip: expand_labels(strip, reach), pieces, math.ceil(reach) + 1, np.int32)
     ones, twos, necks, betweens = [], [], [], []
@@ -319,8 +319,8 @@ def _contacts(
     neck, between = np.concatenate(necks), np.concatenate(betweens)
     widest = np.zeros(len(keys))
     np.maximum.at(widest, place, neck)
-    # The seam between two touching parts goes on outside of them, into the notch: what is there tells two cells, with
-    # background in the notch, from two lobes in one cytoplasm.
+    # The seam between two touching parts continues outside of them, into the notch: two cells have background there,
+    # two lobes have the cytoplasm of their cell.
     outside = neck <= 0
     lengths = np.bincount(place, outside, minlength=len(keys))
     sums = np.bincount(place, between * outside, minlength=len(keys))
@@ -336,13 +336,13 @@ def _contacts(
 
 
 def outline(mask: NDArray[np.bool_], *, smoothing: float = 0.0) -> NDArray[np.float64]:
-    """Draw the outline of a mask: of its largest part, where it has several.
+    """Return the outline of a mask, or of its largest part.
 
     Parameters
     ----------
     mask : ndarray of bool, shape (H, W)
     smoothing : float
-        Bays narrower than twice this many pixels, pale chromatin at the edge, are closed.
+        Bays narrower than twice this many pixels (pale chromatin at the edge) are closed.
 
     Returns
     -------
@@ -361,7 +361,7 @@ def outline(mask: NDArray[np.bool_], *, smoothing: float = 0.0) -> NDArray[np.fl
         y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
         return np.array([(y0, x0), (y0, x1), (y1, x1), (y1, x0)], np.float64)
     line = max(lines, key=len)[:-1]
-    # Two points or so per pixel; of a smooth line a quarter are enough.
+    # The line has about two points per pixel; a quarter of them are enough.
     line = line[:: max(1, min(4, len(line) // 16))]
     height, width = mask.shape
     return np.asarray(np.clip(line - (pad - 0.5), 0, (height, width)), np.float64)

@@ -1,14 +1,14 @@
-"""Is a field worth reading? Focus, staining and thickness, measured window by window, and a flag with reasons.
+"""Quality control of a field: focus, staining and thickness, measured window by window, and a flag with reasons.
 
-Nothing is dropped for its flag; it is there to be shown.
+No field is dropped for its flag; it is reported.
 
-- *Focus* is how steep edges are against their own contrast. The edge of a cell that the optics blur by a Gaussian of
-  width s rises with a slope of contrast / (s sqrt(2 pi)); so contrast over slope is a width, whatever the stain, and in
-  micrometres it does not depend on the magnification. (The energy of a Laplacian, the usual measure, depends on how
-  many cells there are, how dark they are, and on the noise.) The sharpest quarter of the edges speaks for the field:
-  cells lie at different heights, but some are in focus where the field is.
+- *Focus* is how steep edges are relative to their contrast. The edge of a cell blurred by a Gaussian of width s has a
+  slope of contrast / (s sqrt(2 pi)); so contrast over slope is a width, whatever the stain, and in micrometres it does
+  not depend on the magnification. (The energy of a Laplacian, the usual measure, depends on the number and darkness of
+  the cells, and on the noise.) The sharpest quarter of the edges is used: cells are at different heights, but some are
+  in focus where the field is.
 - *Staining* is how far nuclei stand out from everything else that is stained, on the nucleus map.
-- *Thickness* is the share of the field that is covered by anything stained.
+- *Thickness* is the share of the field that is stained.
 """
 
 from __future__ import annotations
@@ -22,24 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from hematokit.detection.nucleus_scale import estimate_scale, find_levels
+from hematokit.detection.nucleus_scale import COARSE_SIDE, STAINED, estimate_scale, find_levels
 from hematokit.imaging.staining import background, optical_density, picture_frame, reduced, stain_maps
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Suitability", "WindowMeasure", "assess_field", "measure_window"]
-
-_STAINED: Final = 0.12
-"""Density of green above which a pixel counts as covered."""
-
-_COARSE_SIDE: Final = 640
+__all__ = ["FieldQuality", "WindowMeasure", "assess_field", "measure_window"]
 
 _FOCUS_SCALE: Final = 5.0
 """Pixels per micrometre at which edges are measured: 0.2 um, about what an oil objective resolves."""
 
 _USUAL_SCALE: Final = 6.0
-"""Pixels per micrometre that are taken where nothing tells the scale."""
+"""Pixels per micrometre that are assumed where the scale is unknown."""
 
 _SHARP_UM: Final = 0.2
 """Edge width of a field in best focus: its focus is 1."""
@@ -48,30 +43,40 @@ _EDGES: Final = np.geomspace(0.05, 10.0, 61)
 """Bins of edge widths in um."""
 
 _BLANK: Final = 0.004
+"""Thickness below which a field is blank."""
+
 _THICK: Final = 0.93
+"""Thickness above which a field is too thick."""
+
 _BLURRED: Final = 0.35
+"""Focus below which a field is out of focus."""
+
 _PALE: Final = 0.2
+"""Staining below which a field is poorly stained."""
+
 _BLACK: Final = 12.0
+"""Grey value below which a pixel is black."""
 
 _LIT: Final = 40.0
-"""Grey value from which a colour can be told."""
+"""Grey value from which a pixel has a usable colour."""
 
 _WHITE: Final = 0.35
-"""Saturation of the brightest part of a field above which it is no background."""
+"""Saturation of the brightest part of a field above which it is not background."""
 
 _FEWEST_EDGES: Final = 12
+"""Number of edges below which focus is not measured."""
 
 
 @dataclass(frozen=True)
 class WindowMeasure:
-    """What is measured of one window of a field; measures of windows add up.
+    """Measures of one window of a field; those of several windows add up.
 
     Attributes
     ----------
     pixels, covered, black : int
-        Pixels of the (reduced) window; those that are stained; those that are black.
+        Pixels of the window; those that are stained; those that are black.
     nuclei, others : tuple of (int, float)
-        Number of pixels and sum of the nucleus map, over nuclei and over what else is stained.
+        Number of pixels and sum of the nucleus map, over nuclei and over everything else that is stained.
     edges : tuple of int
         Histogram of edge widths in micrometres.
     """
@@ -85,22 +90,22 @@ class WindowMeasure:
 
 
 @dataclass(frozen=True)
-class Suitability:
-    """Whether a field is worth reading.
+class FieldQuality:
+    """Quality of a field.
 
     Attributes
     ----------
     focus : float
         From 0 (no edges) to 1 (as sharp as an oil objective); half of it means edges twice as wide.
     staining : float
-        How far nuclei stand out: difference of the nucleus map between nuclei and the rest, cut at 1.
+        How far nuclei stand out: difference of the nucleus map between nuclei and the rest, at most 1.
     thickness : float
-        Share of the field that is covered; 1 where no background is seen at all.
+        Share of the field that is stained; 1 where there is no background at all.
     flag : str
         ``ok``, ``blank``, ``out-of-focus``, ``too-thick``, ``poorly-stained`` or ``no-cells``: the first that applies
         in this order.
     reasons : tuple of str
-        One plain sentence for each thing that is amiss.
+        One sentence for each fault.
     """
 
     focus: float
@@ -131,15 +136,15 @@ def measure_window(pixels: NDArray[np.uint8], pixel_size_um: float | None) -> Wi
         area = pixels.shape[0] * pixels.shape[1]
         black = area if pixels.size and float(pixels.mean()) < _BLACK else 0
         return WindowMeasure(area, 0, black, nothing, nothing, no_edges)
-    picture = pixels[frame.slices]
-    factor = max(1, round(max(picture.shape[:2]) / _COARSE_SIDE))
-    coarse = reduced(picture, factor)
+    image = pixels[frame.slices]
+    factor = max(1, round(max(image.shape[:2]) / COARSE_SIDE))
+    coarse = reduced(image, factor)
     light = background(coarse)
     maps = stain_maps(coarse, light, sigma=1.0)
-    covered = maps.stain > _STAINED
+    covered = maps.stain > STAINED
     colour = np.exp(light.level)
     if colour.max() > _LIT and colour.min() < (1 - _WHITE) * colour.max():
-        # No lamp has such a colour: what is brightest is stained, too, and no background is seen anywhere.
+        # No lamp has such a colour: the brightest part is stained, too, and there is no background.
         covered[:] = True
     black = coarse.max(axis=2) < _BLACK
     levels = find_levels(maps)
@@ -154,10 +159,10 @@ def measure_window(pixels: NDArray[np.uint8], pixel_size_um: float | None) -> Wi
         scale = estimate_scale(maps, levels)[0] * factor or _USUAL_SCALE
     fine = max(1, int(scale / _FOCUS_SCALE))
     edges = no_edges
-    if min(picture.shape[:2]) // fine >= 8:
-        density = optical_density(reduced(picture, fine), light, 1)
+    if min(image.shape[:2]) // fine >= 8:
+        density = optical_density(reduced(image, fine), light, 1)
         edges = tuple(int(n) for n in np.histogram(_edge_widths(density, scale / fine), _EDGES)[0])
-    # Reduced pixels count as what they stand for, so that windows of any size add up.
+    # Pixels are counted at full resolution, so that windows of any size add up.
     unit = factor * factor
     return WindowMeasure(
         covered.size * unit, int(covered.sum()) * unit, int(black.sum()) * unit,
@@ -170,8 +175,8 @@ def _sum(values: NDArray[np.float32]) -> tuple[int, float]:
 
 
 def _edge_widths(density: NDArray[np.float32], scale: float) -> NDArray[np.float64]:
-    """Widths of the edges in a density map (H, W), as the sigma of a blurred step, in micrometres."""
-    # The noise of a camera would look like steep edges: smooth by what no objective resolves, and take it off again.
+    """Return the widths of the edges in a density map (H, W), as the sigma of a blurred step, in micrometres."""
+    # Camera noise would look like steep edges: smooth below the resolution of objectives, and subtract that again.
     own = max(0.8, 0.12 * scale)
     smooth = ndimage.gaussian_filter(density, own, truncate=3.0)
     slope = np.hypot(ndimage.sobel(smooth, 0), ndimage.sobel(smooth, 1)) / 8.0
@@ -188,15 +193,15 @@ def _edge_widths(density: NDArray[np.float32], scale: float) -> NDArray[np.float
     return np.sqrt(np.maximum(widths**2 - own**2, 0.09)) / scale
 
 
-def assess_field(measures: Sequence[WindowMeasure], cells: pd.DataFrame) -> Suitability:
-    """Judge a field by the measures of its windows and the cells found in it.
+def assess_field(measures: Sequence[WindowMeasure], cells: pd.DataFrame) -> FieldQuality:
+    """Return the quality of a field from the measures of its windows and its detections.
 
     Parameters
     ----------
     measures : sequence of WindowMeasure
         Of windows that cover the field without overlap.
     cells : DataFrame
-        What the detector found; only whether it is empty matters.
+        Detections of the field; only whether there is one matters.
     """
     pixels = sum(measure.pixels for measure in measures)
     covered = sum(measure.covered for measure in measures) / pixels if pixels else 0.0
@@ -207,29 +212,33 @@ def assess_field(measures: Sequence[WindowMeasure], cells: pd.DataFrame) -> Suit
     nuclei = _mean([measure.nuclei for measure in measures])
     staining = min(max(nuclei - _mean([measure.others for measure in measures]), 0.0), 1.0)
 
-    found: list[tuple[str, str]] = []
+    faults: list[tuple[str, str]] = []
     if black > 0.95:
-        found.append(("blank", "the picture is black"))
+        faults.append(("blank", "the picture is black"))
     elif covered < _BLANK:
-        found.append(("blank", "next to nothing in the field is stained"))
+        faults.append(("blank", "next to nothing in the field is stained"))
     else:
         if width == 0:
-            found.append(("out-of-focus", "no sharp edge was found"))
+            faults.append(("out-of-focus", "no sharp edge was found"))
         elif focus < _BLURRED:
-            found.append(("out-of-focus", f"edges are {width:.1f} um wide, in focus they are about {_SHARP_UM:g} um"))
+            faults.append(("out-of-focus", f"edges are {width:.1f} um wide, in focus they are about {_SHARP_UM:g} um"))
         if covered > _THICK:
-            found.append(("too-thick", f"{covered:.0%} of the field is covered: cells lie over one another"))
+            faults.append(("too-thick", f"{covered:.0%} of the field is covered: cells lie over one another"))
         if nuclei > 0 and len(cells) and staining < _PALE:
-            found.append(("poorly-stained", "nuclei hardly stand out from what else is stained"))
+            faults.append(("poorly-stained", "nuclei hardly stand out from what else is stained"))
     if not len(cells):
-        found.append(("no-cells", "no nucleated cell was found"))
-    return Suitability(
-        float(focus), float(staining), float(covered), found[0][0] if found else "ok", tuple(text for _, text in found)
+        faults.append(("no-cells", "no nucleated cell was found"))
+    return FieldQuality(
+        float(focus),
+        float(staining),
+        float(covered),
+        faults[0][0] if faults else "ok",
+        tuple(text for _, text in faults),
     )
 
 
 def _sharpest(edges: NDArray[Any]) -> float:
-    """Width in um that a quarter of the edges stay below; 0 if there are too few."""
+    """Return the width in um that a quarter of the edges are below; 0 if there are too few edges."""
     total = int(edges.sum())
     if total < _FEWEST_EDGES:
         return 0.0

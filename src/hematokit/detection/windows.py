@@ -1,10 +1,10 @@
-"""Holding detections against known cells: a detection finds a cell if its centre lies in the cell's box.
+"""Detection of the cells of a field of any size, and matching of detections to annotated cells.
 
-Finding the cells of a field, whatever its size: one detector, run window by window.
+A field that fits one window is given to the detector whole. A larger one is read in windows with a margin around each,
+and a detection belongs to the window whose core has its centre. Two windows may detect one cell with centres a pixel
+apart, so detections slightly outside the core are kept too, and of two at one place the one with the higher score.
 
-A field that fits one window is given to the detector whole. A larger one is cut into windows with a margin around
-each; a cell belongs to the window whose core holds its centre. The same cell seen from two windows may have centres
-that differ by a pixel, so cells a little outside the core are kept too, and of two at one place the better stays.
+A detection matches an annotated cell if its centre is in the cell's bounding box.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import KDTree
 
 from hematokit.annotations.cells import check_detections, empty_detections
-from hematokit.detection.quality import Suitability, WindowMeasure, assess_field, measure_window
+from hematokit.detection.quality import FieldQuality, WindowMeasure, assess_field, measure_window
 from hematokit.errors import naming
 from hematokit.imaging.geometry import Window, windows
 from hematokit.plugins import MadeDetector, load_plugins
@@ -33,32 +33,32 @@ if TYPE_CHECKING:
 __all__ = ["Examination", "Matches", "WINDOW_SIDE", "detect_cells", "examine_field", "make_detector", "match_cells"]
 
 WINDOW_SIDE: Final = 4096
-"""Largest side in pixels of what a detector is given at once, margins not counted."""
+"""Largest side in pixels of a window, without its margin."""
 
 _COARSE_UM: Final = 0.2
 """Micrometres per pixel above which windows are half as wide."""
 
 _MARGIN: Final = 384
-"""Pixels around a window: more than the widest cell (a megakaryocyte of 100 um at 0.3 um per pixel)."""
+"""Margin in pixels around a window: wider than any cell (a megakaryocyte of 100 um at 0.3 um per pixel)."""
 
 _SEAM: Final = 12
-"""How far, in pixels, the centres of one cell seen from two windows may lie apart."""
+"""Largest distance in pixels between the centres of one cell detected in two windows."""
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What detection says of a field.
+    """Detections and quality of a field.
 
     Attributes
     ----------
     cells : DataFrame
         Columns `hematokit.annotations.cells.DETECTION_COLUMNS`, in pixels of the whole field.
-    suitability : Suitability
-        Whether the field is worth reading.
+    quality : FieldQuality
+        Quality control of the field.
     """
 
     cells: pd.DataFrame
-    suitability: Suitability
+    quality: FieldQuality
 
 
 def make_detector(name: str = "nuclei", options: Mapping[str, object] | None = None) -> MadeDetector:
@@ -82,17 +82,14 @@ def make_detector(name: str = "nuclei", options: Mapping[str, object] | None = N
 def detect_cells(
     field: Field, detector: MadeDetector, *, window_side: int | None = None, progress: Progress = no_progress
 ) -> pd.DataFrame:
-    """Find the cells of a field.
-
-    As `examine_field`, without the judgement on the field.
-    """
+    """Detect the cells of a field, as `examine_field` without its quality."""
     return examine_field(field, detector, window_side=window_side, progress=progress).cells
 
 
 def examine_field(
     field: Field, detector: MadeDetector, *, window_side: int | None = None, progress: Progress = no_progress
 ) -> Examination:
-    """Find the cells of a field and judge whether it is worth reading.
+    """Detect the cells of a field and measure its quality.
 
     Parameters
     ----------
@@ -103,7 +100,7 @@ def examine_field(
     window_side : int, optional
         Largest side in pixels of a window; by default `WINDOW_SIDE`, or half of it where pixels are large.
     progress : Progress
-        Told the number of windows done.
+        Called with the number of windows done.
 
     Returns
     -------
@@ -114,15 +111,15 @@ def examine_field(
     ImageError
         If the file is damaged.
     PluginError
-        If the detector fails, or returns what is no table of cells.
+        If the detector fails, or its result does not follow the contract.
     """
     parts: list[pd.DataFrame] = []
     measures: list[WindowMeasure] = []
     pieces = list(windows(field.height, field.width, window_side or _usual_side(field), _MARGIN))
     for number, window in enumerate(pieces):
         pixels = field.read(window.outer)
-        found = _run(detector, pixels, field.pixel_size_um)
-        checked = check_detections(found, window.outer.height, window.outer.width, detector.name)
+        detections = _run(detector, pixels, field.pixel_size_um)
+        checked = check_detections(detections, window.outer.height, window.outer.width, detector.name)
         parts.append(_placed(checked, window, field, number))
         rows, columns = window.core.y0 - window.outer.y0, window.core.x0 - window.outer.x0
         core = pixels[rows : rows + window.core.height, columns : columns + window.core.width]
@@ -140,7 +137,7 @@ def examine_field(
 
 
 def _usual_side(field: Field) -> int:
-    """Where a pixel is large, a window holds thousands of cells, and detectors cannot work on a reduced picture."""
+    """Return the side of a window; where pixels are large, a window has thousands of cells and is half as wide."""
     coarse = field.pixel_size_um is not None and field.pixel_size_um > _COARSE_UM
     return WINDOW_SIDE // 2 if coarse else WINDOW_SIDE
 
@@ -150,10 +147,12 @@ def _run(detector: MadeDetector, pixels: npt.NDArray[np.uint8], pixel_size_um: f
         return detector.value.detect(pixels, pixel_size_um)
 
 
-def _placed(found: pd.DataFrame, window: Window, field: Field, number: int) -> pd.DataFrame:
-    """Move a window's detections to the field's coordinates; drop those that belong to a neighbour."""
+def _placed(detections: pd.DataFrame, window: Window, field: Field, number: int) -> pd.DataFrame:
+    """Return a window's detections in the field's coordinates, without those of neighbouring windows."""
     top, left = window.outer.y0, window.outer.x0
-    cells = found.assign(y=found["y"] + top, x=found["x"] + left, y0=found["y0"] + top, x0=found["x0"] + left)
+    cells = detections.assign(
+        y=detections["y"] + top, x=detections["x"] + left, y0=detections["y0"] + top, x0=detections["x0"] + left
+    )
     core = window.core
     low_y, low_x, high_y, high_x = core.y0 - _SEAM, core.x0 - _SEAM, core.y1 + _SEAM, core.x1 + _SEAM
     # Not half-open at the field's own end: a centre may lie exactly on the last edge.
@@ -176,7 +175,7 @@ def _placed(found: pd.DataFrame, window: Window, field: Field, number: int) -> p
 
 
 def _without_repeats(cells: pd.DataFrame) -> pd.DataFrame:
-    """Of cells that two windows found at one place, keep the one with the higher score."""
+    """Return detections with only the higher score of two that two windows have at one place."""
     points = cells[["y", "x"]].to_numpy(np.float64)
     pairs = KDTree(points).query_pairs(_SEAM, output_type="ndarray")
     if not len(pairs):
@@ -192,52 +191,50 @@ def _without_repeats(cells: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Matches:
-    """Which detection found which cell.
+    """Detections matched to annotated cells.
 
     Attributes
     ----------
-    found : ndarray (k,), int
-        Rows of the detections that found a cell.
-    truth : ndarray (k,), int
-        The rows of the cells they found; no row stands twice in either.
+    detected, annotated : ndarray (k,), int
+        Rows of the detections, and of the annotated cells that they match; no row is in either more than once.
     detections, cells : int
-        How many there were.
+        Numbers of all detections and of all annotated cells.
     """
 
-    found: npt.NDArray[np.int64]
-    truth: npt.NDArray[np.int64]
+    detected: npt.NDArray[np.int64]
+    annotated: npt.NDArray[np.int64]
     detections: int
     cells: int
 
     @property
     def recall(self) -> float:
-        """Share of the cells that were found; not a number where there is none."""
-        return len(self.truth) / self.cells if self.cells else float("nan")
+        """Share of the annotated cells with a detection; not a number without annotated cells."""
+        return len(self.annotated) / self.cells if self.cells else float("nan")
 
     @property
     def precision(self) -> float:
-        """Share of the detections that found a cell; not a number where there is none."""
-        return len(self.found) / self.detections if self.detections else float("nan")
+        """Share of the detections with an annotated cell; not a number without detections."""
+        return len(self.detected) / self.detections if self.detections else float("nan")
 
 
 def match_cells(detections: pd.DataFrame, cells: pd.DataFrame) -> Matches:
-    """Match detections and known cells of one field, each at most once, so that as many as possible match.
+    """Match detections and annotated cells of one field, each at most once, so that as many as possible match.
 
     Parameters
     ----------
     detections : DataFrame
         With the columns ``y`` and ``x``, in pixels.
     cells : DataFrame
-        With the columns ``y0``, ``x0``, ``height`` and ``width``.
+        Annotated cells, with the columns ``y0``, ``x0``, ``height`` and ``width``.
 
     Returns
     -------
     Matches
-        Of a maximum matching: where two centres lie in one box, one of them counts and the other is a false positive.
+        A maximum matching: of two centres in one box, one matches and the other is a false positive.
     """
     y, x = (detections[name].to_numpy(np.float64)[:, None] for name in ("y", "x"))
     y0, x0, height, width = (cells[name].to_numpy(np.float64) for name in ("y0", "x0", "height", "width"))
     inside = (y >= y0) & (y < y0 + height) & (x >= x0) & (x < x0 + width)
     partner = np.asarray(maximum_bipartite_matching(csr_matrix(inside), perm_type="column"))
-    found = np.flatnonzero(partner >= 0)
-    return Matches(found.astype(np.int64), partner[found].astype(np.int64), len(detections), len(cells))
+    detected = np.flatnonzero(partner >= 0)
+    return Matches(detected.astype(np.int64), partner[detected].astype(np.int64), len(detections), len(cells))

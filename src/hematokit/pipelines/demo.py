@@ -218,5 +218,5 @@ def _classify_field(folder: Path, run: Path, seed: int, device: str, progress: P
     cells = read_parquet(results / "cells.parquet")
     truth = drawn.table()
     matches = match_cells(cells, truth)
-    right = cells["predicted"].to_numpy()[matches.found] == truth["label"].to_numpy()[matches.truth]
-    return FieldDemo(result, results / "overlay.png", len(truth), len(matches.truth), len(cells), int(right.sum()))
+    right = cells["predicted"].to_numpy()[matches.detected] == truth["label"].to_numpy()[matches.annotated]
+    return FieldDemo(result, results / "overlay.png", len(truth), len(matches.annotated), len(cells), int(right.sum()))

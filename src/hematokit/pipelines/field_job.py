@@ -389,7 +389,7 @@ class FieldJob:
                 clock.lap("classify")
             self._write(task, opened, cells, model.taxonomy if model is not None else MATEK_21)
             clock.lap("files")
-            suitability = examined.suitability
+            quality = examined.quality
             outcome = FieldOutcome(
                 task.field_id,
                 task.source,
@@ -399,11 +399,11 @@ class FieldJob:
                 patient_id=task.patient_id,
                 cells=len(cells),
                 unsure=unsure,
-                flag=suitability.flag,
-                reasons="; ".join(suitability.reasons),
-                focus=_rounded(suitability.focus),
-                staining=_rounded(suitability.staining),
-                thickness=_rounded(suitability.thickness),
+                flag=quality.flag,
+                reasons="; ".join(quality.reasons),
+                focus=_rounded(quality.focus),
+                staining=_rounded(quality.staining),
+                thickness=_rounded(quality.thickness),
                 height=opened.height,
                 width=opened.width,
                 pixel_size_um=opened.pixel_size_um,

@@ -149,7 +149,7 @@ def classify_live(
     Examples
     --------
     >>> for part in classify_live(field, detector, model, field_id="a"):  # doctest: +SKIP
-    ...     print(len(part) if isinstance(part, pd.DataFrame) else part.suitability.flag)
+    ...     print(len(part) if isinstance(part, pd.DataFrame) else part.quality.flag)
     """
     examined = _examine(field, detector, region, progress)
     cells = name_cells(examined.cells, field_id, source)
@@ -190,7 +190,7 @@ def _examine(field: Field, detector: MadeDetector, region: Sequence[npt.ArrayLik
     at_edge |= found["x0"] + found["width"] >= field.width - 1
     found["touches_border"] = found["touches_border"] & at_edge
     kept = found[in_polygons(found[["y", "x"]], region)].reset_index(drop=True)
-    return Examination(kept, examined.suitability)
+    return Examination(kept, examined.quality)
 
 
 def _around(polygons: Sequence[Polygon], field: Field) -> Box:

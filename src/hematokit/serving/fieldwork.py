@@ -151,7 +151,7 @@ class FieldWorker:
             )
             write_geojson(path.with_name("cells.geojson"), cells, taxonomy, pixel_size_um=opened.pixel_size_um)
             answer: dict[str, Any] = {
-                "field": {"field_id": field_id, **_metadata(opened), **examined.suitability.to_dict()},
+                "field": {"field_id": field_id, **_metadata(opened), **examined.quality.to_dict()},
                 "cells": len(cells),
                 "geojson": path.with_name("cells.geojson").read_text(encoding="utf-8"),
                 "differential": differential.to_dict(),
