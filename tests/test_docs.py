@@ -31,9 +31,9 @@ from hematokit.models.construction import choose_backbone
 from hematokit.plugins import hookspecs, load_plugins
 from hematokit.store import open_store
 from hematokit.synthetic import synthesize_field
-from hematokit.training.augmenting import make_augmenters
-from hematokit.training.config import TrainConfig, make_config
+from hematokit.training.augmenters import make_augmenters
 from hematokit.training.data import select_cells
+from hematokit.training.settings import TrainConfig, make_config
 from pluginkit import environment_with, pip_install, plugins_in_this_process
 from tinykit import COLOURS, write_crops
 

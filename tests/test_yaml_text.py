@@ -21,8 +21,8 @@ from hematokit.models import TrainingRecord
 from hematokit.pipelines.train import train
 from hematokit.plugins import registered
 from hematokit.taxonomy import MATEK_21, load_taxonomy
-from hematokit.training.config import load_settings, make_config, parse_assignments
 from hematokit.training.runs import RunFolder
+from hematokit.training.settings import load_settings, make_config, parse_assignments
 from tinykit import TINY
 
 WORDS = (

@@ -55,7 +55,7 @@ def settings_reference() -> str:
     """All fields of `TrainConfig`: type, limits, default, option of ``hematokit train``, meaning."""
     from pydantic_core import PydanticUndefined
 
-    from hematokit.training.config import TrainConfig
+    from hematokit.training.settings import TrainConfig
 
     train = next(command for name, command in commands() if name == "hematokit train")
     options = {parameter.name.rstrip("_"): parameter for parameter in train.params}

@@ -45,4 +45,4 @@ from .taxonomy import MATEK_21 as MATEK_21
 from .taxonomy import CellClass as CellClass
 from .taxonomy import Taxonomy as Taxonomy
 from .taxonomy import load_taxonomy as load_taxonomy
-from .training.config import TrainConfig as TrainConfig
+from .training.settings import TrainConfig as TrainConfig

@@ -16,7 +16,7 @@ from PIL import Image
 from hematokit import load_model
 from hematokit.cli.main import main
 from hematokit.errors import EvaluationError, ModelError
-from hematokit.evaluation.evaluate import evaluate_images, evaluate_store
+from hematokit.evaluation.evaluating import evaluate_images, evaluate_store
 from hematokit.evaluation.files import read_predictions, write_evaluation
 from hematokit.models import TrainingRecord
 from hematokit.store import StoreWriter, create_store, import_crops, open_store, set_pixel_size, split_store

@@ -14,7 +14,7 @@ from hematokit import set_smears
 from hematokit.annotations.cells import name_cells
 from hematokit.detection.windows import detect_cells, make_detector
 from hematokit.errors import FieldError, ImageError
-from hematokit.evaluation.evaluate import evaluate_store
+from hematokit.evaluation.evaluating import evaluate_store
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import cut_patch, patch_box
 from hematokit.models import Classifier, load_model

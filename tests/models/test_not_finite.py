@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from hematokit import HematokitError, explain_cells, load_model, open_store
 from hematokit.cli.main import main
 from hematokit.errors import ModelError, PluginError
-from hematokit.evaluation.evaluate import evaluate_store
+from hematokit.evaluation.evaluating import evaluate_store
 from hematokit.models import Classifier, OnnxClassifier
 from hematokit.models.classifier import ORIGIN
 from hematokit.models.formats.quantising import to_fp16

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from hematokit.errors import EvaluationError
-from hematokit.evaluation.evaluate import Evaluation
+from hematokit.evaluation.evaluating import Evaluation
 from hematokit.models import TrainingRecord, load_model
 from hematokit.pipelines.evaluate import evaluate
 from hematokit.reports import evaluation_figures as figures

@@ -321,7 +321,7 @@ def test_every_balance_trains(tiny_store: Path, tmp_path: Path, balance: str) ->
 
 
 def test_configuration_of_a_run_repeats_it(tiny_run: Path, tiny_store: Path, tmp_path: Path) -> None:
-    from hematokit.training.config import load_settings
+    from hematokit.training.settings import load_settings
 
     settings = load_settings(tiny_run / "config.yaml")
     train(tiny_store, tmp_path / "run", settings=settings | {"output": str(tmp_path / "run")})

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hematokit.evaluation.evaluate import Evaluation
+from hematokit.evaluation.evaluating import Evaluation
 from hematokit.evaluation.metrics import LOW_SUPPORT, OVERALL_METRICS
 from hematokit.pipelines.compare import RunComparison
 from hematokit.reports.rendering import METRIC_NAMES

@@ -116,7 +116,7 @@ def explain_command(
     if sanity or faithfulness:
         if field is not None or images or doubt:
             raise ExplanationError("--sanity and --faithfulness are for cells of a store; leave out the other options")
-        from hematokit.training.config import parse_assignments
+        from hematokit.training.settings import parse_assignments
 
         of_training = [given for given in assignments or [] if given.startswith("training.")]
         training = parse_assignments([given.removeprefix("training.") for given in of_training])

@@ -71,7 +71,7 @@ def train_command(
     """
     from hematokit.cli.allocator import keep_freed_memory
     from hematokit.pipelines.train import train
-    from hematokit.training.config import load_settings, parse_assignments
+    from hematokit.training.settings import load_settings, parse_assignments
 
     keep_freed_memory()
     settings: dict[str, Any] = dict(load_settings(config)) if config is not None else {}

@@ -13,14 +13,17 @@ import pandas as pd
 from scipy.stats import binom
 
 from hematokit.errors import EvaluationError
-from hematokit.evaluation.intervals import LEVEL, Interval, cluster_ids, wider_interval
-from hematokit.evaluation.metrics import Scores, score
-from hematokit.evaluation.resampling import (
+from hematokit.evaluation.intervals import (
+    LEVEL,
+    Interval,
+    cluster_ids,
     cluster_weights,
     overall_from_confusions,
     percentile_interval,
     weighted_confusions,
+    wider_interval,
 )
+from hematokit.evaluation.metrics import Scores, score
 
 __all__ = ["Comparison", "PairTest", "compare_predictions", "holm", "mcnemar_mid_p"]
 
@@ -215,7 +218,7 @@ def compare_predictions(
     Parameters
     ----------
     predictions : mapping of str to DataFrame
-        Tables as `hematokit.evaluation.evaluate.Evaluation.predictions`, by name of the run; at least two.
+        Tables as `hematokit.evaluation.evaluating.Evaluation.predictions`, by name of the run; at least two.
     common : bool
         Compare on the cells that all runs share where they differ, instead of refusing.
     seed : int

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from hematokit.errors import EvaluationError
-from hematokit.evaluation.evaluate import Evaluation
+from hematokit.evaluation.evaluating import Evaluation
 from hematokit.evaluation.metrics import CLASS_METRICS, Scores
 from hematokit.files import one_line_write_errors, write_atomically
 from hematokit.parquet import read_table, table_bytes

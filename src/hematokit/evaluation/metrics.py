@@ -27,10 +27,12 @@ from hematokit.evaluation.intervals import (
     effective_count,
     f1_interval,
     mean_interval,
+    overall_from_confusions,
+    percentile_interval,
+    resample,
     wider_interval,
     wilson_interval,
 )
-from hematokit.evaluation.resampling import overall_from_confusions, percentile_interval, resample
 from hematokit.taxonomy import Taxonomy
 
 __all__ = ["CLASS_METRICS", "LOW_SUPPORT", "OVERALL_METRICS", "ClassScores", "Scores", "score", "validation_scores"]

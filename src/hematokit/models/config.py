@@ -102,7 +102,7 @@ class SplitRecord(_Record):
 
 
 class TrainingSettings(_Record):
-    """The settings of a training as a bundle records them; see `hematokit.training.config.TrainConfig`."""
+    """The settings of a training as a bundle records them; see `hematokit.training.settings.TrainConfig`."""
 
     store: str | None = None
     output: str | None = None

@@ -12,7 +12,7 @@ import pandas as pd
 
 from hematokit.errors import EvaluationError, HematokitError
 from hematokit.evaluation.comparison import Comparison, compare_predictions
-from hematokit.evaluation.evaluate import data_identity
+from hematokit.evaluation.evaluating import data_identity
 from hematokit.evaluation.files import METRICS, PREDICTIONS, read_predictions
 from hematokit.evaluation.metrics import CLASS_METRICS, LOW_SUPPORT, OVERALL_METRICS
 from hematokit.files import one_line_write_errors, write_atomically

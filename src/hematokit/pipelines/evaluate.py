@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hematokit.errors import EvaluationError
-from hematokit.evaluation.evaluate import Evaluation, evaluate_images, evaluate_store
+from hematokit.evaluation.evaluating import Evaluation, evaluate_images, evaluate_store
 from hematokit.evaluation.files import PICTURE, REPORT, write_evaluation
 from hematokit.evaluation.predictor import open_training_store
 from hematokit.models import find_model, load_model

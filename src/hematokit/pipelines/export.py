@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit.errors import HematokitError, ModelError
-from hematokit.evaluation.evaluate import REST
+from hematokit.evaluation.evaluating import REST
 from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, sync_folder, write_atomically
 from hematokit.imaging.reading import printable
 from hematokit.models.bundle import find_bundle

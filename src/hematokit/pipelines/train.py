@@ -23,11 +23,11 @@ from hematokit.models.construction import BackboneChoice, build_backbone, choose
 from hematokit.models.devices import describe_device, resolve_device
 from hematokit.progress import Progress, no_progress
 from hematokit.store import open_store
-from hematokit.training.augmenting import make_augmenters, recorded_options
-from hematokit.training.config import TrainConfig, make_config
+from hematokit.training.augmenters import make_augmenters, recorded_options
 from hematokit.training.data import PatchFeed, TrainingData, select_cells
 from hematokit.training.loop import Loop, TrainingSetup, stop_on_signals
 from hematokit.training.runs import RunFolder, environment
+from hematokit.training.settings import TrainConfig, make_config
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +139,7 @@ def train(
     command : sequence of str, optional
         The command line that asked for it, recorded in the run and its bundle; a resumed run keeps its first one.
     settings, **more
-        Fields of `hematokit.training.config.TrainConfig`.
+        Fields of `hematokit.training.settings.TrainConfig`.
 
     Returns
     -------

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from hematokit.evaluation.evaluate import Evaluation
+from hematokit.evaluation.evaluating import Evaluation
 from hematokit.evaluation.metrics import CLASS_METRICS, LOW_SUPPORT, OVERALL_METRICS
 from hematokit.reports import evaluation_figures as figures
 from hematokit.reports import rendering as drawing

@@ -28,7 +28,7 @@ from hematokit.models.config import ModelConfig, SplitRecord, TrainingRecord, Tr
 from hematokit.pipelines.card_picture import CardPicture, drawn_example, given_example
 from hematokit.reports.rendering import METRIC_NAMES, environment
 from hematokit.reports.text import command, duration, interval
-from hematokit.training.config import TrainConfig
+from hematokit.training.settings import TrainConfig
 
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier

@@ -28,11 +28,11 @@ from hematokit.errors import TrainingError
 from hematokit.evaluation.metrics import validation_scores
 from hematokit.models.classifier import Classifier
 from hematokit.progress import Progress
-from hematokit.training.augmenting import Augmenters
+from hematokit.training.augmenters import Augmenters
 from hematokit.training.balance import BalancedLoss, epoch_batches, epoch_order
-from hematokit.training.config import TrainConfig
 from hematokit.training.data import PatchFeed, TrainingData
 from hematokit.training.runs import Progressed, RunFolder
+from hematokit.training.settings import TrainConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

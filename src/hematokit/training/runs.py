@@ -24,7 +24,7 @@ from hematokit._version import __version__
 from hematokit.errors import TrainingError
 from hematokit.files import one_line_read_errors, replace_file, write_atomically
 from hematokit.models.config import TrainingRecord
-from hematokit.training.config import TrainConfig, declared_settings
+from hematokit.training.settings import TrainConfig, declared_settings
 from hematokit.yaml_text import parse_yaml
 
 __all__ = ["Progressed", "RunFolder", "environment"]

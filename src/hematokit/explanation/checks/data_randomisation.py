@@ -160,7 +160,7 @@ def train_twins(
     store : PatchStore
         Store with a training split; it is only read.
     settings : mapping
-        Settings of `hematokit.training.config.TrainConfig`; those of the model in question, changed by
+        Settings of `hematokit.training.settings.TrainConfig`; those of the model in question, changed by
         `SMALL_TRAINING`. ``store``, ``output``, ``seed`` and ``device`` are replaced.
     per_class : int, optional
         Training cells of each class, drawn at random; ``None`` for all.

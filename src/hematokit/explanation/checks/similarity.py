@@ -10,8 +10,7 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 from skimage.metrics import structural_similarity as skimage_ssim
 
-from hematokit.evaluation.intervals import LEVEL, cluster_ids
-from hematokit.evaluation.resampling import cluster_weights
+from hematokit.evaluation.intervals import LEVEL, cluster_ids, cluster_weights
 
 __all__ = [
     "Estimate",
@@ -189,7 +188,7 @@ def bootstrapped_mean(
     groups : array_like (n,), optional
         Group of each cell (patient, or duplicate group); cells of one group are drawn together.
     seed, resamples : int
-        Of the (Bayesian) bootstrap, see `hematokit.evaluation.resampling`.
+        Of the (Bayesian) bootstrap, see `hematokit.evaluation.intervals`.
 
     Returns
     -------

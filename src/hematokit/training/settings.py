@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from hematokit.assignments import read_value, typed_text
 from hematokit.errors import TrainingError
 from hematokit.plugins import load_plugins
-from hematokit.training.augmenting import declared_options
+from hematokit.training.augmenters import declared_options
 from hematokit.yaml_text import Scalar, parse_yaml
 
 __all__ = ["TrainConfig", "load_settings", "make_config", "parse_assignments"]

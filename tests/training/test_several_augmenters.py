@@ -15,8 +15,8 @@ from hematokit import AugmenterSpec, Option, PluginError
 from hematokit.cli.main import main
 from hematokit.errors import TrainingError
 from hematokit.plugins import registered
-from hematokit.training.augmenting import make_augmenters, recorded_options, sort_options
-from hematokit.training.config import make_config, parse_assignments
+from hematokit.training.augmenters import make_augmenters, recorded_options, sort_options
+from hematokit.training.settings import make_config, parse_assignments
 from tinykit import TINY
 
 
