@@ -108,8 +108,9 @@ def count(viewer: napari.Viewer) -> None:
 
 def ask_why(viewer: napari.Viewer, layer: Any) -> None:
     """A cell's map, and the same cell asked about another class."""
+    from napari_hematonet.explaining import WHY_LAYER
     from napari_hematonet.following import select_cells
-    from napari_hematonet.map_layer import WHY_KEY, WHY_LAYER
+    from napari_hematonet.state import WHY_KEY
 
     why = dock(viewer, "Why")
     cells = layer.metadata["hematokit"].review.cells
@@ -127,8 +128,9 @@ def ask_why(viewer: napari.Viewer, layer: Any) -> None:
 
 def correct(viewer: napari.Viewer, layer: Any) -> None:
     """The review queue with its keys, and a cell that was corrected."""
-    from napari_hematonet._settings import store_setting
-    from napari_hematonet.following import select_cells, selected_cells
+    from napari_hematonet.following import select_cells
+    from napari_hematonet.settings import store_setting
+    from napari_hematonet.state import selected_cells
 
     store_setting("reviewer", SHOWN_AS)
     review = dock(viewer, "Review")

@@ -2,29 +2,162 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import pandas as pd
 
 from hematokit.review.session import Review, whole_taxonomy
-from napari_hematonet._settings import reviewer
 from napari_hematonet.cells_layer import add_cells_layer
-from napari_hematonet.later import later
-from napari_hematonet.state import FieldState, cells_layers, guarded, notify
-from napari_hematonet.warm_drawing import parts_to_draw
+from napari_hematonet.jobs import computed_by
+from napari_hematonet.settings import reviewer
+from napari_hematonet.state import FieldState, cells_layers, guarded, later, notify, state_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import napari
-    from napari.layers import Image, Points
+    from napari.layers import Image, Layer, Points
     from qtpy.QtCore import QObject
 
+    from hematokit.detection.windows import Examination
     from hematokit.imaging.fieldfiles import Field
-    from napari_hematonet.classify_job import ClassifyRequest
+    from napari_hematonet.jobs import ClassifyRequest
 
-__all__ = ["ComingCells"]
+__all__ = ["ComingCells", "cells_words", "nothing_words", "warm_drawing"]
+
+_log = logging.getLogger("napari_hematonet")
+
+_DONE: Final = "_hematokit_warm"
+_MARK_DRAWN: Final = 500
+"""Milliseconds after which the mark has been drawn; it is taken away then."""
+
+
+def warm_drawing(viewer: napari.Viewer) -> None:
+    """Draw one invisible point, once for a viewer; the list of layers does not change.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+        With a window; without one, nothing happens.
+    """
+    # There is no public way to draw what is no layer; where napari's inside has changed, the first cells come slower.
+    try:
+        canvas = viewer.window._qt_viewer.canvas
+        if getattr(canvas, _DONE, False) or not canvas.native.isVisible():
+            return
+        setattr(canvas, _DONE, True)
+        mark = _mark(canvas)
+    except Exception as error:
+        _log.debug("the drawing of points could not be prepared: %r", error)
+        return
+
+    def take_away() -> None:
+        # The window may have closed meanwhile, and all in it with it.
+        try:
+            mark.node.parent = None
+            mark.close()
+        except Exception as error:
+            _log.debug("the mark could not be taken away: %r", error)
+
+    later(canvas.native, _MARK_DRAWN, take_away)
+
+
+def _mark(canvas: Any) -> Any:
+    from napari._vispy.utils.visual import create_vispy_layer
+    from napari.layers import Points
+
+    points = Points(
+        np.zeros((1, 2)), size=1, face_color="transparent", border_color="transparent", text={"string": [" "]}
+    )
+    mark = create_vispy_layer(points, font_info=canvas.font_info())
+    mark.node.parent = canvas.view.scene
+    canvas.native.update()
+    return mark
+
+
+def parts_to_draw(viewer: napari.Viewer, layer: Layer) -> list[Callable[[], None]]:
+    """Hide the parts that a layer is drawn of (its marks, those of selected points, text), to be shown one by one.
+
+    The first drawing of each part takes some ten milliseconds, all at once would be seen as a stall.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    layer : Layer
+        Just added.
+
+    Returns
+    -------
+    list of callable
+        Each shows one part. Empty, and nothing hidden, where napari's inside has changed.
+    """
+    try:
+        parts = list(viewer.window._qt_viewer.layer_to_visual[layer].node._subvisuals)
+        for part in parts:
+            part.visible = False
+    except Exception as error:
+        _log.debug("the parts of a layer could not be told apart: %r", error)
+        return []
+
+    def show(part: Any) -> Callable[[], None]:
+        return lambda: setattr(part, "visible", True)
+
+    return [show(part) for part in parts]
+
+
+def cells_words(layer: Points, count: int, examination: Examination | None) -> str:
+    """Say how many cells there are, what computed them, and what to mind.
+
+    Parameters
+    ----------
+    layer : Points
+        The cells.
+    count : int
+    examination : Examination or None
+        What was found about the field.
+    """
+    state = state_of(layer)
+    unsure = 0 if state is None else int(state.review.unsure().sum())
+    said = f"{count:,} cells, {unsure:,} of them unsure"
+    if state is not None and state.classifier is not None:
+        # As it is now: it may have had to go from the GPU to the CPU.
+        said += f"; {computed_by(state.classifier)}"
+    said += "."
+    if examination is not None and examination.quality.flag != "ok":
+        said += f" Warning: {'; '.join(examination.quality.reasons) or examination.quality.flag}."
+    if state is None or state.field is None:
+        return said
+    if state.classifier is not None:
+        from hematokit.models.field_cells import model_pixel_size, scale_warnings
+
+        warnings = scale_warnings(
+            model_pixel_size(state.classifier, state.model_pixel_size_um),
+            state.field.pixel_size_um is None,
+            field_option="Pixel size above",
+            model_option="Model's pixel size above",
+        )
+        said += "".join(f" Warning: {warning}." for warning in warnings)
+    return said + _remarks(state.field.notes)
+
+
+def nothing_words(request: ClassifyRequest) -> tuple[str, str]:
+    """Say that no cell was found: as a line that stays, and as a notification that says what may help."""
+    said = f"no cells were found in {'the region' if request.region else 'this image'}"
+    asked = "is it a stained smear, in focus?"
+    if request.field.pixel_size_um is not None:
+        asked = f"is it a stained smear, in focus, and is a pixel {request.field.pixel_size_um:.3g} µm?"
+    return f"{said[:1].upper()}{said[1:]}.{_remarks(request.field.notes)}", f"{said}; {asked} Another detector may help"
+
+
+def _remarks(notes: tuple[str, ...]) -> str:
+    """How the pixels were read, where there were several ways."""
+    return "".join(f" {note[:1].upper()}{note[1:]}." for note in notes)
+
 
 _SHARE: Final = 6.0
 """Times as long as showing cells took, they are gathered before the next are shown: the viewer stays with the user."""

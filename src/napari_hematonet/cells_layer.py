@@ -1,83 +1,71 @@
-"""The layer of cells: one point a cell, in the colour of its class."""
+"""The layer of cells in a viewer: added, tied to its review, and looked after while it is there.
+
+It follows its review and the review follows it: points that are deleted with napari's own tools are deleted cells,
+points that are moved are put back. Its text shows the codes of the cells in view only, because napari lays out the text
+of all points whenever the view moves: half a second and more with 1,000 cells.
+
+Keys pressed over napari's list of layers act on the cells, and none removes a layer of cells: with the list in focus,
+as after a click on a layer, napari removes the selected layers on Delete, and goes to the layer whose name begins with
+a letter before that letter's own key acts.
+"""
 
 from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
+from qtpy.QtCore import QEvent, QObject, Qt, QTimer
+from qtpy.QtGui import QKeyEvent
+from qtpy.QtWidgets import QAbstractItemView, QApplication, QDockWidget
 
-from hematokit.imaging.geometry import to_napari
-from napari_hematonet._settings import setting
-from napari_hematonet.cell_text import attach_text, text_options
+from napari_hematonet.cell_points import cells_layer_data, in_step, placement_of, refresh_text, update_cells_layer
 from napari_hematonet.images import show_in_micrometres
-from napari_hematonet.napari_versions import scale_bar_of
-from napari_hematonet.state import METADATA_KEY, FieldState, current_layer, guarded, is_shown, notify
+from napari_hematonet.state import (
+    METADATA_KEY,
+    FieldState,
+    camera_of,
+    cells_layers,
+    current_layer,
+    guarded,
+    is_shown,
+    notify,
+    scale_bar_of,
+    selected_cells,
+)
 
 if TYPE_CHECKING:
     import napari
     from napari.layers import Layer, Points
 
     from hematokit.review.session import Review
-    from hematokit.taxonomy import Taxonomy
 
-__all__ = [
-    "add_cells_layer",
-    "cells_layer_data",
-    "class_colours",
-    "follow_review",
-    "placement_of",
-    "rows_of",
-    "update_cells_layer",
-    "watch_current_viewer",
-    "watch_layers",
-]
+__all__ = ["add_cells_layer", "watch_current_viewer", "watch_layers"]
 
-_FACE_ALPHA: Final = 0.15  # of a sure cell; more, and the colour of the stain beneath could not be judged
-_UNKNOWN: Final = (0.5, 0.5, 0.5, 1.0)
-_BORDER: Final = 0.07  # of a cell's width
-_UNSURE_BORDER: Final = 0.04
-_AROUND: Final = 1.15  # times a cell's width: the ring lies around the cell, not on it
-_SMALLEST: Final = 4.0  # pixels
+
 _AGAIN: Final = 5.0
 """Seconds after which the message that cells cannot be moved is shown again."""
+
 
 _MOVES: Final = ("added", "changed", "removing", "removed")
 """Actions in napari's events of the data that come from edits by hand."""
 
-_DRAWN: Final = ("size", "symbol", "border_width", "face_color", "border_color")
-_TRANSFORMS: Final = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
-_LEFT_OUT: Final = ("contour",)
-"""Columns of the cells table that are no feature: arrays, which napari can neither show nor save."""
 
-_FIRST: Final = ("label", "probability", "reviewed", "predicted")
-"""Features that come first: napari's status bar shows them in order until it is full."""
+_REST_MS: Final = 150  # after which the camera is taken to have stopped
 
 
-def class_colours(taxonomy: Taxonomy) -> dict[str, tuple[float, float, float, float]]:
-    """Return the fixed colour of every class of a taxonomy as RGBA, 0 to 1."""
-    return {
-        entry.code: (
-            int(entry.colour[1:3], 16) / 255,
-            int(entry.colour[3:5], 16) / 255,
-            int(entry.colour[5:7], 16) / 255,
-            1.0,
-        )
-        for entry in taxonomy
-    }
+_LAYER_LIST: Final = "layer list"  # the name of napari's dock
+_OTHERS: Final = (
+    Qt.KeyboardModifier.ControlModifier | Qt.KeyboardModifier.AltModifier | Qt.KeyboardModifier.MetaModifier
+)
 
 
-def placement_of(layer: Layer) -> dict[str, Any]:
-    """Return how a layer lies in the world, as arguments for another layer of the same dimensions.
+_watched: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    ``scale``, ``translate``, ``rotate``, ``shear``, ``affine``, ``units`` and ``axis_labels``.
-    """
-    _, state, _ = layer.as_layer_data_tuple()
-    return {name: state[name] for name in _TRANSFORMS if name in state}
+
+_adopted: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
+"""Layers of cells, and the viewer that each is in."""
 
 
 def add_cells_layer(
@@ -127,11 +115,6 @@ def add_cells_layer(
     return layer
 
 
-_watched: weakref.WeakSet[Any] = weakref.WeakSet()
-_adopted: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
-"""Layers of cells, and the viewer that each is in."""
-
-
 def watch_layers(viewer: napari.Viewer) -> None:
     """Give layers of cells that come into a viewer by themselves (readers, samples, copies) what the others have.
 
@@ -142,6 +125,8 @@ def watch_layers(viewer: napari.Viewer) -> None:
     if viewer in _watched:
         return
     _watched.add(viewer)
+    for layer in cells_layers(viewer):
+        _adopt(viewer, layer)
     known = weakref.ref(viewer)
     hidden: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
     selected: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -180,9 +165,7 @@ def watch_layers(viewer: napari.Viewer) -> None:
     viewer.layers.selection.events.changed.connect(note_selected)
     viewer.layers.selection.events.active.connect(keep_active)
     if hasattr(viewer, "window"):
-        from napari_hematonet.layer_list_keys import guard_layer_list
-
-        guard_layer_list(viewer)
+        _guard_layer_list(viewer)
 
 
 def watch_current_viewer() -> None:
@@ -199,11 +182,11 @@ def _adopt(viewer: napari.Viewer, layer: Points) -> None:
         return
     _adopted[layer] = weakref.ref(viewer)
     state = layer.metadata[METADATA_KEY]
-    follow_review(layer, state)
+    _follow_review(layer, state)
     if state.image is None and state.image_layer_name in viewer.layers:
         # Layers of a reader or a sample know only what their image is called, which the user may change.
         state.image = weakref.ref(viewer.layers[state.image_layer_name])
-    attach_text(viewer, layer)
+    _attach_text(viewer, layer)
     _choose_when_shown(viewer, layer)
     if state.pixel_size_um is not None:
         show_in_micrometres(viewer, state.pixel_size_um)
@@ -223,26 +206,7 @@ def _choose_when_shown(viewer: napari.Viewer, layer: Points) -> None:
     layer.events.visible.connect(choose)
 
 
-def cells_layer_data(
-    state: FieldState, *, name: str = "cells", placement: Mapping[str, Any] | None = None
-) -> tuple[npt.NDArray[np.float64], dict[str, Any], str]:
-    """Return the layer of cells as napari's readers give layers: data, options, ``"points"``."""
-    drawn = _drawn(state, _stretch(placement or {}))
-    options = {
-        "name": name,
-        "ndim": drawn["data"].shape[1],
-        "features": _features(state.review),
-        # napari makes no layer of empty lists of colours; it invents one, which the first cells replace.
-        **({name: drawn[name] for name in _DRAWN} if len(state.review) else {}),
-        "antialiasing": 1.0,
-        "text": text_options(shown=bool(setting("show_text"))),
-        "metadata": {METADATA_KEY: state},
-        **(placement or {}),
-    }
-    return drawn["data"], options, "points"
-
-
-def follow_review(layer: Points, state: FieldState) -> None:
+def _follow_review(layer: Points, state: FieldState) -> None:
     """Update a layer whenever its review changes; linking twice changes nothing."""
     if id(layer) in state.linked:
         return
@@ -295,8 +259,7 @@ def _keep_in_step(event: Any) -> None:
             update_cells_layer(layer, review)
             notify("hidden cells are not deleted; show them first", "warning")
         return
-    stretch = _stretch({"scale": layer.scale, "affine": layer.affine.affine_matrix})
-    if len(now) != len(there) or not np.array_equal(layer.data, _drawn(state, stretch)["data"]):
+    if len(now) != len(there) or not in_step(layer, state):
         _put_back(layer, state)
 
 
@@ -316,121 +279,98 @@ def _unseen(layer: Points) -> set[str]:
     return set(ids[~layer.shown] if seen else ids)
 
 
-def update_cells_layer(layer: Points, review: Review, kind: str = "", cell_ids: Iterable[str] = ()) -> None:
-    """Bring a layer to what its review says now.
-
-    Selected cells stay selected and hidden ones hidden, by their ids. `add_cells_layer` has this done by itself.
+def _attach_text(viewer: napari.Viewer, layer: Points) -> None:
+    """Let napari's tick "display text" of a layer of cells show the codes of the cells in view.
 
     Parameters
     ----------
+    viewer : napari.Viewer
     layer : Points
-        From `add_cells_layer`.
-    review : Review
-    kind : str
-        What happened: ``"label"``, ``"confirm"``, ``"delete"``, ``"add"`` or ``"append"``.
-    cell_ids : iterable of str
-        The cells that it happened to.
+        Made with `text_options`, with a feature ``label``.
     """
-    state = layer.metadata[METADATA_KEY]
-    was_updating, state.updating = state.updating, True
-    try:
-        _update(layer, state)
-    finally:
-        state.updating = was_updating
+    timer = QTimer()
+    timer.setSingleShot(True)
+    timer.setInterval(_REST_MS)
+    owner = weakref.ref(layer)
+
+    @guarded
+    def wait(event: object = None) -> None:
+        if owner() is not None:
+            timer.start()
+
+    @guarded
+    def write() -> None:
+        seen = owner()
+        if seen is not None and seen in viewer.layers:
+            refresh_text(seen)
+
+    @guarded
+    def stop(event: object = None) -> None:
+        if owner() is None or owner() not in viewer.layers:
+            timer.stop()
+            for emitter in (camera_of(viewer).events.zoom, camera_of(viewer).events.center):
+                emitter.disconnect(wait)
+            viewer.layers.events.removed.disconnect(stop)
+
+    timer.timeout.connect(write)
+    for emitter in (camera_of(viewer).events.zoom, camera_of(viewer).events.center):
+        emitter.connect(wait)
+    viewer.layers.events.removed.connect(stop)
+    layer.text.events.visible.connect(wait)
+    layer.events.features.connect(wait)
+    if layer.text.visible:
+        wait()
 
 
-def _update(layer: Points, state: FieldState) -> None:
-    review = state.review
-    drawn = _drawn(state, _stretch({"scale": layer.scale, "affine": layer.affine.affine_matrix}))
-    before = layer.features["cell_id"].to_numpy(object) if "cell_id" in layer.features else np.zeros(0, object)
-    now = review.cells["cell_id"].to_numpy(object)
-    same = len(before) == len(now) and bool((before == now).all())
-    grown = len(now) > len(before) and bool((now[: len(before)] == before).all())
-    selected = set(before[sorted(layer.selected_data)].tolist())
-    hidden = set(before[~layer.shown].tolist())
-    if selected and not (same or grown):
-        layer.selected_data = set()
-    if hidden:
-        # napari 0.9 draws points of a plain, two-dimensional image whether they are shown or not.
-        unseen = np.array([cell in hidden for cell in now], bool)
-        for colour in ("face_color", "border_color"):
-            drawn[colour][unseen, 3] = 0.0
-    features = _features(review)
-    # One drawing at the end instead of one for each attribute: with 5,000 cells the difference is 200 ms.
-    with layer.events.blocker_all():
-        if not same or not np.array_equal(layer.data, drawn["data"]):
-            layer.data = drawn["data"]
-        for attribute in _DRAWN:
-            if len(now) and not np.array_equal(getattr(layer, attribute), drawn[attribute]):
-                setattr(layer, attribute, drawn[attribute])
-        if hidden and not (same or grown):
-            layer.shown = np.array([cell not in hidden for cell in now], bool)
-        layer.features = features
-    if not same:
-        layer.refresh()  # where the layer ends has changed
-        layer.events.data(value=layer.data, action="changed", data_indices=(), vertex_indices=((),))
-    else:
-        layer.refresh(extent=False)
-    layer.events.features()
-    if selected and not (same or grown):
-        layer.selected_data = set(np.flatnonzero(np.isin(now, list(selected))).tolist())
+def _guard_layer_list(viewer: napari.Viewer) -> None:
+    """Let keys over the list of layers act on cells as they do over the picture.
 
+    Delete and Backspace delete the selected cells of the layer that is selected, and remove no layer of cells. Where no
+    layer of cells is selected, they remove the selected layers as before.
 
-def rows_of(layer: Points, cell_ids: Iterable[str]) -> list[int]:
-    """Return the rows of cells in a layer; cells that are not in it are left out."""
-    place = {cell: row for row, cell in enumerate(layer.features["cell_id"].tolist())}
-    return [place[cell] for cell in cell_ids if cell in place]
-
-
-def _drawn(state: FieldState, stretch: float) -> dict[str, npt.NDArray[Any]]:
-    """Position, size, colours and symbol of every cell."""
-    review = state.review
-    cells = review.cells
-    colours = class_colours(review.taxonomy)
-    table = np.array([*colours.values(), _UNKNOWN], np.float32)
-    place = _class_numbers(review)
-    border = table[place]  # -1, no class or one that the taxonomy does not know, takes the last
-    face = border.copy()
-    unsure = review.unsure().to_numpy(bool)
-    face[:, 3] = np.where(unsure, 0.0, _FACE_ALPHA)
-    numbers = cells.reindex(columns=["y", "x", "height", "width"]).to_numpy(np.float64)
-    plane = np.broadcast_to(np.asarray(state.plane, np.float64), (len(cells), len(state.plane)))
-    sides = np.maximum(np.nan_to_num(numbers[:, 2:]).max(axis=1, initial=0), _SMALLEST)
-    reviewed = cells["reviewed"].to_numpy(bool) if "reviewed" in cells else np.zeros(len(cells), bool)
-    return {
-        "data": np.hstack([plane, to_napari(numbers[:, :2])]),
-        "size": sides * _AROUND * stretch,
-        "face_color": face,
-        "border_color": border,
-        "border_width": np.where(unsure, _UNSURE_BORDER, _BORDER),
-        "symbol": np.where(reviewed, "square", "disc"),
-    }
-
-
-def _class_numbers(review: Review) -> npt.NDArray[np.intp]:
-    """The class that counts for each cell, by its place in the taxonomy; -1 for none, and for one it does not have."""
-    return pd.Index(review.taxonomy.codes).get_indexer(pd.Index(review.shown_label()))
-
-
-def _features(review: Review) -> pd.DataFrame:
-    """The cells table as napari's features: ``label`` is the class that counts, as a category."""
-    cells = review.cells
-    label = pd.Categorical.from_codes(_class_numbers(review), categories=pd.Index(review.taxonomy.codes))
-    columns = [name for name in cells.columns if name not in _LEFT_OUT]
-    features = cells[columns].assign(label=label)
-    first = [name for name in _FIRST if name in features.columns]
-    return features[first + [name for name in features.columns if name not in first]].reset_index(drop=True)
-
-
-def _stretch(placement: Mapping[str, Any]) -> float:
-    """How much larger than its ``scale`` says a layer is.
-
-    napari multiplies the size of points by the last number of ``scale`` only; where the affine of an image enlarges
-    it too, or its pixels are not square, cells would be drawn too small.
+    Parameters
+    ----------
+    viewer : napari.Viewer
+        With a window; without one, nothing happens.
     """
-    scale = np.atleast_1d(np.asarray(placement.get("scale", 1.0), np.float64))[-2:]
-    affine = placement.get("affine")
-    matrix = np.eye(3) if affine is None else np.asarray(getattr(affine, "affine_matrix", affine), np.float64)
-    linear = matrix[:-1, :-1][-2:, -2:]
-    area = abs(float(np.linalg.det(linear))) * float(np.abs(np.broadcast_to(scale, 2)).prod())
-    return float(np.sqrt(area) / abs(scale[-1])) if area > 0 else 1.0
+    dock = viewer.window.main_menu.window().findChild(QDockWidget, _LAYER_LIST)
+    view = None if dock is None else dock.findChild(QAbstractItemView)
+    if view is not None:
+        view.installEventFilter(_Keys(viewer, view))
+
+
+class _Keys(QObject):  # type: ignore[misc] # Qt has no types here
+    def __init__(self, viewer: napari.Viewer, view: Any) -> None:
+        super().__init__(view)
+        self._viewer, self._view = weakref.ref(viewer), view
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        """Handle the keys that act on cells."""
+        return event.type() == QEvent.Type.KeyPress and bool(self._taken(event))
+
+    @guarded
+    def _taken(self, event: Any) -> bool:
+        viewer = self._viewer()
+        cells = [] if viewer is None else cells_layers(viewer)
+        if viewer is None or not cells or event.modifiers() & _OTHERS:
+            return False
+        selection, text = viewer.layers.selection, event.text()
+        active = selection.active if selection.active in cells else None
+        if event.key() in (Qt.Key.Key_Delete, Qt.Key.Key_Backspace):
+            if not any(layer in selection for layer in cells):
+                return False
+            if active is None or not selected_cells(active):
+                reason = "several layers are selected" if active is None else "no cell is selected"
+                notify(f"nothing was deleted: {reason}; the trash button below the list removes layers", "warning")
+                return True
+        elif event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
+            if active is None:
+                return False
+        elif not text or not text.isprintable() or text.isspace():
+            return False
+        # From here it goes up to the picture, as any key that the list has no use for.
+        copy = QKeyEvent(event.type(), event.key(), event.modifiers(), text, event.isAutoRepeat())
+        QApplication.sendEvent(self._view.parentWidget(), copy)
+        if active is None:
+            self._view.keyboardSearch(text)
+        return True

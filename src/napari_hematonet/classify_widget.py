@@ -14,29 +14,24 @@ from hematokit.errors import HematokitError
 from hematokit.imaging.fieldfiles.opening import safe_name
 from hematokit.imaging.reading import printable
 from hematokit.plugins import load_plugins
-from napari_hematonet._settings import setting
 from napari_hematonet.background import Background, Failed, Note
-from napari_hematonet.cells_coming import ComingCells
-from napari_hematonet.classify_job import (
+from napari_hematonet.cells_coming import ComingCells, cells_words, nothing_words, warm_drawing
+from napari_hematonet.choices import FieldChoice, ModelChoice, remember_model
+from napari_hematonet.docks import join_docks, open_dock
+from napari_hematonet.images import field_of, orientation_note
+from napari_hematonet.jobs import (
     Cells,
     ClassifyRequest,
     Found,
     Loaded,
     Moved,
     classify_steps,
+    make_demo_model,
     runtime_choices,
     warm_up,
 )
-from napari_hematonet.demo_model import make_demo_model
-from napari_hematonet.docks import join_docks, open_dock
-from napari_hematonet.field_choice import FieldChoice
-from napari_hematonet.images import field_of, orientation_note
-from napari_hematonet.later import later
-from napari_hematonet.model_choice import ModelChoice, remember_model
-from napari_hematonet.napari_versions import scale_bar_of
-from napari_hematonet.outcome_text import cells_words, nothing_words
-from napari_hematonet.state import guarded, notify
-from napari_hematonet.warm_drawing import warm_drawing
+from napari_hematonet.settings import setting
+from napari_hematonet.state import guarded, later, notify, scale_bar_of
 
 if TYPE_CHECKING:
     import napari

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,19 +24,17 @@ from hematokit.errors import FieldError
 from hematokit.imaging.reading import printable
 from hematokit.plugins import load_plugins
 from hematokit.results.reading import open_results
-from napari_hematonet._libraries import keep_triton_out
-from napari_hematonet._readers import add_to_viewer, results_layers
-from napari_hematonet._settings import setting
 from napari_hematonet.background import Background, Failed
-from napari_hematonet.classify_job import runtime_choices
+from napari_hematonet.choices import ModelChoice, remember_model
 from napari_hematonet.docks import join_docks
-from napari_hematonet.model_choice import ModelChoice, remember_model
+from napari_hematonet.files import add_to_viewer, results_layers
+from napari_hematonet.jobs import classified_folder, runtime_choices
+from napari_hematonet.settings import setting
 from napari_hematonet.state import guarded, notify
 
 if TYPE_CHECKING:
     import napari
 
-    from hematokit.pipelines.classify import FieldsResult
 
 __all__ = ["FolderWidget"]
 
@@ -177,7 +174,7 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         job = self._job = Background()
         self.destroyed.connect(job.stop)
         self._set_running(True)
-        job.start(lambda: _classify(job, folder, model, output, options), self._step, self._ended)
+        job.start(lambda: classified_folder(job, folder, model, output, options), self._step, self._ended)
 
     def _set_running(self, running: bool) -> None:
         self.run_button.setEnabled(not running)
@@ -292,15 +289,6 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
 
         if self._report is not None:
             webbrowser.open(self._report.as_uri())
-
-
-def _classify(
-    job: Background, folder: Path, model: str, output: Path, options: dict[str, Any]
-) -> Iterator[FieldsResult]:
-    keep_triton_out()
-    from hematokit.pipelines.classify import classify
-
-    yield classify([folder], model, output, progress=job.tell, **options)
 
 
 def _remarks(folder: Path) -> dict[str, tuple[str, str]]:

@@ -1,22 +1,37 @@
-"""The dock "Review": going through cells and giving them their class."""
+"""How the dock "Review" looks: its buttons and lists, and what it says of a cell."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qtpy.QtCore import QTimer
+from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout
 
 from hematokit.errors import StoreError
 from hematokit.imaging.reading import printable
-from napari_hematonet._settings import class_keys, key_of, reviewer
+from hematokit.review.session import QUEUE_ORDERS
 from napari_hematonet.background import Background, Failed
-from napari_hematonet.class_visibility import hidden_classes, show_classes
-from napari_hematonet.following import Follower, click_instead, pick_with_mouse, select_cells
+from napari_hematonet.cell_points import hidden_classes, show_classes
+from napari_hematonet.class_widgets import ClassList
+from napari_hematonet.docks import join_docks
+from napari_hematonet.following import (
+    QUEUE_KEY,
+    Follower,
+    FollowingDock,
+    Keys,
+    click_instead,
+    go_on,
+    pick_with_mouse,
+    queue_of,
+    select_cells,
+    step_keys,
+    usable_key,
+)
 from napari_hematonet.images import to_field
-from napari_hematonet.keys import QUEUE_KEY, Keys, go_on, queue_of, step_keys, usable_key
-from napari_hematonet.review_form import REDO, UNDO, ReviewForm, cell_words
-from napari_hematonet.review_job import Added, Stored, classified_cell, stored_cells
+from napari_hematonet.jobs import Added, Stored, classified_cell, stored_cells
+from napari_hematonet.settings import class_keys, key_of, reviewer
 from napari_hematonet.state import METADATA_KEY, cells_layers, guarded, is_shown, nothing_shown, notify
 
 if TYPE_CHECKING:
@@ -24,6 +39,7 @@ if TYPE_CHECKING:
 
     import napari
     import numpy as np
+    import pandas as pd
     from napari.layers import Points
 
     from hematokit.progress import Progress
@@ -31,12 +47,87 @@ if TYPE_CHECKING:
 
 __all__ = ["ReviewWidget"]
 
+_UNDO: Final = "Ctrl+Z"
+_REDO: Final = "Ctrl+Shift+Z"
+_ORDER_NAMES: Final = {"least sure": "Least sure first", "class": "Class by class", "place": "From top to bottom"}
+
+
+class _ReviewForm(FollowingDock):
+    """The parts of the dock, in their places; what they do is `ReviewWidget`'s."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.header = QLabel()
+        self.header.setWordWrap(True)
+        self.share = QProgressBar()
+        self.share.setTextVisible(False)
+        self.share.setFixedHeight(6)
+        self.order = ComboBox(label="Order", choices=[(_ORDER_NAMES.get(name, name), name) for name in QUEUE_ORDERS])
+        self.only = ComboBox(label="Only", choices=[("all classes", "")])
+        self.advance = CheckBox(text="Go on to the next cell after each decision", value=True)
+        queue = Container(widgets=[self.order, self.only, self.advance])
+        self.cell = QLabel()
+        self.cell.setWordWrap(True)
+        self.classes = ClassList()
+        self.confirm_button, self.delete_button = QPushButton(), QPushButton()
+        self.add_button = QPushButton("Add missed cells")
+        self.add_button.setCheckable(True)
+        self.add_button.setToolTip("Then click on the picture where a cell was missed; it is classified at once")
+        self.undo_button, self.redo_button = QPushButton(f"Undo ({_UNDO})"), QPushButton("Redo")
+        self.redo_button.setToolTip(_REDO)
+        self.previous_button, self.next_button = QPushButton("◀ Previous"), QPushButton("Next ▶")
+        self.store = FileEdit(label="Store", mode="w", filter="*.zarr")
+        self.export_button = QPushButton("Export corrected cells to store")
+        self.export_button.setToolTip("The cells that were reviewed become a training set for hematokit train")
+        self.status = QLabel()
+        self.status.setWordWrap(True)
+        export = Container(widgets=[self.store])
+        for form in (queue, export):
+            form.native.layout().setContentsMargins(0, 0, 0, 0)
+        steps, grid = QHBoxLayout(), QGridLayout()
+        steps.addWidget(self.previous_button)
+        steps.addWidget(self.next_button)
+        grid.addWidget(self.confirm_button, 0, 0)
+        grid.addWidget(self.delete_button, 0, 1)
+        grid.addWidget(self.undo_button, 1, 0)
+        grid.addWidget(self.redo_button, 1, 1)
+        grid.addWidget(self.add_button, 2, 0, 1, 2)
+        column = QVBoxLayout(self)
+        column.addWidget(self.header)
+        column.addWidget(self.share)
+        column.addWidget(queue.native)
+        column.addLayout(steps)
+        column.addWidget(self.cell)
+        column.addWidget(self.classes, stretch=1)
+        column.addLayout(grid)
+        column.addWidget(export.native)
+        column.addWidget(self.export_button)
+        column.addWidget(self.status)
+        # The commands that it names are copied from there.
+        self.status.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        for label in (self.header, self.cell, self.status):
+            label.setTextFormat(Qt.TextFormat.PlainText)
+        self.setMinimumWidth(320)
+        join_docks(self, "Review")
+
+
+def _cell_words(row: pd.Series[Any], shown: str) -> str:
+    """Say what a cell counts as, and what the model said of it."""
+    name = f"{row['cell_id']}: {shown or 'no class'}"
+    model = str(row.get("predicted") or "")
+    share = float(row["probability"]) if model else 0.0
+    said = f"{model} {100 * share:.0f} %" if model else ""
+    if bool(row["reviewed"]):
+        return f"{name}, reviewed" + (f" (model: {said})" if said else "")
+    return f"{name} (model: {said})" if said else name
+
+
 _ALSO_DELETE: Final = "Backspace"
 _OTHERS_MS: Final = 2000
 """How often the journal is looked at for what others have corrected."""
 
 
-class ReviewWidget(ReviewForm):
+class ReviewWidget(_ReviewForm):
     """Corrects, confirms, deletes and adds cells, and leads through them.
 
     Parameters
@@ -327,7 +418,7 @@ class ReviewWidget(ReviewForm):
         state, layer = self.follower.state, self.follower.layer
         chosen = {} if state is None else class_keys(state.review.taxonomy)
         actions: dict[str, Callable[[], object]] = {key: self._giver(code) for key, code in chosen.items()}
-        actions |= {_ALSO_DELETE: self.delete, UNDO: self.undo, REDO: self.redo, **step_keys(self.viewer)}
+        actions |= {_ALSO_DELETE: self.delete, _UNDO: self.undo, _REDO: self.redo, **step_keys(self.viewer)}
         actions |= {key_of("delete_cell"): self.delete, key_of("confirm_cell"): self.confirm}
         bound = self._keys.bind(layer, actions)
         taken = {usable_key(key) for key in actions if key not in chosen}
@@ -401,6 +492,6 @@ class ReviewWidget(ReviewForm):
         if len(ids) > 1:
             self.cell.setText(f"{len(ids)} cells selected: {', '.join(code or 'no class' for code in codes[:6])}")
         else:
-            self.cell.setText(cell_words(cells.loc[rows[0]], codes[0]))
+            self.cell.setText(_cell_words(cells.loc[rows[0]], codes[0]))
         if len(codes) == 1:
             self.classes.mark(codes[0])

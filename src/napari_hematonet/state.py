@@ -11,6 +11,8 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
+from qtpy.QtCore import QObject, QTimer
+
 from hematokit.errors import HematokitError, describe_error, describe_missing_module
 from hematokit.imaging.reading import printable
 
@@ -22,21 +24,28 @@ if TYPE_CHECKING:
     from hematokit.review.session import Review
 
 __all__ = [
-    "METADATA_KEY",
     "FieldState",
+    "METADATA_KEY",
+    "WHY_KEY",
+    "camera_of",
     "cells_layers",
     "current_layer",
     "current_state",
     "guarded",
     "is_shown",
+    "later",
     "nothing_shown",
     "notify",
+    "scale_bar_of",
     "selected_cells",
     "state_of",
 ]
 
 METADATA_KEY: Final = "hematokit"
 """Where the state of a field stands in the ``metadata`` of its layer of cells."""
+
+WHY_KEY: Final = "hematokit_why"
+"""In the ``metadata`` of a map's layer: the cells, the classes that were asked about, and the explainer."""
 
 _log = logging.getLogger("napari_hematonet")
 _meant: Final[weakref.WeakKeyDictionary[Any, weakref.ref[Any]]] = weakref.WeakKeyDictionary()
@@ -116,17 +125,9 @@ class FieldState:
 
 
 def state_of(layer: Layer | None) -> FieldState | None:
-    """Return the state of a layer of cells; None for any other layer.
-
-    The layer follows its review from then on, if it did not before: layers that a reader made are linked here.
-    """
+    """Return the state of a layer of cells; None for any other layer."""
     state = None if layer is None else layer.metadata.get(METADATA_KEY)
-    if not isinstance(state, FieldState):
-        return None
-    from napari_hematonet.cells_layer import follow_review
-
-    follow_review(layer, state)
-    return state
+    return state if isinstance(state, FieldState) else None
 
 
 def cells_layers(viewer: napari.Viewer) -> list[Points]:
@@ -244,3 +245,32 @@ def _positional(function: Callable[..., Any]) -> int | None:
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         return None
     return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
+
+
+def later(owner: QObject, milliseconds: int, slot: Callable[[], object]) -> None:
+    """Call something once, after a while.
+
+    Parameters
+    ----------
+    owner : QObject
+        What it is done for; if it is deleted before, nothing is called. ``QTimer.singleShot`` calls all the same.
+    milliseconds : int
+    slot : callable
+        Must not raise: wrap it in `napari_hematonet.state.guarded`.
+    """
+    timer = QTimer(owner)
+    timer.setSingleShot(True)
+    timer.timeout.connect(slot)
+    timer.timeout.connect(timer.deleteLater)
+    timer.start(milliseconds)
+
+
+def camera_of(viewer: napari.Viewer) -> Any:
+    """Return the viewer's camera: of its scene since napari 0.9."""
+    return viewer.scene.camera if hasattr(viewer, "scene") else viewer.camera
+
+
+def scale_bar_of(viewer: napari.Viewer) -> Any:
+    """Return the viewer's scale bar: one of the canvas's overlays since napari 0.9."""
+    canvas = getattr(viewer, "canvas", None)
+    return viewer.scale_bar if canvas is None else canvas.overlays.scale_bar

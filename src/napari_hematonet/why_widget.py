@@ -1,35 +1,121 @@
-"""The dock "Why": a cell, its probabilities, and what in it spoke for a class."""
+"""How the dock "Why" looks: a cell and its map, the bars of its classes, what is asked, and the buttons."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from qtpy.QtCore import QTimer
+import numpy as np
+from magicgui.widgets import CheckBox, ComboBox, Container
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtGui import QImage, QPixmap
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from hematokit.explanation.at_cells import class_scores
-from napari_hematonet.bars import Bar
+from napari_hematonet.class_widgets import Bar, ProbabilityBars
 from napari_hematonet.docks import in_front, join_docks
-from napari_hematonet.following import Follower, pick_with_mouse
-from napari_hematonet.keys import Keys, go_on, step_keys
-from napari_hematonet.map_layer import MapLayer
-from napari_hematonet.outcome_text import cell_words
+from napari_hematonet.explaining import Crop, MapLayer, Reason, Request, WhyJob
+from napari_hematonet.following import Follower, FollowingDock, Keys, go_on, pick_with_mouse, step_keys
+from napari_hematonet.settings import setting
 from napari_hematonet.state import guarded, nothing_shown, notify
-from napari_hematonet.why_form import OWN_CLASS, WhyForm, as_pixmap
-from napari_hematonet.why_job import Crop, Reason, Request, WhyJob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import napari
+    import numpy.typing as npt
 
 __all__ = ["WhyWidget"]
+
+_OWN_CLASS: Final = "the model's class"
+_SIDE: Final = 150
+
+
+class _WhyForm(FollowingDock):
+    """The parts of the dock, in their places; what they do is `WhyWidget`'s."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from hematokit.plugins import load_plugins
+
+        explainers = load_plugins().explainers
+        names = explainers.names()
+        wanted = str(setting("explainer"))
+        self.title = QLabel()
+        self.title.setWordWrap(True)
+        self.title.setTextFormat(Qt.TextFormat.PlainText)
+        self.crop, self.picture = QLabel(), QLabel()
+        pictures = QHBoxLayout()
+        for label in (self.crop, self.picture):
+            label.setFixedSize(_SIDE, _SIDE)
+            label.setAlignment(Qt.AlignmentFlag.AlignCenter)
+            label.setStyleSheet("background: rgba(127, 127, 127, 40)")
+            pictures.addWidget(label)
+        pictures.addStretch()
+        self.bars = ProbabilityBars()
+        self.method = ComboBox(label="Explainer", choices=names, value=wanted if wanted in names else names[0])
+        self.target = ComboBox(label="Why (not)", choices=[(_OWN_CLASS, "")])
+        self.automatic = CheckBox(text="Explain a cell as soon as it is clicked", value=True)
+        form = Container(widgets=[self.method, self.target, self.automatic])
+        form.native.layout().setContentsMargins(0, 0, 0, 0)
+        for number, name in enumerate(names):
+            self.method.native.setItemData(number, explainers.get(name).description, Qt.ItemDataRole.ToolTipRole)
+        self.explain_button = QPushButton("Explain selected")
+        self.explain_button.setToolTip("Explain every selected cell. Shift-click selects several")
+        self.cancel_button = QPushButton("Cancel")
+        self.previous_button, self.next_button = QPushButton("◀ Previous"), QPushButton("Next ▶")
+        buttons, steps = QHBoxLayout(), QHBoxLayout()
+        buttons.addWidget(self.explain_button)
+        buttons.addWidget(self.cancel_button)
+        steps.addWidget(self.previous_button)
+        steps.addWidget(self.next_button)
+        self.progress = QProgressBar()
+        self.progress.setTextVisible(False)
+        self.progress.setFixedHeight(6)
+        self.status = QLabel()
+        self.status.setWordWrap(True)
+        self.status.setTextFormat(Qt.TextFormat.PlainText)
+        self.research = QLabel("A map shows what the model used, not what is right. Research use only.")
+        self.research.setWordWrap(True)
+        self.research.setEnabled(False)
+        inner = QWidget()
+        column = QVBoxLayout(inner)
+        column.addWidget(self.title)
+        column.addLayout(pictures)
+        column.addWidget(self.bars)
+        column.addWidget(form.native)
+        column.addLayout(buttons)
+        column.addWidget(self.progress)
+        column.addWidget(self.status)
+        column.addLayout(steps)
+        column.addWidget(self.research)
+        column.addStretch()
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
+        scroll.setWidget(inner)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(scroll)
+        self.setMinimumWidth(2 * _SIDE + 40)
+
+
+def _as_pixmap(pixels: npt.NDArray[np.uint8]) -> QPixmap:
+    """Return a picture as it is shown in the dock; `pixels` (H, W, 3)."""
+    whole = np.ascontiguousarray(pixels)
+    height, width = whole.shape[:2]
+    image = QImage(whole.data, width, height, 3 * width, QImage.Format.Format_RGB888).copy()
+    return QPixmap.fromImage(image).scaled(
+        _SIDE, _SIDE, Qt.AspectRatioMode.KeepAspectRatio, Qt.TransformationMode.SmoothTransformation
+    )
+
 
 _PAUSE_MS: Final = 120
 """Somebody who holds an arrow key down passes cells by: those are not computed."""
 _BARS: Final = 8
 
 
-class WhyWidget(WhyForm):
+class WhyWidget(_WhyForm):
     """Explains the selected cell, and several when asked.
 
     Parameters
@@ -171,7 +257,7 @@ class WhyWidget(WhyForm):
         try:
             codes = [] if state is None else [name[2:] for name in state.review.cells.columns if name.startswith("p_")]
             names = {} if state is None else {entry.code: entry.name for entry in state.review.taxonomy}
-            self.target.choices = [(OWN_CLASS, ""), *((f"{code}  {names.get(code, '')}", code) for code in codes)]
+            self.target.choices = [(_OWN_CLASS, ""), *((f"{code}  {names.get(code, '')}", code) for code in codes)]
             self.target.value = ""
         finally:
             self._filling = False
@@ -269,7 +355,7 @@ class WhyWidget(WhyForm):
         scores = class_scores(row)
         shown = str(review.shown_label().iloc[place])
         asked = str(self.target.value or "") or (scores[0][0] if scores else "")
-        self.title.setText(cell_words(row, shown, scores, len(ids), bool(review.unsure().iloc[place])))
+        self.title.setText(_cell_words(row, shown, scores, len(ids), bool(review.unsure().iloc[place])))
         known = {entry.code: entry for entry in review.taxonomy}
         listed = scores[:_BARS]
         listed += [pair for pair in scores[_BARS:] if pair[0] in (asked, shown)]
@@ -286,7 +372,7 @@ class WhyWidget(WhyForm):
     @guarded
     def _show_crop(self, crop: Crop) -> None:
         if crop.cell_id in self.follower.cell_ids[:1]:
-            self.crop.setPixmap(as_pixmap(crop.patch))
+            self.crop.setPixmap(_as_pixmap(crop.patch))
             self.picture.clear()
             self._pictured = crop.cell_id
 
@@ -304,8 +390,8 @@ class WhyWidget(WhyForm):
             return
         if chosen == [reason.request.cell_ids[0]]:
             self._pictured = chosen[0]
-            self.crop.setPixmap(as_pixmap(reason.patch))
-            self.picture.setPixmap(as_pixmap(reason.picture))
+            self.crop.setPixmap(_as_pixmap(reason.patch))
+            self.picture.setPixmap(_as_pixmap(reason.picture))
         if self._wanted is None or reason.request is self._wanted or not self.map.shows(self._wanted):
             self.map.show(reason, self.follower.layer)
         cells, target = len(reason.request.cell_ids), reason.request.targets[0]
@@ -360,3 +446,29 @@ class WhyWidget(WhyForm):
     @guarded
     def _go_back(self) -> None:
         go_on(self.viewer, False)
+
+
+def _cell_words(row: Any, shown: str, scores: list[tuple[str, float]], count: int, unsure: bool) -> str:
+    """Say what a cell is.
+
+    Parameters
+    ----------
+    row : DataFrame
+        Its row of the cells table.
+    shown : str
+        The class that counts.
+    scores : list of (str, float)
+        Classes and probabilities by the model, the likeliest first.
+    count : int
+        Cells selected with it.
+    unsure : bool
+    """
+    cell_id = str(row["cell_id"].iloc[0])
+    text = f"{cell_id}: {shown or 'no class'}"
+    if scores and shown == scores[0][0]:
+        text += f", {100 * scores[0][1]:.0f} %"
+    if bool(row["reviewed"].iloc[0]):
+        text += f", reviewed (model: {scores[0][0]})" if scores and shown != scores[0][0] else ", reviewed"
+    elif unsure:
+        text += ", unsure"
+    return text + (f"   (first of {count})" if count > 1 else "")

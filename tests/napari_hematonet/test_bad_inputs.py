@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hematokit.synthetic import synthesize_field
-from napari_hematonet import classify_job
+from napari_hematonet import jobs
 from napari_hematonet.classify_widget import ClassifyWidget
 from napari_hematonet.state import cells_layers, state_of
 
@@ -192,8 +192,8 @@ def test_run_pressed_twice_is_one_run(
 ) -> None:
     viewer.add_image(pixels)
     asked = []
-    real = classify_job.get_model
-    monkeypatch.setattr(classify_job, "get_model", lambda *a: (asked.append(a), real(*a))[1])
+    real = jobs.get_model
+    monkeypatch.setattr(jobs, "get_model", lambda *a: (asked.append(a), real(*a))[1])
     form.run_button.click()
     form.run_button.click()
     form.run()
@@ -233,7 +233,7 @@ def test_damaged_and_missing_models(
     refused(told, form, "no longer there")
     form.model.choose(tiny_run)
     (tmp_path / "holiday").mkdir()
-    dialog = "napari_hematonet.model_choice.QFileDialog"
+    dialog = "napari_hematonet.choices.QFileDialog"
     monkeypatch.setattr(f"{dialog}.getExistingDirectory", lambda *_: str(tmp_path / "holiday"))
     form.model.folder_button.click()
     assert told[-1][0] == "error"
@@ -259,7 +259,7 @@ def test_a_graphics_processor_that_is_too_small_hands_over_to_the_cpu(
 ) -> None:
     import torch
 
-    real = classify_job.get_model
+    real = jobs.get_model
 
     class Full:
         """A model that runs on the CPU only, whatever it says."""
@@ -275,7 +275,7 @@ def test_a_graphics_processor_that_is_too_small_hands_over_to_the_cpu(
                 raise torch.OutOfMemoryError("out of memory. Tried to allocate 2 GiB")
             return self._model.predict(patches, batch_size)
 
-    monkeypatch.setattr(classify_job, "get_model", lambda *a: Full(real(*a)))
+    monkeypatch.setattr(jobs, "get_model", lambda *a: Full(real(*a)))
     viewer.add_image(pixels)
     run(qtbot, form)
     assert {severity for severity, _ in told} == {"warning"}

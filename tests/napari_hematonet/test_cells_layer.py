@@ -12,8 +12,8 @@ import pytest
 from cellkit import made_up_cells
 from hematokit.review.session import Review
 from hematokit.taxonomy import MATEK_21
-from napari_hematonet.cell_text import MOST_IN_VIEW
-from napari_hematonet.cells_layer import add_cells_layer, class_colours, rows_of
+from napari_hematonet.cell_points import MOST_IN_VIEW, class_colours, rows_of
+from napari_hematonet.cells_layer import add_cells_layer
 from napari_hematonet.images import from_field, to_field
 from napari_hematonet.state import FieldState, current_state, state_of
 

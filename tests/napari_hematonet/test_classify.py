@@ -22,12 +22,12 @@ from hematokit.pipelines.classify import classify
 from hematokit.plugins import MadeDetector
 from hematokit.plugins.specs import DetectorSpec
 from hematokit.synthetic import PIXEL_SIZE_UM, synthesize_field
-from napari_hematonet import classify_job, demo_model
+from napari_hematonet import jobs
 from napari_hematonet.background import Background
 from napari_hematonet.classify_widget import ClassifyWidget
-from napari_hematonet.review_job import classified_cell
+from napari_hematonet.explaining import Request, WhyJob
+from napari_hematonet.jobs import classified_cell
 from napari_hematonet.state import FieldState, cells_layers, current_layer, state_of
-from napari_hematonet.why_job import Request, WhyJob
 from tinykit import seal_bundle
 
 WAIT = 60_000
@@ -320,8 +320,8 @@ class Slow:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     asked: list[int] = []
-    real = classify_job.get_model
-    monkeypatch.setattr(classify_job, "get_model", lambda *a: Slow(real(*a), asked, threading.Event()))
+    real = jobs.get_model
+    monkeypatch.setattr(jobs, "get_model", lambda *a: Slow(real(*a), asked, threading.Event()))
     return asked
 
 
@@ -377,7 +377,7 @@ def test_a_full_graphics_processor_and_a_failing_detector_are_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     viewer.add_image(pixels)
-    real = classify_job.get_model
+    real = jobs.get_model
 
     class Full(Slow):
         def predict(self, patches: np.ndarray, batch_size: int = 64) -> Any:
@@ -386,7 +386,7 @@ def test_a_full_graphics_processor_and_a_failing_detector_are_told(
             return self._model.predict(patches, batch_size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(classify_job, "get_model", lambda *a: Full(real(*a), [], None))
+        patch.setattr(jobs, "get_model", lambda *a: Full(real(*a), [], None))
         click_run(qtbot, form)
     assert ("warning", "the graphics processor's memory is full: going on with 2 cells at a time") in told
     assert cells_layers(viewer)
@@ -409,8 +409,8 @@ def test_the_demo_model_is_made_by_one_click_and_found_the_next_time(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(demo_model, "demo_folder", lambda: tmp_path / "demo")
-    monkeypatch.setattr("napari_hematonet.model_choice.demo_folder", lambda: tmp_path / "demo")
+    monkeypatch.setattr(jobs, "demo_folder", lambda: tmp_path / "demo")
+    monkeypatch.setattr("napari_hematonet.choices.demo_folder", lambda: tmp_path / "demo")
     calls: list[Path] = []
 
     def train_demo(folder: Path, *, device: str, progress: Any, step: Any) -> Path:
@@ -447,7 +447,7 @@ def test_a_model_trained_again_is_loaded_again(tiny_run: Path, tmp_path: Path) -
     from hematokit.models import cached_model
 
     bundle = Path(shutil.copytree(tiny_run / "bundle", tmp_path / "bundle"))
-    first = classify_job.get_model(str(bundle), "cpu")
+    first = jobs.get_model(str(bundle), "cpu")
     assert cached_model(tiny_run, "cpu", "torch") is first
     about = (bundle / "config.json").stat()
     state = load_file(bundle / "model.safetensors")
@@ -455,7 +455,7 @@ def test_a_model_trained_again_is_loaded_again(tiny_run: Path, tmp_path: Path) -
     save_file(state, bundle / "model.safetensors")
     seal_bundle(bundle)
     os.utime(bundle / "config.json", ns=(about.st_atime_ns, about.st_mtime_ns))
-    second = classify_job.get_model(str(bundle), "cpu")
+    second = jobs.get_model(str(bundle), "cpu")
     assert second.identity != first.identity
     assert not second.backbone.fc.weight.any()
     assert first.backbone.fc.weight.any()
@@ -483,6 +483,6 @@ def test_a_model_that_does_not_fit_on_the_gpu_is_loaded_on_the_cpu(
     monkeypatch.setattr(caching, "_computed_by", lambda path, device, runtime: (device, runtime))
     monkeypatch.setattr(caching, "_LOADED", {})
     for _ in range(2):
-        assert str(classify_job.get_model(str(tiny_run), "cuda:0", "torch", said.append).device) == "cpu"
+        assert str(jobs.get_model(str(tiny_run), "cuda:0", "torch", said.append).device) == "cpu"
     assert devices == ["cuda:0", "cpu", "cuda:0"]
     assert "on the CPU" in said[0]

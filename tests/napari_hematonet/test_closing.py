@@ -13,10 +13,10 @@ import sys, threading, time
 import napari
 from qtpy.QtWidgets import QApplication
 from hematokit.synthetic import synthesize_field
-from napari_hematonet import classify_job
+from napari_hematonet import jobs
 from napari_hematonet.state import cells_layers
 
-model = classify_job.get_model(sys.argv[1], "cpu")
+model = jobs.get_model(sys.argv[1], "cpu")
 asked = threading.Event()
 
 class Slow:
@@ -27,7 +27,7 @@ class Slow:
         time.sleep(0.2)
         return model.predict(patches, batch_size)
 
-classify_job.get_model = lambda *_: Slow()
+jobs.get_model = lambda *_: Slow()
 viewer = napari.Viewer(show_welcome_screen=False)
 viewer.add_image(synthesize_field(600, 800, cells=24, seed=5).pixels, name="field")
 form = viewer.window.add_plugin_dock_widget("hematokit", "Classify field")[1]

@@ -135,7 +135,7 @@ def test_detection_sees_in_the_layer_what_it_sees_in_the_file(make_viewer: Any, 
 
 
 def test_an_image_that_napari_does_not_turn_is_said_and_kept_as_shown(model: Any, pixels: Any, tmp_path: Path) -> None:
-    from napari_hematonet.review_job import _image_of
+    from napari_hematonet.jobs import _image_of
 
     exif = Picture.Exif()
     for orientation in (1, 6):

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from hematokit.taxonomy import MATEK_21, CellClass, Taxonomy
-from napari_hematonet._settings import class_keys, key_of, store_setting
-from napari_hematonet.keys import usable_key
+from napari_hematonet.following import usable_key
+from napari_hematonet.settings import class_keys, key_of, store_setting
 
 
 @pytest.fixture(autouse=True)

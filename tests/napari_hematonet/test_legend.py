@@ -20,8 +20,7 @@ from hematokit.review.session import Review
 from hematokit.taxonomy import MATEK_21, CellClass, Taxonomy
 from napari_hematonet.cells_layer import add_cells_layer
 from napari_hematonet.classify_widget import ClassifyWidget
-from napari_hematonet.legend_text import Counted
-from napari_hematonet.legend_widget import LegendWidget
+from napari_hematonet.legend_widget import Counted, LegendWidget
 
 CALLED = ["NGS"] * 6 + ["BLA"] * 2 + ["EBO"] * 2 + ["NGB"] * 3
 

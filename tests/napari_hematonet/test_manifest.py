@@ -68,7 +68,7 @@ def test_widgets_take_the_viewer_and_are_qt_or_magicgui(manifest: PluginManifest
 
 
 def test_defaults_stand_in_the_registry_and_once(manifest: PluginManifest) -> None:
-    from napari_hematonet._settings import _DEFAULTS
+    from napari_hematonet.settings import _DEFAULTS
 
     written: dict[str, dict[str, Any]] = {
         group: {name: entry.default for name, entry in part.properties.items()}

@@ -13,9 +13,10 @@ from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 
 from hematokit.store.corrections import read_corrections
+from napari_hematonet.explaining import WHY_LAYER
 from napari_hematonet.following import select_cells
-from napari_hematonet.map_layer import WHY_KEY, WHY_LAYER
 from napari_hematonet.review_widget import ReviewWidget
+from napari_hematonet.state import WHY_KEY
 
 
 def seen(opened: Opened, picture: np.ndarray, y: float, x: float) -> np.ndarray:

@@ -13,8 +13,8 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication
 
 from napari_hematonet.classify_widget import ClassifyWidget
-from napari_hematonet.map_layer import WHY_KEY, WHY_LAYER
-from napari_hematonet.state import cells_layers
+from napari_hematonet.explaining import WHY_LAYER
+from napari_hematonet.state import WHY_KEY, cells_layers
 from napari_hematonet.why_widget import WhyWidget
 from pluginkit import pip_install, plugins_in_this_process, write_package
 

@@ -19,8 +19,8 @@ from hematokit.imaging.fieldfiles import open_field
 from hematokit.pipelines.tile import tile_fields
 from hematokit.store import open_store
 from hematokit.taxonomy import MATEK_21
-from napari_hematonet import layer_pixels
-from napari_hematonet._readers import get_reader, results_layers
+from napari_hematonet import images
+from napari_hematonet.files import get_reader, results_layers
 from napari_hematonet.state import METADATA_KEY, current_state, state_of
 
 
@@ -192,11 +192,11 @@ def test_damage_is_a_notification_and_never_a_traceback(
 def test_a_large_field_is_read_where_it_is_looked_at(
     qapp: Any, make_viewer: Any, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layer_pixels, "_WHOLE", 1000)
-    monkeypatch.setattr(layer_pixels, "_OVERVIEW", 100)
+    monkeypatch.setattr(images, "_WHOLE", 1000)
+    monkeypatch.setattr(images, "_OVERVIEW", 100)
     truth = np.asarray(Picture.open(picture))
     with open_field(picture) as field:
-        full, small = layer_pixels.layer_arrays(field)
+        full, small = images.layer_arrays(field)
         assert full.shape == truth.shape
         assert small.shape == (75, 100, 3)
         for key in ((slice(3, 50, 4), slice(None), slice(None)), (5, slice(1, 4)), ..., (slice(2, 2),), -1):

@@ -18,10 +18,10 @@ from hematokit.imaging.geometry import to_napari
 from hematokit.review.session import Review
 from hematokit.store import open_store
 from hematokit.store.corrections import read_corrections
-from napari_hematonet._settings import store_setting
-from napari_hematonet.cells_layer import class_colours
-from napari_hematonet.following import selected_cells
+from napari_hematonet.cell_points import class_colours
 from napari_hematonet.review_widget import ReviewWidget
+from napari_hematonet.settings import store_setting
+from napari_hematonet.state import selected_cells
 from napari_hematonet.why_widget import WhyWidget
 
 CONTROL, SHIFT = Qt.KeyboardModifier.ControlModifier, Qt.KeyboardModifier.ShiftModifier

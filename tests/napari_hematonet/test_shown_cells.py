@@ -24,16 +24,16 @@ from hematokit.review.session import Review
 from hematokit.store.corrections import read_corrections
 from hematokit.synthetic import synthesize_field
 from hematokit.taxonomy import MATEK_21
-from napari_hematonet import classify_job, review_widget
+from napari_hematonet import jobs, review_widget
+from napari_hematonet.cell_points import show_classes
 from napari_hematonet.cells_layer import add_cells_layer
-from napari_hematonet.class_visibility import show_classes
 from napari_hematonet.classify_widget import ClassifyWidget
+from napari_hematonet.explaining import WHY_LAYER
 from napari_hematonet.folder_widget import FolderWidget
-from napari_hematonet.following import select_cells, selected_cells
+from napari_hematonet.following import select_cells
 from napari_hematonet.legend_widget import LegendWidget
-from napari_hematonet.map_layer import WHY_KEY, WHY_LAYER
 from napari_hematonet.review_widget import ReviewWidget
-from napari_hematonet.state import FieldState, current_layer, is_shown, nothing_shown
+from napari_hematonet.state import WHY_KEY, FieldState, current_layer, is_shown, nothing_shown, selected_cells
 from napari_hematonet.why_widget import WhyWidget
 
 SHIFT = Qt.KeyboardModifier.ShiftModifier
@@ -746,13 +746,13 @@ def test_results_of_a_run_do_not_replace_the_list_that_was_chosen_meanwhile(
 def go(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """The model is loaded once this is set, so that something can be done while a field is classified."""
     event = threading.Event()
-    real = classify_job.get_model
+    real = jobs.get_model
 
     def get_model(*arguments: Any) -> Any:
         event.wait(20)
         return real(*arguments)
 
-    monkeypatch.setattr(classify_job, "get_model", get_model)
+    monkeypatch.setattr(jobs, "get_model", get_model)
     return event
 
 

@@ -12,7 +12,7 @@ import pytest
 from qtpy.QtCore import QTimer
 
 from hematokit.synthetic import synthesize_field
-from napari_hematonet import classify_job
+from napari_hematonet import jobs
 from napari_hematonet.state import cells_layers
 
 LONGEST = 0.1
@@ -46,8 +46,8 @@ def test_the_event_loop_does_not_stall_while_500_cells_are_classified(
     viewer.add_image(np.tile(tile, (5, 5, 1)), name="field")
     _, form = viewer.window.add_plugin_dock_widget("hematokit", "Classify field")
     viewer.window.add_plugin_dock_widget("hematokit", "Legend and differential")
-    paced = Paced(classify_job.get_model(str(tiny_run)))
-    monkeypatch.setattr(classify_job, "get_model", lambda *_: paced)
+    paced = Paced(jobs.get_model(str(tiny_run)))
+    monkeypatch.setattr(jobs, "get_model", lambda *_: paced)
     form.model.choose(tiny_run)
     qtbot.wait(1500)
 

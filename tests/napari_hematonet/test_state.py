@@ -9,7 +9,7 @@ import pytest
 
 from hematokit.errors import FieldError
 from hematokit.taxonomy import MATEK_21
-from napari_hematonet._settings import class_keys, key_of, reviewer, setting, store_setting
+from napari_hematonet.settings import class_keys, key_of, reviewer, setting, store_setting
 from napari_hematonet.state import guarded, notify
 
 

@@ -21,8 +21,9 @@ from hematokit.imaging.geometry import patch_box
 from hematokit.models import load_model
 from hematokit.plugins import registered
 from hematokit.plugins.specs import ExplainerSpec
+from napari_hematonet.explaining import WHY_LAYER
 from napari_hematonet.following import select_cells
-from napari_hematonet.map_layer import WHY_KEY, WHY_LAYER
+from napari_hematonet.state import WHY_KEY
 from napari_hematonet.why_widget import WhyWidget
 
 SHIFT = Qt.KeyboardModifier.ShiftModifier

@@ -1,16 +1,19 @@
-"""Classifying a field in the background: what is asked, what comes of it, and how it is stopped."""
+"""The work that takes time, as generators that yield their steps."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from hematokit.errors import StoreError
+from hematokit.errors import FieldError, StoreError
+from hematokit.files import shell_word
 from napari_hematonet._libraries import keep_triton_out, loading_beside_the_window
 from napari_hematonet.background import Background, Note
 
@@ -19,16 +22,29 @@ if TYPE_CHECKING:
 
     from hematokit.detection.windows import Examination
     from hematokit.imaging.fieldfiles import Field
+    from hematokit.pipelines.classify import FieldsResult
+    from hematokit.progress import Progress
+    from napari_hematonet.state import FieldState
 
 __all__ = [
+    "Added",
     "Cells",
     "ClassifyRequest",
+    "DEMO_NAME",
     "Found",
     "Loaded",
     "Moved",
+    "Stored",
+    "classified_cell",
+    "classified_folder",
     "classify_steps",
+    "computed_by",
+    "demo_folder",
+    "find_demo_model",
     "get_model",
+    "make_demo_model",
     "runtime_choices",
+    "stored_cells",
     "warm_up",
 ]
 
@@ -275,6 +291,8 @@ def warm_up() -> Iterator[object]:
         import timm  # noqa: F401
         import torch
 
+        import hematokit.models.classifier
+        import hematokit.pipelines.live  # noqa: F401
         from hematokit.models import resolve_device
 
     gpus = [(f"cuda:{n}", f"GPU {n}: {torch.cuda.get_device_name(n)}") for n in range(torch.cuda.device_count())]
@@ -282,3 +300,181 @@ def warm_up() -> Iterator[object]:
     best = {"cuda": gpus[0][1] if gpus else "GPU", "mps": "Apple GPU"}.get(chosen, "CPU")
     others = [("mps", "Apple GPU")] if chosen == "mps" else []
     yield [("auto", f"automatic ({best})"), *gpus, *others, ("cpu", "CPU")]
+
+
+@dataclass(frozen=True)
+class Added:
+    """A missed cell with its class: one row of a cells table."""
+
+    state: FieldState
+    row: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A store has been written; what is said of it."""
+
+    message: str
+
+
+def classified_cell(state: FieldState, y: float, x: float) -> Iterator[Added]:
+    """Make a cell at a place, in pixels of the field, and classify it at once.
+
+    Raises
+    ------
+    FieldError
+        If the image or the model has gone, or the place is outside the image.
+    ModelError
+        If the model cannot be loaded.
+    """
+    from hematokit.pipelines.classify_one import classify_one
+
+    if state.field is None:
+        raise FieldError("the image of these cells is not there; open the image again")
+    if state.classifier is None and state.model_path:
+        state.classifier = get_model(state.model_path, identity=state.model_identity)
+    model = state.classifier
+    if model is None:
+        raise FieldError("these cells come without a model, so a missed one cannot be classified; classify the field")
+    row = classify_one(
+        state.field,
+        model,
+        y,
+        x,
+        cells=state.review.cells,
+        field_id=state.review.field_id,
+        model_pixel_size_um=state.model_pixel_size_um,
+    )
+    yield Added(state, row)
+
+
+def stored_cells(state: FieldState, store: Path, tell: Progress) -> Iterator[Stored]:
+    """Write the reviewed cells of a field to a store.
+
+    Raises
+    ------
+    FieldError, ImageError, StoreError
+        As `hematokit.pipelines.store_corrected.store_corrected`.
+    """
+    from hematokit.pipelines.store_corrected import store_corrected
+
+    if state.field is None:
+        raise FieldError("the image of these cells is not there; open the image again")
+    summary = store_corrected(
+        state.review,
+        _image_of(state.field, state.plane),
+        store,
+        pixel_size_um=state.pixel_size_um,
+        patch_size=None if store.exists() else getattr(state.classifier, "patch_size", None),
+        progress=tell,
+    )
+    # What the command line says of pixel sizes names an option that nobody has here.
+    said = [note for note in summary.notes if "--pixel-size" not in note]
+    if len(said) < len(summary.notes):
+        said.append("without a pixel size, as nobody knows it")
+    said += [warning for warning in summary.warnings if "set-pixel-size" not in warning]
+    notes = "".join(f"; {note}" for note in said)
+    count = "1 cell" if summary.added == 1 else f"{summary.added:,} cells"
+    name = shell_word(store)
+    yield Stored(
+        f"{count} added to {store.name}{notes}. "
+        f"Next, in a terminal: hematokit split {name}, then hematokit train {name} --output runs/corrected"
+    )
+
+
+def _image_of(field: Field, plane: tuple[int, ...]) -> Path | Field:
+    """The file of a field; the field itself if it has none, is one of a stack, or is shown in another orientation."""
+    from hematokit.imaging.fieldfiles import field_name, file_orientation
+
+    path = Path(field.path)
+    own = path.exists() and not plane and (path.is_file() or field_name(path) == field.name)
+    own = own and file_orientation(path) == field.orientation
+    return path if own else field
+
+
+DEMO_NAME: Final = "demo model (drawn cells)"
+
+
+def demo_folder() -> Path:
+    """Where the demonstration is kept; need not exist."""
+    from hematokit.models.runtimes.choosing import cache_folder
+
+    return cache_folder() / "demo"
+
+
+def find_demo_model() -> Path | None:
+    """Return the run of the demonstration if its training has ended, else None."""
+    run = demo_folder() / "run"
+    return run if (run / "bundle" / "config.json").is_file() else None
+
+
+_SETTLED: Final = 5.0
+"""Seconds after which the pace of a step is known well enough to say when it ends."""
+
+
+def make_demo_model(background: Background, device: str = "auto") -> Iterator[object]:
+    """Train the demonstration's model, or go on where that was stopped.
+
+    Parameters
+    ----------
+    background : Background
+        Told how far it is.
+    device : str
+        Device to train on.
+
+    Yields
+    ------
+    Path
+        The run.
+
+    Raises
+    ------
+    HematokitError
+        As `hematokit.pipelines.demo.train_demo`.
+    """
+    made = find_demo_model()
+    if made is None:
+        keep_triton_out()
+        from hematokit.pipelines.demo import train_demo
+
+        going = _Going(background)
+        made = train_demo(demo_folder(), device=device, progress=going.tell, step=going.begin)
+    yield made
+
+
+class _Going:
+    """Says what is being done, and how long that takes yet."""
+
+    def __init__(self, background: Background) -> None:
+        self._background = background
+        self.begin("Drawing cells")
+
+    def begin(self, step: str) -> None:
+        """Take note of what begins."""
+        self._step = step
+        self._first: tuple[float, int] | None = None
+        self._background.tell(0, None, step)
+
+    def tell(self, done: int, total: int | None, message: str) -> None:
+        """Tell how far it is; what the step itself says is for a terminal."""
+        now = time.monotonic()
+        # A training that goes on does not begin at nothing.
+        begun, first = self._first = self._first or (now, done)
+        words = self._step
+        if total and done > first and now - begun > _SETTLED:
+            words = f"{words}, {_left((now - begun) / (done - first) * (total - done))}"
+        self._background.tell(done, total, words)
+
+
+def _left(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    return "less than a minute left" if minutes <= 1 else f"some {minutes} minutes left"
+
+
+def classified_folder(
+    job: Background, folder: Path, model: str, output: Path, options: dict[str, Any]
+) -> Iterator[FieldsResult]:
+    keep_triton_out()
+    from hematokit.pipelines.classify import classify
+
+    yield classify([folder], model, output, progress=job.tell, **options)

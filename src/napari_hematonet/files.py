@@ -1,4 +1,4 @@
-"""Opening stores, results and fields in the viewer."""
+"""What napari's File menu does with fields, results and cells: opening, saving, sample data."""
 
 from __future__ import annotations
 
@@ -6,16 +6,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import pandas as pd
+
+from hematokit.annotations.cells import name_cells
 from hematokit.errors import HematokitError, ImageError, StoreError, describe_error
 from hematokit.imaging.fieldfiles import Field, file_orientation, open_field
+from hematokit.imaging.fieldfiles.field import ArrayLevel, Source
+from hematokit.imaging.fieldfiles.pixelsize import PixelSize
 from hematokit.imaging.reading import printable
 from hematokit.results.reading import FieldResult, Results, find_model_of, is_results_folder, open_results
 from hematokit.review.session import Review, whole_taxonomy
 from hematokit.store.corrections import CORRECTIONS_FILE
-from napari_hematonet._settings import reviewer
-from napari_hematonet.cells_layer import cells_layer_data, watch_current_viewer, watch_layers
-from napari_hematonet.layer_pixels import field_placement, layer_arrays
-from napari_hematonet.state import FieldState, notify
+from hematokit.synthetic import PIXEL_SIZE_UM, SyntheticField, synthesize_field
+from hematokit.taxonomy import MATEK_21
+from napari_hematonet.cell_points import cells_layer_data
+from napari_hematonet.cells_layer import watch_current_viewer, watch_layers
+from napari_hematonet.images import field_placement, layer_arrays
+from napari_hematonet.settings import reviewer
+from napari_hematonet.state import METADATA_KEY, FieldState, notify
 
 if TYPE_CHECKING:
     import napari
@@ -24,7 +32,19 @@ if TYPE_CHECKING:
 
     from hematokit.store import PatchStore
 
-__all__ = ["add_to_viewer", "field_layers", "get_reader", "results_layers", "store_layers"]
+__all__ = [
+    "SAMPLE_NAME",
+    "add_to_viewer",
+    "field_layers",
+    "get_reader",
+    "results_layers",
+    "sample_field",
+    "sample_field_with_truth",
+    "store_layers",
+    "write_csv",
+    "write_geojson",
+    "write_parquet",
+]
 
 _MOST: Final = 12
 """Fields opened at once: beyond that, a list of layers helps nobody."""
@@ -226,3 +246,94 @@ def add_to_viewer(viewer: napari.Viewer, layers: Sequence[LayerData]) -> list[La
 
     watch_layers(viewer)
     return [viewer.add_layer(Layer.create(*entry)) for entry in layers if entry[0] is not None]
+
+
+def write_csv(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Write the cells of a layer as CSV; of points that are no cells, what napari writes."""
+    if not _is_cells(meta):
+        # The ending belongs to everybody: another plugin's points are saved as if this one were not there.
+        from napari_builtins.io import napari_write_points  # type: ignore[import-untyped]
+
+        written = napari_write_points(path, data, meta)
+        return [written] if written else []
+    return _export(path, meta, ".csv")
+
+
+def write_geojson(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Write the cells of a layer as GeoJSON, as QuPath imports it."""
+    return _export(path, meta, ".geojson")
+
+
+def write_parquet(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Write the cells of a layer as Parquet, with outlines."""
+    return _export(path, meta, ".parquet")
+
+
+def _is_cells(meta: dict[str, Any]) -> bool:
+    return isinstance(meta.get("metadata", {}).get(METADATA_KEY), FieldState)
+
+
+def _export(path: str, meta: dict[str, Any], ending: str) -> list[str]:
+    name = printable(str(meta.get("name", "")))
+    if not _is_cells(meta):
+        notify(f"layer '{name}' has no cells of HematoNet; choose the layer of cells and save that", "error")
+        return []
+    if not meta.get("visible", True):
+        notify(f"layer '{name}' is hidden; its cells are saved all the same", "warning")
+    target = Path(path) if path.lower().endswith(ending) else Path(path + ending)
+    try:
+        meta["metadata"][METADATA_KEY].review.export(target)
+    except HematokitError as error:
+        notify(error, "error")
+        return []
+    return [str(target)]
+
+
+SAMPLE_NAME: Final = "marrow smear (drawn)"
+_CELLS: Final = 120
+_SEED: Final = 7
+
+_drawn: dict[int, SyntheticField] = {}
+
+
+def _draw() -> SyntheticField:
+    # Drawing takes some seconds; the same field serves both samples.
+    if _SEED not in _drawn:
+        _drawn[_SEED] = synthesize_field(cells=_CELLS, seed=_SEED)
+    return _drawn[_SEED]
+
+
+def _placement() -> dict[str, Any]:
+    return {"scale": (PIXEL_SIZE_UM, PIXEL_SIZE_UM), "units": ("micrometer", "micrometer")}
+
+
+def sample_field() -> list[LayerData]:
+    """Draw a field of 2452x2056 px, as a camera on a microscope takes it."""
+    return [(_draw().pixels, {"name": SAMPLE_NAME, "rgb": True, **_placement()}, "image")]
+
+
+def sample_field_with_truth() -> list[LayerData]:
+    """Draw the same field, with a layer of its cells and their true classes."""
+    watch_current_viewer()
+    field = _draw()
+    return [*sample_field(), cells_layer_data(_true_state(field), name="true cells", placement=_placement())]
+
+
+def _true_state(drawn: SyntheticField) -> FieldState:
+    source = Source((ArrayLevel(drawn.pixels),), PixelSize(PIXEL_SIZE_UM))
+    review = Review(_true_cells(drawn), MATEK_21, field_id="sample", pixel_size_um=PIXEL_SIZE_UM)
+    return FieldState(
+        review,
+        image_layer_name=SAMPLE_NAME,
+        field=Field(Path(SAMPLE_NAME), SAMPLE_NAME, source),
+        detector="truth",
+        pixel_size_um=PIXEL_SIZE_UM,
+    )
+
+
+def _true_cells(drawn: SyntheticField) -> pd.DataFrame:
+    truth = drawn.table().rename(columns={"nucleus_area": "area"})
+    outlines = [max(cell.contours, key=len, default=None) for cell in drawn.cells]
+    truth["contour"] = pd.Series(outlines, index=truth.index, dtype=object)
+    truth = truth.assign(score=1.0, label_source="drawn")
+    return name_cells(truth, "sample", SAMPLE_NAME, smear_id=drawn.smear_id, patient_id=drawn.patient_id)
