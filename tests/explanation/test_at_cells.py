@@ -78,6 +78,20 @@ def test_the_classifier_stays_free_for_others(field: Any, tiny_run: Path) -> Non
     assert not seen
 
 
+def test_a_cell_is_explained_with_one_forward_pass(field: Any, tiny_run: Path) -> None:
+    model = load_model(tiny_run, device="cpu")
+    explainer, passes = make_explainer("grad-cam"), []
+    # Copies of a module keep its hooks.
+    model.backbone.register_forward_hook(lambda *_: passes.append(1))
+    counts = []
+    for cell in ("a", "b", "c"):
+        passes.clear()
+        list(explain_at(field, CELLS[CELLS["cell_id"] == cell], model, explainer, ["BLA"]))
+        counts.append(len(passes))
+    # At first the explainer looks for its layer, with an empty image.
+    assert counts == [2, 1, 1]
+
+
 def test_progress_can_stop_it_between_passes(field: Any, tiny_run: Path) -> None:
     model = load_model(tiny_run, device="cpu")
     told = []

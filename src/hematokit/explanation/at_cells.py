@@ -1,7 +1,8 @@
 """Explaining single cells of an open field, as a viewer asks for them: the map in the field's own pixels.
 
 The classifier may be at work elsewhere meanwhile: explaining goes through a copy of its modules that shares the
-weights, because explainers hook into modules and a forward pass of somebody else would end up in their hooks.
+weights, because explainers hook into modules and a forward pass of somebody else would end up in their hooks. The cells
+are classified already, so the explainer's own forward pass is the only one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ import pandas as pd
 
 from hematokit.errors import ExplanationError
 from hematokit.explanation.field_map import blend_maps, cell_boxes, maps_to_patch
-from hematokit.explanation.running import explain_in_batches, own_modules
+from hematokit.explanation.running import own_modules, run_explainer
 from hematokit.imaging.geometry import Box
 from hematokit.imaging.reading import printable
 from hematokit.models.field_cells import cut_patches, field_patch_side
@@ -36,6 +38,9 @@ _ROOM: Final = 2.0
 """Without a model nobody knows its patches: a crop is then the cell's box and as much again."""
 
 Maps = npt.NDArray[np.float32]
+
+_COPIES: Final[WeakKeyDictionary[Classifier, dict[str, list[Classifier]]]] = WeakKeyDictionary()
+"""Copies of a classifier that are not in use, by explainer: explainers remember what they found out about a network."""
 
 
 def _no_log(message: str) -> None:
@@ -185,45 +190,39 @@ def explain_at(
     boxes = cell_boxes(cells[["y", "x"]].to_numpy(np.float64), side)
     names = cells["cell_id"].astype(str).tolist()
     done = 0
-    twin = own_modules(classifier)
 
-    def read(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        return cut_patches(field, cells.iloc[positions], classifier.patch_size, side=side)
-
-    def batches(start: int) -> Iterator[ExplainedCell]:
-        handle = twin.register_forward_pre_hook(lambda module, given: progress(done, len(cells), explainer.name))
+    def batches(model: Classifier) -> Iterator[ExplainedCell]:
+        size, spec = model.patch_size, model.input_spec
+        handle = model.register_forward_pre_hook(lambda module, given: progress(done, len(cells), explainer.name))
         try:
-            for batch in explain_in_batches(
-                twin,
-                read,
-                len(cells),
-                lambda positions, logits: places[positions],
-                {explainer.name: explainer},
-                start=start,
-                batch_size=batch_size,
-            ):
-                maps, size, spec = batch.maps[explainer.name], classifier.patch_size, classifier.input_spec
+            for first in range(done, len(cells), batch_size):
+                part = range(first, min(first + batch_size, len(cells)))
+                patches = cut_patches(field, cells.iloc[part], size, side=side)
+                images = model.prepare(torch.from_numpy(patches.copy()).to(model.device))
+                maps = run_explainer(explainer, model, images, torch.from_numpy(places[part]).to(model.device))
                 small = maps_to_patch(maps, size, spec)
                 placed = small if side == size else maps_to_patch(maps, size, spec, side=side)
-                for row, position in enumerate(batch.positions.tolist()):
-                    target, patch = targets[position], batch.patches[row]
+                for row, cell in enumerate(part):
                     yield ExplainedCell(
-                        names[position], explainer.name, target, patch, boxes[position], placed[row], small[row]
+                        names[cell], explainer.name, targets[cell], patches[row], boxes[cell], placed[row], small[row]
                     )
         finally:
             handle.remove()
 
+    unused = _COPIES.setdefault(classifier, {}).setdefault(explainer.name, [])
+    own = unused.pop() if unused else own_modules(classifier)
     try:
-        for explained in batches(0):
+        for explained in batches(own):
             done += 1
             yield explained
     except torch.OutOfMemoryError:
         # Only accelerators raise this. The classifier itself stays where it is.
         log(f"{explainer.name}: not enough memory on {classifier.device}; the CPU goes on, more slowly")
-        twin = classifier.on_cpu()
-        for explained in batches(done):
+        for explained in batches(classifier.on_cpu()):
             done += 1
             yield explained
+    finally:
+        unused.append(own)
     progress(len(cells), len(cells), "")
 
 

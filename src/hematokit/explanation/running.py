@@ -28,6 +28,7 @@ __all__ = [
     "make_explainer",
     "make_explainers",
     "own_modules",
+    "run_explainer",
 ]
 
 Positions = npt.NDArray[np.int64]
@@ -205,13 +206,33 @@ def explain_in_batches(
         places = torch.from_numpy(targets).to(classifier.device)
         maps = {}
         for name, explainer in explainers.items():
-            maps[name] = _run(explainer, classifier, images, places)
+            maps[name] = run_explainer(explainer, classifier, images, places)
             progress(int(positions[0]), count, name)
         yield ExplainedBatch(positions, patches, logits, targets, maps)
         progress(int(positions[-1]) + 1, count, "")
 
 
-def _run(named: MadeExplainer, classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> Maps:
+def run_explainer(named: MadeExplainer, classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> Maps:
+    """Compute the maps of one explainer, and check them.
+
+    Parameters
+    ----------
+    named : MadeExplainer
+    classifier : Classifier
+        Its modules get the explainer's hooks; see `own_modules`.
+    images : Tensor, shape (B, 3, H, W), float32 in [0, 1]
+    targets : Tensor, shape (B,) or (B, T), int64
+        Positions of the classes to explain.
+
+    Returns
+    -------
+    ndarray of float32, shape (B, H, W) or (B, T, H, W)
+
+    Raises
+    ------
+    PluginError
+        If the explainer fails, cannot explain this network, or returns what is no map.
+    """
     import torch
 
     who = named.title
