@@ -297,7 +297,7 @@ def test_a_model_that_has_gone_since_is_said(
     viewer: Any, tiny_run: Path, tmp_path: Path, told: list[tuple[str, str]]
 ) -> None:
     opened = open_classified(viewer, tiny_run, tmp_path)
-    opened.state.classifier = SimpleNamespace(runtime="onnxruntime", patch_size=64, codes=("BLA",))
+    opened.state.classifier = SimpleNamespace(runtime="onnxruntime", patch_size=64, pixel_size_um=None, identity="")
     opened.state.model_path = str(tmp_path / "gone")
     dock(opened)
     opened.click(*CENTRES[0])
@@ -323,7 +323,7 @@ def test_a_model_trained_again_does_not_explain_earlier_cells(
 
 def test_cells_of_another_runtime_are_explained_by_the_bundle(viewer: Any, tiny_run: Path, tmp_path: Path) -> None:
     opened = open_classified(viewer, tiny_run, tmp_path)
-    opened.state.classifier = SimpleNamespace(runtime="onnxruntime", patch_size=64, codes=("BLA",))
+    opened.state.classifier = SimpleNamespace(runtime="onnxruntime", patch_size=64, pixel_size_um=None, identity="")
     dock(opened)
     opened.click(*CENTRES[0])
     wait_for(lambda: answered(opened, opened.id_at(0)))

@@ -196,13 +196,13 @@ def explain_at(
         handle = model.register_forward_pre_hook(lambda module, given: progress(done, len(cells), explainer.name))
         try:
             for first in range(done, len(cells), batch_size):
-                part = range(first, min(first + batch_size, len(cells)))
+                part = np.arange(first, min(first + batch_size, len(cells)))
                 patches = cut_patches(field, cells.iloc[part], size, side=side)
                 images = model.prepare(torch.from_numpy(patches.copy()).to(model.device))
                 maps = run_explainer(explainer, model, images, torch.from_numpy(places[part]).to(model.device))
                 small = maps_to_patch(maps, size, spec)
                 placed = small if side == size else maps_to_patch(maps, size, spec, side=side)
-                for row, cell in enumerate(part):
+                for row, cell in enumerate(part.tolist()):
                     yield ExplainedCell(
                         names[cell], explainer.name, targets[cell], patches[row], boxes[cell], placed[row], small[row]
                     )
