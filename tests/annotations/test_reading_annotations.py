@@ -1,4 +1,4 @@
-"""Known cells from the files that annotation tools write, and what becomes of those that cannot be right."""
+"""Annotated cells from the files that annotation tools write, and what becomes of those that cannot be right."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hematokit.annotations import (
+    AnnotatedCells,
+    AnnotationFiles,
     ClassNames,
-    KnownCellFiles,
-    KnownCells,
-    check_marks,
+    check_annotations,
     load_class_map,
+    read_annotations,
     read_class_names,
-    read_known_cells,
 )
 from hematokit.annotations.cells import DETECTION_COLUMNS
 from hematokit.errors import FieldError, ImageError
@@ -39,20 +39,20 @@ def opened(tmp_path: Path) -> Iterator[Field]:
         yield field
 
 
-def read(path: Path, text: str, **more: object) -> KnownCells:
+def read(path: Path, text: str, **more: object) -> AnnotatedCells:
     path.write_text(text, encoding="utf-8")
-    files = KnownCellFiles(path, [Path("field1.png")], more.pop("class_names", None))  # type: ignore[arg-type]
+    files = AnnotationFiles(path, [Path("field1.png")], more.pop("class_names", None))  # type: ignore[arg-type]
     marks = files.of_field(Path("field1.png"), HEIGHT, WIDTH)
     classes = ClassNames(MATEK_21, more.pop("mapping", None))  # type: ignore[arg-type]
-    return check_marks(marks, HEIGHT, WIDTH, classes, **more)  # type: ignore[arg-type]
+    return check_annotations(marks, HEIGHT, WIDTH, classes, **more)  # type: ignore[arg-type]
 
 
-def boxes(known: KnownCells) -> list[tuple[int, int, int, int]]:
+def boxes(known: AnnotatedCells) -> list[tuple[int, int, int, int]]:
     frame = known.cells[["y0", "x0", "height", "width"]]
     return [tuple(row) for row in frame.itertuples(index=False)]
 
 
-def reasons(known: KnownCells) -> list[str]:
+def reasons(known: AnnotatedCells) -> list[str]:
     return [reason for reason, _ in known.rejects]
 
 
@@ -109,7 +109,7 @@ def test_a_box_is_the_same_box_in_every_format(tmp_path_factory: pytest.TempPath
 
 def test_the_columns_are_a_detectors_and_what_is_known(opened: Field, tmp_path: Path) -> None:
     (tmp_path / "cells.csv").write_text("y,x,label,smear_id,patient_id\n20,30,LYT,S1,P1\n10,300,,,\n")
-    known = read_known_cells(tmp_path / "cells.csv", opened, point_side=100)
+    known = read_annotations(tmp_path / "cells.csv", opened, point_side=100)
     assert tuple(known.cells.columns) == (*DETECTION_COLUMNS, "label", "label_source", "smear_id", "patient_id")
     assert known.cells["label"].tolist() == ["", "LYT"]
     assert known.cells["label_source"].tolist() == ["", "csv"]
@@ -168,7 +168,7 @@ def test_yolo_polygons_confidences_and_names(tmp_path: Path) -> None:
 def test_a_number_without_a_name_is_no_code(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text("names: {0: BLA, 2: LYT}\n")
     (tmp_path / "a.txt").write_text("1 0.5 0.5 0.1 0.2\n3 0.2 0.2 0.1 0.2\n2 0.7 0.7 0.1 0.2\n")
-    marks = KnownCellFiles(tmp_path / "a.txt", [Path("a.png")]).of_field(Path("a.png"), 300, 400).marks
+    marks = AnnotationFiles(tmp_path / "a.txt", [Path("a.png")]).of_field(Path("a.png"), 300, 400).annotations
     assert [mark.name for mark in marks] == ["class 1", "class 3", "LYT"]
 
 
@@ -285,7 +285,7 @@ def test_a_table_that_is_none_is_one_line(tmp_path: Path, name: str, data: bytes
     if data is not None:
         (tmp_path / name).write_bytes(data)
     with pytest.raises(FieldError) as caught:
-        KnownCellFiles(tmp_path / name, [Path("field1.png")])
+        AnnotationFiles(tmp_path / name, [Path("field1.png")])
     assert said in str(caught.value)
     assert name in str(caught.value)
 
@@ -332,8 +332,8 @@ def test_only_some_classes(tmp_path: Path) -> None:
 # --- which file for which field ---------------------------------------------------------------------------------------
 
 
-def marks_of(files: KnownCellFiles, path: str) -> int:
-    return len(files.of_field(Path(path), HEIGHT, WIDTH).marks)
+def marks_of(files: AnnotationFiles, path: str) -> int:
+    return len(files.of_field(Path(path), HEIGHT, WIDTH).annotations)
 
 
 def test_a_folder_has_a_file_for_each_field(tmp_path: Path) -> None:
@@ -344,15 +344,15 @@ def test_a_folder_has_a_file_for_each_field(tmp_path: Path) -> None:
     (tmp_path / "d.txt").write_text("")
     (tmp_path / "d.xml").write_text(voc())
     paths = ["a.png", "b.ome.tif", "c.jpg", "d.jpg", "e.jpg"]
-    files = KnownCellFiles(tmp_path, [Path(path) for path in paths])
+    files = AnnotationFiles(tmp_path, [Path(path) for path in paths])
     assert [marks_of(files, path) for path in paths[:3]] == [1, 0, 0]
     for path, reason in (("d.jpg", "ambiguous-cells"), ("e.jpg", "no-cells")):
         with pytest.raises(ImageError) as caught:
             marks_of(files, path)
         assert caught.value.reason == reason
     with pytest.raises(FieldError, match="called as one of the fields"):
-        KnownCellFiles(tmp_path, [Path("x.png")])
-    twice = KnownCellFiles(tmp_path, [Path("one/a.png"), Path("two/a.png")])
+        AnnotationFiles(tmp_path, [Path("x.png")])
+    twice = AnnotationFiles(tmp_path, [Path("one/a.png"), Path("two/a.png")])
     with pytest.raises(ImageError, match="2 fields are called a"):
         marks_of(twice, "one/a.png")
 
@@ -363,19 +363,19 @@ def test_one_table_for_many_fields(tmp_path: Path) -> None:
         "source,y,x\nA/one.png,5,5\nA/one.png,9,9\nA/two.png,5,5\nB/two.png,5,5\nB/two.png,7,7\nthree.png,1,1\n"
     )
     paths = ["/data/A/one.png", "A/two.png", "/data/B/two.png", "somewhere/three.tif", "four.png"]
-    files = KnownCellFiles(table, [Path(path) for path in paths])
+    files = AnnotationFiles(table, [Path(path) for path in paths])
     assert [marks_of(files, path) for path in paths[:4]] == [2, 1, 2, 1]
     with pytest.raises(ImageError, match="no row of field four"):
         marks_of(files, "four.png")
     # Only the file's name is given, and two rows have it.
     with pytest.raises(ImageError, match="both may mean"):
-        marks_of(KnownCellFiles(table, [Path("two.png"), Path("one.png")]), "two.png")
+        marks_of(AnnotationFiles(table, [Path("two.png"), Path("one.png")]), "two.png")
 
 
 def test_a_table_by_field_id(tmp_path: Path) -> None:
     (tmp_path / "cells.csv").write_text("field_id,y,x\nsmear 1,5,5\nsmear_2,5,5\nsmear_2,6,6\n")
     paths = [Path("smear 1.png"), Path("smear 2.png")]
-    files = KnownCellFiles(tmp_path / "cells.csv", paths)
+    files = AnnotationFiles(tmp_path / "cells.csv", paths)
     assert [marks_of(files, str(path)) for path in paths] == [1, 2]
 
 
@@ -383,7 +383,7 @@ def test_a_table_by_field_id(tmp_path: Path) -> None:
 def test_the_file_of_one_field_is_not_many_fields(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(FieldError, match="2 fields are given"):
-        KnownCellFiles(tmp_path / name, [Path("a.png"), Path("b.png")])
+        AnnotationFiles(tmp_path / name, [Path("a.png"), Path("b.png")])
 
 
 # --- real annotations -------------------------------------------------------------------------------------------------
@@ -391,11 +391,11 @@ def test_the_file_of_one_field_is_not_many_fields(tmp_path: Path, name: str, tex
 
 def test_every_white_cell_of_bccd(real_data: Path) -> None:
     fields = list_fields([real_data / "bccd" / "JPEGImages"])
-    files = KnownCellFiles(real_data / "bccd" / "Annotations", fields)
+    files = AnnotationFiles(real_data / "bccd" / "Annotations", fields)
     classes = ClassNames(MATEK_21, {"WBC": ""})
     counts: Counter[str] = Counter()
     for path in fields:
-        known = check_marks(files.of_field(path, 480, 640), 480, 640, classes, ["WBC"])
+        known = check_annotations(files.of_field(path, 480, 640), 480, 640, classes, ["WBC"])
         assert known.rejects == []
         assert (known.cells["y"] <= 480).all()
         counts.update(known.left_out)
@@ -405,13 +405,13 @@ def test_every_white_cell_of_bccd(real_data: Path) -> None:
 
 def test_every_white_cell_of_txl(real_data: Path) -> None:
     fields = list_fields([real_data / "txl_pbc360" / "images"])
-    files = KnownCellFiles(real_data / "txl_pbc360" / "labels", fields, ["WBC", "RBC", "platelet"])
+    files = AnnotationFiles(real_data / "txl_pbc360" / "labels", fields, ["WBC", "RBC", "platelet"])
     counts: Counter[str] = Counter()
     for path in fields:
         with Image.open(path) as image:
             width, height = image.size
         marks = files.of_field(path, height, width)
-        known = check_marks(marks, height, width, ClassNames(MATEK_21, {"WBC": ""}), ["WBC"])
+        known = check_annotations(marks, height, width, ClassNames(MATEK_21, {"WBC": ""}), ["WBC"])
         assert known.cut == 0
         counts.update(WBC=len(known.cells))
         counts.update(reasons(known))

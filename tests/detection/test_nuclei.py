@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
-from hematokit.annotations import ClassNames, read_known_cells
+from hematokit.annotations import ClassNames, read_annotations
 from hematokit.annotations.cells import DETECTION_COLUMNS
 from hematokit.detection.windows import match_cells
 from hematokit.imaging.fieldfiles import open_field
@@ -167,7 +167,7 @@ def test_white_cells_of_real_blood_fields(real_data: Path) -> None:
     found = cells = detections = 0
     for path in images:
         with open_field(path) as field:
-            known = read_known_cells(
+            known = read_annotations(
                 real_data / "bccd" / "Annotations" / f"{path.stem}.xml",
                 field,
                 classes=ClassNames(MATEK_21, {"WBC": ""}),

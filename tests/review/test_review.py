@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cellkit import made_up_cells
-from hematokit.annotations import ClassNames, KnownCellFiles, check_marks
+from hematokit.annotations import AnnotationFiles, ClassNames, check_annotations
 from hematokit.annotations.cells import TABLE_COLUMNS
 from hematokit.annotations.writing import read_parquet
 from hematokit.differential.differential import count_differential
@@ -375,7 +375,7 @@ def test_exported_cells_are_known_cells_with_the_classes_that_count(tmp_path: Pa
     review.correct([first], "EOS")
     review.delete([second])
     review.export(tmp_path / "f.geojson")
-    marks = KnownCellFiles(tmp_path / "f.geojson", [Path("f.png")]).of_field(Path("f.png"), 1000, 1000)
-    again = check_marks(marks, 1000, 1000, ClassNames(MATEK_21)).cells
+    marks = AnnotationFiles(tmp_path / "f.geojson", [Path("f.png")]).of_field(Path("f.png"), 1000, 1000)
+    again = check_annotations(marks, 1000, 1000, ClassNames(MATEK_21)).cells
     assert len(again) == 24
     assert sorted(again["label"]) == sorted(review.shown_label())

@@ -1,20 +1,36 @@
-"""Cells that somebody marked already: CSV, GeoJSON (QuPath), Pascal VOC and YOLO files, instead of detection.
+"""The cells table of a field: read from annotation files, and written as Parquet, CSV and GeoJSON.
 
-`formats` and `tables` read files into marks as they stand there; `files` finds the marks of each field; `classes` turns
-names of classes into codes; `checking` makes cells of the marks that can be used, and says of the others why not.
+Modules
+-------
+cells
+    The columns of the table, and the class that each cell counts as.
+formats
+    Pascal VOC, YOLO and GeoJSON (QuPath) files of one field.
+files
+    The annotations of each of several fields: one file, a folder of files, or a CSV table.
+checking
+    Cells with class codes from these annotations, and a reason for each annotation that cannot be used.
+writing
+    The table as Parquet, CSV and GeoJSON.
 """
 
 from __future__ import annotations
 
-from hematokit.annotations.checking import ClassNames, KnownCells, check_marks, load_class_map, read_known_cells
-from hematokit.annotations.files import KnownCellFiles, read_class_names
+from hematokit.annotations.checking import (
+    AnnotatedCells,
+    ClassNames,
+    check_annotations,
+    load_class_map,
+    read_annotations,
+)
+from hematokit.annotations.files import AnnotationFiles, read_class_names
 
 __all__ = [
+    "AnnotatedCells",
+    "AnnotationFiles",
     "ClassNames",
-    "KnownCellFiles",
-    "KnownCells",
-    "check_marks",
+    "check_annotations",
     "load_class_map",
+    "read_annotations",
     "read_class_names",
-    "read_known_cells",
 ]

@@ -1,6 +1,6 @@
 """Annotation files of one field: Pascal VOC (XML), YOLO (text) and GeoJSON as QuPath writes it.
 
-What a file says of one cell, before it is checked.
+The annotations are as the file states them; `hematokit.annotations.checking` makes cells of them.
 """
 
 from __future__ import annotations
@@ -18,17 +18,28 @@ import numpy.typing as npt
 from hematokit.errors import ImageError
 from hematokit.imaging.reading import printable
 
-__all__ = ["Mark", "MarkFile", "finite_number", "read_geojson", "read_text", "read_voc", "read_yolo", "unusable"]
+__all__ = [
+    "Annotation",
+    "FieldAnnotations",
+    "finite_number",
+    "read_geojson",
+    "read_text",
+    "read_voc",
+    "read_yolo",
+    "unusable",
+]
+
+_MAX_BYTES: Final = 512 * 1024 * 1024
 
 
 @dataclass(slots=True)
-class Mark:
-    """One marked cell, as it stands in a file.
+class Annotation:
+    """One cell as a file states it.
 
     Attributes
     ----------
     where : str
-        Its place in the file, for messages: ``"line 3"``, ``"object 2"``.
+        Position in the file, for messages: ``"line 3"``, ``"object 2"``.
     name : str
         Name of its class as written; empty for none.
     y, x : float or None
@@ -38,7 +49,7 @@ class Mark:
     contour : ndarray (n, 2), or None
         Outline as ``(y, x)``.
     problem : tuple of str, or None
-        Reason and message, where the file alone shows that the mark cannot be used.
+        Reason and message, where the file alone shows that the annotation cannot be used.
     label_source, smear_id, patient_id : str
         As a table states them.
     """
@@ -56,8 +67,8 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
-class MarkFile:
-    """The marks of one field.
+class FieldAnnotations:
+    """The annotations of one field.
 
     Attributes
     ----------
@@ -65,14 +76,14 @@ class MarkFile:
         The file they are from, fit to be printed.
     kind : str
         ``"csv"``, ``"geojson"``, ``"voc"`` or ``"yolo"``; the cells' ``label_source``.
-    marks : list of Mark
+    annotations : list of Annotation
     size : tuple of int, or None
-        Height and width of the image that they were made on, where the file says so.
+        Height and width of the annotated image, where the file states them.
     """
 
     shown: str
     kind: str
-    marks: list[Mark]
+    annotations: list[Annotation]
     size: tuple[int, int] | None = None
 
 
@@ -82,7 +93,7 @@ def finite_number(text: object) -> float:
     Raises
     ------
     ValueError
-        If it is none; the message says what stood there.
+        If it is none; the message quotes the text.
     """
     try:
         value = float(text)  # type: ignore[arg-type]
@@ -94,11 +105,8 @@ def finite_number(text: object) -> float:
 
 
 def unusable(shown: str, what: str) -> ImageError:
-    """The error of a file of known cells that cannot be used at all."""
+    """Return the error for an annotation file that cannot be used at all."""
     return ImageError("unreadable-cells", f"{shown} {what}")
-
-
-_MAX_BYTES: Final = 512 * 1024 * 1024
 
 
 def read_text(path: Path) -> str:
@@ -122,7 +130,7 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def read_voc(path: Path) -> MarkFile:
+def read_voc(path: Path) -> FieldAnnotations:
     """Read a Pascal VOC file: ``annotation/object`` with ``name`` and ``bndbox``.
 
     Coordinates are taken as pixel corners, as labelImg and most tools write them, so a box is ``xmax - xmin`` wide.
@@ -146,16 +154,16 @@ def read_voc(path: Path) -> MarkFile:
         raise unusable(shown, f"is not XML ({printable(str(error))}); export the annotations again") from error
     if root.tag != "annotation":
         raise unusable(shown, f"is not Pascal VOC (it begins with <{printable(str(root.tag))}>, not <annotation>)")
-    marks = []
+    annotations = []
     for number, item in enumerate(root.findall("object"), start=1):
-        mark = Mark(f"object {number}", printable((item.findtext("name") or "").strip()))
+        annotation = Annotation(f"object {number}", printable((item.findtext("name") or "").strip()))
         try:
             y0, x0, y1, x1 = (_coordinate(item, name) for name in ("ymin", "xmin", "ymax", "xmax"))
-            mark.box = (y0, x0, y1, x1)
+            annotation.box = (y0, x0, y1, x1)
         except ValueError as error:
-            mark.problem = ("bad-number", f"{error}")
-        marks.append(mark)
-    return MarkFile(shown, "voc", marks, _voc_size(root))
+            annotation.problem = ("bad-number", f"{error}")
+        annotations.append(annotation)
+    return FieldAnnotations(shown, "voc", annotations, _voc_size(root))
 
 
 def _coordinate(item: Any, name: str) -> float:
@@ -173,7 +181,7 @@ def _voc_size(root: Any) -> tuple[int, int] | None:
     return (height, width) if height > 0 and width > 0 else None  # some tools write zeros
 
 
-def read_yolo(path: Path, height: int, width: int, names: Sequence[str] | None = None) -> MarkFile:
+def read_yolo(path: Path, height: int, width: int, names: Sequence[str] | None = None) -> FieldAnnotations:
     """Read a YOLO file: lines ``class cx cy w h``, in parts of the image; or ``class x1 y1 x2 y2 x3 y3 ...`` (polygon).
 
     Parameters
@@ -189,26 +197,31 @@ def read_yolo(path: Path, height: int, width: int, names: Sequence[str] | None =
     ImageError
         ``"unreadable-cells"``.
     """
-    marks = []
+    annotations = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         words = line.split()
         if not words:
             continue
-        mark = Mark(f"line {number}", _yolo_name(words[0], names))
+        annotation = Annotation(f"line {number}", _yolo_name(words[0], names))
         try:
             values = [finite_number(word) for word in words[1:]]
             if len(values) in (4, 5):  # the fifth is a confidence
                 cx, cy, w, h = values[:4]
-                mark.box = ((cy - h / 2) * height, (cx - w / 2) * width, (cy + h / 2) * height, (cx + w / 2) * width)
+                annotation.box = (
+                    (cy - h / 2) * height,
+                    (cx - w / 2) * width,
+                    (cy + h / 2) * height,
+                    (cx + w / 2) * width,
+                )
             elif len(values) >= 6 and len(values) % 2 == 0:
                 points = np.array(values).reshape(-1, 2)[:, ::-1] * (height, width)
-                _outline(mark, points)
+                _outline(annotation, points)
             else:
                 raise ValueError(f"it has {len(words)} values, not 'class cx cy w h'")
         except ValueError as error:
-            mark.problem = ("bad-number", str(error))
-        marks.append(mark)
-    return MarkFile(printable(str(path)), "yolo", marks)
+            annotation.problem = ("bad-number", str(error))
+        annotations.append(annotation)
+    return FieldAnnotations(printable(str(path)), "yolo", annotations)
 
 
 def _yolo_name(word: str, names: Sequence[str] | None) -> str:
@@ -218,14 +231,14 @@ def _yolo_name(word: str, names: Sequence[str] | None) -> str:
     return printable(word)
 
 
-def _outline(mark: Mark, points: npt.NDArray[np.float64]) -> None:
+def _outline(annotation: Annotation, points: npt.NDArray[np.float64]) -> None:
     y0, x0 = points.min(axis=0).tolist()
     y1, x1 = points.max(axis=0).tolist()
-    mark.box = (y0, x0, y1, x1)
-    mark.contour = points.astype(np.float32)
+    annotation.box = (y0, x0, y1, x1)
+    annotation.contour = points.astype(np.float32)
 
 
-def read_geojson(path: Path) -> MarkFile:
+def read_geojson(path: Path) -> FieldAnnotations:
     """Read GeoJSON as QuPath exports it: polygons, boxes or points in pixels (x first), with a classification.
 
     Raises
@@ -245,25 +258,25 @@ def read_geojson(path: Path) -> MarkFile:
         features = document
     if not isinstance(features, list):
         raise unusable(shown, "is not GeoJSON (it has no list 'features'); export the annotations again")
-    marks: list[Mark] = []
+    annotations: list[Annotation] = []
     for number, feature in enumerate(features, start=1):
-        marks += _feature_marks(feature, f"feature {number}")
-    return MarkFile(shown, "geojson", marks)
+        annotations += _feature_annotations(feature, f"feature {number}")
+    return FieldAnnotations(shown, "geojson", annotations)
 
 
-def _feature_marks(feature: Any, where: str) -> Iterator[Mark]:
-    mark = Mark(where)
+def _feature_annotations(feature: Any, where: str) -> Iterator[Annotation]:
+    annotation = Annotation(where)
     try:
         if not isinstance(feature, dict) or not isinstance(feature.get("geometry"), dict):
             raise ImageError("no-geometry", "it has no geometry")
-        mark.name = _feature_class(feature.get("properties"))
+        annotation.name = _feature_class(feature.get("properties"))
         geometry = feature["geometry"]
         kind, coordinates = geometry.get("type"), geometry.get("coordinates")
         if kind in ("Point", "MultiPoint"):
             points = _points([coordinates] if kind == "Point" else coordinates)
             for place, (y, x) in enumerate(points.tolist(), start=1):
                 suffix = f", point {place}" if kind == "MultiPoint" else ""
-                yield Mark(where + suffix, mark.name, y, x)
+                yield Annotation(where + suffix, annotation.name, y, x)
             return
         if kind == "Polygon":
             rings = [_points(coordinates[0])]
@@ -271,23 +284,23 @@ def _feature_marks(feature: Any, where: str) -> Iterator[Mark]:
             rings = [_points(polygon[0]) for polygon in coordinates]
         else:
             raise ImageError("no-geometry", f"a geometry of type {printable(str(kind))} marks no cell")
-        _outline(mark, np.concatenate(rings))
+        _outline(annotation, np.concatenate(rings))
         # QuPath's cells have the nucleus beside the outline of the cell.
         nucleus = feature.get("nucleusGeometry")
         if isinstance(nucleus, dict) and nucleus.get("type") == "Polygon":
-            mark.contour = _open_ring(_points(nucleus["coordinates"][0]))
+            annotation.contour = _open_ring(_points(nucleus["coordinates"][0]))
         else:
-            mark.contour = _open_ring(max(rings, key=len))
+            annotation.contour = _open_ring(max(rings, key=len))
     except ImageError as error:
-        mark.problem = (error.reason, str(error))
+        annotation.problem = (error.reason, str(error))
     except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
         detail = str(error) if isinstance(error, ValueError) else "its coordinates are no list of points"
-        mark.problem = ("bad-number", printable(" ".join(detail.split())))
-    yield mark
+        annotation.problem = ("bad-number", printable(" ".join(detail.split())))
+    yield annotation
 
 
 def _points(coordinates: Any) -> npt.NDArray[np.float64]:
-    """Positions ``[x, y, ...]`` as an array (n, 2) of ``(y, x)``."""
+    """Return positions ``[x, y, ...]`` as an array (n, 2) of ``(y, x)``."""
     points = np.array([(finite_number(position[1]), finite_number(position[0])) for position in coordinates])
     if not len(points):
         raise ValueError("it has no points")

@@ -1,6 +1,6 @@
 """The cells table as Parquet, as CSV for spreadsheets and as GeoJSON for QuPath.
 
-Which outlines are simple polygons: programs that read polygons refuse those that cross themselves.
+Programs that read polygons refuse those that cross themselves: GeoJSON has the bounding box of such cells.
 """
 
 from __future__ import annotations
@@ -27,98 +27,13 @@ from hematokit.taxonomy import Taxonomy
 
 __all__ = ["are_simple", "csv_text", "read_parquet", "write_csv", "write_geojson", "write_parquet"]
 
-_UNITS: float = 100.0
-"""Units of a pixel on which corners are compared: what `to_geojson_ring` rounds to."""
-
-
-def are_simple(rings: Sequence[npt.ArrayLike]) -> npt.NDArray[np.bool_]:
-    """Tell which rings neither cross nor touch themselves and enclose an area.
-
-    All segments of all rings are compared in one sweep from left to right, so that tens of thousands of outlines take
-    seconds.
-
-    Parameters
-    ----------
-    rings : sequence of array_like (n, 2)
-        Corners in order, closed or not; compared as rounded to a hundredth of a pixel. Corners repeated in a row count
-        once.
-
-    Returns
-    -------
-    ndarray (len(rings),), bool
-        False also for rings of fewer than three different corners or with coordinates that are not finite.
-    """
-    good = np.zeros(len(rings), np.bool_)
-    kept: list[npt.NDArray[np.int64]] = []
-    owners: list[int] = []
-    for number, ring in enumerate(rings):
-        points = np.asarray(ring, np.float64)
-        if points.ndim != 2 or points.shape[1:] != (2,) or not np.isfinite(points).all():
-            continue
-        corners = np.rint(points * _UNITS).astype(np.int64)
-        before = np.concatenate((corners[-1:], corners[:-1]))
-        corners = corners[(corners != before).any(axis=1)]
-        if len(corners) >= 3:
-            kept.append(corners)
-            owners.append(number)
-    for start in range(0, len(kept), 1000):
-        part = kept[start : start + 1000]
-        good[owners[start : start + 1000]] = ~_crossing(part)
-    return good
-
-
-def _crossing(rings: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.bool_]:
-    """Which rings (n, 2), without repeated corners, cross or touch themselves."""
-    sizes = np.array([len(ring) for ring in rings])
-    owner = np.repeat(np.arange(len(rings)), sizes)
-    first = np.concatenate(rings)
-    starts = np.append(0, np.cumsum(sizes)[:-1])
-    following = np.arange(1, len(owner) + 1)
-    following[starts + sizes - 1] = starts
-    last = first[following]
-    bad = np.zeros(len(rings), np.bool_)
-
-    # Neighbours share a corner, so they may only not fold back onto each other.
-    step = last - first
-    turn = step[following]
-    folded = (_cross(step, turn) == 0) & ((step * turn).sum(axis=1) < 0)
-    bad[owner[folded]] = True
-
-    # Each ring gets a stretch of the x axis of its own; then a segment's rivals are those that start before it ends.
-    low, high = np.minimum(first, last), np.maximum(first, last)
-    left = np.minimum.reduceat(low[:, 0], starts)
-    right = np.maximum.reduceat(high[:, 0], starts)
-    shift = np.append(0, np.cumsum(right - left + 1)[:-1]) - left
-    begin, end = low[:, 0] + shift[owner], high[:, 0] + shift[owner]
-    order = np.argsort(begin, kind="stable")
-    rivals = np.searchsorted(begin[order], end[order], side="right") - np.arange(len(order)) - 1
-    one = np.repeat(np.arange(len(order)), rivals)
-    other = one + 1 + np.arange(len(one)) - np.repeat(np.cumsum(rivals) - rivals, rivals)
-    one, other = order[one], order[other]
-
-    place = np.arange(len(owner)) - starts[owner]
-    apart = np.abs(place[one] - place[other])
-    neighbours = (apart == 1) | (apart == sizes[owner[one]] - 1)
-    overlap = (low[one, 1] <= high[other, 1]) & (low[other, 1] <= high[one, 1])
-    which = overlap & ~neighbours
-    one, other = one[which], other[which]
-    a, b, c, d = first[one], last[one], first[other], last[other]
-    # Boxes overlap, and each segment's ends lie on different sides of, or on, the other's line.
-    across = np.sign(_cross(b - a, c - a)) * np.sign(_cross(b - a, d - a)) <= 0
-    across &= np.sign(_cross(d - c, a - c)) * np.sign(_cross(d - c, b - c)) <= 0
-    bad[owner[one[across]]] = True
-    return bad
-
-
-def _cross(u: npt.NDArray[np.int64], v: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    return u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]
-
-
 _CHUNK: Final = 1000
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 _SIGNED: Final = {"who": "reviewed by", "when": "reviewed at"}
-"""Who decided on a cell, and when: columns, and what they are called where people read them."""
+"""Columns with the reviewer and the time, and their names in QuPath."""
 _DECIMALS: Final = {"y": 2, "x": 2, "area": 2, "score": 4, "probability": 6}
+_UNITS: Final = 100.0
+"""Steps per pixel in which corners are compared: `to_geojson_ring` rounds to them."""
 
 
 def write_parquet(path: str | Path, cells: pd.DataFrame) -> None:
@@ -173,7 +88,7 @@ def read_parquet(path: str | Path) -> pd.DataFrame:
     Raises
     ------
     FieldError
-        If the file is missing or is no such table.
+        If the file is missing or is not a cells table.
     """
     shown = printable(str(path))
     table = read_table(Path(path), kind=FieldError, advice="make it again")
@@ -214,7 +129,7 @@ def csv_text(table: pd.DataFrame) -> str:
 
 
 def write_csv(path: str | Path, cells: pd.DataFrame) -> None:
-    """Replace a CSV file by the cells table, a piece at a time.
+    """Replace a CSV file by the cells table.
 
     Parameters
     ----------
@@ -274,11 +189,11 @@ def write_geojson(
 ) -> None:
     """Replace a GeoJSON file by the cells, as QuPath (0.4 or newer) imports them.
 
-    One feature a cell, of type ``detection``: the outline of its nucleus, or its box where there is no outline or one
-    that crosses itself. The classification has the class code for a name and the taxonomy's colour; a cell without a
-    class has none. Probabilities, score and area are measurements. Metadata are the class's name, and from the columns
-    ``who`` and ``when`` who decided on the cell and when. Ids are made of cell ids, so that importing twice does not
-    double the cells. Coordinates are pixels of the full resolution, x first, as QuPath counts them.
+    Each cell is a feature of type ``detection``: the contour of its nucleus, or its bounding box where the contour is
+    missing or crosses itself. The classification has the class code as its name and the taxonomy's colour; a cell
+    without a class has none. Probabilities, score and area are measurements. Metadata are the class's name, and the
+    reviewer and time from the columns ``who`` and ``when``. Ids are derived from cell ids, so that importing twice
+    does not duplicate the cells. Coordinates are pixels of the full resolution, x first, as in QuPath.
 
     Parameters
     ----------
@@ -287,7 +202,7 @@ def write_geojson(
     cells : DataFrame
         The table, classified or not.
     taxonomy : Taxonomy
-        Gives colours and names.
+        The source of colours and names.
     pixel_size_um : float, optional
         Where known, the area is also given in square micrometres.
 
@@ -322,8 +237,8 @@ def _features(cells: pd.DataFrame, taxonomy: Taxonomy, pixel_size_um: float | No
             classification, name = classes.get(code, ({"name": printable(code), "color": [127, 127, 127]}, ""))
             properties["classification"] = classification
         # QuPath shows metadata beside the measurements, which hold numbers only.
-        told = {"class name": name} | {shown: texts[number] for shown, texts in signed.items()}
-        metadata = {shown: text for shown, text in told.items() if text}
+        metadata = {"class name": name} | {shown: texts[number] for shown, texts in signed.items()}
+        metadata = {shown: text for shown, text in metadata.items() if text}
         if metadata:
             properties["metadata"] = metadata
         measurements = {name: values[number] for name, values in measured.items() if math.isfinite(values[number])}
@@ -378,3 +293,84 @@ def _ring(contour: object) -> list[list[float]] | None:
     if len(points) < 3 or not np.isfinite(points).all():
         return None
     return to_geojson_ring(points)
+
+
+def are_simple(rings: Sequence[npt.ArrayLike]) -> npt.NDArray[np.bool_]:
+    """Return which rings neither cross nor touch themselves and enclose an area.
+
+    All segments of all rings are compared in one sweep from left to right: tens of thousands of contours take seconds.
+
+    Parameters
+    ----------
+    rings : sequence of array_like (n, 2)
+        Corners in order, closed or not; rounded to a hundredth of a pixel. Consecutive equal corners count once.
+
+    Returns
+    -------
+    ndarray (len(rings),), bool
+        False also for rings of fewer than three different corners or with coordinates that are not finite.
+    """
+    good = np.zeros(len(rings), np.bool_)
+    kept: list[npt.NDArray[np.int64]] = []
+    owners: list[int] = []
+    for number, ring in enumerate(rings):
+        points = np.asarray(ring, np.float64)
+        if points.ndim != 2 or points.shape[1:] != (2,) or not np.isfinite(points).all():
+            continue
+        corners = np.rint(points * _UNITS).astype(np.int64)
+        before = np.concatenate((corners[-1:], corners[:-1]))
+        corners = corners[(corners != before).any(axis=1)]
+        if len(corners) >= 3:
+            kept.append(corners)
+            owners.append(number)
+    for start in range(0, len(kept), 1000):
+        part = kept[start : start + 1000]
+        good[owners[start : start + 1000]] = ~_crossing(part)
+    return good
+
+
+def _crossing(rings: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.bool_]:
+    """Return which rings (n, 2), without consecutive equal corners, cross or touch themselves."""
+    sizes = np.array([len(ring) for ring in rings])
+    owner = np.repeat(np.arange(len(rings)), sizes)
+    first = np.concatenate(rings)
+    starts = np.append(0, np.cumsum(sizes)[:-1])
+    following = np.arange(1, len(owner) + 1)
+    following[starts + sizes - 1] = starts
+    last = first[following]
+    bad = np.zeros(len(rings), np.bool_)
+
+    # Neighbouring segments share a corner: they must not fold back onto each other.
+    step = last - first
+    turn = step[following]
+    folded = (_cross(step, turn) == 0) & ((step * turn).sum(axis=1) < 0)
+    bad[owner[folded]] = True
+
+    # Each ring is shifted to its own part of the x axis; then a segment's rivals are those that start before it ends.
+    low, high = np.minimum(first, last), np.maximum(first, last)
+    left = np.minimum.reduceat(low[:, 0], starts)
+    right = np.maximum.reduceat(high[:, 0], starts)
+    shift = np.append(0, np.cumsum(right - left + 1)[:-1]) - left
+    begin, end = low[:, 0] + shift[owner], high[:, 0] + shift[owner]
+    order = np.argsort(begin, kind="stable")
+    rivals = np.searchsorted(begin[order], end[order], side="right") - np.arange(len(order)) - 1
+    one = np.repeat(np.arange(len(order)), rivals)
+    other = one + 1 + np.arange(len(one)) - np.repeat(np.cumsum(rivals) - rivals, rivals)
+    one, other = order[one], order[other]
+
+    place = np.arange(len(owner)) - starts[owner]
+    apart = np.abs(place[one] - place[other])
+    neighbours = (apart == 1) | (apart == sizes[owner[one]] - 1)
+    overlap = (low[one, 1] <= high[other, 1]) & (low[other, 1] <= high[one, 1])
+    which = overlap & ~neighbours
+    one, other = one[which], other[which]
+    a, b, c, d = first[one], last[one], first[other], last[other]
+    # Boxes overlap, and each segment's ends are on different sides of, or on, the other's line.
+    across = np.sign(_cross(b - a, c - a)) * np.sign(_cross(b - a, d - a)) <= 0
+    across &= np.sign(_cross(d - c, a - c)) * np.sign(_cross(d - c, b - c)) <= 0
+    bad[owner[one[across]]] = True
+    return bad
+
+
+def _cross(u: npt.NDArray[np.int64], v: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 
-from hematokit.annotations import ClassNames, KnownCellFiles, check_marks, load_class_map, read_class_names
+from hematokit.annotations import AnnotationFiles, ClassNames, check_annotations, load_class_map, read_class_names
 from hematokit.annotations.cells import name_cells
 from hematokit.errors import FieldError, ImageError, PluginError, StoreError
 from hematokit.files import hash_path
@@ -108,11 +108,11 @@ def detected_cells(name: str, options: Mapping[str, object] | None) -> CellSourc
 
 
 def given_cells(
-    files: KnownCellFiles, classes: ClassNames, only: Collection[str] | None, point_side: int
+    files: AnnotationFiles, classes: ClassNames, only: Collection[str] | None, point_side: int
 ) -> CellSource:
     def cells(opened: Field, tally: TileTally) -> FieldCells:
         marks = files.of_field(opened.path, opened.height, opened.width)
-        known = check_marks(marks, opened.height, opened.width, classes, only, point_side)
+        known = check_annotations(marks, opened.height, opened.width, classes, only, point_side)
         tally.left_out.update(known.left_out)
         tally.cut_boxes += known.cut
         places = known.cells[["y", "x", "y0", "x0", "height", "width", "label"]]
@@ -174,7 +174,7 @@ def tile_fields(
     detector_options : mapping, optional
         The detector's options.
     cells : str, Path or CellSource, optional
-        Known cells instead of detection: files, see `hematokit.annotations.KnownCellFiles`; or a function that is
+        Annotated cells instead of detection: files, see `hematokit.annotations.AnnotationFiles`; or a function that is
         given each opened field and says what its cells are.
     class_map : sequence of str, optional
         What the names that `cells` uses mean: ``"NAME=CODE"``, ``"NAME="`` for a cell without label, or YAML files.
@@ -212,7 +212,7 @@ def tile_fields(
     ImageError
         If a path does not exist, there are no fields, or the pixel size is none.
     FieldError
-        If the known cells or the smears cannot be used at all, or the smears name no field or name one twice.
+        If the annotations or the smears cannot be used at all, or the smears name no field or name one twice.
     PluginError
         If there is no such detector, or an option does not fit.
     StoreError
@@ -237,7 +237,7 @@ def tile_fields(
     else:
         names = None if class_names is None else read_class_names(Path(class_names))
         meaning = ClassNames(classes, load_class_map(class_map or (), classes))
-        cells_of = given_cells(KnownCellFiles(Path(cells), files, names), meaning, only, size)
+        cells_of = given_cells(AnnotationFiles(Path(cells), files, names), meaning, only, size)
     named = smears if isinstance(smears, SmearMatch) else match_smears(smears, files)
     tally.warnings += named.warnings
     with ExitStack() as held:
