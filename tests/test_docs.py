@@ -26,7 +26,8 @@ from PIL import Image
 import hematokit
 import hematokit.training
 from hematokit.cli.main import VERBS, main
-from hematokit.conformance.checking import rules_of
+from hematokit.conformance.checking import RULES
+from hematokit.conformance.rules import rule_description, rule_name
 from hematokit.models.construction import choose_backbone
 from hematokit.plugins import hookspecs, load_plugins
 from hematokit.store import open_store
@@ -373,8 +374,9 @@ def test_the_reference_has_every_hook_and_rule(generated: ModuleType) -> None:
     page = generated.expand(read("reference/hooks.md"))
     for name in [name for name in vars(hookspecs) if name.startswith("register_")]:
         assert f"## {name}\n" in page
-    for kind in ("backbone", "augmenter", "explainer", "detector"):
-        assert all(f"| `{rule.name}` | {rule.asks[:20]}" in page.replace("``", "`") for rule in rules_of(kind)[0])
+    for kind in ("backbone", "augmenter", "explainer", "detector", "package"):
+        rows = [f"| `{rule_name(rule)}` | {rule_description(rule)[:20]}" for rule in RULES[kind]]
+        assert [row for row in rows if row not in page.replace("``", "`")] == []
     rows = [row.split(" | ") for row in page.splitlines() if row.startswith("| `")]
     assert [row[0] for row in rows if not row[1].strip(" |")] == []
 

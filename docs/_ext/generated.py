@@ -106,11 +106,14 @@ def plugin_reference() -> str:
 
 def hooks_reference() -> str:
     """Each hook with the spec that it registers and the rules of its kind; then what specs are made of."""
-    from hematokit.conformance.checking import rules_of
-    from hematokit.conformance.specs import PACKAGE_RULES
+    from hematokit.conformance.checking import RULES
+    from hematokit.conformance.rules import rule_description, rule_name
     from hematokit.plugins import hookspecs, specs
 
-    head = ("rule", "what it asks for")
+    def rules(kind: str) -> str:
+        rows = [(f"`{rule_name(rule)}`", _markdown(rule_description(rule))) for rule in RULES[kind]]
+        return _table(("rule", "what it asks for"), rows)
+
     parts = [f"Version of the hooks: **{hookspecs.HOOKS}** (`hematokit.plugins.hookspecs.HOOKS`).\n"]
     for name, hook in vars(hookspecs).items():
         if not hasattr(hook, f"{hookspecs.PROJECT}_spec"):
@@ -121,13 +124,11 @@ def hooks_reference() -> str:
         if found:
             parts.append(f"### {found[1]}Spec\n\n{_fields(getattr(specs, f'{found[1]}Spec'))}")
             kind = found[1].lower()
-            rules = [(f"`{rule.name}`", _markdown(rule.asks)) for rule in rules_of(kind)[0]]
-            parts.append(f"### Rules for {kind}s\n\n{_table(head, rules)}")
+            parts.append(f"### Rules for {kind}s\n\n{rules(kind)}")
     parts.append("## What specs are made of\n")
     for part in (specs.Option, specs.Variant, specs.InputSpec):
         parts.append(f"### {part.__name__}\n\n{_fields(part)}")
-    rules = [(f"`{rule.name}`", _markdown(rule.asks)) for rule in PACKAGE_RULES]
-    parts.append(f"## Rules for packages\n\n{_table(head, rules)}")
+    parts.append(f"## Rules for packages\n\n{rules('package')}")
     return "\n".join(parts)
 
 

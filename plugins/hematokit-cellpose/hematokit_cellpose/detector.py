@@ -158,7 +158,7 @@ class CellposeDetector:
         y1, x1 = (corner + mask.shape) * enlarge
         pad_y, pad_x = (y1 - y0) * self.margin, (x1 - x0) * self.margin
         top, left, bottom, right = y0 - pad_y, x0 - pad_x, y1 + pad_y, x1 + pad_x
-        # Half a pixel of the network's picture: nothing nearer to the border can be told from it.
+        # Half a pixel of the network's input: nothing nearer to the border can be distinguished from it.
         near = enlarge / 2
         cut = top < near[0] or left < near[1] or bottom > h - near[0] or right > w - near[1]
         top, left = max(math.floor(top), 0), max(math.floor(left), 0)

@@ -1,4 +1,4 @@
-"""DinoBloom for hematokit: backbone ``dinobloom``, explainer ``attention-rollout``, verb ``dinobloom-probe``.
+"""DinoBloom for hematokit: backbone ``dinobloom``, explainer ``attention-rollout``, command ``dinobloom-probe``.
 
 Every start of hematokit reads this file, so it imports nothing heavy.
 """

@@ -126,7 +126,7 @@ def probe(
     seed : int
         Of a transformer without weights.
     progress : Progress
-        Told in cells.
+        Counts cells.
     log : callable, optional
         Given lines for people.
     command : sequence of str
@@ -359,7 +359,7 @@ def _read_cache(path: Path, key: str, rows: Labels) -> torch.Tensor | None:
             kept: Labels = file.get_tensor("rows").numpy()
             values: torch.Tensor = file.get_tensor("embeddings")
     except (OSError, SafetensorError):
-        return None  # made anew
+        return None  # made again
     place = {int(row): position for position, row in enumerate(kept)}
     if any(int(row) not in place for row in rows):
         return None

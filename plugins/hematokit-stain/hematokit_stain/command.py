@@ -11,7 +11,7 @@ __all__ = ["add_command"]
 
 
 def add_command(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
+    """Add the command to the command line."""
 
     @app.command("stain-reference")
     def stain_reference(

@@ -1,4 +1,4 @@
-"""Held against scikit-image's colour tools, against drawn stains, and against hematokit's rules."""
+"""Compared with scikit-image's colour tools and with drawn stains; the conformance tests."""
 
 from __future__ import annotations
 
@@ -277,10 +277,10 @@ def test_normalising_twice_is_refused():
 
 @pytest.mark.parametrize("name", ["stain-hed", "stain-reinhard", "stain-macenko"])
 def test_the_augmenters_keep_the_rules(name):
-    assert [str(verdict) for verdict in check_plugin(name) if verdict.outcome == "failed"] == []
+    assert [str(result) for result in check_plugin(name) if result.outcome == "failed"] == []
 
 
 @pytest.mark.parametrize("method", ["reinhard", "macenko"])
 def test_the_backbone_keeps_the_rules(method):
-    verdicts = check_plugin("stain-normalised:timm:test_resnet", {"backbone": {"method": method}})
-    assert [str(verdict) for verdict in verdicts if verdict.outcome == "failed"] == []
+    results = check_plugin("stain-normalised:timm:test_resnet", {"backbone": {"method": method}})
+    assert [str(result) for result in results if result.outcome == "failed"] == []

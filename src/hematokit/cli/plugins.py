@@ -1,7 +1,8 @@
-"""``hematokit plugins``: what is installed and what failed; a new plugin, and the rules that it is held against."""
+"""``hematokit plugins``: list, show, write and test plugins."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -11,12 +12,12 @@ from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
 from hematokit.cli.option_words import describe_option
 
 if TYPE_CHECKING:
-    from hematokit.conformance import Verdict
+    from hematokit.conformance import RuleResult
     from hematokit.plugins import PluginRegistry
 
 
 def register(app: typer.Typer) -> None:
-    """Attach the verb and what belongs to it."""
+    """Add the command and its subcommands."""
     group = typer.Typer(rich_markup_mode=None)
     group.callback(invoke_without_command=True)(plugins_command)
     group.command("show")(show_command)
@@ -82,7 +83,7 @@ def new_command(
 
     Example: hematokit plugins new hematokit-stain-jitter --kind augmenter
     """
-    from hematokit.conformance import new_plugin
+    from hematokit.plugins.template import new_plugin
 
     made = new_plugin(name, kind, folder)
     echo(f"Wrote {made}")
@@ -97,7 +98,7 @@ def check_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hold an installed plugin against the rules of its kind; exit code 1 if one is broken.
+    """Run the conformance tests of an installed plugin; exit code 1 if a rule is broken.
 
     Example: hematokit plugins check hematokit-stain-jitter
     """
@@ -109,13 +110,13 @@ def check_command(
         head: plugin_options([each for each in assignments or [] if each.partition(".")[0] == head], head)
         for head in heads
     }
-    with progress_bar("checking", "parts") as progress:
-        verdicts = check_plugin(name, options, progress=progress)
-    counts = {kind: sum(each.outcome == kind for each in verdicts) for kind in _OUTCOMES}
+    with progress_bar("testing", "rules") as progress:
+        results = check_plugin(name, options, progress=progress)
+    counts = {kind: sum(each.outcome == kind for each in results) for kind in _OUTCOMES}
     if as_json:
-        print_json({"name": name, "counts": counts, "verdicts": [verdict.to_dict() for verdict in verdicts]})
+        print_json({"name": name, "counts": counts, "verdicts": [result.to_dict() for result in results]})
     else:
-        _print_verdicts(verdicts)
+        _print_results(results)
         echo(", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
     if counts["failed"]:
         raise typer.Exit(1)
@@ -164,20 +165,7 @@ def describe(registry: PluginRegistry) -> dict[str, Any]:
             }
             for spec in specs
         ]
-    plugins = [
-        {
-            "name": info.name,
-            "package": info.package,
-            "version": info.version,
-            "status": info.status,
-            "reason": info.reason,
-            "provides": info.provides,
-            "hooks": info.hooks,
-            "seconds": info.seconds,
-        }
-        for info in registry.plugins
-    ]
-    return {"hooks": HOOKS, "plugins": plugins, **provided}
+    return {"hooks": HOOKS, "plugins": [asdict(info) for info in registry.plugins], **provided}
 
 
 def _print(registry: PluginRegistry) -> None:
@@ -189,8 +177,8 @@ def _print(registry: PluginRegistry) -> None:
             echo(f"  {item['name']:{width}}  {item['description']}  [{item['package']} {item['version']}]")
             if item.get("variants"):
                 echo(f"  {'':{width}}  variants: {', '.join(item['variants'])} (default {item['default_variant']})")
-    strangers = {info.package for info in registry.plugins if info.status == "loaded"} - {"hematokit"}
-    echo(f"packages: hematokit{''.join(', ' + name for name in sorted(strangers))}")
+    others = {info.package for info in registry.plugins if info.status == "loaded"} - {"hematokit"}
+    echo(f"packages: {', '.join(['hematokit', *sorted(others)])}")
     for info in registry.plugins:
         if info.status != "loaded":
             echo(info.line)
@@ -219,12 +207,12 @@ def _show(kind: str, item: dict[str, Any], registry: PluginRegistry) -> None:
         echo("  no options")
 
 
-def _print_verdicts(verdicts: list[Verdict]) -> None:
-    width = max((len(verdict.rule) for verdict in verdicts), default=0)
+def _print_results(results: list[RuleResult]) -> None:
+    width = max((len(result.rule) for result in results), default=0)
     subject = ""
-    for verdict in verdicts:
-        if verdict.subject != subject:
-            subject = verdict.subject
+    for result in results:
+        if result.subject != subject:
+            subject = result.subject
             echo(subject)
-        word = verdict.outcome.upper() if verdict.outcome == "failed" else verdict.outcome
-        echo(f"  {word:7}  {verdict.rule:{width}}  {verdict.detail}")
+        word = result.outcome.upper() if result.outcome == "failed" else result.outcome
+        echo(f"  {word:7}  {result.rule:{width}}  {result.detail}")

@@ -1,9 +1,8 @@
-"""What authors of plugins need: a template, and rules that a plugin is held against."""
+"""Conformance tests of plugins: what the rest of hematokit expects of a package, and of each type of plugin."""
 
 from __future__ import annotations
 
-from hematokit.conformance.checking import check_plugin
-from hematokit.conformance.rules import Verdict
-from hematokit.conformance.template import new_plugin
+from hematokit.conformance.checking import check_plugin, conformance_tests
+from hematokit.conformance.rules import ConformanceTest, RuleBroken, RuleResult, RuleWarning
 
-__all__ = ["Verdict", "check_plugin", "new_plugin"]
+__all__ = ["ConformanceTest", "RuleBroken", "RuleResult", "RuleWarning", "check_plugin", "conformance_tests"]

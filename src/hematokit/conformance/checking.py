@@ -1,65 +1,53 @@
-"""Holding an installed plugin against the rules of its kind."""
+"""The conformance tests of an installed package or of one plugin."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from typing import Any
+from unittest import SkipTest
 
-from hematokit.conformance.rules import Rule, Verdict, judge_all
-from hematokit.conformance.specs import PACKAGE_RULES
-from hematokit.errors import HematokitError, PluginError
+from hematokit.conformance import augmenters, backbones, detectors, explainers
+from hematokit.conformance.packages import PACKAGE_RULES
+from hematokit.conformance.rules import ConformanceTest, Rule, RuleResult
+from hematokit.errors import PluginError
 from hematokit.plugins import PluginInfo, PluginRegistry, load_plugins
 from hematokit.progress import Progress, no_progress
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+__all__ = ["RULES", "check_plugin", "conformance_tests"]
 
-__all__ = ["check_plugin", "rules_of"]
-
-KINDS = ("backbone", "augmenter", "explainer", "detector")
 Options = Mapping[str, Mapping[str, object]]
 
-
-def rules_of(kind: str) -> tuple[Sequence[Rule], Callable[[str, Mapping[str, object]], Any]]:
-    """Return the rules of a kind of plugin, and what makes a subject of a name and options.
-
-    Imported here, kind by kind: the rules need torch.
-    """
-    if kind == "backbone":
-        from hematokit.conformance import backbones as found
-
-        return found.RULES, found.BackboneSubject
-    if kind == "augmenter":
-        from hematokit.conformance import augmenters as augmenter_rules
-
-        return augmenter_rules.RULES, augmenter_rules.AugmenterSubject
-    if kind == "explainer":
-        from hematokit.conformance import explainers as explainer_rules
-
-        return explainer_rules.RULES, explainer_rules.ExplainerSubject
-    from hematokit.conformance import detectors as detector_rules
-
-    return detector_rules.RULES, detector_rules.DetectorSubject
+RULES: dict[str, Sequence[Rule]] = {
+    "backbone": backbones.RULES,
+    "augmenter": augmenters.RULES,
+    "explainer": explainers.RULES,
+    "detector": detectors.RULES,
+    "package": PACKAGE_RULES,
+}
+_UNDER_TEST: dict[str, Callable[[str, Mapping[str, object]], Any]] = {
+    "backbone": backbones.BackboneUnderTest,
+    "augmenter": augmenters.AugmenterUnderTest,
+    "explainer": explainers.ExplainerUnderTest,
+    "detector": detectors.DetectorUnderTest,
+}
 
 
-def check_plugin(name: str, options: Options | None = None, *, progress: Progress = no_progress) -> list[Verdict]:
-    """Hold a plugin against the rules of its kind.
+def check_plugin(name: str, options: Options | None = None, *, progress: Progress = no_progress) -> list[RuleResult]:
+    """Run the conformance tests of a plugin.
 
     Parameters
     ----------
-    name : str
-        A package, with everything that it registers; or the name of one backbone, augmenter, explainer or detector
-        (``"thimble"``, ``"thimble:two"`` for a variant other than the default one).
-    options : mapping of str to mapping, optional
-        Options by kind: ``{"detector": {"weights": "file.pt"}}``.
+    name, options
+        As for `conformance_tests`.
     progress : Progress
-        Told after each part of the plugin.
+        Called after each test.
 
     Returns
     -------
-    list of Verdict
+    list of RuleResult
         One per rule. ``outcome`` is ``"failed"`` where the plugin breaks the rule; ``"warned"`` where it works but
-        users may stumble; ``"skipped"`` where the rule could not be tried here.
+        users may have trouble; ``"skipped"`` where the rule could not be tested here.
 
     Raises
     ------
@@ -68,30 +56,80 @@ def check_plugin(name: str, options: Options | None = None, *, progress: Progres
 
     Examples
     --------
-    >>> failed = [verdict for verdict in check_plugin("flips") if verdict.outcome == "failed"]
+    >>> failed = [result for result in check_plugin("flips") if result.outcome == "failed"]
     >>> failed
     []
+    """
+    import torch
+
+    tests = conformance_tests(name, options)
+    results = []
+    with torch.random.fork_rng():
+        for number, test in enumerate(tests):
+            results.append(test.result())
+            progress(number + 1, len(tests), test.subject)
+    return results
+
+
+def conformance_tests(name: str, options: Options | None = None) -> list[ConformanceTest]:
+    """Return the conformance tests of a plugin, one per rule, for ``pytest.mark.parametrize``.
+
+    Parameters
+    ----------
+    name : str
+        A package, with everything that it registers; or the name of one backbone, augmenter, explainer or detector
+        (``"thimble"``, ``"thimble:two"`` for a variant other than the default one).
+    options : mapping of str to mapping, optional
+        Options by type of plugin: ``{"detector": {"weights": "file.pt"}}``.
+
+    Raises
+    ------
+    PluginError
+        If nothing installed has that name, or an option is given that nothing takes.
+
+    Examples
+    --------
+    >>> @pytest.mark.parametrize("test", conformance_tests("hematokit-thimble"), ids=str)  # doctest: +SKIP
+    ... def test_conformance(test):
+    ...     test()
     """
     registry = load_plugins()
     given = {kind: dict(values) for kind, values in (options or {}).items()}
     for kind in given:
-        if kind not in KINDS:
-            raise PluginError(f"--set {kind}.NAME: {kind!r} is no kind of plugin; there are: {', '.join(KINDS)}")
-    packages, subjects = _find(registry, name)
-    _check_options(registry, subjects, given)
-    verdicts: list[Verdict] = []
-    total = len(packages) + len(subjects)
+        if kind not in _UNDER_TEST:
+            raise PluginError(f"--set {kind}.NAME: {kind!r} is no kind of plugin; there are: {', '.join(_UNDER_TEST)}")
+    packages, plugins = _find(registry, name)
+    specs = {(kind, each): registry.kinds[f"{kind}s"].get(each.partition(":")[0]) for kind, each in plugins}
+    for kind, values in given.items():
+        tested = [spec for (known, _), spec in specs.items() if known == kind]
+        for option in values:
+            if not any(option in spec.options for spec in tested):
+                names = ", ".join(spec.name for spec in tested) or "nothing here"
+                raise PluginError(f"--set {kind}.{option}: no {kind} under trial has it ({names})")
+    tests = []
     for info in packages:
-        verdicts += judge_all(PACKAGE_RULES, f"package {info.package}", info)
-        progress(len(packages), total, info.package)
-    for number, (kind, subject) in enumerate(subjects, start=len(packages) + 1):
-        verdicts += _check_subject(registry, kind, subject, given.get(kind, {}))
-        progress(number, total, subject)
-    return verdicts
+        tests += _tests(PACKAGE_RULES, f"package {info.package}", lambda info=info: info)  # type: ignore[misc]
+    for (kind, each), spec in specs.items():
+        values = {key: value for key, value in given.get(kind, {}).items() if key in spec.options}
+        make = partial(_UNDER_TEST[kind], each, values)
+        rules = RULES[kind]
+        if kind == "backbone" and not spec.default_variant and ":" not in each:
+            rules, make = rules[:1], partial(_no_variant, each)
+        tests += _tests(rules, f"{kind} {each}", make)
+    return tests
+
+
+def _tests(rules: Sequence[Rule], subject: str, make: Callable[[], Any]) -> list[ConformanceTest]:
+    plugin, broken = cache(make), list[str]()
+    return [ConformanceTest(rule, subject, plugin, broken) for rule in rules]
+
+
+def _no_variant(name: str) -> Any:
+    raise SkipTest(f"it has no default variant; name one: hematokit plugins check {name}:VARIANT")
 
 
 def _find(registry: PluginRegistry, name: str) -> tuple[list[PluginInfo], list[tuple[str, str]]]:
-    """The plugins that a name stands for, and what of them is to be tried, as (kind, name)."""
+    """Return the packages that a name stands for, and their plugins that are to be tested, as (kind, name)."""
     packages = registry.of_package(name)
     if packages:
         return packages, [
@@ -102,39 +140,13 @@ def _find(registry: PluginRegistry, name: str) -> tuple[list[PluginInfo], list[t
             for spec in specs
         ]
     base = name.partition(":")[0]
-    found = [specs for specs in registry.kinds.values() if (base if specs.kind == "backbone" else name) in specs]
+    found = [(specs, base if specs.kind == "backbone" else name) for specs in registry.kinds.values()]
+    found = [(specs, spec) for specs, spec in found if spec in specs]
     if not found:
-        strangers = sorted({info.package for info in registry.plugins})
+        installed = ", ".join(sorted({info.package for info in registry.plugins}))
         raise PluginError(
-            f"no installed package and no part of one is called {name!r}; packages: {', '.join(strangers)} "
+            f"no installed package and no part of one is called {name!r}; packages: {installed} "
             "(after a change of pyproject.toml, install the package again)"
         )
-    owners = [specs.owner(base if specs.kind == "backbone" else name) for specs in found]
-    return list({id(info): info for info in owners}.values()), [(specs.kind, name) for specs in found]
-
-
-def _check_options(registry: PluginRegistry, subjects: list[tuple[str, str]], given: Options) -> None:
-    for kind, values in given.items():
-        specs = [registry.kinds[f"{kind}s"].get(name.partition(":")[0]) for known, name in subjects if known == kind]
-        for option in values:
-            if not any(option in spec.options for spec in specs):
-                names = ", ".join(spec.name for spec in specs) or "nothing here"
-                raise PluginError(f"--set {kind}.{option}: no {kind} under trial has it ({names})")
-
-
-def _check_subject(registry: PluginRegistry, kind: str, name: str, given: Mapping[str, object]) -> list[Verdict]:
-    import torch
-
-    rules, make = rules_of(kind)
-    spec = registry.kinds[f"{kind}s"].get(name.partition(":")[0])
-    values = {key: value for key, value in given.items() if key in spec.options}
-    said = f"{kind} {name}"
-    if kind == "backbone" and not spec.default_variant and ":" not in name:
-        reason = f"it has no default variant; name one: hematokit plugins check {name}:VARIANT"
-        return [Verdict("spec", said, "skipped", reason)]
-    try:
-        subject = make(name, values)
-    except HematokitError as error:
-        return [Verdict("spec", said, "failed", " ".join(str(error).split()))]
-    with torch.random.fork_rng():
-        return judge_all(rules, said, subject)
+    owners = {id(info): info for info in (specs.owner(spec) for specs, spec in found)}
+    return list(owners.values()), [(specs.kind, name) for specs, _ in found]

@@ -1,48 +1,65 @@
-"""Rules that a plugin is held against, and what comes of them."""
+"""Conformance rules and their outcomes.
+
+A rule is a function of the plugin under test. It returns a few words on what it saw. It raises `RuleBroken` where the
+plugin breaks it, `RuleWarning` where the plugin works but users may have trouble, and `unittest.SkipTest` where it
+cannot be tested here. Anything else that is raised breaks the rule, too. The function's name is the rule's id, and the
+first paragraph of its docstring says what it asks for.
+"""
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
+from unittest import SkipTest
 
 from hematokit.errors import HematokitError, describe_error
 
-__all__ = ["Broken", "Caution", "NotTried", "Outcome", "Rule", "Verdict", "judge", "judge_all", "rule"]
+__all__ = [
+    "ConformanceTest",
+    "Outcome",
+    "Rule",
+    "RuleBroken",
+    "RuleResult",
+    "RuleWarning",
+    "rule_description",
+    "rule_name",
+]
 
 Outcome = Literal["passed", "failed", "warned", "skipped"]
+Rule = Callable[[Any], str]
+
+_FIRST: Final = frozenset({"loads", "spec", "builds", "shape", "table"})
+"""Rules without which the later ones make no sense: if one is broken, those are skipped."""
 
 
-class Broken(Exception):
+class RuleBroken(AssertionError):
     """A rule is broken; the text says how."""
 
 
-class Caution(Exception):
-    """Nothing is broken, but the author should know."""
-
-
-class NotTried(Exception):
-    """A rule could not be tried here; the text says why."""
+class RuleWarning(UserWarning):
+    """No rule is broken, but the author should know."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What came of one rule.
+class RuleResult:
+    """Outcome of one rule.
 
     Attributes
     ----------
     rule : str
         Its name.
     subject : str
-        What was held against it: a package, or ``"backbone thimble:one"``.
+        What was tested: ``"package hematokit-thimble"``, ``"backbone thimble:one"``.
     outcome : str
-        ``"passed"``, ``"failed"``, ``"warned"`` (works, but somebody will stumble), ``"skipped"`` (could not be
-        tried).
+        ``"passed"``, ``"failed"``, ``"warned"`` (works, but users may have trouble) or ``"skipped"`` (could not be
+        tested).
     detail : str
-        What was found; one line.
+        What was seen; one line.
     """
 
     rule: str
@@ -60,62 +77,74 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Rule:
-    """A rule: its name, what it asks for, and the function that tries it.
+class ConformanceTest:
+    """A rule and the plugin that it is to test.
 
-    The function gets what is to be tried and returns a few words on what it found; it raises `Broken`, `Caution` or
-    `NotTried` otherwise. Anything else that is raised in it breaks the rule, too.
+    Called, it is a test for pytest: it raises where the rule is broken, warns with `RuleWarning`, and raises
+    `unittest.SkipTest` where it cannot be tested.
+
+    Attributes
+    ----------
+    rule : callable
+    subject : str
+        As in `RuleResult`.
+    plugin : callable
+        Returns what the rule takes.
+    broken : list of str
+        Rules that were broken before by the same subject, of those that the later ones need.
     """
 
-    name: str
-    asks: str
-    check: Callable[[Any], str]
-    first: bool = False
-    """Whether those after it need it: if it is broken, they are not tried."""
+    rule: Rule
+    subject: str
+    plugin: Callable[[], Any]
+    broken: list[str]
+
+    def __str__(self) -> str:
+        """For pytest's ids."""
+        return f"{self.subject}: {rule_name(self.rule)}"
+
+    def __call__(self) -> None:
+        """Test the rule, as pytest does."""
+        try:
+            self._test()
+        except RuleWarning as warning:
+            warnings.warn(warning, stacklevel=2)
+
+    def result(self) -> RuleResult:
+        """Test the rule and return the outcome; nothing is raised."""
+        outcome: Outcome = "passed"
+        try:
+            detail = self._test()
+        except SkipTest as error:
+            outcome, detail = "skipped", str(error)
+        except RuleWarning as error:
+            outcome, detail = "warned", str(error)
+        except (RuleBroken, HematokitError) as error:
+            outcome, detail = "failed", str(error)
+        except Exception as error:
+            outcome, detail = "failed", describe_error(error)
+        return RuleResult(rule_name(self.rule), self.subject, outcome, " ".join(detail.split())[:400])
+
+    def _test(self) -> str:
+        if self.broken:
+            raise SkipTest(f"not tried: {self.broken[0]} failed")
+        try:
+            # What the plugin prints must not be mixed into the output of --json.
+            with redirect_stdout(sys.stderr):
+                return self.rule(self.plugin())
+        except (SkipTest, RuleWarning):
+            raise
+        except Exception:
+            if rule_name(self.rule) in _FIRST:
+                self.broken.append(rule_name(self.rule))
+            raise
 
 
-def rule(
-    rules: list[Rule], name: str, *, first: bool = False
-) -> Callable[[Callable[[Any], str]], Callable[[Any], str]]:
-    """Add the decorated function to a list of rules; its docstring's first paragraph says what the rule asks for."""
-
-    def add(check: Callable[[Any], str]) -> Callable[[Any], str]:
-        text = inspect.getdoc(check) or ""
-        rules.append(Rule(name, " ".join(text.split("\n\n")[0].split()), check, first))
-        return check
-
-    return add
+def rule_name(rule: Rule) -> str:
+    """Return a rule's id: ``"input-gradients"``."""
+    return rule.__name__.strip("_").replace("_", "-")
 
 
-def judge(rule: Rule, subject: str, made: Any) -> Verdict:
-    """Try one rule.
-
-    What the plugin prints meanwhile goes to standard error, so that ``--json`` stays readable.
-    """
-    outcome: Outcome = "passed"
-    try:
-        with redirect_stdout(sys.stderr):
-            detail = rule.check(made)
-    except NotTried as said:
-        outcome, detail = "skipped", str(said)
-    except Caution as said:
-        outcome, detail = "warned", str(said)
-    except (Broken, HematokitError) as said:
-        outcome, detail = "failed", str(said)
-    except Exception as error:
-        outcome, detail = "failed", describe_error(error)
-    return Verdict(rule.name, subject, outcome, " ".join(detail.split())[:400])
-
-
-def judge_all(rules: Sequence[Rule], subject: str, made: Any) -> list[Verdict]:
-    """Try rules in order; where one that the others need is broken, they are skipped."""
-    verdicts: list[Verdict] = []
-    reason = ""
-    for each in rules:
-        if reason:
-            verdicts.append(Verdict(each.name, subject, "skipped", reason))
-            continue
-        verdicts.append(judge(each, subject, made))
-        if each.first and verdicts[-1].outcome == "failed":
-            reason = f"not tried: {each.name} failed"
-    return verdicts
+def rule_description(rule: Rule) -> str:
+    """Return what a rule asks for, in one line."""
+    return " ".join((inspect.getdoc(rule) or "").split("\n\n")[0].split())

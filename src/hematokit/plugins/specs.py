@@ -79,7 +79,7 @@ class Option:
         Raises
         ------
         PluginError
-            If the value is not of the type, lies outside the limits, is none of the choices or no such path exists.
+            If the value is not of the type, is outside the limits, is none of the choices or no such path exists.
         """
         given = value
         if isinstance(value, str) and self.type is not str:

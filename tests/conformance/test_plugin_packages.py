@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from hematokit.cli.main import main
-from hematokit.conformance import check_plugin, new_plugin
-from hematokit.conformance.template import KINDS
+from hematokit.conformance import check_plugin
 from hematokit.errors import PluginError
+from hematokit.plugins.template import KINDS, new_plugin
 from pluginkit import environment_with, pip_install, plugins_in_this_process, run_hematokit, write_package
 
 HEAVY = """
@@ -101,7 +101,7 @@ def test_check_ends_with_1_where_a_rule_is_broken(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_package_that_does_not_load_is_told_why() -> None:
+def test_a_package_that_does_not_load_says_why() -> None:
     outcomes = {each.rule: (each.outcome, each.detail) for each in check_plugin("hemato-broken-kit")}
     assert outcomes["loads"] == ("failed", "failed: import: RuntimeError: no licence found")
     assert outcomes["light"] == ("skipped", "not tried: loads failed")

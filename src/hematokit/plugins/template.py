@@ -1,4 +1,4 @@
-"""Writing the skeleton of a plugin: a package that installs, passes its own tests, and is there to be changed."""
+"""The template of a plugin: a package that installs and passes its own tests."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Final
 from hematokit._version import __version__
 from hematokit.errors import PluginError
 from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors
-from hematokit.plugins import load_plugins
 from hematokit.plugins.hookspecs import HOOKS, PROJECT
+from hematokit.plugins.loading import load_plugins
 
 __all__ = ["KINDS", "new_plugin"]
 
@@ -102,5 +102,5 @@ def _names(name: str, kind: str) -> tuple[str, str, str]:
 
 def _write(source: str, target: Path, values: dict[str, str]) -> None:
     # Their names end in .txt, so that tools take none of them for a module of ours.
-    text = resources.files("hematokit.conformance").joinpath(f"templates/{source}.txt").read_text("utf-8")
+    text = resources.files("hematokit.plugins").joinpath(f"templates/{source}.txt").read_text("utf-8")
     target.write_text(Template(text).substitute(values), encoding="utf-8")

@@ -7,15 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import SkipTest
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from hematokit.conformance import Verdict, check_plugin
-from hematokit.conformance.checking import rules_of
-from hematokit.conformance.rules import judge
+from hematokit.conformance import ConformanceTest, RuleBroken, RuleResult, RuleWarning, check_plugin, conformance_tests
+from hematokit.conformance.checking import RULES
+from hematokit.conformance.rules import rule_name
 from hematokit.errors import PluginError
 from hematokit.models import Classifier, load_model, save_bundle
 from hematokit.models.construction import build_backbone, choose_backbone
@@ -33,13 +34,16 @@ from hematokit.plugins.specs import (
 from hematokit.taxonomy import MATEK_21
 
 
-def verdict(spec: AnySpec, rule: str) -> Verdict:
-    """What one rule says of a spec."""
-    kind = type(spec).__name__.removesuffix("Spec").lower()
-    rules, make = rules_of(kind)
-    found = next(each for each in rules if each.name == rule)
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def result_of(spec: AnySpec, rule: str) -> RuleResult:
+    """The outcome of one rule for a spec."""
     with registered(spec):
-        return judge(found, spec.name, make(spec.name, {}))
+        tests = conformance_tests(spec.name)
+        return next(test for test in tests if str(test) == f"{spec.kind} {spec.name}: {rule}").result()
 
 
 # --- backbones --------------------------------------------------------------------------------------------------------
@@ -86,10 +90,13 @@ class BatchMean(Network):
         return logits - logits.mean(0)
 
 
+WEIGHTS = np.random.default_rng(0)
+
+
 class NumpyWeights(Network):
     def __init__(self, classes: int) -> None:
         super().__init__(classes)
-        self.head.weight.data = torch.from_numpy(np.random.default_rng().random((classes, 8), np.float32))
+        self.head.weight.data = torch.from_numpy(WEIGHTS.random((classes, 8), np.float32))
 
 
 class FixedSize(Network):
@@ -151,9 +158,9 @@ def backbone(network: Callable[[int], torch.nn.Module], **changed: Any) -> Backb
     return BackboneSpec(**{**given, **changed})
 
 
-@pytest.mark.parametrize("rule", [rule.name for rule in rules_of("backbone")[0] if rule.name != "onnx"])
+@pytest.mark.parametrize("rule", [name for name in map(rule_name, RULES["backbone"]) if name != "onnx"])
 def test_a_good_backbone_passes(rule: str) -> None:
-    found = verdict(backbone(Network), rule)
+    found = result_of(backbone(Network), rule)
     assert found.outcome == "passed", found
 
 
@@ -177,7 +184,7 @@ def test_a_good_backbone_passes(rule: str) -> None:
 def test_a_backbone_that_breaks_a_rule_fails_it(network: type[Network], rule: str, words: str) -> None:
     if rule == "devices" and torch.cuda.is_available():
         words = "same device"
-    found = verdict(backbone(network), rule)
+    found = result_of(backbone(network), rule)
     assert found.outcome == "failed", found
     assert words in found.detail
     assert "\n" not in found.detail
@@ -192,7 +199,7 @@ def test_a_backbone_that_breaks_a_rule_fails_it(network: type[Network], rule: st
     ],
 )
 def test_what_people_may_stumble_over_is_a_warning(spec: BackboneSpec, rule: str, words: str) -> None:
-    found = verdict(spec, rule)
+    found = result_of(spec, rule)
     assert found.outcome == "warned", found
     assert words in found.detail
 
@@ -205,7 +212,7 @@ def test_what_people_may_stumble_over_is_a_warning(spec: BackboneSpec, rule: str
     ],
 )
 def test_attribution_layers_are_looked_at(layer: Callable[..., Any], words: str) -> None:
-    found = verdict(backbone(Network, attribution_layer=layer), "attribution-layer")
+    found = result_of(backbone(Network, attribution_layer=layer), "attribution-layer")
     assert (found.outcome, words in found.detail) == ("failed", True), found
 
 
@@ -228,7 +235,7 @@ def guides_transformer(old: str = "", new: str = "") -> BackboneSpec:
 
 @pytest.mark.parametrize("rule", ["shape", "determinism", "sizes", "gradients", "bundle", "attribution-layer", "onnx"])
 def test_the_guides_transformer_passes(rule: str) -> None:
-    found = verdict(guides_transformer(), rule)
+    found = result_of(guides_transformer(), rule)
     assert found.outcome == "passed", found
 
 
@@ -239,8 +246,8 @@ def test_the_guides_transformer_passes(rule: str) -> None:
         ("self.head(self.blocks[-1](tokens)[:, 0])", "self.head(tokens[:, 0])", "no gradient reaches the layer"),
     ],
 )
-def test_a_transformer_that_loses_its_token_is_told(old: str, new: str, words: str) -> None:
-    found = verdict(guides_transformer(old, new), "attribution-layer")
+def test_a_transformer_that_loses_its_token_fails(old: str, new: str, words: str) -> None:
+    found = result_of(guides_transformer(old, new), "attribution-layer")
     assert (found.outcome, words in found.detail) == ("failed", True), found
 
 
@@ -282,7 +289,7 @@ def test_a_bundle_does_not_say_where_a_file_was(tmp_path: Path) -> None:
     ],
 )
 def test_specs_are_read(changed: dict[str, Any], words: str) -> None:
-    found = verdict(backbone(Network, **changed), "spec")
+    found = result_of(backbone(Network, **changed), "spec")
     assert words in found.detail, found
 
 
@@ -297,9 +304,9 @@ def augmenter(augment: Callable[..., torch.Tensor], options: dict[str, Option] |
     return AugmenterSpec("trial", "An augmenter on trial", lambda **given: augment, options or {})
 
 
-@pytest.mark.parametrize("rule", [rule.name for rule in rules_of("augmenter")[0] if rule.name != "devices"])
+@pytest.mark.parametrize("rule", [name for name in map(rule_name, RULES["augmenter"]) if name != "devices"])
 def test_a_good_augmenter_passes(rule: str) -> None:
-    found = verdict(augmenter(jitter), rule)
+    found = result_of(augmenter(jitter), rule)
     assert found.outcome == "passed", found
 
 
@@ -316,7 +323,7 @@ def test_a_good_augmenter_passes(rule: str) -> None:
     ],
 )
 def test_an_augmenter_that_breaks_a_rule_fails_it(augment: Callable[..., Any], rule: str, words: str) -> None:
-    found = verdict(augmenter(augment), rule)
+    found = result_of(augmenter(augment), rule)
     assert (found.outcome, words in found.detail) == ("failed", True), found
 
 
@@ -325,7 +332,7 @@ def test_an_augmenter_is_tried_with_each_choice() -> None:
         return lambda images, generator: images[:1] if way == "lost" else images
 
     spec = AugmenterSpec("trial", "On trial", make, {"way": Option(str, "kept", "way", choices=("kept", "lost"))})
-    found = verdict(spec, "options")
+    found = result_of(spec, "options")
     assert found.outcome == "failed"
     assert "way=lost" in found.detail
 
@@ -335,7 +342,7 @@ def test_an_augmenter_is_tried_at_the_ends_of_its_options() -> None:
         return lambda images, generator: images / (1 - strength)
 
     spec = AugmenterSpec("trial", "On trial", make, {"strength": Option(float, 0.1, "strength", 0.0, 1.0)})
-    found = verdict(spec, "options")
+    found = result_of(spec, "options")
     assert (found.outcome, "strength=1.0" in found.detail) == ("failed", True), found
 
 
@@ -373,9 +380,9 @@ def leave_training(classifier: Any, maps: torch.Tensor) -> torch.Tensor:
     return maps
 
 
-@pytest.mark.parametrize("rule", [rule.name for rule in rules_of("explainer")[0] if rule.name != "devices"])
+@pytest.mark.parametrize("rule", [name for name in map(rule_name, RULES["explainer"]) if name != "devices"])
 def test_a_good_explainer_passes(rule: str) -> None:
-    found = verdict(explainer(lambda classifier, maps: maps), rule)
+    found = result_of(explainer(lambda classifier, maps: maps), rule)
     assert found.outcome == "passed", found
 
 
@@ -394,10 +401,10 @@ def test_a_good_explainer_passes(rule: str) -> None:
         (lambda classifier, maps: torch.ones_like(maps), "weights", "warned", "different weights"),
     ],
 )
-def test_an_explainer_that_breaks_a_rule_is_told(
+def test_an_explainer_that_breaks_a_rule_fails_it(
     change: Callable[..., torch.Tensor], rule: str, outcome: str, words: str
 ) -> None:
-    found = verdict(explainer(change), rule)
+    found = result_of(explainer(change), rule)
     assert (found.outcome, words in found.detail) == (outcome, True), found
 
 
@@ -408,7 +415,7 @@ def test_an_explainer_may_refuse_a_network() -> None:
                 raise PluginError("this network has no attention; choose grad-cam")
             return super().attribute(classifier, images, targets)
 
-    found = verdict(ExplainerSpec("trial", "On trial", lambda: Attention(lambda _, maps: maps)), "shape")
+    found = result_of(ExplainerSpec("trial", "On trial", lambda: Attention(lambda _, maps: maps)), "shape")
     assert found.outcome == "passed"
     assert "refuses timm:test_resnet: this network has no attention" in found.detail
 
@@ -456,7 +463,7 @@ RANDOM = np.random.default_rng(0)
     ],
 )
 def test_detectors_are_judged(detect: Callable[..., Any], rule: str, outcome: str, words: str) -> None:
-    found = verdict(detector(detect), rule)
+    found = result_of(detector(detect), rule)
     assert (found.outcome, words in found.detail) == (outcome, True), found
 
 
@@ -467,7 +474,7 @@ def test_a_deviation_of_nothing_is_refused_where_it_is_written() -> None:
 
 def test_the_version_of_an_algorithm_is_text() -> None:
     spec = DetectorSpec("trial", "A detector on trial", lambda: SimpleNamespace(detect=one_cell), version=2)  # type: ignore[arg-type]
-    assert "version is of type int" in verdict(spec, "spec").detail
+    assert "version is of type int" in result_of(spec, "spec").detail
 
 
 # --- all together -----------------------------------------------------------------------------------------------------
@@ -498,3 +505,45 @@ def test_names_that_are_not_there() -> None:
     with pytest.raises(PluginError, match="'painter' is no kind of plugin"):
         check_plugin("flips", {"painter": {"colour": 1}})
     assert [each.outcome for each in check_plugin("timm") if each.subject == "backbone timm"] == ["skipped"]
+
+
+# --- as tests of pytest -----------------------------------------------------------------------------------------------
+
+
+def conformance_test(name: str, rule: str) -> ConformanceTest:
+    return next(test for test in conformance_tests(name) if str(test).endswith(f" {name}: {rule}"))
+
+
+def test_a_broken_rule_fails_the_test_with_what_to_do() -> None:
+    with registered(augmenter(lambda images, generator: images * 1.5)):
+        conformance_test("trial", "shape")()
+        with pytest.raises(RuleBroken, match="clamp them to 0 and 1"):
+            conformance_test("trial", "range")()
+
+
+def test_a_plugins_own_error_is_raised_as_it_is() -> None:
+    def fail(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        raise ZeroDivisionError("by an image")
+
+    with registered(augmenter(fail)), pytest.raises(ZeroDivisionError, match="by an image"):
+        conformance_test("trial", "shape")()
+
+
+def test_a_warning_does_not_fail_the_test() -> None:
+    flips = augmenter(lambda images, generator: images.flip(2))
+    with registered(flips), pytest.warns(RuleWarning, match="two seeds gave the same batch"):
+        conformance_test("trial", "determinism")()
+
+
+def test_what_cannot_be_tested_is_skipped() -> None:
+    with registered(augmenter(lambda images, generator: images)), pytest.raises(SkipTest, match="it changes nothing"):
+        conformance_test("trial", "per-image")()
+
+
+def test_rules_after_a_broken_one_that_they_need_are_skipped() -> None:
+    with registered(augmenter(lambda images, generator: images[:1])):
+        tests = {str(test).split(": ")[1]: test for test in conformance_tests("trial") if test.subject[0] == "a"}
+        with pytest.raises(RuleBroken, match="came back as"):
+            tests["shape"]()
+        with pytest.raises(SkipTest, match="shape failed"):
+            tests["range"]()
