@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hematokit.errors import PluginError
-from hematokit.plugins import PluginRegistry
+from hematokit.plugins import PluginRegistry, load_plugins, registered
 from hematokit.plugins.specs import AugmenterSpec, BackboneSpec, Option, PathKind
 from pluginkit import pip_install, run_hematokit, write_package
 
@@ -251,3 +251,46 @@ def test_the_listing_needs_no_extra(tmp_path: Path) -> None:
     assert run_hematokit("train", "--help", site=tmp_path, env=env).returncode == 0
     # Proof that the blocker works.
     assert "torch" in run_hematokit("plugins", "check", "flips", site=tmp_path, env=env).stderr
+
+
+def still(**options: object) -> object:
+    return lambda images, generator: images
+
+
+def test_specs_are_registered_for_the_length_of_a_block() -> None:
+    registry = load_plugins()
+    before = registry.augmenters.names()
+    with registered(AugmenterSpec("still", "Nothing", still), package="their-package", version="3.1"):
+        assert registry.augmenters.owner("still").package == "their-package"
+        assert [info.version for info in registry.of_package("their_package")] == ["3.1"]
+        with (
+            pytest.raises(PluginError, match="already registered by package their-package"),
+            registered(AugmenterSpec("other", "Nothing", still), AugmenterSpec("still", "Nothing", still)),
+        ):
+            pass
+        assert "other" not in registry.augmenters
+    assert registry.augmenters.names() == before
+    assert registry.of_package("their-package") == []
+
+
+def test_a_made_plugin_has_its_options_and_its_identity(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for folder, text in (("a", "one"), ("b", "one"), (".", "two")):
+        (tmp_path / folder / "stains.txt").write_text(text)
+    options = {"of": Option(str, "", "a file", path="file"), "share": Option(float, 0.5, "a share")}
+    with registered(AugmenterSpec("still", "Nothing", still, options), package="their-package", version="3.1"):
+        registry = load_plugins().augmenters
+        first, again, other = (
+            registry.make("still", {"of": str(tmp_path / folder / "stains.txt")}) for folder in ("a", "b", ".")
+        )
+    assert first.title == "augmenter 'still' of package their-package"
+    assert first.options == {"of": str(tmp_path / "a" / "stains.txt"), "share": 0.5}
+    assert {**first.identity(), "options": None} == {
+        "name": "still",
+        "package": "their-package",
+        "version": "3.1",
+        "options": None,
+    }
+    assert first.identity() == again.identity() != other.identity()
+    assert str(tmp_path) not in str(first.identity())

@@ -135,15 +135,7 @@ def describe(registry: PluginRegistry) -> dict[str, Any]:
                 "package": specs.owner(spec.name).package,
                 "version": specs.owner(spec.name).version,
                 "options": {
-                    name: {
-                        "type": option.type.__name__,
-                        "default": option.default,
-                        "minimum": option.minimum,
-                        "maximum": option.maximum,
-                        "choices": list(option.choices),
-                        "path": option.path,
-                        "description": option.description,
-                    }
+                    name: asdict(option) | {"type": option.type.__name__, "choices": list(option.choices)}
                     for name, option in spec.options.items()
                 },
                 **(

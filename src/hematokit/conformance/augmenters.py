@@ -133,12 +133,5 @@ def devices(plugin: AugmenterUnderTest) -> str:
 
 
 RULES: Final[Sequence[Rule]] = (
-    spec,
-    builds,
-    shape,
-    range_,
-    determinism,
-    per_image,
-    options,
-    devices,
-)
+    spec, builds, shape, range_, determinism, per_image, options, devices,
+)  # fmt: skip

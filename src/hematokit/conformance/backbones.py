@@ -73,13 +73,10 @@ class BackboneUnderTest:
     @cached_property
     def images(self) -> torch.Tensor:
         """The patches as normalised input (3, 3, S, S) float32."""
-        return self.inputs(self.classifier())
+        prepared = self.classifier.prepare(torch.from_numpy(self.patches))
+        return (prepared - self.classifier.mean) / self.classifier.std
 
-    def inputs(self, classifier: Classifier) -> torch.Tensor:
-        """Prepare and normalise the patches for a classifier."""
-        prepared = classifier.prepare(torch.from_numpy(self.patches))
-        return (prepared - classifier.mean) / classifier.std
-
+    @cached_property
     def classifier(self) -> Classifier:
         """A classifier around the backbone, for five classes."""
         taxonomy = MATEK_21.subset(MATEK_21.codes[:_CLASSES])
@@ -89,7 +86,7 @@ class BackboneUnderTest:
     def loaded(self) -> Classifier:
         """The classifier saved as a bundle and loaded again."""
         with tempfile.TemporaryDirectory() as folder:
-            save_bundle(Path(folder), self.classifier(), self.choice, {})
+            save_bundle(Path(folder), self.classifier, self.choice, {})
             made = load_model(folder, "cpu", "torch")
             assert isinstance(made, Classifier)
             return made
@@ -231,7 +228,7 @@ def devices(plugin: BackboneUnderTest) -> str:
 
 def bundle(plugin: BackboneUnderTest) -> str:
     """Saved as a bundle and loaded again, it gives the same logits: its state_dict holds all that was learned."""
-    before, after = plugin.classifier().logits(plugin.patches), plugin.loaded.logits(plugin.patches)
+    before, after = plugin.classifier.logits(plugin.patches), plugin.loaded.logits(plugin.patches)
     gap = float(np.abs(before - after).max())
     if not gap <= 1e-6:
         raise RuleBroken(f"after loading, logits differ by {gap:.2g}; what is learned must be parameters or buffers")
@@ -293,7 +290,6 @@ def onnx(plugin: BackboneUnderTest) -> str:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise SkipTest(f"{', '.join(missing)} not installed; pip install 'hematokit[onnx]'")
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(plugin.loaded, path)
@@ -303,18 +299,6 @@ def onnx(plugin: BackboneUnderTest) -> str:
 
 
 RULES: Final[Sequence[Rule]] = (
-    spec,
-    builds,
-    shape,
-    logits,
-    determinism,
-    sizes,
-    gradients,
-    input_gradients,
-    mixed_precision,
-    devices,
-    bundle,
-    weights,
-    attribution_layer,
-    onnx,
-)
+    spec, builds, shape, logits, determinism, sizes, gradients, input_gradients, mixed_precision, devices,
+    bundle, weights, attribution_layer, onnx,
+)  # fmt: skip

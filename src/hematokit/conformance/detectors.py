@@ -93,11 +93,5 @@ def empty(plugin: DetectorUnderTest) -> str:
 
 
 RULES: Final[Sequence[Rule]] = (
-    spec,
-    builds,
-    table,
-    finds,
-    determinism,
-    input_,
-    empty,
-)
+    spec, builds, table, finds, determinism, input_, empty,
+)  # fmt: skip

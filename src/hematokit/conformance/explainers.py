@@ -155,13 +155,5 @@ def devices(plugin: ExplainerUnderTest) -> str:
 
 
 RULES: Final[Sequence[Rule]] = (
-    spec,
-    builds,
-    shape,
-    dtype,
-    determinism,
-    leaves_model,
-    target,
-    weights,
-    devices,
-)
+    spec, builds, shape, dtype, determinism, leaves_model, target, weights, devices,
+)  # fmt: skip

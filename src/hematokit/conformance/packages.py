@@ -20,32 +20,10 @@ from hematokit.plugins.specs import AnySpec, BackboneSpec, InputSpec, Option, Pa
 __all__ = ["HEAVY", "PACKAGE_RULES", "PluginUnderTest", "builds", "spec"]
 
 HEAVY: Final = (
-    "torch",
-    "torchvision",
-    "timm",
-    "transformers",
-    "tensorflow",
-    "keras",
-    "jax",
-    "captum",
-    "kornia",
-    "cellpose",
-    "stardist",
-    "onnx",
-    "onnxruntime",
-    "openvino",
-    "napari",
-    "qtpy",
-    "skimage",
-    "sklearn",
-    "scipy",
-    "cv2",
-    "matplotlib",
-    "pandas",
-    "numpy",
-    "zarr",
-    "PIL",
-)
+    "torch", "torchvision", "timm", "transformers", "tensorflow", "keras", "jax", "captum", "kornia", "cellpose",
+    "stardist", "onnx", "onnxruntime", "openvino", "napari", "qtpy", "skimage", "sklearn", "scipy", "cv2", "matplotlib",
+    "pandas", "numpy", "zarr", "PIL",
+)  # fmt: skip
 """Packages that take long to import; listing plugins must not wait for them."""
 
 _LISTING: Final = """
