@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hematokit.differential.counts import counting_groups
-from hematokit.differential.differential import CellCounts, count_cells, count_differential, summarize_counts
+from hematokit.differential.counts import CellCounts, count_cells, counting_groups
+from hematokit.differential.differential import count_differential, summarize_counts
 from hematokit.differential.summary import Clustering, cells_needed, grouped_interval, simultaneous_intervals
 from hematokit.errors import FieldError
 from hematokit.evaluation.intervals import wilson_interval

@@ -1,11 +1,11 @@
-"""Cells of each class in each field: small counts that merge, so that thousands of fields are counted one by one.
-
-Which classes of a taxonomy a differential counts, and which are myeloid, erythroid and blasts.
+"""Which classes a differential counts, and the number of cells of each class in each field.
 
 The rules follow the ICSH guideline for bone-marrow reports: per cent are of all nucleated haemopoietic cells; smudge
-cells, megakaryocytes, macrophages, cells of bone and stroma, artefacts and what cannot be told are left out of them.
-They are derived from lineages and names, so that a laboratory's own taxonomy is counted alike; the codes that came
-out are written into every differential, because definitions differ between laboratories, above all that of M:E.
+cells, megakaryocytes, macrophages, bone and stroma cells, artefacts and unidentifiable cells are left out of them.
+They are derived from lineages and names, so that a laboratory's own taxonomy is counted in the same way. The resulting
+codes are written into every differential, because definitions differ between laboratories, above all that of M:E.
+
+Counts of different fields merge, so that thousands of fields are counted one by one.
 
 References
 ----------
@@ -67,7 +67,7 @@ _RULES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class CountingGroups:
-    """Class codes by their part in a differential, each in the taxonomy's order.
+    """Class codes by their role in a differential, each in the taxonomy's order.
 
     Attributes
     ----------
@@ -88,7 +88,7 @@ class CountingGroups:
     blasts: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Codes and the rule that chose them, for JSON."""
+        """Return the codes and the rules that chose them, for JSON."""
         return {
             "counted": {"codes": list(self.counted), "rule": _RULES["counted"]},
             "counted_apart": {"codes": list(self.apart)},
@@ -99,12 +99,12 @@ class CountingGroups:
 
 
 def counting_groups(taxonomy: Taxonomy) -> CountingGroups:
-    """Tell the classes of a taxonomy apart for counting.
+    """Return the classes of a taxonomy by their role in a differential.
 
     Parameters
     ----------
     taxonomy : Taxonomy
-        Any; lineages and names in English are understood.
+        Lineages and names in English are understood.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def counting_groups(taxonomy: Taxonomy) -> CountingGroups:
     """
     counted = [entry for entry in taxonomy if _is_counted(entry)]
     blasts = [entry for entry in counted if _is_blast(entry)]
-    # A "basophilic erythroblast" is erythroid: the lineage speaks first, the name only where there is none.
+    # A "basophilic erythroblast" is erythroid: the lineage decides, the name only where there is none.
     erythroid = [entry for entry in counted if entry not in blasts and _ERYTHROID.search(entry.lineage or entry.name)]
     myeloid = [
         entry
@@ -140,24 +140,24 @@ def _is_counted(entry: CellClass) -> bool:
 
 
 def _is_blast(entry: CellClass) -> bool:
-    # "Erythroblast" is one word and does not match; a lineage of that name settles it in any case.
+    # "Erythroblast" is one word and does not match; a lineage of erythropoiesis decides in any case.
     return not _ERYTHROID.search(entry.lineage) and bool(_BLAST.search(entry.lineage) or _BLAST.search(entry.name))
 
 
 @dataclass(frozen=True, eq=False)
 class CellCounts:
-    """Cells of each class in each field; small, and mergeable.
+    """Number of cells of each class in each field.
 
     Attributes
     ----------
     fields : tuple of (field_id, smear_id, patient_id)
         Empty strings where smear or patient are unknown.
     sure, unsure : ndarray (fields, classes), int
-        Cells by the class they are called, in the taxonomy's order.
+        Cells by the class that they count as, in the taxonomy's order; `unsure` are the low-confidence ones.
     unclassified : ndarray (fields,), int
         Cells without a class.
     border : ndarray (fields,), int
-        Cells cut by the border of the field; where these were left out they are in none of the others.
+        Cells cut by the border of the field; where they were left out, they are in none of the others.
     """
 
     fields: tuple[tuple[str, str, str], ...]
@@ -168,7 +168,7 @@ class CellCounts:
 
     @classmethod
     def merge(cls, parts: Sequence[CellCounts], classes: int) -> CellCounts:
-        """Put counts of different fields together.
+        """Concatenate counts of different fields.
 
         Raises
         ------
@@ -204,16 +204,16 @@ def count_cells(
     Parameters
     ----------
     cells : DataFrame
-        Cells tables of one field or more, with ``field_id``, ``predicted`` and ``probability``; ``smear_id``,
-        ``patient_id``, ``touches_border``, ``reviewed`` and ``label`` are used where they are there.
+        Cells table of one or more fields, with ``field_id``, ``predicted`` and ``probability``; ``smear_id``,
+        ``patient_id``, ``touches_border``, ``reviewed`` and ``label`` are used where present.
     taxonomy : Taxonomy
         The model's classes.
     unsure_below : float
-        Probability, 0 to 1.
+        Probability below which a cell is low-confidence, 0 to 1.
     exclude_border : bool
         Leave out cells that the border of the field cuts.
     fields : iterable of (field_id, smear_id, patient_id), optional
-        All fields looked at, for those without a cell.
+        All fields, including those without a cell.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The differential: how many cells of each class, with intervals, by field, smear, patient and over all."""
+"""The differential of a run of fields: counts and shares with intervals, by field, smear, patient and overall."""
 
 from __future__ import annotations
 
@@ -17,23 +17,18 @@ from hematokit.differential.counts import (
     count_cells,
     counting_groups,
 )
-from hematokit.differential.summary import Ratio, Share, Summarizer, Summary, as_percent, as_percents
+from hematokit.differential.summary import Share, Summarizer, Summary, as_percent, as_percents
 from hematokit.taxonomy import Taxonomy
 
 __all__ = [
-    "SCHEMA_VERSION",
-    "CellCounts",
+    "DIFFERENTIAL_VERSION",
     "Differential",
-    "Ratio",
-    "Share",
-    "Summary",
-    "count_cells",
     "count_differential",
     "summarize_counts",
 ]
 
-SCHEMA_VERSION: Final = 1
-"""Of ``differential.json``; raised when a name or meaning in it changes."""
+DIFFERENTIAL_VERSION: Final = 1
+"""Version of ``differential.json``, raised when a name or meaning in it changes."""
 
 _METHODS: Final = {
     "interval": "Wilson score interval, 95 %, of one share; cells taken as independent.",
@@ -64,17 +59,17 @@ class Differential:
     taxonomy : Taxonomy
         The model's classes.
     groups : CountingGroups
-        What counts as what.
+        Classes by their role.
     unsure_below : float
-        Cells with a lower probability are unsure.
+        Cells with a lower probability are low-confidence.
     border_excluded : bool
         Whether cells cut by the border of their field were left out.
     overall : Summary
         All fields.
     patients, smears, fields : tuple of Summary
-        Where known; fields in the order given.
+        Empty where unknown; fields in the order given.
     notes : tuple of str
-        What to mind about the whole.
+        Warnings about the whole.
     """
 
     taxonomy: Taxonomy
@@ -88,14 +83,14 @@ class Differential:
     notes: tuple[str, ...] = ()
 
     def summaries(self, level: str) -> tuple[Summary, ...]:
-        """All summaries of a level: ``"all"``, ``"patient"``, ``"smear"`` or ``"field"``."""
+        """Return all summaries of a level: ``"all"``, ``"patient"``, ``"smear"`` or ``"field"``."""
         return {"all": (self.overall,), "patient": self.patients, "smear": self.smears, "field": self.fields}[level]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for ``differential.json``: strict JSON, per cent from 0 to 100, ``null`` for undefined."""
         return {
             "kind": "hematokit differential",
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": DIFFERENTIAL_VERSION,
             "research_use_only": (
                 "For research use only. Not a medical device: not for diagnosis, treatment or any decision about a "
                 "patient."
@@ -154,13 +149,13 @@ class Differential:
         return _frame(rows)
 
     def rows(self) -> pd.DataFrame:
-        """Return everything in one table, as in ``differential.csv``: classes and lineages of every level."""
+        """Return classes and lineages of every level in one table, as in ``differential.csv``."""
         parts = [part(level) for level in ("all", "patient", "smear") for part in (self.table, self.lineages)]
         kept = [part for part in [*parts, self.table("field")] if len(part)]
         return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=list(_TABLE))
 
     def lines(self) -> list[str]:
-        """The result for a person, one statement per line."""
+        """Return the result as text, one statement per line."""
         entry = self.overall
         said = [f"{entry.counted:,} cells counted"]
         if entry.unsure:
@@ -235,10 +230,10 @@ def count_differential(
     exclude_border: bool = False,
     fields: Iterable[tuple[str, str, str]] | None = None,
 ) -> Differential:
-    """Count a differential.
+    """Return the differential of classified cells.
 
-    Cells with a probability below `unsure_below` are counted apart; cells that a person has reviewed never are, and
-    count as their label. Cells cut by the border of their field count like others unless `exclude_border`.
+    Low-confidence cells are counted apart; reviewed cells never are, and count as their label. Cells cut by the border
+    of their field count like others unless `exclude_border`.
 
     Parameters
     ----------
@@ -261,18 +256,16 @@ def count_differential(
 def summarize_counts(
     counts: CellCounts, taxonomy: Taxonomy, *, unsure_below: float = UNSURE_BELOW, exclude_border: bool = False
 ) -> Differential:
-    """Make the differential of counts.
+    """Return the differential of counts.
 
-    A smear is told by its patient and its own id together, so that two patients may each have a smear "1".
+    A smear is identified by its patient and its own id together: two patients may each have a smear "1".
 
     Parameters
     ----------
     counts : CellCounts
         From `count_cells`, merged or not.
-    taxonomy : Taxonomy
-        The one they were counted with.
-    unsure_below, exclude_border
-        As they were counted; written into the result.
+    taxonomy, unsure_below, exclude_border
+        As given to `count_cells`.
     """
     groups = counting_groups(taxonomy)
     made = Summarizer(taxonomy, groups)

@@ -1,12 +1,8 @@
-"""From counts by field and class to the summary of a set of fields.
-
-Intervals of counts of several classes at once, with cells grouped by field.
+"""The differential of a set of fields (one field, a smear, a patient, or all): shares with their intervals.
 
 A differential is one draw from a multinomial distribution, and the cells of one field resemble each other more than
-cells of different fields do. `simultaneous_intervals` holds for all classes together; `Clustering` measures how much
-less the cells are worth for coming in fields.
-
-The differential of one field, smear, patient or of all: shares with their intervals.
+cells of different fields do. `simultaneous_intervals` hold for all classes together; `Clustering` measures how much
+smaller the effective number of cells is because they come in fields.
 """
 
 from __future__ import annotations
@@ -45,16 +41,16 @@ HALF_WIDTH: Final = 0.02
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clustering:
-    """How much the cells of one field resemble each other, over all classes.
+    """Resemblance of the cells of one field, over all classes.
 
     Attributes
     ----------
     groups : int
-        Fields with a counted cell.
+        Number of fields with a counted cell.
     design_effect : float
         Variance of the shares between fields over their multinomial variance, averaged over the classes; at least 1.
     class_effects : ndarray (classes,), float
-        The same for each class by itself, never below the average: few fields show little of a rare class's variance.
+        The same for each class, never below the average: few fields show little of a rare class's variance.
     degrees : int
         Degrees of freedom of that estimate, ``(groups - 1) (classes - 1)``.
 
@@ -73,9 +69,10 @@ class Clustering:
 
     @classmethod
     def of(cls, counts: npt.NDArray[np.integer]) -> Clustering | None:
-        """Measure it on counts (fields, classes); ``None`` with fewer than two fields or two classes that have cells.
+        """Return the clustering of counts (fields, classes).
 
-        Where every field has one cell there is nothing to measure, and the design effect is 1.
+        ``None`` with fewer than two fields or two classes that have cells. Where every field has one cell, the design
+        effect is 1.
         """
         table = counts[counts.sum(axis=1) > 0].astype(np.float64)
         groups, seen = len(table), table.sum(axis=0) > 0
@@ -95,7 +92,7 @@ class Clustering:
         return cls(groups, average, np.maximum(own, average), (groups - 1) * (classes - 1))
 
     def worth(self, level: float = LEVEL) -> float:
-        """Part of a number of cells that is left for estimating the design effect, in an interval of that level."""
+        """Return the factor on a number of cells for estimating the design effect, in an interval of that level."""
         tail = 0.5 + level / 2
         return (float(norm.ppf(tail)) / float(student_t.ppf(tail, self.degrees))) ** 2
 
@@ -103,9 +100,9 @@ class Clustering:
 def simultaneous_intervals(
     counts: npt.NDArray[np.integer], clustering: Clustering | None = None
 ) -> list[Interval] | None:
-    """Intervals that hold for all shares of a multinomial count together, with 95 %.
+    """Return 95 % intervals that hold for all shares of a multinomial count together.
 
-    Goodman's, which are score intervals with the Bonferroni level ``1 - 0.05 / k``.
+    They are Goodman's: score intervals at the Bonferroni level ``1 - 0.05 / k``.
 
     Parameters
     ----------
@@ -145,17 +142,17 @@ def simultaneous_intervals(
 def grouped_interval(
     hits: npt.NDArray[np.integer], sizes: npt.NDArray[np.integer], clustering: Clustering | None
 ) -> Interval | None:
-    """Wilson interval of one share on the effective number of cells, with cells grouped by field.
+    """Return the Wilson interval of one share on the effective number of cells, with cells grouped by field.
 
     The design effect is the share's own, but at least the average over all classes, whose degrees of freedom are
-    taken: with few fields a single class says little of how fields differ, and all classes together say more.
+    used: with few fields, all classes together estimate the differences between fields better than one.
 
     Parameters
     ----------
     hits, sizes : ndarray (fields,), int
         Cells of the class or group of classes, and of all that are counted, in each field.
     clustering : Clustering or None
-        Of all classes. Where it could not be measured, the cells of a field are taken always to agree.
+        Of all classes. Where it is ``None``, the cells of a field are assumed to agree always.
 
     Returns
     -------
@@ -175,7 +172,7 @@ def grouped_interval(
 
 
 def ratio_interval(bounds: Interval | None) -> tuple[float, float | None] | None:
-    """Interval of ``M / E`` from that of ``M / (M + E)``; an upper bound of ``None`` stands for infinity."""
+    """Return the interval of ``M / E`` from that of ``M / (M + E)``; an upper bound of ``None`` is infinity."""
     if bounds is None:
         return None
     low, high = bounds
@@ -183,16 +180,16 @@ def ratio_interval(bounds: Interval | None) -> tuple[float, float | None] | None
 
 
 def cells_needed(share: float, *, classes: int = 1, design_effect: float = 1.0, half_width: float = HALF_WIDTH) -> int:
-    """How many cells a 95 % interval of the share needs to be no wider than twice `half_width`.
+    """Return the number of cells at which a 95 % interval of a share is no wider than twice `half_width`.
 
     Parameters
     ----------
     share : float
-        The share that is expected, 0 to 1.
+        The expected share, 0 to 1.
     classes : int
-        For how many classes the intervals are to hold together (Goodman); 1 for a single one (Wilson).
+        Number of classes for which the intervals hold together (Goodman); 1 for a single one (Wilson).
     design_effect : float
-        By which cells of one field are worth less than independent ones.
+        Factor for cells that are not independent because they come in fields.
     half_width : float
         0.02 for "plus or minus 2 %".
 
@@ -211,14 +208,14 @@ def cells_needed(share: float, *, classes: int = 1, design_effect: float = 1.0, 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A part of the counted cells. Shares and bounds run from 0 to 1; ``to_dict`` writes per cent.
+    """A share of the counted cells; shares and bounds are from 0 to 1, ``to_dict`` has per cent.
 
     Attributes
     ----------
     count, unsure : int
-        Cells that are sure, and cells called so but unsure.
+        Counted cells, and low-confidence cells.
     share : float or None
-        Of the counted cells; ``None`` where there is none, and of classes that are counted apart.
+        Share of the counted cells; ``None`` where there are none, and for classes that are counted apart.
     interval, grouped, simultaneous : pair of float or None
         95 % intervals: of this share alone, the same with cells grouped by field, and for all classes together.
     cells_needed : int or None
@@ -248,12 +245,12 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """The myeloid:erythroid ratio; an upper bound of ``None`` has no limit.
+    """The myeloid:erythroid ratio; an upper bound of ``None`` is infinity.
 
     Attributes
     ----------
     myeloid, erythroid : int
-        Cells.
+        Numbers of cells.
     value : float or None
         ``None`` where it is not defined; `reason` says why.
     """
@@ -286,11 +283,12 @@ class Summary:
     level : str
         ``"all"``, ``"patient"``, ``"smear"`` or ``"field"``.
     patient_id, smear_id, field_id : str
-        Which; empty where it does not apply.
+        Ids; empty where they do not apply.
     fields : int
-        Fields looked at, with or without cells.
+        Number of fields, with or without cells.
     cells, counted, apart, unsure : int
-        All cells; those that per cent are of; those of classes counted apart; those that are unsure or without a class.
+        All cells; those that per cent are of; those of classes counted apart; low-confidence ones and those without a
+        class.
     border : int
         Cells cut by the border of their field.
     classes, lineages : dict of str to Share
@@ -302,9 +300,9 @@ class Summary:
     cells_needed : int or None
         For intervals of +-2 % that hold for all classes together.
     design_effect : float or None
-        How many times more cells are needed for their coming in fields; ``None`` with one field.
+        Factor on the number of cells needed because they come in fields; ``None`` with one field.
     notes : tuple of str
-        What to mind.
+        Warnings.
     """
 
     level: str
@@ -327,13 +325,13 @@ class Summary:
 
     @property
     def name(self) -> str:
-        """How a person calls it."""
+        """Id of the field, smear or patient, or ``"all fields"``."""
         if self.level == "all":
             return "all fields"
         return {"patient": self.patient_id, "smear": self.smear_id, "field": self.field_id}[self.level]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data; a single field is told in short."""
+        """Return plain data; of a single field, the counts only."""
         about: dict[str, Any] = {"level": self.level}
         about |= {
             key: value
@@ -373,15 +371,25 @@ def _rounded(value: float | None) -> float | None:
 
 
 def as_percent(share: float | None) -> float | None:
+    """Return a share (0 to 1) in per cent, to 4 decimals."""
     return None if share is None else round(100 * float(share), 4)
 
 
 def as_percents(bounds: Interval | None) -> list[float] | None:
+    """Return the bounds of an interval (0 to 1) in per cent, to 4 decimals."""
     return None if bounds is None else [round(100 * float(bound), 4) for bound in bounds]
 
 
 class Summarizer:
-    """Makes summaries of sets of fields; holds what is the same for all of them."""
+    """Computation of the summaries of sets of fields, with one taxonomy.
+
+    Parameters
+    ----------
+    taxonomy : Taxonomy
+        The one that the cells were counted with.
+    groups : CountingGroups
+        Its classes by their role.
+    """
 
     def __init__(self, taxonomy: Taxonomy, groups: CountingGroups) -> None:
         self.codes = taxonomy.codes
@@ -409,7 +417,7 @@ class Summarizer:
         smear_id: str = "",
         field_id: str = "",
     ) -> Summary:
-        """Summarize the fields at `rows`."""
+        """Return the summary of the fields at `rows` of the counts."""
         sure, unsure = counts.sure[rows], counts.unsure[rows]
         sizes = sure[:, self.counted].sum(axis=1)
         total = int(sizes.sum())
@@ -422,7 +430,7 @@ class Summarizer:
                 share = self._share(sure, unsure, np.arange(len(self.codes)) == index, sizes, clustering, level)
                 classes[code] = replace(share, simultaneous=next(bounds, None))
             else:
-                # Of the counted cells they are no share; there may even be more of them.
+                # Not a share of the counted cells; there may even be more of them.
                 classes[code] = Share(int(sure[:, index].sum()), int(unsure[:, index].sum()))
         doubtful = int(unsure.sum() + counts.unclassified[rows].sum())
         effect = None if clustering is None else clustering.design_effect
@@ -502,7 +510,7 @@ class Summarizer:
 
 
 def _notes(counted: int, unsure: int, fields: int) -> tuple[str, ...]:
-    """What to mind: how few cells, how many unsure ones, and whether the grouping by field could be measured."""
+    """Return warnings of few cells, many low-confidence ones, or few fields."""
     asked = "the ICSH guideline asks for 500 nucleated cells"
     if not counted:
         return ("no cell was counted, so there are no per cent",)

@@ -25,7 +25,8 @@ from hematokit.reports.rendering import GRID, INK, MUTED, STYLE, data_url, envir
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hematokit.differential.differential import Differential, Summary
+    from hematokit.differential.differential import Differential
+    from hematokit.differential.summary import Summary
 
 __all__ = ["cell_types_figure", "render_field_report"]
 
