@@ -1,9 +1,9 @@
-"""What people decided on cells, as a review knows it: the lines of its journal, and which of them count for a cell.
+"""The journal of a review: its corrections by cell, which of them count, and where it is kept.
 
-Several programs may correct the same field at the same time. Each appends lines of its own and reads those of the
-others; what counts for a cell follows from the lines alone, so that all of them show the same in the end.
+Several programs may correct the same field at the same time. Each appends its own lines and reads those of the others;
+the state of a cell follows from the lines alone, so that all of them show the same in the end.
 
-Where the corrections of a picture are kept that belongs to no store and to no folder of results.
+An image outside of stores and results folders has its journal in the user's data folder.
 """
 
 from __future__ import annotations
@@ -26,61 +26,7 @@ __all__ = ["ReviewJournal", "data_folder", "journal_of"]
 
 _WINDOW: Final = 256
 _ACROSS: Final = 4
-"""Windows along each side that tell one picture from another: a slide of gigabytes must not be read for it."""
-
-
-def data_folder() -> Path:
-    """Where a person's work is kept: ``HEMATOKIT_DATA``, else ``hematokit`` in the user's data folder.
-
-    Returns
-    -------
-    Path
-        Need not exist.
-    """
-    return user_folder(
-        "HEMATOKIT_DATA", "XDG_DATA_HOME", ".local/share", "Library/Application Support", "AppData/Local"
-    )
-
-
-def journal_of(field: Field, field_id: str) -> Path:
-    """Return the journal of a picture's corrections: the same for the same pixels, wherever their file lies.
-
-    Parameters
-    ----------
-    field : Field
-        Small windows of it are read.
-    field_id : str
-        Part of the ids of its cells, so that a picture under another name has a journal of its own.
-
-    Returns
-    -------
-    Path
-        ``corrections/<field_id>-<hash>.jsonl`` in `data_folder`; the folder has been made.
-
-    Raises
-    ------
-    ImageError
-        If the field cannot be read.
-    StoreError
-        If nothing can be written there.
-    """
-    folder = data_folder() / "corrections"
-    with one_line_write_errors(folder, StoreError, "mend that, or set HEMATOKIT_DATA to another folder"):
-        folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise StoreError(f"{folder} cannot be written; mend the permissions, or set HEMATOKIT_DATA to another folder")
-    told = hashlib.sha256(f"{field_id}\n{field.height}x{field.width}\n".encode())
-    for y0 in _starts(field.height):
-        for x0 in _starts(field.width):
-            box = Box(y0, x0, min(_WINDOW, field.height - y0), min(_WINDOW, field.width - x0))
-            told.update(field.read(box).tobytes())
-    return folder / f"{field_id[:80]}-{told.hexdigest()[:16]}.jsonl"
-
-
-def _starts(side: int) -> list[int]:
-    """Where windows begin along a side: spread evenly, each place once."""
-    last = max(0, side - _WINDOW)
-    return sorted({round(last * number / (_ACROSS - 1)) for number in range(_ACROSS)})
+"""Windows along each side whose pixels identify an image: large slides are not read as a whole."""
 
 
 class ReviewJournal:
@@ -108,15 +54,15 @@ class ReviewJournal:
         self.read()
 
     def read(self) -> list[Correction]:
-        """Take what the file has that is not known yet, and return it.
+        """Read the new lines of the file, and return them.
 
-        What is known is never forgotten: lines are only ever added to such a file, so one that is gone is on a drive
-        that went away, and one that is shorter than it was is damaged or an older copy.
+        Lines that were read are never dropped. A journal only grows: a missing file is on a drive that was removed,
+        and a shorter one is damaged or an older copy.
 
         Raises
         ------
         StoreError
-            If the file is damaged, cut short or cannot be read; nothing was taken then.
+            If the file is damaged, cut short or cannot be read; nothing has changed then.
         """
         if self.path is None:
             return []
@@ -136,12 +82,12 @@ class ReviewJournal:
         return self._take(entries)
 
     def append(self, entries: Sequence[Correction]) -> list[Correction]:
-        """Write lines, then take them; return those of others that got in between.
+        """Write lines, and return those that others wrote meanwhile.
 
         Raises
         ------
         StoreError
-            If they cannot be written; nothing was taken then.
+            If they cannot be written; nothing has changed then.
         """
         if self.path is None:
             self._take(entries)
@@ -150,7 +96,7 @@ class ReviewJournal:
         try:
             news = self.read()
         except StoreError:
-            news = []  # what was written is written; what is wrong with the lines of others is said at the next look
+            news = []  # the lines are written; damage in the lines of others is reported by the next read
         self._take(entries)
         own = {entry.edit for entry in entries}
         return [entry for entry in news if entry.edit not in own]
@@ -171,21 +117,75 @@ class ReviewJournal:
         return new
 
     def cells_of(self, entry: Correction) -> list[str]:
-        """Return the cells that a line is about: for an undo or redo, those of the edit that it names."""
+        """Return the cells of a line: for an undo or redo, those of the edit that it names."""
         return self._cells_of_edit.get(entry.of, []) if entry.kind in OF_EDITS else [entry.cell_id]
 
     def cell_ids(self) -> list[str]:
-        """Return every cell that a line speaks of."""
+        """Return the ids of all cells with a line."""
         return list(self._of_cell)
 
     def standing(self, cell_id: str) -> list[Correction]:
-        """Return the corrections of a cell that count, in order: without those that were undone."""
+        """Return the corrections of a cell that are not undone, in order."""
         return [entry for entry in self._of_cell.get(cell_id, ()) if not self._undone.get(entry.edit, False)]
 
     def added(self, cell_id: str) -> Correction | None:
-        """Return the line that adds a cell, if one counts; of several, the first."""
+        """Return the first line that adds a cell and is not undone, if any."""
         return next((entry for entry in self.standing(cell_id) if entry.kind == "add"), None)
 
     def decision(self, cell_id: str, *kinds: str) -> Correction | None:
-        """Return the last line on a cell that counts, of these kinds."""
+        """Return the last line of a cell of these kinds that is not undone, if any."""
         return next((entry for entry in reversed(self.standing(cell_id)) if entry.kind in kinds), None)
+
+
+def data_folder() -> Path:
+    """Return the folder of the user's data: ``HEMATOKIT_DATA``, else ``hematokit`` in the system's data folder.
+
+    Returns
+    -------
+    Path
+        Need not exist.
+    """
+    return user_folder(
+        "HEMATOKIT_DATA", "XDG_DATA_HOME", ".local/share", "Library/Application Support", "AppData/Local"
+    )
+
+
+def journal_of(field: Field, field_id: str) -> Path:
+    """Return the journal of an image's corrections: the same for the same pixels, wherever the file is.
+
+    Parameters
+    ----------
+    field : Field
+        Small windows of it are read.
+    field_id : str
+        Part of the ids of its cells: an image under another name has another journal.
+
+    Returns
+    -------
+    Path
+        ``corrections/<field_id>-<hash>.jsonl`` in `data_folder`; the folder is created.
+
+    Raises
+    ------
+    ImageError
+        If the field cannot be read.
+    StoreError
+        If nothing can be written there.
+    """
+    folder = data_folder() / "corrections"
+    with one_line_write_errors(folder, StoreError, "mend that, or set HEMATOKIT_DATA to another folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise StoreError(f"{folder} cannot be written; mend the permissions, or set HEMATOKIT_DATA to another folder")
+    digest = hashlib.sha256(f"{field_id}\n{field.height}x{field.width}\n".encode())
+    for y0 in _starts(field.height):
+        for x0 in _starts(field.width):
+            box = Box(y0, x0, min(_WINDOW, field.height - y0), min(_WINDOW, field.width - x0))
+            digest.update(field.read(box).tobytes())
+    return folder / f"{field_id[:80]}-{digest.hexdigest()[:16]}.jsonl"
+
+
+def _starts(side: int) -> list[int]:
+    """Return the starts of evenly spread windows along a side, each once."""
+    last = max(0, side - _WINDOW)
+    return sorted({round(last * number / (_ACROSS - 1)) for number in range(_ACROSS)})

@@ -1,12 +1,7 @@
-"""Going through the cells of a field: correcting, confirming, deleting, adding, undoing, without a viewer.
+"""Review of the cells of a field: correct, confirm, delete, add, undo and export, without a viewer.
 
-Every change is written to the journal, a `corrections.jsonl`, before the table shows it. See
-`hematokit.store.corrections` for the file. What others write there meanwhile is taken over before each change, and
-when `Review.refresh` is called.
-
-Reviewed cells as a file: CSV, GeoJSON or Parquet, with who decided on each cell and when.
-
-What a person does to cells, as lines of a journal and in words.
+Every change is written to the journal, a ``corrections.jsonl`` (`hematokit.store.corrections`), before the table shows
+it. Changes that others write there are applied before each change, and by `Review.refresh`.
 """
 
 from __future__ import annotations
@@ -39,65 +34,28 @@ from hematokit.review.table import (
 from hematokit.store.corrections import Correction, new_edit, utc_now
 from hematokit.taxonomy import Taxonomy
 
-__all__ = [
-    "Edit",
-    "QUEUE_ORDERS",
-    "Review",
-    "addition",
-    "decisions",
-    "free_id",
-    "no_cell",
-    "one_cell_row",
-    "save_reviewed",
-    "some_cells",
-    "whole_taxonomy",
-]
+__all__ = ["QUEUE_ORDERS", "Review", "whole_taxonomy"]
 
 _ENDINGS: Final = (".csv", ".geojson", ".parquet")
-
-
-def save_reviewed(
-    path: str | Path,
-    cells: pd.DataFrame,
-    told: Sequence[Correction | None],
-    taxonomy: Taxonomy,
-    pixel_size_um: float | None,
-) -> None:
-    """See `hematokit.review.session.Review.export`; `told` is what was decided last on each of the cells."""
-    path = Path(path)
-    ending = path.suffix.lower()
-    if ending not in _ENDINGS:
-        raise FieldError(f"{printable(str(path))}: cells are written to {', '.join(_ENDINGS)}; end the name so")
-    signed = {
-        name: pd.Series([getattr(entry, name, "") for entry in told], index=cells.index, dtype="str")
-        for name in ("who", "when")
-    }
-    table = order_columns(cells.assign(**signed))
-    with one_line_write_errors(path.parent, FieldError, "choose another folder, or make room"):
-        if ending == ".csv":
-            write_csv(path, table)
-        elif ending == ".parquet":
-            write_parquet(path, table)
-        else:
-            write_geojson(path, table, taxonomy, pixel_size_um=pixel_size_um)
-
-
 _PLACE: Final = ["y", "x", "y0", "x0", "height", "width"]
+
+OnChange = Callable[[str, list[str]], object]
 
 
 @dataclass(frozen=True)
-class Edit:
-    """One step of `hematokit.review.session.Review.undo`.
+class _Edit:
+    """One step of `Review.undo`.
 
     Attributes
     ----------
     name : str
-        As the journal's lines have it.
+        Name of the edit in the journal.
     kind : str
+        ``"label"``, ``"confirm"``, ``"delete"`` or ``"add"``.
     ids : list of str
         The cells.
     words : str
-        For people.
+        Description for the user.
     """
 
     name: str
@@ -106,98 +64,32 @@ class Edit:
     words: str
 
 
-def decisions(
-    kind: str, cells: pd.DataFrame, cell_ids: Sequence[str], codes: Sequence[str], who: str
-) -> list[Correction]:
-    """Return the lines of one edit of cells, rows of a cells table, that get these classes."""
-    old = called_classes(cells).tolist()
-    edit, when = new_edit(), utc_now()
-    # Giving a cell the class that it has is looking at it and agreeing.
-    kinds = ["confirm" if kind == "label" and was == code else kind for was, code in zip(old, codes, strict=True)]
-    told = zip(kinds, cell_ids, cells["field_id"].tolist(), old, codes, strict=True)
-    return [Correction(said, edit, when, who, name, field, *pair) for said, name, field, *pair in told]
-
-
-def addition(cell: pd.DataFrame, who: str) -> Correction:
-    """Return the line that adds a cell, a row of a cells table with its id and its field's."""
-    row = {str(name): value for name, value in cell.iloc[0].to_dict().items()}
-    return Correction(
-        "add",
-        new_edit(),
-        utc_now(),
-        who,
-        str(row.pop("cell_id")),
-        str(row.pop("field_id")),
-        "",
-        str(called_classes(cell)[0]),
-        row,
-    )
-
-
-def one_cell_row(cell: pd.DataFrame) -> pd.DataFrame:
-    """Return a row of a cells table with all that a review needs.
-
-    Raises
-    ------
-    FieldError
-        If it is not one row with a place and a box.
-    """
-    row = complete_cells(cell)
-    if len(row) != 1 or not np.isfinite(row.reindex(columns=_PLACE).to_numpy(np.float64)).all():
-        raise FieldError("one cell with y, x, y0, x0, height and width is added at a time; give such a row")
-    return row
-
-
-def free_id(wanted: str, taken: Container[str]) -> str:
-    """Return an id that no cell has: the one wanted, or that with a number behind it."""
-    cell_id, number = wanted, 2
-    while cell_id in taken:
-        cell_id, number = f"{wanted}-{number}", number + 1
-    return cell_id
-
-
-def no_cell(cell_id: object, gone: Correction | None, who: str) -> FieldError:
-    """Return what to say of a cell that is not there; `gone` is the line that deleted it."""
-    shown = printable(str(cell_id))
-    if gone is not None and gone.who != who:
-        return FieldError(f"cell {shown} was deleted by {printable(gone.who) or 'somebody else'}; choose another")
-    return FieldError(f"there is no cell {shown}; it may have been deleted: undo that first")
-
-
-def some_cells(cell_ids: Sequence[Any]) -> str:
-    """Name one cell, or say how many they are."""
-    return f"cell {printable(str(cell_ids[0]))}" if len(cell_ids) == 1 else f"{len(cell_ids):,} cells"
-
-
-OnChange = Callable[[str, list[str]], object]
-
-
 class Review:
-    """The cells of one field, or of several, while a person goes through them.
+    """Review of the cells of one field, or of several.
 
-    Not for several threads at once: a viewer calls it from its own.
+    It must be used from one thread.
 
     Parameters
     ----------
     cells : DataFrame
-        A cells table as ``docs/reference/cells-table.md`` says, classified or labelled; may be empty, even of columns.
+        A cells table (``docs/reference/cells-table.md``), classified or labelled; may be empty and without columns.
     taxonomy : Taxonomy
-        The classes that cells may be given; `whole_taxonomy` of the model's, usually.
+        The classes that cells may be given, usually `whole_taxonomy` of the model's.
     field_id : str
-        The field, where all cells are of one; cells that others added to it are taken from the journal.
+        The field, where all cells are of one; cells that others added to it are read from the journal.
     who : str
-        Who corrects; written into the journal.
+        The reviewer's name, written into the journal.
     journal : Path, optional
-        A ``corrections.jsonl``, made when the first correction is. What it says already is laid over the cells.
+        A ``corrections.jsonl``, created with the first correction. Its corrections are applied to the cells.
     unsure_below : float
-        Probability below which a cell that nobody reviewed is unsure.
+        Probability below which a cell that nobody reviewed is low-confidence.
     pixel_size_um : float, optional
         Micrometres per pixel, for exports.
 
     Attributes
     ----------
     cells : DataFrame
-        The table as it is now; read-only for everybody else. Index 0 to n - 1; the order of rows stays.
+        The table as it is now; do not change it. Index 0 to n - 1; the order of rows never changes.
     taxonomy, field_id, who, journal, unsure_below, pixel_size_um
         As given.
 
@@ -227,8 +119,8 @@ class Review:
         self.unsure_below = unsure_below
         self.pixel_size_um = pixel_size_um
         self._changed: list[OnChange] = []
-        self._done: list[Edit] = []
-        self._undone: list[Edit] = []
+        self._done: list[_Edit] = []
+        self._undone: list[_Edit] = []
         self._journal = ReviewJournal(self.journal)
         self._cells = ReviewCells(complete_cells(cells), self._journal, field_id)
         self.cells = self._cells.shown()
@@ -242,32 +134,32 @@ class Review:
         return self._cells.all[~self._cells.present].reset_index(drop=True)
 
     def decision(self, cell_id: str) -> Correction | None:
-        """Return who gave a cell the class that counts, or confirmed it, and when; None where nobody did."""
+        """Return the correction that gave a cell its class, or confirmed it; None where there is none."""
         return self._journal.decision(cell_id, "label", "confirm")
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
     def shown_label(self) -> pd.Series[str]:
-        """Return the class that counts for each cell of `cells`: its label where reviewed, else what was predicted.
+        """Return the class that each cell of `cells` counts as: its label where reviewed, else the prediction.
 
-        Of cells that were never classified, the label. Empty where there is neither.
+        For cells that were never classified, the label. Empty where there is neither.
         """
         return pd.Series(called_classes(self.cells), index=self.cells.index, name="shown", dtype="str")
 
     def unsure(self) -> pd.Series[bool]:
-        """Return for each cell of `cells` whether it is unsure: below the threshold, and not reviewed."""
+        """Return whether each cell of `cells` is low-confidence: below the threshold, and not reviewed."""
         return pd.Series(unsure_cells(self.cells, self.unsure_below), index=self.cells.index, name="unsure")
 
     def queue(self, order: str = "least sure", code: str | None = None) -> list[str]:
-        """Return cells in the order in which a person goes through them, those not reviewed yet first.
+        """Return cells in the order of a review, those not reviewed yet first.
 
         Parameters
         ----------
         order : str
-            ``"least sure"``: by rising probability; ``"class"``: by class in the taxonomy's order, in each the least
-            sure first; ``"place"``: from the top of the field to its bottom.
+            ``"least sure"``: by rising probability; ``"class"``: by class in the taxonomy's order, then by rising
+            probability; ``"place"``: from the top of the field to its bottom.
         code : str, optional
-            Only cells that count as this class now; the empty string for those without a class.
+            Only cells that count as this class; the empty string for those without a class.
 
         Returns
         -------
@@ -289,33 +181,33 @@ class Review:
         Returns
         -------
         DataFrame
-            One row per class in the taxonomy's order: ``code``, ``name``, ``colour``, ``lineage``, ``count`` (sure
-            cells), ``percent`` (of the counted cells, 0 to 100; not a number for classes counted apart), ``low``,
-            ``high`` (its 95 % interval), ``reviewed`` (how many a person has looked at) and ``unsure``.
+            One row per class in the taxonomy's order: ``code``, ``name``, ``colour``, ``lineage``, ``count``,
+            ``percent`` (of the counted cells, 0 to 100; not a number for classes counted apart), ``low``, ``high``
+            (its 95 % interval), ``reviewed`` (number of reviewed cells) and ``unsure`` (low-confidence cells).
         """
         return count_by_class(self.cells, self.shown_label(), self.taxonomy, self.summary())
 
     def summary(self) -> Summary:
-        """Return totals, blasts, and the myeloid:erythroid ratio with their intervals, as `Differential.overall`.
+        """Return totals, blasts and the myeloid:erythroid ratio with their intervals, as `Differential.overall`.
 
-        ``summary().counted`` is the number that per cent are of; ``.blasts.share`` and ``.ratio.value`` may be None.
+        Per cent are of ``summary().counted`` cells; ``.blasts.share`` and ``.ratio.value`` may be None.
         """
         return summarize(self.cells, self.taxonomy, self.unsure_below)
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
     def on_change(self, callback: OnChange) -> None:
-        """Have `callback(kind, cell_ids)` called after each change.
+        """Call `callback(kind, cell_ids)` after each change.
 
-        ``kind`` is ``"label"``, ``"confirm"``, ``"delete"``, ``"add"`` or ``"append"``. Undoing tells the same kinds:
-        of a deletion ``"add"``, of an addition ``"delete"``.
+        ``kind`` is ``"label"``, ``"confirm"``, ``"delete"``, ``"add"`` or ``"append"``. Undoing has the same kinds:
+        ``"add"`` for a deletion, ``"delete"`` for an addition.
         """
         self._changed.append(callback)
 
     def append(self, cells: pd.DataFrame) -> None:
-        """Put cells behind the others, newly classified ones while a job runs. No correction, not undone.
+        """Append newly classified cells, while a job runs. This is no correction and is never undone.
 
-        What the journal says of them is laid over them.
+        The journal's corrections are applied to them.
 
         Raises
         ------
@@ -324,24 +216,24 @@ class Review:
         """
         if not len(cells):
             return
-        told = self._cells.append(complete_cells(cells))
+        appended = self._cells.append(complete_cells(cells))
         self.cells = self._cells.shown()
-        self._tell("append", told)
+        self._notify("append", appended)
 
     def refresh(self) -> list[Correction]:
-        """Take over what others have written into the journal, and return their lines that are about these cells.
+        """Apply the lines that others have written into the journal, and return those about these cells.
 
-        Every change does it first. A viewer calls it now and then, to show what others do.
+        Every change does it first. A viewer calls it regularly, to show the changes of others.
 
         Raises
         ------
         StoreError
             If the journal is damaged; nothing has changed then.
         """
-        return self._take_over(self._journal.read())
+        return self._apply_others(self._journal.read())
 
     def correct(self, cell_ids: Sequence[str], code: str) -> None:
-        """Give cells a class. Cells that have it already count as confirmed.
+        """Give cells a class. Cells that have it already are confirmed.
 
         Parameters
         ----------
@@ -360,10 +252,10 @@ class Review:
         """
         name = self.taxonomy[code]
         rows, ids = self._rows(cell_ids)
-        self._edit("label", rows, ids, [name.code] * len(ids), f"{some_cells(ids)} to {name.name}")
+        self._edit("label", rows, ids, [name.code] * len(ids), f"{_some_cells(ids)} to {name.name}")
 
     def confirm(self, cell_ids: Sequence[str]) -> None:
-        """Note that a person has looked at cells, and their class is right. Those without a class are left out.
+        """Confirm the class of cells. Those without a class are left out.
 
         Raises
         ------
@@ -376,12 +268,12 @@ class Review:
         shown = called_classes(self._cells.all.iloc[rows])
         known = np.flatnonzero(shown != "")
         if len(ids) and not len(known):
-            raise FieldError(f"{some_cells(ids)} has no class to confirm; give it one")
+            raise FieldError(f"{_some_cells(ids)} has no class to confirm; give it one")
         rows, ids = rows[known], [ids[number] for number in known]
-        self._edit("confirm", rows, ids, shown[known].tolist(), f"{some_cells(ids)} confirmed")
+        self._edit("confirm", rows, ids, shown[known].tolist(), f"{_some_cells(ids)} confirmed")
 
     def delete(self, cell_ids: Sequence[str]) -> None:
-        """Take away what is no cell.
+        """Delete cells.
 
         Raises
         ------
@@ -391,45 +283,45 @@ class Review:
             If the journal cannot be written; nothing has changed then.
         """
         rows, ids = self._rows(cell_ids)
-        self._edit("delete", rows, ids, [""] * len(ids), f"{some_cells(ids)} deleted")
+        self._edit("delete", rows, ids, [""] * len(ids), f"{_some_cells(ids)} deleted")
 
-    def add(self, cells_row_frame: pd.DataFrame) -> str:
+    def add(self, cell: pd.DataFrame) -> str:
         """Add a missed cell, as `hematokit.pipelines.classify_one.classify_one` makes it.
 
         Parameters
         ----------
-        cells_row_frame : DataFrame
+        cell : DataFrame
             One row of a cells table.
 
         Returns
         -------
         str
-            Its id: the one that it has, with a number behind it if another cell has that.
+            Its id: that of the row, with a number appended if another cell has it.
 
         Raises
         ------
         FieldError
-            If it is not one row with a place and a box.
+            If it is not one row with a centre and a box.
         StoreError
             If the journal cannot be written; nothing has changed then.
         """
-        new = one_cell_row(cells_row_frame)
+        new = _one_row(cell)
         self.refresh()
-        cell_id = free_id(str(new["cell_id"].iloc[0]) or f"{self.field_id or 'cell'}-added", self._cells)
+        cell_id = _free_id(str(new["cell_id"].iloc[0]) or f"{self.field_id or 'cell'}-added", self._cells)
         new = new.assign(cell_id=cell_id, field_id=self.field_id or str(new["field_id"].iloc[0]))
-        entry = addition(new, self.who)
+        entry = _addition(new, self.who)
         others = self._journal.append([entry])
         self._cells.extend(new, added=True)
-        self._show(Edit(entry.edit, "add", [cell_id], f"{some_cells([cell_id])} added"), others)
+        self._show(_Edit(entry.edit, "add", [cell_id], f"{_some_cells([cell_id])} added"), others)
         return cell_id
 
     def undo(self) -> str | None:
-        """Take the last change back. The journal gets a line that says so; nothing in it is erased.
+        """Undo the last change. The journal gets another line; nothing in it is erased.
 
         Returns
         -------
         str or None
-            What was undone, in words; None if there is nothing.
+            Description of what was undone; None if there is nothing.
 
         Raises
         ------
@@ -441,17 +333,17 @@ class Review:
         edit = self._done[-1]
         others = self._turn(edit, "undo")
         self._undone.append(self._done.pop())
-        self._lay_over_and_tell(edit.ids, {"add": "delete", "delete": "add"}.get(edit.kind, edit.kind))
-        self._take_over(others)
+        self._apply_and_notify(edit.ids, {"add": "delete", "delete": "add"}.get(edit.kind, edit.kind))
+        self._apply_others(others)
         return edit.words
 
     def redo(self) -> str | None:
-        """Bring back what was undone last, unless something else was changed since.
+        """Redo the change that was undone last, unless something else was changed since.
 
         Returns
         -------
         str or None
-            What was done again, in words; None if there is nothing.
+            Description of what was redone; None if there is nothing.
 
         Raises
         ------
@@ -463,69 +355,158 @@ class Review:
         edit = self._undone[-1]
         others = self._turn(edit, "redo")
         self._done.append(self._undone.pop())
-        self._lay_over_and_tell(edit.ids, edit.kind)
-        self._take_over(others)
+        self._apply_and_notify(edit.ids, edit.kind)
+        self._apply_others(others)
         return edit.words
 
     def export(self, path: str | Path) -> None:
-        """Write the cells as CSV, GeoJSON (QuPath) or Parquet, by the file's ending, with who decided on them and when.
+        """Write the cells as CSV, GeoJSON (QuPath) or Parquet, by the file's ending, with reviewer and time.
 
         Raises
         ------
         FieldError
             If the ending is another, or the file cannot be written; an old file then stays.
         """
-        told = [self._journal.decision(str(name), "label", "confirm", "add") for name in self.cells["cell_id"]]
-        save_reviewed(path, self.cells, told, self.taxonomy, self.pixel_size_um)
+        decided = [self._journal.decision(str(name), "label", "confirm", "add") for name in self.cells["cell_id"]]
+        _save(path, self.cells, decided, self.taxonomy, self.pixel_size_um)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _rows(self, cell_ids: Iterable[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
-        """Numbers of cells in the table of all cells, each once, and their ids."""
+        """Return the rows of cells in the table of all cells, each once, and their ids."""
         self.refresh()
         ids = list(dict.fromkeys([cell_ids] if isinstance(cell_ids, str) else cell_ids))
         missing = next((name for name in ids if not self._cells.is_present(name)), None)
         if missing is not None:
-            raise no_cell(missing, self._journal.decision(str(missing), "delete"), self.who)
+            raise _no_cell(missing, self._journal.decision(str(missing), "delete"), self.who)
         return self._cells.rows(ids), ids
 
     def _edit(self, kind: str, rows: npt.NDArray[np.int64], ids: list[str], codes: list[str], words: str) -> None:
         if not ids:
             return
-        entries = decisions(kind, self._cells.all.loc[rows], ids, codes, self.who)
-        # Into the journal first: what cannot be saved must not be shown.
+        entries = _decisions(kind, self._cells.all.loc[rows], ids, codes, self.who)
+        # The journal first: a change that cannot be saved must not be shown.
         others = self._journal.append(entries)
-        self._show(Edit(entries[0].edit, kind, ids, words), others)
+        self._show(_Edit(entries[0].edit, kind, ids, words), others)
 
-    def _turn(self, edit: Edit, kind: str) -> list[Correction]:
+    def _turn(self, edit: _Edit, kind: str) -> list[Correction]:
         self.refresh()
         return self._journal.append([Correction(kind, new_edit(), utc_now(), self.who, of=edit.name)])
 
-    def _show(self, edit: Edit, others: list[Correction]) -> None:
+    def _show(self, edit: _Edit, others: list[Correction]) -> None:
         self._done.append(edit)
         self._undone.clear()
-        self._lay_over_and_tell(edit.ids, edit.kind)
-        self._take_over(others)
+        self._apply_and_notify(edit.ids, edit.kind)
+        self._apply_others(others)
 
-    def _lay_over_and_tell(self, ids: list[str], kind: str) -> None:
-        self._cells.lay_over(ids)
+    def _apply_and_notify(self, ids: list[str], kind: str) -> None:
+        self._cells.apply(ids)
         self.cells = self._cells.shown()
-        self._tell(kind, ids)
+        self._notify(kind, ids)
 
-    def _take_over(self, news: list[Correction]) -> list[Correction]:
-        """Show what others did."""
+    def _apply_others(self, news: list[Correction]) -> list[Correction]:
+        """Apply lines of others, and return those about these cells."""
         touched = {name for entry in news for name in self._journal.cells_of(entry)}
         if not touched:
             return []
         before = {name for name in touched if self._cells.is_present(name)}
-        ids = self._cells.lay_over(sorted(touched))
+        ids = self._cells.apply(sorted(touched))
         self.cells = self._cells.shown()
         now = {name for name in ids if self._cells.is_present(name)}
-        for kind, told in (("delete", before - now), ("add", now - before), ("label", now & before)):
-            if told:
-                self._tell(kind, sorted(told))
+        for kind, names in (("delete", before - now), ("add", now - before), ("label", now & before)):
+            if names:
+                self._notify(kind, sorted(names))
         return [entry for entry in news if not set(ids).isdisjoint(self._journal.cells_of(entry))]
 
-    def _tell(self, kind: str, ids: list[str]) -> None:
+    def _notify(self, kind: str, ids: list[str]) -> None:
         for callback in list(self._changed):
             callback(kind, list(ids))
+
+
+def _decisions(
+    kind: str, cells: pd.DataFrame, cell_ids: Sequence[str], codes: Sequence[str], who: str
+) -> list[Correction]:
+    """Return the journal's lines of one edit that gives cells, rows of a cells table, these classes."""
+    old = called_classes(cells).tolist()
+    edit, when = new_edit(), utc_now()
+    # A cell that is given the class it has is confirmed.
+    kinds = ["confirm" if kind == "label" and was == code else kind for was, code in zip(old, codes, strict=True)]
+    lines = zip(kinds, cell_ids, cells["field_id"].tolist(), old, codes, strict=True)
+    return [Correction(said, edit, when, who, name, field, *pair) for said, name, field, *pair in lines]
+
+
+def _addition(cell: pd.DataFrame, who: str) -> Correction:
+    """Return the journal's line that adds a cell, a row of a cells table with its id and its field's."""
+    row = {str(name): value for name, value in cell.iloc[0].to_dict().items()}
+    return Correction(
+        "add",
+        new_edit(),
+        utc_now(),
+        who,
+        str(row.pop("cell_id")),
+        str(row.pop("field_id")),
+        "",
+        str(called_classes(cell)[0]),
+        row,
+    )
+
+
+def _one_row(cell: pd.DataFrame) -> pd.DataFrame:
+    """Return a row of a cells table with all columns that a review needs.
+
+    Raises
+    ------
+    FieldError
+        If it is not one row with a centre and a box.
+    """
+    row = complete_cells(cell)
+    if len(row) != 1 or not np.isfinite(row.reindex(columns=_PLACE).to_numpy(np.float64)).all():
+        raise FieldError("one cell with y, x, y0, x0, height and width is added at a time; give such a row")
+    return row
+
+
+def _free_id(wanted: str, taken: Container[str]) -> str:
+    """Return the wanted id, with a number appended if a cell has it already."""
+    cell_id, number = wanted, 2
+    while cell_id in taken:
+        cell_id, number = f"{wanted}-{number}", number + 1
+    return cell_id
+
+
+def _no_cell(cell_id: object, gone: Correction | None, who: str) -> FieldError:
+    """Return the error for a missing cell; `gone` is the line that deleted it."""
+    shown = printable(str(cell_id))
+    if gone is not None and gone.who != who:
+        return FieldError(f"cell {shown} was deleted by {printable(gone.who) or 'somebody else'}; choose another")
+    return FieldError(f"there is no cell {shown}; it may have been deleted: undo that first")
+
+
+def _some_cells(cell_ids: Sequence[Any]) -> str:
+    """Return the name of one cell, or the number of several."""
+    return f"cell {printable(str(cell_ids[0]))}" if len(cell_ids) == 1 else f"{len(cell_ids):,} cells"
+
+
+def _save(
+    path: str | Path,
+    cells: pd.DataFrame,
+    decided: Sequence[Correction | None],
+    taxonomy: Taxonomy,
+    pixel_size_um: float | None,
+) -> None:
+    """Write cells to a file, with the last decision on each of them; see `Review.export`."""
+    path = Path(path)
+    ending = path.suffix.lower()
+    if ending not in _ENDINGS:
+        raise FieldError(f"{printable(str(path))}: cells are written to {', '.join(_ENDINGS)}; end the name so")
+    signed = {
+        name: pd.Series([getattr(entry, name, "") for entry in decided], index=cells.index, dtype="str")
+        for name in ("who", "when")
+    }
+    table = order_columns(cells.assign(**signed))
+    with one_line_write_errors(path.parent, FieldError, "choose another folder, or make room"):
+        if ending == ".csv":
+            write_csv(path, table)
+        elif ending == ".parquet":
+            write_parquet(path, table)
+        else:
+            write_geojson(path, table, taxonomy, pixel_size_um=pixel_size_um)

@@ -1,7 +1,4 @@
-"""The table of a review: cells as they were found, and the same cells as the journal's lines make them.
-
-The cells table while it is reviewed: completed, counted, and put into an order to go through.
-"""
+"""The cells table during a review: its rows as the journal's corrections make them, its order, its counts."""
 
 from __future__ import annotations
 
@@ -32,13 +29,13 @@ __all__ = [
 ]
 
 QUEUE_ORDERS: Final = ("least sure", "class", "place")
-"""How `Review.queue` can be sorted."""
+"""Orders of `Review.queue`."""
 
 _TEXTS: Final = ("cell_id", "field_id", "label", "label_source")
 
 
 def whole_taxonomy(taxonomy: Taxonomy) -> Taxonomy:
-    """Return the classes that a person may give: a model of some of the 21 classes is corrected with all of them.
+    """Return the classes of corrections: all 21 for a model of some of them.
 
     Parameters
     ----------
@@ -48,7 +45,7 @@ def whole_taxonomy(taxonomy: Taxonomy) -> Taxonomy:
     Returns
     -------
     Taxonomy
-        `MATEK_21` if the model's classes are some of its, as they are there; else `taxonomy`.
+        `MATEK_21` if it has all of the model's classes under the same names and colours; else `taxonomy`.
     """
     theirs = {(entry.code, entry.name, entry.colour) for entry in taxonomy}
     ours = {(entry.code, entry.name, entry.colour) for entry in MATEK_21}
@@ -56,7 +53,7 @@ def whole_taxonomy(taxonomy: Taxonomy) -> Taxonomy:
 
 
 def complete_cells(cells: pd.DataFrame) -> pd.DataFrame:
-    """A copy that has the columns that a review writes, and texts where texts are expected."""
+    """Return a copy of a cells table with the columns that a review writes, and text in the columns of text."""
     table = cells.reset_index(drop=True)
     if len(table) and "cell_id" not in table.columns:
         raise FieldError("the cells have no column 'cell_id'; give a cells table")
@@ -72,7 +69,7 @@ def complete_cells(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def counted_taxonomy(cells: pd.DataFrame, taxonomy: Taxonomy) -> Taxonomy:
-    """Return the classes to count cells by: the model's, or all that a person may give if one of them was given."""
+    """Return the classes to count cells by: the model's, or those of corrections if one of the others was given."""
     reviewed = cells["reviewed"].isin([True]).to_numpy(bool)
     given = set(cells["label"].to_numpy(object)[reviewed]) - {""}
     return taxonomy if given <= set(taxonomy.codes) else whole_taxonomy(taxonomy)
@@ -81,7 +78,7 @@ def counted_taxonomy(cells: pd.DataFrame, taxonomy: Taxonomy) -> Taxonomy:
 def order_queue(
     cells: pd.DataFrame, shown: pd.Series[str], taxonomy: Taxonomy, order: str, code: str | None
 ) -> list[str]:
-    """See `hematokit.review.session.Review.queue`."""
+    """Return cell ids in an order; see `Review.queue`."""
     if order not in QUEUE_ORDERS:
         raise FieldError(f"no order {printable(order)!r} of a review; choose one of {', '.join(QUEUE_ORDERS)}")
     if code:
@@ -99,13 +96,13 @@ def order_queue(
     keys = {"least sure": ["probability"], "class": ["class", "probability"], "place": ["y", "x"]}[order]
     if code is not None:
         table = table[(shown == code).to_numpy(bool)]
-    # A cell without a probability is as unsure as can be.
+    # A missing probability is the lowest.
     sorted_rows = table.sort_values(["reviewed", *keys], kind="stable", na_position="first").index
     return [str(cell_id) for cell_id in cells["cell_id"].iloc[sorted_rows].tolist()]
 
 
 def count_by_class(cells: pd.DataFrame, shown: pd.Series[str], taxonomy: Taxonomy, summary: Summary) -> pd.DataFrame:
-    """See `hematokit.review.session.Review.differential`."""
+    """Return counts by class; see `Review.differential`."""
     reviewed = shown[cells["reviewed"].to_numpy(bool)].value_counts()
     rows = []
     for entry in taxonomy:
@@ -129,10 +126,10 @@ def count_by_class(cells: pd.DataFrame, shown: pd.Series[str], taxonomy: Taxonom
 
 
 def summarize(cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float) -> Summary:
-    """See `hematokit.review.session.Review.summary`."""
+    """Return the summary of cells, classified or not; see `Review.summary`."""
     if "predicted" not in cells.columns:
         cells = cells.assign(predicted="", probability=np.nan)
-    # Classes that the taxonomy does not have (of a model that was exchanged, say) are counted as none.
+    # Classes that the taxonomy does not have (after a change of the model) are counted as none.
     known = {*taxonomy.codes, ""}
     strange = [name for name in ("label", "predicted") if not set(cells[name]) <= known]
     if strange:
@@ -150,7 +147,7 @@ _TOUCHED: Final = ("label", "label_source", "reviewed")
 
 
 class ReviewCells:
-    """Rows of cells, each of them what the lines on it say; deleted cells keep their rows.
+    """Rows of cells with the journal's corrections applied; deleted cells keep their rows.
 
     Parameters
     ----------
@@ -158,7 +155,7 @@ class ReviewCells:
         From `complete_cells`; not changed.
     journal : ReviewJournal
     field_id : str
-        The field whose added cells are taken from the journal; empty for all.
+        The field whose added cells are read from the journal; empty for all.
 
     Attributes
     ----------
@@ -170,7 +167,7 @@ class ReviewCells:
     Raises
     ------
     FieldError
-        If a cell stands twice.
+        If a cell is in the table twice.
     """
 
     def __init__(self, table: pd.DataFrame, journal: ReviewJournal, field_id: str) -> None:
@@ -178,12 +175,12 @@ class ReviewCells:
         self._journal = journal
         self._field_id = field_id
         self._added: set[str] = set()
-        # What nobody has corrected. Copies are lazy: columns that are changed are copied then.
+        # The table without corrections. Copies are lazy: columns are copied when they change.
         self._base = table
         self.all = table.copy(deep=False)
         self.present = np.ones(len(table), bool)
         self._place = {str(cell_id): row for row, cell_id in enumerate(table["cell_id"])}
-        self.lay_over(journal.cell_ids())
+        self.apply(journal.cell_ids())
 
     def __contains__(self, cell_id: object) -> bool:
         return cell_id in self._place
@@ -197,11 +194,11 @@ class ReviewCells:
         return np.array([self._place[name] for name in cell_ids], np.int64)
 
     def is_present(self, cell_id: str) -> bool:
-        """Tell whether there is such a cell, and it counts."""
+        """Return whether there is such a cell, and it counts."""
         return cell_id in self._place and bool(self.present[self._place[cell_id]])
 
     def extend(self, new: pd.DataFrame, *, added: bool = False) -> None:
-        """Put rows behind the others; `added` are those that are there because a line says so."""
+        """Append rows; `added` ones are from the journal."""
         start = len(self.all)
         self._base, self.all = join_cells(self._base, new), join_cells(self.all, new)
         self.present = np.append(self.present, np.ones(len(new), bool))
@@ -210,14 +207,14 @@ class ReviewCells:
             self._added |= set(new["cell_id"])
 
     def append(self, new: pd.DataFrame) -> list[str]:
-        """Put cells that were found behind the others, and return the ids of those that count and did not before.
+        """Append detected cells, and return the ids of those that count and did not before.
 
         Raises
         ------
         FieldError
             If one is there already, and was not added by a person.
         """
-        # What a person added, and a detector finds at the same pixel, is one cell: found, so no undo takes it away.
+        # A cell that a person added and a detector detects at the same pixel is one cell, which undo does not remove.
         again = [name for name in new["cell_id"].tolist() if name in self._added]
         rest = new[~new["cell_id"].isin(again)].reset_index(drop=True)
         _check_ids(rest, self._place)
@@ -225,11 +222,11 @@ class ReviewCells:
         self._added -= set(again)
         self.extend(rest)
         ids = [*again, *rest["cell_id"].tolist()]
-        self.lay_over(ids)
+        self.apply(ids)
         return [name for name in ids if self.is_present(name) and name not in there]
 
-    def lay_over(self, cell_ids: Iterable[str]) -> list[str]:
-        """Make rows what the journal says of them, and return which of the cells are of this table."""
+    def apply(self, cell_ids: Iterable[str]) -> list[str]:
+        """Apply the journal's corrections to cells, and return those of the cells that are in this table."""
         ids = list(dict.fromkeys(cell_ids))
         missing = [entry for name in ids if name not in self and (entry := self._journal.added(name)) is not None]
         ours = [entry for entry in missing if not self._field_id or entry.field_id in ("", self._field_id)]
@@ -251,7 +248,7 @@ class ReviewCells:
 
 def _check_ids(table: pd.DataFrame, there: Container[str] = ()) -> None:
     ids = table["cell_id"]
-    # One by one, since a few come to many: a batch of a running classification to all that there are.
+    # One by one: a small batch of a running classification is compared with all cells.
     known = next((name for name in ids.tolist() if name in there), None)
     if known is not None:
         raise FieldError(f"cell {printable(str(known))} is there already; give each cell once")
