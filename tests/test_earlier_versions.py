@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import hematokit
-from hematokit.pipelines.field_job import file_stamp
+from hematokit.results.fields import file_stamp
 from hematokit.results.reading import find_model_of, open_results
 from hematokit.review.session import Review
 from hematokit.store import split_store, verify_store

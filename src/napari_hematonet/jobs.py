@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from hematokit.detection.windows import Examination
     from hematokit.imaging.fieldfiles import Field
-    from hematokit.pipelines.classify import FieldsResult
+    from hematokit.pipelines.field_run import FieldsResult
     from hematokit.progress import Progress
     from napari_hematonet.state import FieldState
 
@@ -143,10 +143,10 @@ def classify_steps(request: ClassifyRequest, background: Background) -> Iterator
     Raises
     ------
     HematokitError
-        Of any kind, as `hematokit.load_model` and `hematokit.pipelines.live.classify_live` raise them.
+        Of any kind, as `hematokit.load_model` and `hematokit.pipelines.interactive.classify_live` raise them.
     """
     from hematokit.detection.windows import Examination, make_detector
-    from hematokit.pipelines.live import classify_live
+    from hematokit.pipelines.interactive import classify_live
 
     notes: list[Note | Moved] = []
 
@@ -238,7 +238,7 @@ def get_model(
     keep_triton_out()
     from hematokit.models import cached_model
     from hematokit.models.bundle import is_onnx
-    from hematokit.pipelines.live import is_out_of_memory
+    from hematokit.pipelines.interactive import is_out_of_memory
 
     if runtime == "torch" and is_onnx(path):
         runtime = "auto"
@@ -292,7 +292,7 @@ def warm_up() -> Iterator[object]:
         import torch
 
         import hematokit.models.classifier
-        import hematokit.pipelines.live  # noqa: F401
+        import hematokit.pipelines.interactive  # noqa: F401
         from hematokit.models import resolve_device
 
     gpus = [(f"cuda:{n}", f"GPU {n}: {torch.cuda.get_device_name(n)}") for n in range(torch.cuda.device_count())]
@@ -327,7 +327,7 @@ def classified_cell(state: FieldState, y: float, x: float) -> Iterator[Added]:
     ModelError
         If the model cannot be loaded.
     """
-    from hematokit.pipelines.classify_one import classify_one
+    from hematokit.pipelines.interactive import classify_one
 
     if state.field is None:
         raise FieldError("the image of these cells is not there; open the image again")

@@ -20,7 +20,7 @@ from hematokit.imaging.geometry import cut_patch, patch_box
 from hematokit.models import Classifier, load_model
 from hematokit.models.field_cells import classify_cells
 from hematokit.pipelines.classify import classify
-from hematokit.pipelines.classify_one import classify_one, usual_side
+from hematokit.pipelines.interactive import classify_one, usual_side
 from hematokit.pipelines.store_corrected import store_corrected
 from hematokit.pipelines.tile import tile_fields
 from hematokit.review.session import Review

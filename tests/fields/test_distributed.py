@@ -14,8 +14,7 @@ import pytest
 from PIL import Image
 
 from hematokit.errors import FieldError, HematokitError
-from hematokit.pipelines.field_job import FieldJob
-from hematokit.results.folder import ResultsFolder, run_fields
+from hematokit.pipelines.field_run import FieldJob, prepare_run, run_fields
 from hematokit.synthetic import synthesize_field
 from tinykit import seal_bundle
 
@@ -57,7 +56,7 @@ def assert_same_files(one: Path, other: Path) -> None:
 def test_a_killed_worker_costs_no_field_and_the_results_are_those_of_one_process(
     fields: Path, tiny_run: Path, tmp_path: Path, cluster: distributed.LocalCluster
 ) -> None:
-    local = run_fields(ResultsFolder.prepare([fields], job(tmp_path / "local", tiny_run)))
+    local = run_fields(*prepare_run([fields], job(tmp_path / "local", tiny_run)))
     victim = next(iter(cluster.workers.values())).pid
     killed: list[int] = []
 
@@ -66,8 +65,8 @@ def test_a_killed_worker_costs_no_field_and_the_results_are_those_of_one_process
             os.kill(victim, signal.SIGKILL)
             killed.append(done)
 
-    results = ResultsFolder.prepare([fields], job(tmp_path / "spread", tiny_run))
-    spread = run_fields(results, scheduler=cluster.scheduler_address, progress=kill_one)
+    results = prepare_run([fields], job(tmp_path / "spread", tiny_run))
+    spread = run_fields(*results, scheduler=cluster.scheduler_address, progress=kill_one)
     assert killed
     assert killed[0] < FIELDS
     assert [(o.field_id, o.status, o.cells, o.unsure) for o in spread] == [
@@ -81,7 +80,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line_here_too(
 ) -> None:
     with pytest.raises(HematokitError, match="nothing-here"):
         run_fields(
-            ResultsFolder.prepare([fields], job(tmp_path / "out", tmp_path / "nothing-here")),
+            *prepare_run([fields], job(tmp_path / "out", tmp_path / "nothing-here")),
             scheduler=cluster.scheduler_address,
         )
 
@@ -91,18 +90,18 @@ def test_a_worker_that_finds_another_model_refuses(
 ) -> None:
     """Trained again after the results folder recorded which model it is for."""
     bundle = Path(shutil.copytree(tiny_run / "bundle", tmp_path / "bundle"))
-    results = ResultsFolder.prepare([fields], job(tmp_path / "out", bundle))
+    results = prepare_run([fields], job(tmp_path / "out", bundle))
     config = json.loads((bundle / "config.json").read_text())
     seal_bundle(bundle, config | {"temperature": 7.0})
     with pytest.raises(HematokitError, match="is another model than the one used so far") as caught:
-        run_fields(results, scheduler=cluster.scheduler_address)
+        run_fields(*results, scheduler=cluster.scheduler_address)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("out/fields/*/cells.parquet"))
 
 
 def test_an_address_without_a_scheduler_is_one_line(fields: Path, tmp_path: Path) -> None:
-    results = ResultsFolder.prepare([fields], FieldJob(str(tmp_path / "out")))
+    results = prepare_run([fields], FieldJob(str(tmp_path / "out")))
     for address in ("tcp://127.0.0.1:9", "nonsense"):
         with pytest.raises(FieldError, match="cannot reach a Dask scheduler") as caught:
-            run_fields(results, scheduler=address)
+            run_fields(*results, scheduler=address)
         assert "\n" not in str(caught.value)

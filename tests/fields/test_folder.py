@@ -22,8 +22,8 @@ from PIL import Image
 import hematokit
 from hematokit.cli.main import main
 from hematokit.errors import FieldError, ImageError, PluginError
-from hematokit.pipelines.field_job import FieldJob
-from hematokit.results.folder import ResultsFolder, outcome_table, read_predictions, run_fields
+from hematokit.pipelines.field_run import FieldJob, prepare_run, run_fields
+from hematokit.results.folder import outcome_table
 from hematokit.results.reading import find_model_of, open_results
 from hematokit.review.session import Review
 from hematokit.synthetic import synthesize_field
@@ -48,8 +48,8 @@ def job(output: Path, **changed: object) -> FieldJob:
 
 
 def test_each_field_gets_a_folder_of_files(fields: Path, tiny_run: Path, tmp_path: Path) -> None:
-    results = ResultsFolder.prepare([fields], job(tmp_path / "out", model=str(tiny_run)))
-    outcomes = run_fields(results)
+    results = prepare_run([fields], job(tmp_path / "out", model=str(tiny_run)))
+    outcomes = run_fields(*results)
     assert [outcome.status for outcome in outcomes] == ["done"] * 4
     assert len({outcome.field_id for outcome in outcomes}) == 4
     for outcome in outcomes:
@@ -66,16 +66,16 @@ def test_each_field_gets_a_folder_of_files(fields: Path, tiny_run: Path, tmp_pat
         if len(cells):
             assert cells["predicted"].isin(["BLA", "LYT", "NGS"]).all()
             np.testing.assert_allclose(cells[["p_BLA", "p_LYT", "p_NGS"]].sum(axis=1), 1, atol=1e-5)
-    predictions = read_predictions(results, outcomes)
+    predictions = results[1].read_predictions(outcomes)
     assert len(predictions) == sum(outcome.cells for outcome in outcomes) > 0
     table = outcome_table(outcomes)
     assert {"field_id", "status", "cells", "flag", "focus", "seconds", "seconds_detect"} <= set(table.columns)
 
 
 def test_a_second_call_does_nothing_and_says_the_same(fields: Path, tmp_path: Path) -> None:
-    first = run_fields(ResultsFolder.prepare([fields], job(tmp_path / "out")))
+    first = run_fields(*prepare_run([fields], job(tmp_path / "out")))
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("fields/*/*")}
-    second = run_fields(ResultsFolder.prepare([fields], job(tmp_path / "out")))
+    second = run_fields(*prepare_run([fields], job(tmp_path / "out")))
     assert second == first
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("fields/*/*")} == before
 
@@ -85,9 +85,9 @@ def test_a_field_that_has_changed_is_done_again_and_only_that(tmp_path: Path) ->
     folder.mkdir()
     for number in range(2):
         Image.fromarray(synthesize_field(300, 300, cells=2, seed=number).pixels).save(folder / f"f{number}.png")
-    first = run_fields(ResultsFolder.prepare([folder], job(tmp_path / "out")))
+    first = run_fields(*prepare_run([folder], job(tmp_path / "out")))
     Image.fromarray(np.full((300, 310, 3), 235, np.uint8)).save(folder / "f0.png")
-    second = run_fields(ResultsFolder.prepare([folder], job(tmp_path / "out")))
+    second = run_fields(*prepare_run([folder], job(tmp_path / "out")))
     assert second[1] == first[1]
     assert (second[0].width, second[0].cells) == (310, 0)
 
@@ -102,7 +102,7 @@ def test_bad_fields_are_said_and_the_rest_goes_on(fields: Path, tmp_path: Path) 
     Image.fromarray(np.zeros((50, 50, 4), np.uint8), "CMYK").save(folder / "cmyk.jpg")
     Image.fromarray(np.zeros((60, 60, 3), np.uint8)).save(folder / "black.png")
     Image.fromarray(np.full((1, 1, 3), 200, np.uint8)).save(folder / "tiny.png")
-    outcomes = {o.field_id: o for o in run_fields(ResultsFolder.prepare([folder], job(tmp_path / "out")))}
+    outcomes = {o.field_id: o for o in run_fields(*prepare_run([folder], job(tmp_path / "out")))}
     failed = {name for name, outcome in outcomes.items() if outcome.status == "failed"}
     assert failed == {"cut", "empty", "grey", "cmyk"}
     for name in failed:
@@ -117,32 +117,32 @@ def test_bad_fields_are_said_and_the_rest_goes_on(fields: Path, tmp_path: Path) 
 
 def test_results_of_other_settings_are_never_mixed(fields: Path, tiny_run: Path, tmp_path: Path) -> None:
     one = fields / "field0.png"
-    run_fields(ResultsFolder.prepare([one], job(tmp_path / "out")))
+    run_fields(*prepare_run([one], job(tmp_path / "out")))
     with pytest.raises(FieldError, match="another model"):
-        ResultsFolder.prepare([one], job(tmp_path / "out", model=str(tiny_run)))
+        prepare_run([one], job(tmp_path / "out", model=str(tiny_run)))
     with pytest.raises(FieldError, match="another --pixel-size"):
-        ResultsFolder.prepare([one], job(tmp_path / "out", pixel_size_um=0.1))
+        prepare_run([one], job(tmp_path / "out", pixel_size_um=0.1))
     # More fields of the same job are welcome.
-    outcomes = run_fields(ResultsFolder.prepare([fields], job(tmp_path / "out")))
+    outcomes = run_fields(*prepare_run([fields], job(tmp_path / "out")))
     assert len(outcomes) == 4
 
 
 def test_a_folder_of_something_else_is_left_alone(fields: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FieldError, match="holds something else"):
-        ResultsFolder.prepare([fields], job(tmp_path))
+        prepare_run([fields], job(tmp_path))
     with pytest.raises(FieldError, match="is a file"):
-        ResultsFolder.prepare([fields], job(tmp_path / "notes.txt"))
+        prepare_run([fields], job(tmp_path / "notes.txt"))
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_wrong_paths_and_detectors_are_errors_before_anything_is_written(fields: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="nowhere"):
-        ResultsFolder.prepare([tmp_path / "nowhere"], job(tmp_path / "out"))
+        prepare_run([tmp_path / "nowhere"], job(tmp_path / "out"))
     with pytest.raises(PluginError, match="nosuch"):
-        ResultsFolder.prepare([fields], job(tmp_path / "out", detector="nosuch"))
+        prepare_run([fields], job(tmp_path / "out", detector="nosuch"))
     with pytest.raises(PluginError, match="option"):
-        ResultsFolder.prepare([fields], job(tmp_path / "out", detector_options={"nosuch": 1}))
+        prepare_run([fields], job(tmp_path / "out", detector_options={"nosuch": 1}))
     assert not (tmp_path / "out").exists()
 
 
@@ -152,11 +152,11 @@ def test_the_progress_callback_can_stop_the_work_and_it_goes_on_later(fields: Pa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_fields(ResultsFolder.prepare([fields], job(tmp_path / "out")), progress=stop_after_two)
+        run_fields(*prepare_run([fields], job(tmp_path / "out")), progress=stop_after_two)
     assert len(list(tmp_path.rglob("field.json"))) == 2
     calls: list[tuple[int, str]] = []
     outcomes = run_fields(
-        ResultsFolder.prepare([fields], job(tmp_path / "out")),
+        *prepare_run([fields], job(tmp_path / "out")),
         progress=lambda done, total, message: calls.append((done, message)),
     )
     assert calls[0] == (2, "2 done before")
@@ -177,9 +177,9 @@ def test_a_field_of_many_windows_says_how_far_it_is_and_can_be_stopped(
         if "2 of 3" in message:
             raise KeyboardInterrupt
 
-    results = ResultsFolder.prepare([tmp_path / "wide.png"], job(tmp_path / "out"))
+    results = prepare_run([tmp_path / "wide.png"], job(tmp_path / "out"))
     with pytest.raises(KeyboardInterrupt):
-        run_fields(results, progress=listen)
+        run_fields(*results, progress=listen)
     assert "wide: 1 of 3 windows" in said
     assert not list(tmp_path.rglob("field.json"))
 
@@ -187,14 +187,13 @@ def test_a_field_of_many_windows_says_how_far_it_is_and_can_be_stopped(
 KILLED = """
 import sys
 from pathlib import Path
-from hematokit.results.folder import ResultsFolder, run_fields
-from hematokit.pipelines.field_job import FieldJob
-run_fields(ResultsFolder.prepare([Path(sys.argv[1])], FieldJob(sys.argv[2])))
+from hematokit.pipelines.field_run import FieldJob, prepare_run, run_fields
+run_fields(*prepare_run([Path(sys.argv[1])], FieldJob(sys.argv[2])))
 """
 
 
 def test_killed_at_any_moment_the_same_call_ends_with_the_same_results(fields: Path, tmp_path: Path) -> None:
-    whole = run_fields(ResultsFolder.prepare([fields], job(tmp_path / "whole")))
+    whole = run_fields(*prepare_run([fields], job(tmp_path / "whole")))
     for wanted in (0, 1, 3):
         output = tmp_path / f"killed-{wanted}"
         process = subprocess.Popen([sys.executable, "-c", KILLED, str(fields), str(output)])
@@ -206,7 +205,7 @@ def test_killed_at_any_moment_the_same_call_ends_with_the_same_results(fields: P
             time.sleep(0.002)
         process.kill()
         assert process.wait() in (0, -signal.SIGKILL)
-        outcomes = run_fields(ResultsFolder.prepare([fields], job(output)))
+        outcomes = run_fields(*prepare_run([fields], job(output)))
         assert [(o.field_id, o.cells, o.flag) for o in outcomes] == [(o.field_id, o.cells, o.flag) for o in whole]
         for outcome in outcomes:
             name = f"fields/{outcome.field_id}/cells.parquet"
@@ -217,7 +216,7 @@ def test_killed_at_any_moment_the_same_call_ends_with_the_same_results(fields: P
 def test_a_full_disk_stops_the_work_and_keeps_what_is_done(
     fields: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import hematokit.pipelines.field_job as module
+    import hematokit.results.fields as module
 
     real, written = module.write_parquet, []
 
@@ -229,15 +228,15 @@ def test_a_full_disk_stops_the_work_and_keeps_what_is_done(
 
     monkeypatch.setattr(module, "write_parquet", full)
     with pytest.raises(FieldError, match=r"No space left on device.*make room"):
-        run_fields(ResultsFolder.prepare([fields], job(tmp_path / "out")))
+        run_fields(*prepare_run([fields], job(tmp_path / "out")))
     monkeypatch.undo()
     assert len(list(tmp_path.rglob("field.json"))) == 1
-    outcomes = run_fields(ResultsFolder.prepare([fields], job(tmp_path / "out")))
+    outcomes = run_fields(*prepare_run([fields], job(tmp_path / "out")))
     assert [outcome.status for outcome in outcomes] == ["done"] * 4
 
 
 def test_results_say_what_they_were_made_with(fields: Path, tiny_run: Path, tmp_path: Path) -> None:
-    ResultsFolder.prepare([fields], job(tmp_path / "out", model=str(tiny_run)))
+    prepare_run([fields], job(tmp_path / "out", model=str(tiny_run)))
     said = json.loads((tmp_path / "out" / "run.json").read_text())
     assert said["job"]["detector"]["name"] == "nuclei"
     assert len(said["job"]["model"]["sha256"]) == 64

@@ -16,7 +16,7 @@ from hematokit.detection.windows import Examination, examine_field, make_detecto
 from hematokit.errors import FieldError
 from hematokit.imaging.fieldfiles import Field, open_field
 from hematokit.models.field_cells import classify_cells
-from hematokit.pipelines.live import classify_live, in_polygons
+from hematokit.pipelines.interactive import classify_live, in_polygons
 from hematokit.synthetic import synthesize_field
 from hematokit.taxonomy import MATEK_21, Taxonomy
 

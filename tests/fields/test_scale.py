@@ -20,7 +20,7 @@ from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import patch_box
 from hematokit.models.field_cells import classify_cells, cut_patches, field_patch_side
 from hematokit.pipelines.explain_field import explain_field
-from hematokit.pipelines.live import classify_live
+from hematokit.pipelines.interactive import classify_live
 from hematokit.plugins import MadeExplainer
 from hematokit.plugins.specs import ExplainerSpec
 from hematokit.synthetic import PIXEL_SIZE_UM, synthesize_field

@@ -204,7 +204,7 @@ def test_boxes_drawn_on_the_image_as_shown_are_at_the_cell(
 
 def before_orientation(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> None:
     """Do something as versions did that applied no orientation and recorded none."""
-    import hematokit.pipelines.field_job as job
+    import hematokit.pipelines.field_run as job
     import hematokit.pipelines.tile as tiling
 
     def opened(*given: object, **options: object) -> Field:

@@ -25,8 +25,7 @@ from hematokit.explanation.at_cells import explainable
 from hematokit.models import cached_model, export_onnx
 from hematokit.models.bundle import bundle_identity
 from hematokit.models.parity import sample_patches
-from hematokit.pipelines.field_job import FieldJob
-from hematokit.results.folder import ResultsFolder, run_fields
+from hematokit.pipelines.field_run import FieldJob, prepare_run, run_fields
 from hematokit.results.reading import find_model_of, open_results
 from hematokit.synthetic import synthesize_field
 from tinykit import seal_bundle
@@ -111,8 +110,8 @@ def test_a_model_replaced_during_the_work_does_not_take_part(bundle: Path, field
 def test_another_process_with_another_model_refuses(bundle: Path, fields: Path, tmp_path: Path) -> None:
     """As on a cluster's worker, to which the job is sent."""
     job = FieldJob(str(tmp_path / "out"), model=str(bundle), device="cpu", runtime="torch")
-    results = ResultsFolder.prepare([fields], job)
-    (tmp_path / "sent").write_bytes(pickle.dumps((results.job, results.tasks[0])))
+    results = prepare_run([fields], job)
+    (tmp_path / "sent").write_bytes(pickle.dumps((results[0], results[1].tasks[0])))
     train_again(bundle)
     code = (
         "import pickle, sys\n"
@@ -126,7 +125,7 @@ def test_another_process_with_another_model_refuses(bundle: Path, fields: Path, 
     assert f"{bundle} is another model than the one used so far" in done.stdout
     assert done.stdout.count("\n") == 1
     # Here it is loaded, and answers for what was recorded.
-    assert [outcome.status for outcome in run_fields(results)] == ["done", "done"]
+    assert [outcome.status for outcome in run_fields(*results)] == ["done", "done"]
 
 
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])

@@ -47,7 +47,7 @@ def detect_command(
     A detector's option: hematokit detect field.png --output detected --set detector.min_diameter_um=5
     """
     from hematokit.assignments import plugin_options
-    from hematokit.pipelines.classify import detect as run_detection
+    from hematokit.pipelines.detect import detect as run_detection
 
     with progress_bar("detect", "fields") as progress:
         result = run_detection(

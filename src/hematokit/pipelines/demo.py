@@ -12,8 +12,9 @@ from hematokit.annotations.writing import read_parquet
 from hematokit.detection.windows import match_cells
 from hematokit.errors import TrainingError
 from hematokit.files import replace_file
-from hematokit.pipelines.classify import FieldsResult, classify
+from hematokit.pipelines.classify import classify
 from hematokit.pipelines.evaluate import evaluate
+from hematokit.pipelines.field_run import FieldsResult
 from hematokit.pipelines.train import train
 from hematokit.progress import Progress, no_progress
 from hematokit.store import import_crops, open_store, set_pixel_size, split_store

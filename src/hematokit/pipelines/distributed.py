@@ -1,4 +1,4 @@
-"""The same job on the workers of a Dask cluster (extra ``hematokit[distributed]``).
+"""Fields on the workers of a Dask cluster (extra ``hematokit[distributed]``).
 
 Workers write a field's files themselves and send back a few numbers, so the scheduler moves no pixels. They have to
 see the same files under the same paths, and to have hematokit and the plugins installed.
@@ -6,11 +6,10 @@ see the same files under the same paths, and to have hematokit and the plugins i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 from hematokit.errors import FieldError
-from hematokit.pipelines.field_job import FieldJob, FieldOutcome, FieldTask
+from hematokit.results.fields import FieldOutcome, FieldTask
 
 __all__ = ["run_on_cluster"]
 
@@ -18,23 +17,15 @@ _IN_FLIGHT_PER_THREAD = 3
 """Tasks given out ahead: enough to keep workers busy, few enough that stopping is quick."""
 
 
-@dataclass(frozen=True)
-class _Work:
-    """Sent to a worker and called there."""
-
-    job: FieldJob
-
-    def __call__(self, task: FieldTask) -> FieldOutcome:
-        # A worker died after it had written this field and before it could say so: nothing is done twice.
-        return self.job.finished(task) or self.job.run(task)
-
-
-def run_on_cluster(job: FieldJob, tasks: Sequence[FieldTask], address: str) -> Iterator[FieldOutcome]:
+def run_on_cluster(
+    work: Callable[[FieldTask], FieldOutcome], tasks: Sequence[FieldTask], address: str
+) -> Iterator[FieldOutcome]:
     """Work on fields on a cluster.
 
     Parameters
     ----------
-    job : FieldJob
+    work : callable
+        Works on one field; sent to the workers, so it can be pickled.
     tasks : sequence of FieldTask
     address : str
         The scheduler's, ``"tcp://HOST:8786"``.
@@ -66,7 +57,6 @@ def run_on_cluster(job: FieldJob, tasks: Sequence[FieldTask], address: str) -> I
             f"cannot reach a Dask scheduler at {address} ({said[:200]}); start one with 'dask scheduler' and workers "
             "with 'dask worker', or leave --scheduler out"
         ) from error
-    work = _Work(job)
     with client:
         threads = sum(client.nthreads().values())
         if not threads:

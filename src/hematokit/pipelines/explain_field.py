@@ -26,9 +26,9 @@ from hematokit.imaging.reading import printable
 from hematokit.models import find_bundle, load_model
 from hematokit.models.field_cells import classify_cells, cut_patches, model_pixel_size, patch_side, scale_warnings
 from hematokit.pipelines.explain import DEFAULT_METHODS, ExplanationResult, write_explanation
-from hematokit.pipelines.field_job import file_stamp
 from hematokit.progress import Progress, no_progress
 from hematokit.reports.attributions import saliency_overlay
+from hematokit.results.fields import file_stamp
 
 if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field

@@ -1,16 +1,16 @@
-"""Folders of fields: what there is to do, doing it field by field, going on where it stopped.
+"""The results folder of whole-field runs: which fields it holds, and going on where an earlier call stopped.
 
-A results folder holds ``run.json`` (what the results were made with, and which file has which id) and one folder a
-field. A field whose ``field.json`` is there and whose file has not changed is done, so calling again after a stop
-works on the rest. Results made with another model, detector or settings are never mixed in: that is an error.
+A results folder holds ``run.json`` (what the results were made with, and which file has which id) and one folder for
+each field. A field whose ``field.json`` is there and whose file has not changed is done, so another call works on the
+rest. Results made with another model, detector or settings are never mixed in: that is an error.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,13 +22,12 @@ from hematokit.files import TEMPORARY_PREFIX, one_line_read_errors, one_line_wri
 from hematokit.imaging.fieldfiles import field_name, list_fields
 from hematokit.imaging.fieldfiles.opening import name_fields
 from hematokit.parquet import read_table
-from hematokit.pipelines.field_job import CELLS, FIELDS_FOLDER, FieldJob, FieldOutcome, FieldTask, Note, file_stamp
 from hematokit.plugins import is_other_version, load_plugins
-from hematokit.progress import Progress, no_progress
+from hematokit.results.fields import CELLS, FIELDS_FOLDER, FieldFolders, FieldOutcome, FieldTask, file_stamp
 from hematokit.store.corrections import CORRECTIONS_FILE, apply_corrections, read_corrections
 from hematokit.store.smears import SmearMatch, SmearTable, some_of
 
-__all__ = ["RUN_FILE", "ResultsFolder", "outcome_table", "read_predictions", "run_fields", "whole_folder"]
+__all__ = ["RUN_FILE", "ResultsFolder", "outcome_table", "path_from", "write_outcomes"]
 
 RUN_FILE: Final = "run.json"
 FIELDS_TABLE: Final = "fields.csv"
@@ -45,12 +44,12 @@ _OPTIONS: Final = {
 
 @dataclass(frozen=True)
 class ResultsFolder:
-    """A folder of results, opened for one job.
+    """A results folder, prepared for one call.
 
     Attributes
     ----------
     path : Path
-    job : FieldJob
+        Absolute.
     tasks : list of FieldTask
         Every field of this call, in the order of their paths.
     unmatched : int
@@ -66,7 +65,6 @@ class ResultsFolder:
     """
 
     path: Path
-    job: FieldJob
     tasks: list[FieldTask]
     unmatched: int = 0
     warnings: tuple[str, ...] = ()
@@ -75,20 +73,37 @@ class ResultsFolder:
     worked: set[str] = field(default_factory=set)
 
     @property
+    def fields(self) -> FieldFolders:
+        """The folders of the fields."""
+        return FieldFolders(self.path)
+
+    @property
     def images(self) -> dict[str, Path]:
         """Where the image of each field of the folder is, or was, by id."""
         return {task.field_id: Path(task.path) for task in [*self.earlier, *self.tasks]}
 
     @classmethod
-    def prepare(cls, paths: Sequence[str | Path], job: FieldJob, *, smears: SmearTable | None = None) -> ResultsFolder:
-        """List the fields, give them ids, and make the folder or check that it holds results of the same job.
+    def prepare(
+        cls,
+        paths: Sequence[str | Path],
+        output: Path,
+        settings: Mapping[str, Any],
+        *,
+        model: Path | None = None,
+        smears: SmearTable | None = None,
+    ) -> ResultsFolder:
+        """List the fields, give them ids, and make the folder or check that its results have the same settings.
 
         Parameters
         ----------
         paths : sequence of path
             Files and folders.
-        job : FieldJob
-            What is to be done; its ``output`` is the folder.
+        output : Path
+            The results folder, absolute: new, empty, or from an earlier call.
+        settings : mapping
+            What decides results, as JSON takes it: detector, model by its hash, pixel sizes, threshold.
+        model : Path, optional
+            Where the model is.
         smears : SmearTable, optional
             Which file belongs to which smear and patient.
 
@@ -100,23 +115,18 @@ class ResultsFolder:
         ImageError
             If a path does not exist or there is no field.
         """
-        folder = Path(job.output)
+        folder, own = output, FieldFolders(output)
         # Results may lie inside the folder of fields; their pictures are no fields.
         inside = folder.resolve()
         listed = [path for path in list_fields([Path(path) for path in paths]) if inside not in path.resolve().parents]
         if not listed:
             raise FieldError(f"there is no field but results in {paths[0]}; give the fields that they were made from")
-        model = job.load_model()
-        if model is not None:
-            # All fields are classified by this model, here or on a worker, even if its files are replaced meanwhile.
-            job = replace(job, model_identity=model.identity)
-        identity = describe_job(job)
-        before = _check_folder(folder, identity)
+        before = _check_folder(folder, settings)
         keys = {str(path.resolve()): path for path in listed}
-        known = _follow_moves(before, inside, keys, job)
+        known = _follow_moves(before, inside, keys, own)
         ids = name_fields({key: field_name(path) for key, path in keys.items()}, known)
         # What a table of smears does not name, or leaves empty, stays as it was.
-        recorded = {id_: outcome for id_ in {**known, **ids}.values() if (outcome := job.outcome(id_)) is not None}
+        recorded = {id_: outcome for id_ in {**known, **ids}.values() if (outcome := own.outcome(id_)) is not None}
         units = {id_: (outcome.smear_id, outcome.patient_id) for id_, outcome in recorded.items()}
         others = {key: id_ for key, id_ in known.items() if key not in keys and id_ in recorded}
         if smears is not None:
@@ -131,7 +141,7 @@ class ResultsFolder:
         tasks = [FieldTask(key, str(path), ids[key], *units.get(ids[key], ("", ""))) for key, path in keys.items()]
         earlier = [FieldTask(key, recorded[id_].source, id_, *units[id_]) for key, id_ in others.items()]
         unfinished = sorted(
-            id_ for key, id_ in known.items() if key not in keys and id_ not in recorded and job.folder(id_).is_dir()
+            id_ for key, id_ in known.items() if key not in keys and id_ not in recorded and own.folder(id_).is_dir()
         )
         warnings = list(match.warnings)
         if unfinished:
@@ -144,13 +154,13 @@ class ResultsFolder:
             "kind": _KIND,
             "schema_version": _SCHEMA_VERSION,
             "hematokit_version": __version__,
-            "job": identity,
+            "job": dict(settings),
             "fields": {**known, **ids},
             "inputs": list(inputs),
             # Where the folder was then: it may be moved together with the images.
             "output": str(inside),
             # Where it lay; what it was stands in "job".
-            "model": None if job.model is None else str(Path(job.model).resolve()),
+            "model": None if model is None else str(model.resolve()),
             "research_use_only": True,
         }
         with one_line_write_errors(folder, FieldError, "give another --output"):
@@ -158,31 +168,70 @@ class ResultsFolder:
             write_json(folder / RUN_FILE, document)
             for task in tasks:
                 # Users take a field out of the results by removing its folder.
-                job.folder(task.field_id).mkdir(parents=True, exist_ok=True)
+                own.folder(task.field_id).mkdir(parents=True, exist_ok=True)
             for left in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 left.unlink(missing_ok=True)
             for left in folder.glob(f"{FIELDS_FOLDER}/*/{TEMPORARY_PREFIX}*"):
                 left.unlink(missing_ok=True)
-        return cls(folder, job, tasks, match.unmatched, tuple(warnings), earlier, inputs)
+        return cls(folder, tasks, match.unmatched, tuple(warnings), earlier, inputs)
+
+    def all_outcomes(self, outcomes: Sequence[FieldOutcome]) -> list[FieldOutcome]:
+        """Return the outcomes of all fields of the folder: those of earlier calls, and those of this one.
+
+        Parameters
+        ----------
+        outcomes : sequence of FieldOutcome
+            Of this call.
+
+        Raises
+        ------
+        FieldError
+            If the files of an earlier field cannot be read or written.
+        """
+        earlier = [(task, outcome) for task in self.earlier if (outcome := self.fields.outcome(task.field_id))]
+        return [*(self.fields.assign(done, task.smear_id, task.patient_id) for task, done in earlier), *outcomes]
+
+    def read_cells(self, outcomes: Sequence[FieldOutcome]) -> pd.DataFrame:
+        """Read all cells of the fields that are done, with what people corrected."""
+        parts = [self.fields.corrected(outcome.field_id) for outcome in outcomes if outcome.status == "done"]
+        filled = [part for part in parts if len(part)]
+        return pd.concat(filled, ignore_index=True) if filled else parts[0]
+
+    def read_predictions(self, outcomes: Sequence[FieldOutcome]) -> pd.DataFrame:
+        """Read what the differential needs of all cells, and no more: the memory of a run of thousands of fields.
+
+        Parameters
+        ----------
+        outcomes : sequence of FieldOutcome
+            Fields that failed have no cells.
+
+        Returns
+        -------
+        DataFrame
+            ``cell_id``, ``field_id``, ``smear_id``, ``patient_id``, ``touches_border``, ``predicted``, ``probability``;
+            and ``label``, ``label_source`` and ``reviewed``, with what people corrected.
+        """
+        columns = ["cell_id", "field_id", "touches_border", "predicted", "probability", *_REVIEWED]
+        parts = []
+        for outcome in outcomes:
+            if outcome.status != "done":
+                continue
+            path = self.fields.folder(outcome.field_id) / CELLS
+            advice = f"remove the folder {path.parent} and run the command again"
+            part: pd.DataFrame = read_table(path, kind=FieldError, advice=advice, columns=columns).to_pandas()
+            corrections = read_corrections(path.parent / CORRECTIONS_FILE)
+            part = apply_corrections(part, corrections, add=lambda entry: True)[columns]
+            parts.append(part.assign(smear_id=outcome.smear_id, patient_id=outcome.patient_id))
+        filled = [part for part in parts if len(part)]
+        if filled:
+            together: pd.DataFrame = pd.concat(filled, ignore_index=True)
+            return together
+        empty = {name: pd.Series(dtype=object) for name in [*columns, "smear_id", "patient_id"]}
+        return pd.DataFrame(empty).astype({"probability": float, "touches_border": bool, "reviewed": bool})
 
 
-def describe_job(job: FieldJob) -> dict[str, Any]:
-    """What decides results: model by the hash of its weights, detector by name, version and options, settings."""
-    identity: dict[str, Any] = {
-        "detector": job.make_detector().identity(),
-        "pixel_size_um": job.pixel_size_um,
-        "force_pixel_size": job.force_pixel_size,
-        "model": None,
-    }
-    model = job.load_model()
-    if model is not None:
-        identity["model"] = {"sha256": model.identity, "pixel_size_um": job.model_pixel_size_um}
-        identity["unsure_below"] = job.unsure_below
-    return identity
-
-
-def _check_folder(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """Return what ``run.json`` says, if `folder` is new, empty, or holds results of the same job."""
+def _check_folder(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``run.json`` says, if `folder` is new, empty, or holds results of the same settings."""
     if folder.exists() and not folder.is_dir():
         raise FieldError(f"{folder} is a file; give a folder with --output")
     if not folder.exists() or all(path.name.startswith(TEMPORARY_PREFIX) for path in folder.iterdir()):
@@ -204,7 +253,7 @@ def _check_folder(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     if kind != _KIND or said.get("schema_version") != _SCHEMA_VERSION:
         raise FieldError(f"folder {folder} holds results of another version; give another --output")
     # Through JSON, as the file's were: tuples are lists there.
-    wanted = json.loads(json.dumps(identity, default=str))
+    wanted = json.loads(json.dumps(dict(settings), default=str))
     before, now = job.get("detector"), wanted["detector"]
     if isinstance(before, dict) and before.get("name") == now["name"]:
         before = job["detector"] = load_plugins().detectors.update_identity(now["name"], before)
@@ -226,7 +275,7 @@ def _check_folder(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     return dict(said)
 
 
-def _follow_moves(before: dict[str, Any], inside: Path, keys: Mapping[str, Path], job: FieldJob) -> dict[str, str]:
+def _follow_moves(before: dict[str, Any], inside: Path, keys: Mapping[str, Path], own: FieldFolders) -> dict[str, str]:
     """Return the ids given before, by the paths that their images have now.
 
     An image that was moved together with the folder of results has the same path relative to it. One that was moved
@@ -244,7 +293,7 @@ def _follow_moves(before: dict[str, Any], inside: Path, keys: Mapping[str, Path]
         if key in known or path.name not in by_name:
             continue
         stamp = file_stamp(path)
-        same = [old for old in by_name[path.name] if _is_moved(old, path, stamp, job.outcome(known[old]))]
+        same = [old for old in by_name[path.name] if _is_moved(old, path, stamp, own.outcome(known[old]))]
         if len(same) == 1:
             places[same[0]] = key
             by_name[path.name].remove(same[0])
@@ -265,97 +314,6 @@ def _is_moved(old: str, path: Path, stamp: str, done: FieldOutcome | None) -> bo
     return not Path(old).exists() or path.samefile(old)
 
 
-def run_fields(
-    results: ResultsFolder, *, scheduler: str = "local", progress: Progress = no_progress
-) -> list[FieldOutcome]:
-    """Work on every field that is not done yet.
-
-    Parameters
-    ----------
-    results : ResultsFolder
-        From `ResultsFolder.prepare`.
-    scheduler : str
-        ``"local"``: one after the other, here. ``"tcp://HOST:PORT"``: on the workers of a Dask cluster that see the
-        same files; fields of a worker that dies are given to another.
-    progress : Progress
-        Told how many fields are done; raising from it stops the work, and what is done is kept.
-
-    Returns
-    -------
-    list of FieldOutcome
-        One a field, in the order of the tasks.
-
-    Raises
-    ------
-    FieldError
-        If results cannot be written, or the cluster cannot be reached.
-    ModelError, PluginError
-        If the model cannot be loaded or the detector cannot be made.
-    """
-    job = results.job
-    outcomes: dict[str, FieldOutcome] = {}
-    todo = []
-    for task in results.tasks:
-        done = job.finished(task)
-        if done is None:
-            todo.append(task)
-        else:
-            outcomes[task.field_id] = job.assign(done, task.smear_id, task.patient_id)
-    total, failed = len(results.tasks), 0
-    progress(len(outcomes), total, f"{len(outcomes)} done before" if outcomes else "")
-
-    def note(text: str) -> None:
-        progress(len(outcomes), total, text)
-
-    for outcome in _executor(scheduler)(job, todo, note):
-        outcomes[outcome.field_id] = outcome
-        results.worked.add(outcome.field_id)
-        if outcome.status == "failed":
-            failed += 1
-            # A later call with other paths then reports it, and results of an earlier image are not counted.
-            job.record(outcome)
-        progress(len(outcomes), total, f"{failed} failed" if failed else "")
-    return [outcomes[task.field_id] for task in results.tasks]
-
-
-def whole_folder(results: ResultsFolder, outcomes: Sequence[FieldOutcome]) -> list[FieldOutcome]:
-    """Return the outcomes of all fields of the folder: those of earlier calls, and those of this one.
-
-    Parameters
-    ----------
-    results : ResultsFolder
-    outcomes : sequence of FieldOutcome
-        Of this call, from `run_fields`.
-
-    Raises
-    ------
-    FieldError
-        If the files of an earlier field cannot be read or written.
-    """
-    earlier = []
-    for task in results.earlier:
-        outcome = results.job.outcome(task.field_id)
-        if outcome is not None:
-            earlier.append(results.job.assign(outcome, task.smear_id, task.patient_id))
-    return [*earlier, *outcomes]
-
-
-def _executor(scheduler: str) -> Callable[[FieldJob, Sequence[FieldTask], Note], Iterator[FieldOutcome]]:
-    if scheduler == "local":
-        return _one_by_one
-    from hematokit.pipelines.distributed import run_on_cluster
-
-    return lambda job, tasks, note: run_on_cluster(job, tasks, scheduler)
-
-
-def _one_by_one(job: FieldJob, tasks: Sequence[FieldTask], note: Note) -> Iterator[FieldOutcome]:
-    # This reference keeps the model loaded, even if the process loads others meanwhile.
-    held = job.load_model() if tasks else None
-    for task in tasks:
-        yield job.run(task, note)
-    del held
-
-
 def outcome_table(outcomes: Sequence[FieldOutcome]) -> pd.DataFrame:
     """Outcomes as a table, one row a field; ``seconds`` is the whole time, and each stage has a column."""
     rows = []
@@ -374,37 +332,3 @@ def write_outcomes(folder: Path, table: pd.DataFrame) -> Path:
     path = folder / FIELDS_TABLE
     write_atomically(path, csv_text(table))
     return path
-
-
-def read_predictions(results: ResultsFolder, outcomes: Sequence[FieldOutcome]) -> pd.DataFrame:
-    """Read what the differential needs of all cells, and no more: the memory of a run of thousands of fields.
-
-    Parameters
-    ----------
-    results : ResultsFolder
-    outcomes : sequence of FieldOutcome
-        Fields that failed have no cells.
-
-    Returns
-    -------
-    DataFrame
-        ``cell_id``, ``field_id``, ``smear_id``, ``patient_id``, ``touches_border``, ``predicted``, ``probability``;
-        and ``label``, ``label_source`` and ``reviewed``, with what people corrected.
-    """
-    columns = ["cell_id", "field_id", "touches_border", "predicted", "probability", *_REVIEWED]
-    parts = []
-    for outcome in outcomes:
-        if outcome.status != "done":
-            continue
-        path = results.job.folder(outcome.field_id) / CELLS
-        advice = f"remove the folder {path.parent} and run the command again"
-        part: pd.DataFrame = read_table(path, kind=FieldError, advice=advice, columns=columns).to_pandas()
-        corrections = read_corrections(path.parent / CORRECTIONS_FILE)
-        part = apply_corrections(part, corrections, add=lambda entry: True)[columns]
-        parts.append(part.assign(smear_id=outcome.smear_id, patient_id=outcome.patient_id))
-    filled = [part for part in parts if len(part)]
-    if filled:
-        together: pd.DataFrame = pd.concat(filled, ignore_index=True)
-        return together
-    empty = {name: pd.Series(dtype=object) for name in [*columns, "smear_id", "patient_id"]}
-    return pd.DataFrame(empty).astype({"probability": float, "touches_border": bool, "reviewed": bool})

@@ -286,7 +286,7 @@ class Review:
         self._edit("delete", rows, ids, [""] * len(ids), f"{_some_cells(ids)} deleted")
 
     def add(self, cell: pd.DataFrame) -> str:
-        """Add a missed cell, as `hematokit.pipelines.classify_one.classify_one` makes it.
+        """Add a missed cell, as `hematokit.pipelines.interactive.classify_one` makes it.
 
         Parameters
         ----------
