@@ -58,6 +58,7 @@ def test_each_field_gets_a_folder_of_files(fields: Path, tiny_run: Path, tmp_pat
             "cells.parquet",
             "cells.csv",
             "cells.geojson",
+            "overlay.png",
             "field.json",
         }
         cells = pd.read_parquet(folder / "cells.parquet")
