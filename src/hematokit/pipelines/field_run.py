@@ -244,7 +244,7 @@ class FieldJob:
             overlay = draw_overlay(opened, cells, taxonomy, unsure_below=self.unsure_below)
             self.fields.write(task.field_id, cells, taxonomy, pixel_size_um=opened.pixel_size_um, overlay=overlay)
             clock.lap("files")
-            quality = examined.suitability
+            quality = examined.quality
             outcome = FieldOutcome(
                 task.field_id,
                 task.source,
