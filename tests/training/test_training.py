@@ -6,6 +6,8 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -437,25 +439,26 @@ def test_the_scale_of_gradients_is_resumed(tiny_store: Path, tmp_path: Path, mon
     """On the CPU, with a scaler that changes its scale after each step, so that another scale rounds otherwise."""
     from hematokit.pipelines import train as runner
 
-    make = runner._accelerator.__enter__
+    make = runner._accelerator
     scalers: list[torch.amp.GradScaler] = []
 
-    def scaled(self: Any) -> Any:
-        accelerator = make(self)
-        scalers.append(torch.amp.GradScaler("cpu", init_scale=3.0, growth_factor=1.01, growth_interval=1))
-        accelerator.scaler = scalers[-1]
-        return accelerator
+    @contextmanager
+    def scaled(config: Any) -> Iterator[Any]:
+        with make(config) as accelerator:
+            scalers.append(torch.amp.GradScaler("cpu", init_scale=3.0, growth_factor=1.01, growth_interval=1))
+            accelerator.scaler = scalers[-1]
+            yield accelerator
 
-    monkeypatch.setattr(runner._accelerator, "__enter__", scaled)
+    monkeypatch.setattr(runner, "_accelerator", scaled)
     train(tiny_store, tmp_path / "whole", settings=TINY)
     train(tiny_store, tmp_path / "parts", settings=TINY, stop_after=1)
     train(output=tmp_path / "parts", resume=True)
     assert scalers[0].get_scale() == scalers[2].get_scale() > scalers[1].get_scale() > 3
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
     # A checkpoint without a scaler, as version 0.1.0 writes it, is taken up with the scaler as it begins.
-    monkeypatch.setattr(runner._accelerator, "__enter__", make)
+    monkeypatch.setattr(runner, "_accelerator", make)
     train(tiny_store, tmp_path / "old", settings=TINY, stop_after=1)
-    monkeypatch.setattr(runner._accelerator, "__enter__", scaled)
+    monkeypatch.setattr(runner, "_accelerator", scaled)
     assert train(output=tmp_path / "old", resume=True).finished
 
 

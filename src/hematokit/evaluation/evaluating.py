@@ -123,7 +123,7 @@ def evaluate_store(
     seed, bootstrap : int
         See `hematokit.evaluation.metrics.score`.
     progress : Progress
-        Told how many cells are done.
+        Called with the number of cells that are done.
 
     Returns
     -------
@@ -176,7 +176,7 @@ def evaluate_images(
     bootstrap: int = 1000,
     progress: Progress = no_progress,
 ) -> Evaluation:
-    """Classify the images of a folder, and score those that lie in folders named after a class.
+    """Classify the images of a folder, and score those in folders named after a class.
 
     Parameters
     ----------

@@ -93,7 +93,7 @@ def write_evaluation(
     Returns
     -------
     dict of str to Path
-        Where each file lies, by the names in `KEYS`.
+        Path of each file, by the names in `KEYS`.
 
     Raises
     ------

@@ -209,7 +209,7 @@ class ImageCells:
                     good, patches = [], []
             if good:
                 yield np.array(good, dtype=np.int64), np.stack(patches)
-        # The same picture twice in a folder is one observation.
+        # The same image twice in a folder is one observation.
         twice = pd.Series(digests).duplicated(keep=False).to_numpy() & (digests != "")
         self._cells = self._cells.assign(
             pixel_sha256=digests, group=np.where(twice, digests, ""), pixel_size_um=self._sizes
@@ -241,7 +241,7 @@ def _image_files(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             path = Path(parent, name)
-            # A linked file may lie anywhere on the machine: only what is in the folder is evaluated.
+            # A linked file may be anywhere on the machine: only what is in the folder is evaluated.
             if not name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES and not path.is_symlink():
                 yield path
 

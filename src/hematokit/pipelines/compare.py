@@ -85,7 +85,7 @@ def compare(
     seed : int
         Of the resampling.
     progress : Progress
-        Told how many cells are classified.
+        Called with the number of cells that are classified.
 
     Returns
     -------

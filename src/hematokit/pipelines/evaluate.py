@@ -58,12 +58,12 @@ def evaluate(
     seed, bootstrap : int
         Seed and number of resamples of the intervals.
     progress : Progress
-        Told how many cells are done.
+        Called with the number of cells that are done.
 
     Returns
     -------
     Evaluation
-        Its ``metrics`` is the content of ``metrics.json``, its ``paths`` say where the files lie.
+        Its ``metrics`` is the content of ``metrics.json``, its ``paths`` are those of the files.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def evaluate(
 def evaluation_folder(
     bundle: Path, *, store: str | Path | None = None, split: str = "test", images: str | Path | None = None
 ) -> Path:
-    """Where an evaluation of a run's bundle goes unless told otherwise.
+    """Where an evaluation of a run's bundle goes by default.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def evaluation_folder(
     Raises
     ------
     EvaluationError
-        If the bundle lies in no run: it is somebody's model, not a place for results.
+        If the bundle is part of no run: results have no place beside it.
     """
     if bundle.is_file():
         # Beside a run, too: an exported file may compute otherwise (int8), and is not to pass for the run.

@@ -1,12 +1,10 @@
-"""Training from start to bundle; what ``hematokit train`` and `hematokit.train` call.
-
-What is known of a training before it begins.
-"""
+"""Training a classifier, from the settings to the bundle: ``hematokit train`` and `hematokit.train`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +20,7 @@ from hematokit.models.config import SplitRecord, TrainingRecord
 from hematokit.models.construction import BackboneChoice, build_backbone, choose_backbone
 from hematokit.models.devices import describe_device, resolve_device
 from hematokit.progress import Progress, no_progress
-from hematokit.store import open_store
+from hematokit.store import PatchStore, open_store
 from hematokit.training.augmenters import make_augmenters, recorded_options
 from hematokit.training.data import PatchFeed, TrainingData, select_cells
 from hematokit.training.loop import Loop, TrainingSetup, stop_on_signals
@@ -30,48 +28,9 @@ from hematokit.training.runs import RunFolder, environment
 from hematokit.training.settings import TrainConfig, make_config
 
 if TYPE_CHECKING:
-    import torch
-
-    from hematokit.models.construction import BackboneChoice
-    from hematokit.store import PatchStore
-    from hematokit.training.data import TrainingData
+    from accelerate import Accelerator
 
 __all__ = ["TrainResult", "facts_at_start", "train"]
-
-
-def facts_at_start(
-    store: PatchStore, data: TrainingData, choice: BackboneChoice, device: torch.device
-) -> TrainingRecord:
-    """Return what a bundle's ``training`` records wherever it comes from.
-
-    Parameters
-    ----------
-    store : PatchStore
-    data : TrainingData
-    choice : BackboneChoice
-    device : torch.device
-
-    Returns
-    -------
-    TrainingRecord
-        For ``config.yaml`` and `hematokit.models.save_bundle`; a plugin that trains in its own way adds its own
-        entries: ``record | {"penalty": 0.1}``.
-    """
-    return TrainingRecord(
-        store=str(store.path.resolve()),
-        store_hash=store.content_hash,
-        split=SplitRecord.model_validate(store.split_info or {}),
-        backbone=choice.full_name,
-        backbone_package=f"{choice.package} {choice.version}",
-        image_size=choice.input.size,
-        classes=list(data.taxonomy.codes),
-        counts=data.counts(),
-        left_out=data.left_out,
-        pixel_size_um=data.pixel_size_um,
-        device=describe_device(device),
-        versions=environment(),
-    )
-
 
 # What may differ between the start of a run and its resumption: none of these changes what is computed.
 RESUMABLE = {"epochs", "stop_after", "device", "workers", "cache", "compile", "patience", "output", "store"}
@@ -133,9 +92,9 @@ def train(
     resume : bool
         Go on from the last checkpoint of `output`.
     progress : Progress
-        Told after each step, in cells.
+        Called after each step with the number of cells that are done.
     log : callable, optional
-        Given a line for people after each epoch and where something needs saying.
+        Called with a line of text after each epoch and where something needs saying.
     command : sequence of str, optional
         The command line that asked for it, recorded in the run and its bundle; a resumed run keeps its first one.
     settings, **more
@@ -155,48 +114,36 @@ def train(
     --------
     >>> result = hematokit.train("bm.zarr", "runs/coatnet", backbone="coatnet", epochs=30)  # doctest: +SKIP
     """
-    given = {**(settings or {}), **more}
-    if output is None:
-        output = given.get("output")
-    if output is None:
-        raise TrainingError("no run folder given; name it with --output")
-    given["output"] = str(output)
-    if store is not None:
-        given["store"] = str(store)
-    run = RunFolder(output)
-    config, facts = _resumed(run, given) if resume else (_fresh(given), TrainingRecord())
-    say = log if log is not None else _quiet
+    run, config, before = _settings(store, output, {**(settings or {}), **more}, resume)
     with _accelerator(config) as accelerator, stop_on_signals() as request:
         main = accelerator.is_main_process
+        say = log if log is not None and main else _quiet
+        shown = progress if main else no_progress
+
+        # The data: classes and cells.
         patches = open_store(config.store)
         data = select_cells(patches, config.exclude, config.one_vs_rest)
+        warnings = _warnings(data, patches.path.resolve())
+
+        # The model, with its first weights unless there is a checkpoint to go on from.
         choice = choose_backbone(config.backbone, config.variant, config.image_size, config.backbone_options)
         augmenter = make_augmenters(config.augmenter, config.augmenter_options)
-        torch.manual_seed(config.seed)
-        # A run that was stopped before its first checkpoint has nothing to go on from, so it starts as it would have.
         going_on = resume and run.checkpoint("last").is_file()
-        backbone = build_backbone(
-            choice,
-            len(data.taxonomy),
-            pretrained=config.pretrained and not going_on,
-            weights=None if going_on else config.weights,
-        )
-        classifier = Classifier(backbone, data.taxonomy, choice.input, patches.patch_size)
+        classifier = _first_model(config, choice, data, patches.patch_size, trained=going_on)
         classifier.to(accelerator.device).to(memory_format=torch.channels_last)
-        found = facts_at_start(patches, data, choice, accelerator.device) | {"processes": accelerator.num_processes}
-        if words := facts.command if resume else list(command):
-            found |= {"command": words}
+
+        # The run folder: settings, and what is known before the first step.
+        record = facts_at_start(patches, data, choice, accelerator.device) | {"processes": accelerator.num_processes}
+        if words := before.command if resume else list(command):
+            record |= {"command": words}
         if resume:
-            _same_data(run, facts, found)
-        warnings = _warnings(data, patches.path.resolve())
+            _same_data(run, before, record)
         if main:
-            if resume:
-                run.write_config(config, found)
-            else:
-                run.start(config, found)
-            _announce(say, data, choice, found, warnings)
+            (run.write_config if resume else run.start)(config, record)
+        _announce(say, data, choice, record, warnings)
         accelerator.wait_for_everyone()
-        shown = progress if main else no_progress
+
+        # The loop: epochs of steps, validation, checkpoints.
         feeds = {
             name: PatchFeed(
                 patches,
@@ -210,28 +157,32 @@ def train(
             for name in ("train", "val")
             if len(data.splits[name])
         }
-        if "val" not in feeds and main:
+        if "val" not in feeds:
             say("No validation cells: the epoch with the lowest training loss is kept, and nothing is calibrated")
         setup = TrainingSetup(config, classifier, data, feeds, augmenter, accelerator, run)
-        loop = Loop(setup, request, shown, say if main else _quiet)
+        loop = Loop(setup, request, shown, say)
         if going_on:
             loop.resume()
-        elif resume and main:
+        elif resume:
             say("The run has no checkpoint yet: starting it from the beginning")
         finished = loop.run()
-        bundle = None
+
+        # The best epoch, evaluated on the validation cells, calibrated, and written as a bundle.
         if finished:
-            bundle = _finish(run, loop, choice, config, found, main)
+            figures = _best_epoch(loop)
+            if main:
+                _write_bundle(loop, choice, record, figures)
+            accelerator.wait_for_everyone()
         state = loop.state
         return TrainResult(
-            run.path,
-            bundle,
-            finished,
-            state.epoch,
-            state.best_epoch,
-            state.best,
-            state.seconds,
-            tuple(warnings),
+            run=run.path,
+            bundle=run.bundle if finished else None,
+            finished=finished,
+            epochs=state.epoch,
+            best_epoch=state.best_epoch,
+            best=state.best,
+            seconds=state.seconds,
+            warnings=tuple(warnings),
         )
 
 
@@ -239,10 +190,25 @@ def _quiet(line: str) -> None:
     """Say nothing."""
 
 
-def _fresh(given: dict[str, Any]) -> TrainConfig:
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def _settings(
+    store: str | Path | None, output: str | Path | None, given: dict[str, Any], resume: bool
+) -> tuple[RunFolder, TrainConfig, TrainingRecord]:
+    """Return the run folder, the settings, and what a run that goes on recorded at its start."""
+    output = given.get("output") if output is None else output
+    if output is None:
+        raise TrainingError("no run folder given; name it with --output")
+    given["output"] = str(output)
+    if store is not None:
+        given["store"] = str(store)
+    run = RunFolder(output)
+    if resume:
+        return run, *_resumed(run, given)
     if "store" not in given:
         raise TrainingError("no store given; name the patch store that hematokit import wrote")
-    return make_config(given)
+    return run, make_config(given), TrainingRecord()
 
 
 def _resumed(run: RunFolder, given: dict[str, Any]) -> tuple[TrainConfig, TrainingRecord]:
@@ -263,50 +229,106 @@ def _resumed(run: RunFolder, given: dict[str, Any]) -> tuple[TrainConfig, Traini
     return config, facts
 
 
-class _accelerator:
-    """accelerate's Accelerator, made for one training and forgotten after it.
+@contextmanager
+def _accelerator(config: TrainConfig) -> Iterator[Accelerator]:
+    """Make accelerate's Accelerator for one training, and make the process forget it afterwards.
 
     Its state is global to the process; left behind, a second training would silently get the first one's device.
     """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        self.restore: str | None = None
-
-    def __enter__(self) -> Any:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-
-        config = self.config
-        distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        device = resolve_device(config.device)
-        if distributed and ":" in config.device:
-            raise TrainingError(
-                f"device {config.device!r} is one device, but there are several processes; use cuda or cpu"
-            )
-        precision = config.precision
-        if precision == "auto":
-            # On CPUs without matrix units bf16 is some ten times slower than fp32.
-            precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-        if precision == "fp16" and device.type == "cpu":
-            raise ModelError("precision fp16 needs a GPU; use fp32 on the CPU")
+    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    device = resolve_device(config.device)
+    if distributed and ":" in config.device:
+        raise TrainingError(f"device {config.device!r} is one device, but there are several processes; use cuda or cpu")
+    precision = config.precision
+    if precision == "auto":
+        # On CPUs without matrix units bf16 is some ten times slower than fp32.
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "fp16" and device.type == "cpu":
+        raise ModelError("precision fp16 needs a GPU; use fp32 on the CPU")
+    AcceleratorState._reset_state(reset_partial_state=not distributed)
+    stated = os.environ.get("ACCELERATE_TORCH_DEVICE")
+    if not distributed:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+    try:
+        yield Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+    finally:
         AcceleratorState._reset_state(reset_partial_state=not distributed)
-        self.restore = os.environ.get("ACCELERATE_TORCH_DEVICE")
-        if not distributed:
-            os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
-        return Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision="no" if precision == "fp32" else precision,
-        )
-
-    def __exit__(self, *error: object) -> None:
-        from accelerate.state import AcceleratorState
-
-        AcceleratorState._reset_state(reset_partial_state=int(os.environ.get("WORLD_SIZE", "1")) == 1)
-        if self.restore is None:
+        if stated is None:
             os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
         else:
-            os.environ["ACCELERATE_TORCH_DEVICE"] = self.restore
+            os.environ["ACCELERATE_TORCH_DEVICE"] = stated
+
+
+# --- data and first weights -------------------------------------------------------------------------------------------
+
+
+def _warnings(data: TrainingData, store: Path) -> list[str]:
+    split = f"hematokit split {shell_word(store)}"
+    found = [data.pixel_size_warning()]
+    if data.outside_split:
+        found.append(
+            f"{data.outside_split} labelled cells are in no split and take no part; to divide them too: {split}"
+        )
+    if data.divided_groups:
+        found.append(
+            f"{data.divided_groups} groups of duplicates have cells on several sides of the split, because cells were "
+            f"added after it, so figures may be too good; to split again: {split}"
+        )
+    return [*filter(None, found)]
+
+
+def _first_model(
+    config: TrainConfig, choice: BackboneChoice, data: TrainingData, patch_size: int, *, trained: bool
+) -> Classifier:
+    """Build the classifier with its first weights: random from the seed, or, unless `trained`, those asked for."""
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(
+        choice,
+        len(data.taxonomy),
+        pretrained=config.pretrained and not trained,
+        weights=None if trained else config.weights,
+    )
+    return Classifier(backbone, data.taxonomy, choice.input, patch_size)
+
+
+# --- the run folder ---------------------------------------------------------------------------------------------------
+
+
+def facts_at_start(
+    store: PatchStore, data: TrainingData, choice: BackboneChoice, device: torch.device
+) -> TrainingRecord:
+    """Return what a bundle's ``training`` records wherever it comes from.
+
+    Parameters
+    ----------
+    store : PatchStore
+    data : TrainingData
+    choice : BackboneChoice
+    device : torch.device
+
+    Returns
+    -------
+    TrainingRecord
+        For ``config.yaml`` and `hematokit.models.save_bundle`; a plugin that trains in its own way adds its own
+        entries: ``record | {"penalty": 0.1}``.
+    """
+    return TrainingRecord(
+        store=str(store.path.resolve()),
+        store_hash=store.content_hash,
+        split=SplitRecord.model_validate(store.split_info or {}),
+        backbone=choice.full_name,
+        backbone_package=f"{choice.package} {choice.version}",
+        image_size=choice.input.size,
+        classes=list(data.taxonomy.codes),
+        counts=data.counts(),
+        left_out=data.left_out,
+        pixel_size_um=data.pixel_size_um,
+        device=describe_device(device),
+        versions=environment(),
+    )
 
 
 def _same_data(run: RunFolder, before: TrainingRecord, now: TrainingRecord) -> None:
@@ -339,69 +361,54 @@ def _announce(
         say(f"Warning: {warning}")
 
 
-def _warnings(data: TrainingData, store: Path) -> list[str]:
-    split = f"hematokit split {shell_word(store)}"
-    found = [data.pixel_size_warning()]
-    if data.outside_split:
-        found.append(
-            f"{data.outside_split} labelled cells are in no split and take no part; to divide them too: {split}"
-        )
-    if data.divided_groups:
-        found.append(
-            f"{data.divided_groups} groups of duplicates have cells on several sides of the split, because cells were "
-            f"added after it, so figures may be too good; to split again: {split}"
-        )
-    return [*filter(None, found)]
+# --- the bundle -------------------------------------------------------------------------------------------------------
 
 
-def _finish(
-    run: RunFolder, loop: Loop, choice: BackboneChoice, config: TrainConfig, facts: TrainingRecord, main: bool
-) -> Path:
-    """Load the best epoch, fit the temperature, write the bundle."""
+def _best_epoch(loop: Loop) -> dict[str, float]:
+    """Load the best epoch, fit its temperature, and return its figures on the validation cells."""
     classifier = loop.accelerator.unwrap_model(loop.model, keep_torch_compile=False)
-    best = "best" if run.checkpoint("best").is_file() else "last"
-    run.load_checkpoint(best, classifier)
-    figures: dict[str, float] = {}
-    if "val" in loop.feeds:
-        logits, figures = loop.validate()
-        classifier.temperature = fit_temperature(logits, loop.data.splits["val"].labels)
-    if main:
-        state = loop.state
-        training = facts | {
-            "augmenter": config.augmenter,
-            "balance": config.balance,
-            "exclude": sorted(loop.data.left_out) if config.exclude is None else config.exclude,
-            "one_vs_rest": config.one_vs_rest,
-            "seed": config.seed,
-            "epochs": state.epoch,
-            "best_epoch": state.best_epoch,
-            "monitor": config.monitor,
-            "validation": figures,
-            "seconds": round(state.seconds, 1),
-            "settings": {
-                **config.model_dump(),
-                "backbone_options": choice.spec.portable_options(config.backbone_options),
-                "augmenter_options": recorded_options(config.augmenter, config.augmenter_options),
-            },
-        }
-        try:
-            save_bundle(run.bundle, classifier, choice, training, pixel_size_um=loop.data.pixel_size_um)
-        except OSError as error:
-            raise TrainingError(
-                f"bundle {run.bundle} cannot be written ({error.strerror}); make room there, then --resume"
-            ) from error
-        write_json(run.path / "summary.json", _summary(loop, figures))
-    loop.accelerator.wait_for_everyone()
-    return run.bundle
+    best = "best" if loop.run_folder.checkpoint("best").is_file() else "last"
+    loop.run_folder.load_checkpoint(best, classifier)
+    if "val" not in loop.feeds:
+        return {}
+    logits, figures = loop.validate()
+    classifier.temperature = fit_temperature(logits, loop.data.splits["val"].labels)
+    return figures
 
 
-def _summary(loop: Loop, figures: dict[str, float]) -> dict[str, Any]:
-    state = loop.state
-    return {
+def _write_bundle(loop: Loop, choice: BackboneChoice, record: TrainingRecord, figures: dict[str, float]) -> None:
+    """Write the bundle, and the summary of the run beside it."""
+    run, config, state = loop.run_folder, loop.config, loop.state
+    classifier = loop.accelerator.unwrap_model(loop.model, keep_torch_compile=False)
+    training = record | {
+        "augmenter": config.augmenter,
+        "balance": config.balance,
+        "exclude": sorted(loop.data.left_out) if config.exclude is None else config.exclude,
+        "one_vs_rest": config.one_vs_rest,
+        "seed": config.seed,
         "epochs": state.epoch,
         "best_epoch": state.best_epoch,
-        "monitor": loop.config.monitor,
+        "monitor": config.monitor,
+        "validation": figures,
+        "seconds": round(state.seconds, 1),
+        "settings": {
+            **config.model_dump(),
+            "backbone_options": choice.spec.portable_options(config.backbone_options),
+            "augmenter_options": recorded_options(config.augmenter, config.augmenter_options),
+        },
+    }
+    try:
+        save_bundle(run.bundle, classifier, choice, training, pixel_size_um=loop.data.pixel_size_um)
+    except OSError as error:
+        raise TrainingError(
+            f"bundle {run.bundle} cannot be written ({error.strerror}); make room there, then --resume"
+        ) from error
+    summary = {
+        "epochs": state.epoch,
+        "best_epoch": state.best_epoch,
+        "monitor": config.monitor,
         "best": state.best,
         "seconds": round(state.seconds, 1),
         "validation": figures,
     }
+    write_json(run.path / "summary.json", summary)

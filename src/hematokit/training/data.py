@@ -245,7 +245,7 @@ class PatchFeed:
     workers : int
         Batches read at once where nothing is kept.
     progress : Progress
-        Told while the cache fills.
+        Called while the cache fills.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """The training loop: epochs of steps, validation, checkpoints.
 
 Two rules make a resumed training the same as one that was never stopped. Chance (augmentation, dropout, the order of
-the cells) is seeded anew for every step from (seed, epoch, step, process), so there is no generator state to keep.
+the cells) is seeded for every step from (seed, epoch, step, process), so there is no generator state to keep.
 And the learning rate is a function of the step alone.
 
 Ctrl-C and SIGTERM as a wish to stop after the step that is under way.
