@@ -16,12 +16,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from hematokit.assignments import read_value
 from hematokit.errors import TaxonomyError
 
-__all__ = ["MATEK_21", "CellClass", "Taxonomy", "load_taxonomy"]
+__all__ = ["MATEK_21", "REST", "CellClass", "Taxonomy", "load_taxonomy"]
+
+REST: Final = "rest"
+"""Code of all other classes in a one-vs-rest classifier."""
 
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 # Codes become folder names, column names and file names: one conservative alphabet serves all of them.

@@ -22,12 +22,9 @@ from hematokit.models.model import Model
 from hematokit.progress import Progress, no_progress
 from hematokit.store import PatchStore, open_store
 from hematokit.store.smears import on_several_sides, some_of
-from hematokit.taxonomy import MATEK_21, Taxonomy
+from hematokit.taxonomy import MATEK_21, REST, Taxonomy
 
 __all__ = ["REST", "Evaluation", "evaluate_images", "evaluate_store"]
-
-REST: Final = "rest"
-"""Code of "any other class" in a one-vs-rest classifier."""
 
 METRICS_VERSION: Final = 1
 

@@ -1,7 +1,4 @@
-"""From a store's split to batches on the device.
-
-How much memory a process of a training may take.
-"""
+"""From the split of a store to batches on the device: cells, patches, and the memory that they may take."""
 
 from __future__ import annotations
 
@@ -25,60 +22,9 @@ from hematokit.plugins.specs import InputSpec
 from hematokit.progress import Progress, no_progress
 from hematokit.store import PatchStore, PixelSizes, summarize_pixel_sizes
 from hematokit.store.smears import on_several_sides, some_of
-from hematokit.taxonomy import CellClass, Taxonomy
+from hematokit.taxonomy import REST, CellClass, Taxonomy
 
 __all__ = ["PatchFeed", "REST", "Selection", "TrainingData", "available_memory", "local_processes", "select_cells"]
-
-_OWN: Final = Path("/proc/self/cgroup")
-_GROUPS: Final = Path("/sys/fs/cgroup")
-_FILES: Final = (
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-)
-"""Limit, use, and the part of the use that can be reclaimed: in control groups of version 2, and of version 1."""
-
-_LOCAL: Final = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE")
-
-
-def available_memory() -> int:
-    """Return the bytes of memory that are free: of the machine, or of the container or job, whichever is less."""
-    return max(0, min([psutil.virtual_memory().available, *_left_in_groups()]))
-
-
-def local_processes() -> int:
-    """Return how many processes train on this machine; where the launcher does not say, all count as being here."""
-    stated = [os.environ.get(name, "") for name in _LOCAL]
-    count = next((int(value) for value in stated if value.isdigit()), 0)
-    if not count and torch.distributed.is_available() and torch.distributed.is_initialized():
-        count = torch.distributed.get_world_size()
-    return max(1, count)
-
-
-def _left_in_groups() -> Iterator[int]:
-    """What is left in each control group that this process is in and that has a limit: psutil knows none of them."""
-    try:
-        lines = _OWN.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, name = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        root = _GROUPS / controllers
-        group = root / name.strip("/")
-        # A container sees its own group as the root, whatever it is called outside.
-        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(root))):
-            for limit, used, reclaimable in _FILES:
-                try:
-                    free = int((folder / limit).read_text()) - int((folder / used).read_text())
-                    stat = dict(entry.split(" ", 1) for entry in (folder / "memory.stat").read_text().splitlines())
-                    yield free + int(stat.get(reclaimable, 0))
-                except (OSError, ValueError):  # no such group, or no limit ("max")
-                    continue
-
-
-REST = "rest"
-"""Code of "all other classes" in a one-vs-rest classifier."""
 
 _READ = 256  # rows read at a time while a cache fills
 
@@ -327,3 +273,53 @@ class PatchFeed:
             kept[torch.from_numpy(positions).to(place)] = self._read(self.rows[positions]).to(place)
             progress(min(start + _READ, len(order)), len(order), "reading the store")
         self.kept = kept
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+_OWN: Final = Path("/proc/self/cgroup")
+_GROUPS: Final = Path("/sys/fs/cgroup")
+_FILES: Final = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Limit, use, and the part of the use that can be reclaimed: in control groups of version 2, and of version 1."""
+
+_LOCAL: Final = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE")
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that are free: of the machine, or of the container or job, whichever is less."""
+    return max(0, min([psutil.virtual_memory().available, *_left_in_groups()]))
+
+
+def local_processes() -> int:
+    """Return how many processes train on this machine; where the launcher does not say, all count as being here."""
+    stated = [os.environ.get(name, "") for name in _LOCAL]
+    count = next((int(value) for value in stated if value.isdigit()), 0)
+    if not count and torch.distributed.is_available() and torch.distributed.is_initialized():
+        count = torch.distributed.get_world_size()
+    return max(1, count)
+
+
+def _left_in_groups() -> Iterator[int]:
+    """What is left in each control group that this process is in and that has a limit: psutil knows none of them."""
+    try:
+        lines = _OWN.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root = _GROUPS / controllers
+        group = root / name.strip("/")
+        # A container sees its own group as the root, whatever it is called outside.
+        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(root))):
+            for limit, used, reclaimable in _FILES:
+                try:
+                    free = int((folder / limit).read_text()) - int((folder / used).read_text())
+                    stat = dict(entry.split(" ", 1) for entry in (folder / "memory.stat").read_text().splitlines())
+                    yield free + int(stat.get(reclaimable, 0))
+                except (OSError, ValueError):  # no such group, or no limit ("max")
+                    continue

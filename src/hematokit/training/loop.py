@@ -2,9 +2,8 @@
 
 Two rules make a resumed training the same as one that was never stopped. Chance (augmentation, dropout, the order of
 the cells) is seeded for every step from (seed, epoch, step, process), so there is no generator state to keep.
-And the learning rate is a function of the step alone.
-
-Ctrl-C and SIGTERM as a wish to stop after the step that is under way.
+And the learning rate is a function of the step alone. Ctrl-C and SIGTERM are a request to stop after the step that is
+under way.
 """
 
 from __future__ import annotations
@@ -41,61 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["Loop", "StopRequest", "TrainingSetup", "learning_rate", "stop_on_signals"]
 
 
-class StopRequest:
-    """Whether somebody asked for an end."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request, and the second into the usual interruption.
-
-    Off the main thread, where signals cannot be caught, the request is simply never made.
-    """
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if request.asked:
-            raise KeyboardInterrupt
-        request.asked = True
-
-    previous: dict[int, Any] = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 CHECK_EVERY = 10
 """Steps between looks at the loss where a look costs something (a GPU, several processes)."""
-
-
-def learning_rate(step: int, *, per_epoch: int, epochs: int, warmup: float, peak: float) -> float:
-    """Linear warm-up, then a cosine down to one hundredth of the peak (Loshchilov and Hutter 2017).
-
-    Parameters
-    ----------
-    step : int
-        Steps done before this one, over all epochs.
-    per_epoch, epochs : int
-        Length of the training.
-    warmup : float
-        Epochs of warm-up, half of the training at most.
-    peak : float
-        Highest learning rate.
-    """
-    total = max(1, per_epoch * epochs)
-    rising = min(round(warmup * per_epoch), total // 2)
-    if step < rising:
-        return peak * (step + 1) / rising
-    position = (step - rising) / max(1, total - rising)
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, position))))
 
 
 @dataclass(frozen=True)
@@ -448,3 +394,56 @@ def _inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     """The torch optimizer inside accelerate's wrapper."""
     inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
     return inner
+
+
+def learning_rate(step: int, *, per_epoch: int, epochs: int, warmup: float, peak: float) -> float:
+    """Linear warm-up, then a cosine down to one hundredth of the peak (Loshchilov and Hutter 2017).
+
+    Parameters
+    ----------
+    step : int
+        Steps done before this one, over all epochs.
+    per_epoch, epochs : int
+        Length of the training.
+    warmup : float
+        Epochs of warm-up, half of the training at most.
+    peak : float
+        Highest learning rate.
+    """
+    total = max(1, per_epoch * epochs)
+    rising = min(round(warmup * per_epoch), total // 2)
+    if step < rising:
+        return peak * (step + 1) / rising
+    position = (step - rising) / max(1, total - rising)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, position))))
+
+
+class StopRequest:
+    """Whether somebody asked for an end."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn the first SIGINT or SIGTERM into a request, and the second into the usual interruption.
+
+    Off the main thread, where signals cannot be caught, the request is simply never made.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if request.asked:
+            raise KeyboardInterrupt
+        request.asked = True
+
+    previous: dict[int, Any] = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
