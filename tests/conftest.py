@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -34,6 +36,14 @@ def cache_of_these_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEMATOKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """Every test begins with the same state of the global generators, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - that of libraries which draw from it
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

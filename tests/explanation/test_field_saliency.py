@@ -44,7 +44,7 @@ def test_maps_are_blended_by_the_rule_whatever_the_tiles(
 
 
 def test_a_pixel_of_one_cell_has_its_value_and_one_of_none_is_zero(tmp_path: Path) -> None:
-    values = np.random.default_rng().uniform(1, 2, (20, 20)).astype(np.float32)
+    values = np.random.default_rng(0).uniform(1, 2, (20, 20)).astype(np.float32)
     layer = write_layer(
         tmp_path / "layer", "a", 100, 120, cell_boxes([(50, 60)], 20), lambda _: values, pixel_size_um=0.25
     )
@@ -66,13 +66,12 @@ def test_a_map_of_nothing_blends_to_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(7, 9), (31, 50), (64, 90)])
 def test_a_smaller_layer_holds_means(tmp_path: Path, shape: tuple[int, int]) -> None:
-    maps = np.random.default_rng().normal(size=(40, 40)).astype(np.float32)
+    maps = np.random.default_rng(0).normal(size=(40, 40)).astype(np.float32)
     layer = write_layer(tmp_path / "layer", "a", 64, 90, cell_boxes([(30, 40)], 40), lambda _: maps)
     whole = np.asarray(read_layer(layer)[:])
     small = shrink_layer(layer, *shape)
     rows = np.linspace(0, 64, shape[0] + 1).round().astype(int)
     columns = np.linspace(0, 90, shape[1] + 1).round().astype(int)
-    for _ in range(20):
-        y, x = np.random.default_rng().integers(0, shape)
+    for y, x in np.random.default_rng(1).integers(0, shape, (20, 2)):
         expected = whole[rows[y] : rows[y + 1], columns[x] : columns[x + 1]].mean()
         assert small[y, x] == pytest.approx(expected, abs=1e-5)

@@ -46,7 +46,7 @@ def model(tiny_run: Path) -> Any:
 @pytest.fixture(scope="module")
 def patches(tiny_store: Path) -> np.ndarray:
     store = open_store(tiny_store)
-    chosen = np.random.default_rng().choice(len(store), 7, replace=False)
+    chosen = np.random.default_rng(0).choice(len(store), 7, replace=False)
     return store.patches(store.cells["cell_id"].to_numpy()[chosen].tolist())
 
 

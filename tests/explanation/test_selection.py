@@ -18,7 +18,7 @@ CODES = ("LYT", "BLA", "NGS")
 
 def test_cells_of_a_store_by_id_come_in_the_order_asked_for(tiny_store: Path) -> None:
     store = open_store(tiny_store)
-    ids = np.random.default_rng().permutation(store.cells["cell_id"].to_numpy())[:9].tolist()
+    ids = np.random.default_rng(0).permutation(store.cells["cell_id"].to_numpy())[:9].tolist()
     chosen = cells_of_store(store, CODES, cell_ids=[*ids, ids[0]])
     assert chosen.cells["cell_id"].tolist() == ids
     np.testing.assert_array_equal(chosen.read(np.array([4, 1])), store.patches([ids[4], ids[1]]))
@@ -68,7 +68,7 @@ def test_no_cell_of_the_models_classes(tiny_store: Path) -> None:
 def test_images_of_a_folder_and_single_ones(tmp_path: Path) -> None:
     write_crops(tmp_path / "crops", {"BLA": 2, "LYT": 1}, seed=int(np.random.SeedSequence().generate_state(1)[0]))
     loose = tmp_path / "loose.png"
-    pixels = np.random.default_rng().integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(loose)
     (tmp_path / "crops" / "notes.txt").write_text("no image")
 
@@ -92,7 +92,7 @@ def test_images_that_cannot_be_used_are_said_before_the_work(tmp_path: Path) -> 
 
 def test_targets(tiny_store: Path) -> None:
     chosen = cells_of_store(open_store(tiny_store), CODES, split="test", per_class=2)
-    logits = np.random.default_rng().normal(size=(len(chosen), 3)).astype(np.float32)
+    logits = np.random.default_rng(0).normal(size=(len(chosen), 3)).astype(np.float32)
     positions = np.arange(len(chosen))
     assert target_chooser("predicted", chosen.cells, CODES)(positions, logits).tolist() == logits.argmax(1).tolist()
     assert target_chooser("true", chosen.cells, CODES)(positions[3:], logits[3:]).tolist() == [1, 2, 2]
