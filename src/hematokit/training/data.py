@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import psutil
 import torch
 
@@ -134,41 +135,54 @@ def select_cells(store: PatchStore, exclude: list[str] | None = None, one_vs_res
     else:
         excluded = {taxonomy[code].code for code in exclude}
     labelled = cells[cells["label"] != ""]
-    used = labelled[~labelled["label"].isin(list(excluded))]
-    left_out = labelled[labelled["label"].isin(list(excluded))]["label"].value_counts().to_dict()
-    in_training = set(used.loc[used["split"] == "train", "label"])
-    if one_vs_rest is not None:
-        target = taxonomy[one_vs_rest]
-        if target.code not in in_training or in_training == {target.code}:
-            raise TrainingError(
-                f"store {store.path}: one-vs-rest of {one_vs_rest} needs training cells of {one_vs_rest} and of other "
-                "classes; import more cells or choose another class"
-            )
-        rest = CellClass(REST, "All other classes", "other", "#7f7f7f")
-        chosen = Taxonomy(taxonomy.name, (CellClass(target.code, target.name, target.lineage, target.colour), rest))
-        index = {code: int(code != target.code) for code in set(used["label"])}
-    else:
-        codes = [code for code in taxonomy.codes if code in in_training]
-        if len(codes) < 2:
-            raise TrainingError(
-                f"store {store.path}: {len(codes)} class(es) with training cells ({', '.join(codes) or 'none'}), two "
-                "are needed; import cells of more classes, or leave fewer out with --exclude"
-            )
-        chosen = taxonomy.subset(codes)
-        index = {code: position for position, code in enumerate(chosen.codes)}
-        without = used[~used["label"].isin(codes)]["label"].value_counts().to_dict()
-        left_out |= without
-        used = used[used["label"].isin(codes)]
+    allowed = labelled[~labelled["label"].isin(list(excluded))]
+    classes, index = _classes(store, allowed) if one_vs_rest is None else _against_rest(store, allowed, one_vs_rest)
+    takes_part = labelled["label"].isin(list(index))
+    used, left_out = labelled[takes_part], labelled[~takes_part]["label"].value_counts()
     splits = {}
     for name in ("train", "val", "test"):
         part = used[used["split"] == name].sort_values("cell_id")
         splits[name] = Selection(
             part["row"].to_numpy(np.int64), np.array([index[code] for code in part["label"]], dtype=np.int64)
         )
-    counts = {str(code): int(count) for code, count in left_out.items()}
-    sizes = summarize_pixel_sizes(used[used["split"] == "train"])
-    divided, outside = len(on_several_sides(cells, "group")), int((used["split"] == "").sum())
-    return TrainingData(chosen, splits, counts, len(cells) - len(labelled), sizes, divided, outside)
+    return TrainingData(
+        classes,
+        splits,
+        left_out={str(code): int(count) for code, count in left_out.items()},
+        unlabelled=len(cells) - len(labelled),
+        pixel_sizes=summarize_pixel_sizes(used[used["split"] == "train"]),
+        divided_groups=len(on_several_sides(cells, "group")),
+        outside_split=int((used["split"] == "").sum()),
+    )
+
+
+def _classes(store: PatchStore, cells: pd.DataFrame) -> tuple[Taxonomy, dict[str, int]]:
+    """Return the classes with training cells, and the index of each code."""
+    in_training = set(cells.loc[cells["split"] == "train", "label"])
+    codes = [code for code in store.taxonomy.codes if code in in_training]
+    if len(codes) < 2:
+        raise TrainingError(
+            f"store {store.path}: {len(codes)} class(es) with training cells ({', '.join(codes) or 'none'}), two "
+            "are needed; import cells of more classes, or leave fewer out with --exclude"
+        )
+    chosen = store.taxonomy.subset(codes)
+    return chosen, {code: position for position, code in enumerate(chosen.codes)}
+
+
+def _against_rest(store: PatchStore, cells: pd.DataFrame, code: str) -> tuple[Taxonomy, dict[str, int]]:
+    """Return the taxonomy of one class and the rest, and the index of each code of the cells."""
+    target = store.taxonomy[code]
+    in_training = set(cells.loc[cells["split"] == "train", "label"])
+    if target.code not in in_training or in_training == {target.code}:
+        raise TrainingError(
+            f"store {store.path}: one-vs-rest of {code} needs training cells of {code} and of other "
+            "classes; import more cells or choose another class"
+        )
+    rest = CellClass(REST, "All other classes", "other", "#7f7f7f")
+    one = CellClass(target.code, target.name, target.lineage, target.colour)
+    return Taxonomy(store.taxonomy.name, (one, rest)), {
+        label: int(label != target.code) for label in set(cells["label"])
+    }
 
 
 class PatchFeed:
