@@ -15,14 +15,10 @@ import hematokit
 SOURCE = Path(hematokit.__file__).parent
 
 FORGET = "a training makes accelerate forget its device and precision, or the next one in the process would get them"
-GUIDED = "guided Grad-CAM applies captum's rule to activations other than ReLU; write the rule with torch's own hooks"
 HOOKS = "the conformance test of explainers looks for hooks that were left behind; torch has no public list of them"
 
 PRIVATE = {
     "accelerate.state:AcceleratorState._reset_state": FORGET,
-    "captum._utils.common:_register_backward_hook": GUIDED,
-    "captum.attr:GuidedBackprop._register_hooks": GUIDED,
-    "captum.attr:GuidedBackprop._backward_hook": GUIDED,
     "torch.nn:Module._forward_hooks": HOOKS,
     "torch.nn:Module._backward_hooks": HOOKS,
 }

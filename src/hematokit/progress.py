@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["Progress", "no_progress"]
+__all__ = ["Progress", "no_progress", "part_of"]
 
 
 class Progress(Protocol):
@@ -16,3 +16,20 @@ class Progress(Protocol):
 
 def no_progress(done: int, total: int | None, message: str) -> None:
     """Show nothing."""
+
+
+def part_of(progress: Progress, before: int, total: int, message: str) -> Progress:
+    """Return a progress for one part of some work, which reports to the whole.
+
+    Parameters
+    ----------
+    progress : Progress
+        Of the whole.
+    before : int
+        Items done before this part.
+    total : int
+        Items of the whole.
+    message : str
+        Shown while the part is done.
+    """
+    return lambda done, _total, _message: progress(before + done, total, message)

@@ -12,11 +12,10 @@ import torch
 from checkkit import SIDE, Fixed, InputGradient, linear_classifier, noise_images, staged_classifier
 from hematokit.errors import PluginError
 from hematokit.explanation.checks.data_randomisation import (
-    Trained,
-    Twins,
+    RetrainedModel,
+    RetrainedModels,
     data_randomisation,
     shuffled_labels,
-    train_twins,
 )
 from hematokit.explanation.checks.faithfulness import centred_gaussian
 from hematokit.explanation.checks.sanity import (
@@ -26,6 +25,7 @@ from hematokit.explanation.checks.sanity import (
     randomise_block,
     refit_norms,
 )
+from hematokit.pipelines.check_explanations import retrain_models
 from hematokit.store import open_store
 from tinykit import TINY
 
@@ -131,7 +131,7 @@ def test_norms_of_random_blocks_fit_their_input_again() -> None:
 
 def test_the_gradient_of_a_linear_network_is_sensitive(linear) -> None:
     found = parameter_randomisation(linear, InputGradient(), noise_images(16, 2), targets(16), examples=[0, 3])
-    assert found.verdict.word == "sensitive", found.verdict
+    assert found.sensitivity.outcome == "sensitive", found.sensitivity
     assert found.signed
     assert found.answers_from == "1"  # its only layer
     repeated, random = found.table.iloc[0], found.table.iloc[-1]
@@ -146,7 +146,7 @@ def test_the_gradient_of_a_linear_network_is_sensitive(linear) -> None:
 
 def test_an_edge_detector_is_not(linear) -> None:
     found = parameter_randomisation(linear, EdgeDetector(), noise_images(16, 2), targets(16))
-    assert found.verdict.word == "not sensitive", found.verdict
+    assert found.sensitivity.outcome == "not sensitive", found.sensitivity
     assert found.table["spearman"].tolist() == pytest.approx([1.0] * len(found.table))
     assert found.edges["spearman"].mean == pytest.approx(1.0)
     assert found.answers_from == ""
@@ -156,7 +156,10 @@ def test_an_edge_detector_is_not(linear) -> None:
 def test_maps_that_are_the_same_for_all_cells_are_not(linear) -> None:
     hill = torch.from_numpy(centred_gaussian(SIDE))
     explainer = Fixed(lambda images: hill.expand(len(images), SIDE, SIDE))
-    assert parameter_randomisation(linear, explainer, noise_images(12, 3), targets(12)).verdict.word == "not sensitive"
+    assert (
+        parameter_randomisation(linear, explainer, noise_images(12, 3), targets(12)).sensitivity.outcome
+        == "not sensitive"
+    )
 
 
 def test_maps_that_change_by_chance_are_not(linear) -> None:
@@ -164,7 +167,7 @@ def test_maps_that_change_by_chance_are_not(linear) -> None:
     explainer = Fixed(lambda images: torch.rand(len(images), SIDE, SIDE, generator=generator))
     found = parameter_randomisation(linear, explainer, noise_images(12, 3), targets(12))
     assert found.table["spearman"].abs().max() < 0.2  # they change, but no more than when nothing is random
-    assert found.verdict.word == "not sensitive"
+    assert found.sensitivity.outcome == "not sensitive"
 
 
 def test_a_cascade_runs_through_all_blocks_and_leaves_the_network_alone() -> None:
@@ -215,35 +218,35 @@ def test_shuffling_keeps_the_counts_and_nothing_else() -> None:
 
 
 @pytest.fixture(scope="module")
-def twins(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory):
-    folder = tmp_path_factory.mktemp("twins")
+def retrained(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("retrained")
     settings = {**TINY, "epochs": 12, "augmenter": "none", "balance": "none"}
-    made = train_twins(open_store(tiny_store), settings, per_class=20, device="cpu", folder=folder)
+    made = retrain_models(open_store(tiny_store), settings, per_class=20, device="cpu", folder=folder)
     assert list(folder.iterdir()) == []  # nothing is left behind
     return made
 
 
-def test_twins_learn_what_they_were_given(twins) -> None:
-    assert twins.cells > 30
-    assert twins.true.fit > 0.7  # colours tell the class, but for some that mislead
-    assert twins.true.fit > twins.shuffled.fit + 0.1
-    assert twins.true.classifier.codes == twins.shuffled.classifier.codes
+def test_retrained_models_learn_the_labels_they_were_given(retrained) -> None:
+    assert retrained.cells > 30
+    assert retrained.true.fit > 0.7  # colours tell the class, but for some that mislead
+    assert retrained.true.fit > retrained.shuffled.fit + 0.1
+    assert retrained.true.classifier.codes == retrained.shuffled.classifier.codes
 
 
-def test_shuffled_labels_change_gradients_and_no_edges(twins, tiny_store: Path) -> None:
+def test_shuffled_labels_change_gradients_and_no_edges(retrained, tiny_store: Path) -> None:
     store = open_store(tiny_store)
     cells = store.cells
     cells = cells[(cells["split"] == "test") & (cells["label"] != "ART")]
     patches, labels = store.patches(cells["cell_id"].tolist()), cells["label"].tolist()
-    gradient = data_randomisation(twins, InputGradient(), patches, labels, examples=[0, 1])
+    gradient = data_randomisation(retrained, InputGradient(), patches, labels, examples=[0, 1])
     assert gradient.table["model"].tolist() == ["repeated", "shuffled labels", "other seed", "other cells"]
     assert gradient.table["spearman"].iloc[0] == pytest.approx(1)
     assert gradient.table["spearman"].iloc[1] < 0.6
     # Networks this small differ between seeds as much as between labels, and the check does not claim otherwise.
-    assert gradient.verdict.word in ("sensitive", "unclear")
+    assert gradient.sensitivity.outcome in ("sensitive", "unclear")
     assert list(gradient.examples) == ["true labels", "shuffled labels", "other seed"]
-    edges = data_randomisation(twins, EdgeDetector(), patches, labels)
-    assert edges.verdict.word == "not sensitive"
+    edges = data_randomisation(retrained, EdgeDetector(), patches, labels)
+    assert edges.sensitivity.outcome == "not sensitive"
     assert edges.seed_minus_shuffled["spearman"].mean == pytest.approx(0.0)
 
 
@@ -259,8 +262,10 @@ def test_a_change_counts_only_if_it_is_the_labels(fit: float, alike: bool, word:
     random = np.random.default_rng(6)
     true, shuffled, noise = random.standard_normal((3, 3, SIDE, SIDE))
     models = [linear_classifier(weights) for weights in (true, shuffled, true + 0.1 * noise if alike else noise)]
-    made = Twins(Trained(models[0], 0.95), Trained(models[1], fit), Trained(models[2], 0.95), 100, {})
+    made = RetrainedModels(
+        RetrainedModel(models[0], 0.95), RetrainedModel(models[1], fit), RetrainedModel(models[2], 0.95), 100, {}
+    )
     patches = random.integers(0, 256, (12, SIDE, SIDE, 3), dtype=np.uint8)
     found = data_randomisation(made, InputGradient(), patches, ["BBB"] * 12)
-    assert found.verdict.word == word, found.verdict
-    assert said in found.verdict.reason
+    assert found.sensitivity.outcome == word, found.sensitivity
+    assert said in found.sensitivity.reason

@@ -19,6 +19,7 @@ import hematokit
 from hematokit.cli.main import build_app
 from hematokit.errors import EvaluationError, ExplanationError, ModelError
 from hematokit.models import Classifier, load_model
+from hematokit.pipelines.export import drawn_example
 from hematokit.reports.model_card import model_card
 from hematokit.taxonomy import CellClass, Taxonomy
 
@@ -39,7 +40,7 @@ def model(run: Path) -> Classifier:
 
 @pytest.fixture(scope="module")
 def card(model: Classifier, run: Path) -> str:
-    return model_card(model, run)
+    return model_card(model, run, explanation=drawn_example(model))
 
 
 def section(card: str, title: str) -> str:
@@ -113,7 +114,7 @@ def with_training(model: Classifier, **entries: object) -> Classifier:
 
 def test_a_recorded_command_is_taken_as_it_was(model: Classifier) -> None:
     words = ["hematokit", "stranger-probe", "marrow.zarr", "--weights", "/home/me/own.pth", "--output=../x/probe one"]
-    text = section(model_card(with_training(model, command=words, settings=None), example=False), "How to reproduce")
+    text = section(model_card(with_training(model, command=words, settings=None)), "How to reproduce")
     lines = re.search(r"```bash\n(.*?)```", text, re.DOTALL)[1].splitlines()
     assert shlex.split(lines[0]) == [*words[:4], "own.pth", "--output=probe one"]
     assert shlex.split(lines[1]) == ["hematokit", "evaluate", "probe one", "--output", "FOLDER"]
@@ -121,7 +122,7 @@ def test_a_recorded_command_is_taken_as_it_was(model: Classifier) -> None:
     assert "of a plugin" in text
 
     own = ["hematokit", "train", "marrow.zarr", "--output", "runs/a", "--set", "backbone.depth=2"]
-    text = section(model_card(with_training(model, command=own), example=False), "How to reproduce")
+    text = section(model_card(with_training(model, command=own)), "How to reproduce")
     assert "--set backbone.depth=2" in text
     assert "hematokit evaluate runs/a\n" in text
     assert "of a plugin" not in text
@@ -133,7 +134,7 @@ def test_a_recorded_command_is_taken_as_it_was(model: Classifier) -> None:
     ids=["text", "empty", "numbers", "settings in a file", "resumed"],
 )
 def test_a_command_that_does_not_say_all_is_made_from_the_settings(model: Classifier, command: object) -> None:
-    text = section(model_card(with_training(model, command=command), example=False), "How to reproduce")
+    text = section(model_card(with_training(model, command=command)), "How to reproduce")
     assert "hematokit train STORE --output NEW_RUN --backbone timm:test_resnet" in text
 
 
@@ -145,7 +146,7 @@ def test_settings_without_an_option_and_weights_are_in_the_command(model: Classi
         "weights": "/home/me/start.pth",
         "augmenter_options": {"stain.file": "/home/me/x.json", "strength": 2},
     }
-    text = section(model_card(with_training(model, command=[], settings=settings), example=False), "How to reproduce")
+    text = section(model_card(with_training(model, command=[], settings=settings)), "How to reproduce")
     block = re.search(r"```bash\n(.*?)```", text, re.DOTALL)
     assert block is not None
     words = shlex.split(block[1].replace("\\\n", " ").splitlines()[0])
@@ -169,13 +170,13 @@ def test_whether_the_cells_were_new_is_said(
     model: Classifier, run: Path, tmp_path: Path, split: str, said: str
 ) -> None:
     hematokit.evaluate(run, split=split, output=tmp_path / split, device="cpu", bootstrap=10)
-    text = section(model_card(model, evaluation=tmp_path / split, example=False), "Validation")
+    text = section(model_card(model, evaluation=tmp_path / split), "Validation")
     assert said in " ".join(text.split())
 
 
 def test_the_licence_is_said_or_that_there_is_none(model: Classifier) -> None:
-    assert "Licence of the weights: CC-BY-4.0." in model_card(model, example=False, licence="CC-BY-4.0")
-    assert "Licence of the weights: not stated." in model_card(model, example=False)
+    assert "Licence of the weights: CC-BY-4.0." in model_card(model, licence="CC-BY-4.0")
+    assert "Licence of the weights: not stated." in model_card(model)
 
 
 def test_the_example_is_drawn_and_inside(card: str) -> None:
@@ -194,7 +195,7 @@ def test_an_explanation_of_real_cells_takes_its_place(model: Classifier, run: Pa
 
 
 def test_without_an_evaluation_it_says_so_and_calls_validation_flattering(model: Classifier) -> None:
-    text = section(model_card(model, example=False), "Validation")
+    text = section(model_card(model), "Validation")
     assert "Not evaluated" in text
     assert "flatter" in text
     assert "Macro F1" in text
@@ -213,12 +214,12 @@ def test_figures_of_another_model_are_not_taken(model: Classifier, run: Path, tm
 
     folder = edited(run, tmp_path, of_another)
     with pytest.raises(EvaluationError, match="another model"):
-        model_card(model, evaluation=folder, example=False)
+        model_card(model, evaluation=folder)
     # Found beside the bundle rather than named, they are passed over, and that is said.
     (tmp_path / "run" / "evaluation").mkdir(parents=True)
     shutil.copytree(run / "evaluation" / "test", tmp_path / "run" / "evaluation" / "test")
     shutil.copy(folder / "metrics.json", tmp_path / "run" / "evaluation" / "test")
-    assert "earlier state of the model" in model_card(model, tmp_path / "run", example=False)
+    assert "earlier state of the model" in model_card(model, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ def test_damaged_figures_are_one_line(
     model: Classifier, run: Path, tmp_path: Path, change: Callable[[dict[str, object]], object]
 ) -> None:
     with pytest.raises(EvaluationError, match="is damaged") as caught:
-        model_card(model, evaluation=edited(run, tmp_path, change), example=False)
+        model_card(model, evaluation=edited(run, tmp_path, change))
     assert "\n" not in str(caught.value)
 
 
@@ -244,7 +245,7 @@ def test_names_of_classes_are_text_and_nothing_else(model: Classifier) -> None:
         update={"taxonomy": Taxonomy("t", tuple(CellClass(code, hostile) for code in model.codes))}
     )
     renamed = Classifier(model.backbone, given.taxonomy, model.input_spec, model.patch_size, config=given)
-    text = model_card(renamed, example=False)
+    text = model_card(renamed)
     assert "<script>" not in text
     assert not re.search(r"(?<!\\)\]\((javascript|f)", text)
     assert "\n# heading" not in text
@@ -254,15 +255,15 @@ def test_names_of_classes_are_text_and_nothing_else(model: Classifier) -> None:
 def test_classes_that_cannot_be_drawn_leave_words_in_place_of_the_picture(model: Classifier) -> None:
     taxonomy = Taxonomy("own", tuple(CellClass(f"own-{index}", "Own") for index in range(len(model.codes))))
     renamed = Classifier(model.backbone, taxonomy, model.input_spec, model.patch_size, config=model.config)
-    text = section(model_card(renamed), "Explanation")
+    text = section(model_card(renamed, explanation=drawn_example(renamed)), "Explanation")
     assert "can be drawn" in text
     assert "data:image" not in text
 
 
 def test_notes_have_a_section_of_their_own(model: Classifier) -> None:
-    text = model_card(model, example=False, notes=["int8: 2 of 100 classes change"])
+    text = model_card(model, notes=["int8: 2 of 100 classes change"])
     assert "- int8: 2 of 100 classes change" in section(text, "This file")
-    assert "## This file" not in model_card(model, example=False)
+    assert "## This file" not in model_card(model)
 
 
 def test_a_classifier_without_a_bundle_has_no_card(model: Classifier) -> None:

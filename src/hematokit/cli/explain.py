@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from hematokit.assignments import typed_text
 from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
 from hematokit.cli.field_options import DetectorOption, ForcePixelSizeOption, PixelSizeOption
 from hematokit.cli.option_words import options_help
+from hematokit.errors import ExplanationError, PluginError
 
 __all__ = ["register"]
 
@@ -104,15 +107,13 @@ def explain_command(
     Doubt: hematokit explain runs/coatnet --split test --per-class 0 --methods grad-cam --doubt --output doubt
     """
     from hematokit.cli.allocator import keep_freed_memory
-    from hematokit.errors import ExplanationError
-    from hematokit.explanation.words import explainer_options, names, read_ids
 
     keep_freed_memory()
     if more and not images:
         raise ExplanationError(f"unexpected {str(more[0])!r}; images are given with --images")
     if field is not None and (images or store):
         raise ExplanationError("a field was given and a store or images too; give one of --field, --store, --images")
-    ids = read_ids(cells) if cells else None
+    ids = _read_ids(cells) if cells else None
     if sanity or faithfulness:
         if field is not None or images or doubt:
             raise ExplanationError("--sanity and --faithfulness are for cells of a store; leave out the other options")
@@ -120,14 +121,14 @@ def explain_command(
 
         of_training = [given for given in assignments or [] if given.startswith("training.")]
         training = parse_assignments([given.removeprefix("training.") for given in of_training])
-        options = explainer_options([given for given in assignments or [] if given not in of_training])
+        options = _explainer_options([given for given in assignments or [] if given not in of_training])
         if training and not (sanity and retrain):
             raise ExplanationError("--set training.NAME is for the models that --sanity trains; leave it out")
         _check(
             [model, *(also or [])],
             store,
             output,
-            names(methods),
+            _names(methods),
             sanity=sanity,
             faithfulness=faithfulness,
             retrain=retrain,
@@ -153,8 +154,8 @@ def explain_command(
     if also:
         raise ExplanationError("--also is for --sanity and --faithfulness; explain one model at a time")
     common: dict[str, Any] = {
-        "methods": names(methods),
-        "options": explainer_options(assignments or []),
+        "methods": _names(methods),
+        "options": _explainer_options(assignments or []),
         "target": target,
         "doubt": doubt,
         "unsure_below": unsure_below,
@@ -237,3 +238,51 @@ def _check(
         return
     for line in dict.fromkeys(line for result in results.values() for line in result.lines()):
         echo(line)
+
+
+def _explainer_options(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Turn ``["smoothgrad.samples=25"]`` into ``{"smoothgrad": {"samples": "25"}}``.
+
+    Raises
+    ------
+    PluginError
+        If one is not ``METHOD.NAME=VALUE``.
+    """
+    options: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        # The last dot: names of methods may have dots, those of options have none.
+        method, dot, name = key.strip().rpartition(".")
+        if not equals or not dot or not method or not name:
+            raise PluginError(f"--set {assignment!r} is not METHOD.NAME=VALUE, as in smoothgrad.samples=25")
+        options.setdefault(method, {})[name.replace("-", "_")] = typed_text(text)
+    return options
+
+
+def _names(text: str) -> list[str]:
+    """Split names at commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _read_ids(given: Sequence[str]) -> list[str]:
+    """Ids of cells: each entry is a text file with one a line, or ids with commas between.
+
+    Raises
+    ------
+    ExplanationError
+        If there is none, or the file is not UTF-8 text.
+    """
+    ids: list[str] = []
+    for entry in given:
+        path = Path(entry)
+        if path.suffix.lower() in {".txt", ".csv"} and path.is_file():
+            try:
+                lines = path.read_text(encoding="utf-8").splitlines()
+            except UnicodeDecodeError as error:
+                raise ExplanationError(f"{path} is not UTF-8 text; give a file with one cell id a line") from error
+            ids += [line.strip() for line in lines if line.strip()]
+        else:
+            ids += _names(entry)
+    if not ids:
+        raise ExplanationError("no cell was named; give ids with --cells ID,ID")
+    return ids

@@ -1,19 +1,16 @@
-"""Explaining chosen cells into a folder: what is done is kept, what is not is done.
-
-Folders of explanations: maps as Zarr arrays, the cells they belong to, and how far the work has come.
+"""Folders of explanations: maps as Zarr arrays, the cells they belong to, and how far the work has come.
 
 ::
 
     explain.json               what the maps were made with, and how many cells are done
     cells.parquet              one row a cell; row i belongs to index i of every array
+    classes.png                one cell a class and its maps
     attributions.zarr/<method> float32 (N, S, S), in pixels of the network's input
     attributions.zarr/.logits  float32 (N, C)
-    doubt.parquet, doubt.zarr  the same for doubtful cells, maps (M, 2, S, S) of their two leading classes
+    doubt.parquet, doubt.zarr  the same for uncertain cells, maps (M, 2, S, S) of their two leading classes
 
-A batch counts once ``explain.json`` says so, so a stopped call goes on with the next one. Maps of another model, other
-settings or other cells are never mixed in.
-
-Cells in doubt: misclassified, or unsure; what speaks for the first class, what for the second.
+A batch counts once ``explain.json`` says so, so a stopped call continues with the next one. Maps of another model,
+other settings or other cells are never mixed in. `collect_maps` and `collect_uncertain` fill a folder.
 """
 
 from __future__ import annotations
@@ -31,9 +28,9 @@ import pandas as pd
 import pyarrow as pa
 
 from hematokit._version import __version__
-from hematokit.annotations.cells import unsure_cells
 from hematokit.errors import ExplanationError
 from hematokit.explanation.running import ChooseTargets, ExplainedBatch, explain_in_batches
+from hematokit.explanation.selection import uncertain_cells
 from hematokit.files import TEMPORARY_PREFIX, one_line_read_errors, one_line_write_errors, write_json
 from hematokit.models.predictions import prediction_frame
 from hematokit.parquet import write_table
@@ -46,19 +43,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CELLS_FILE",
-    "DOUBT_COLUMNS",
+    "CLASSES_FIGURE",
     "ExplanationFolder",
     "MapArrays",
     "STATE_FILE",
-    "collect_doubt",
     "collect_maps",
-    "doubtful_cells",
+    "collect_uncertain",
     "explained_cells",
-    "leading_classes",
+    "writing",
 ]
 
 STATE_FILE: Final = "explain.json"
 CELLS_FILE: Final = "cells.parquet"
+CLASSES_FIGURE: Final = "classes.png"
+UNCERTAIN_FILE: Final = "doubt.parquet"
+UNCERTAIN_ARRAYS: Final = "doubt"
 _KIND: Final = "hematokit explanations"
 _SCHEMA_VERSION: Final = 1
 _LOGITS: Final = ".logits"
@@ -92,7 +91,7 @@ class ExplanationFolder:
             self._save()
 
     def _check(self) -> dict[str, int]:
-        """How much is done, if the folder is new, empty, or holds maps of the same identity."""
+        """Return how much is done, if the folder is new, empty, or holds maps of the same identity."""
         folder = self.path
         if folder.exists() and not folder.is_dir():
             raise ExplanationError(f"{folder} is a file; give a folder with --output")
@@ -134,7 +133,7 @@ class ExplanationFolder:
         return done
 
     def done(self, name: str) -> int:
-        """How many cells of the arrays `name` are done."""
+        """Return how many cells of the arrays `name` are done."""
         return self._done.get(name, 0)
 
     def mark(self, name: str, count: int) -> None:
@@ -170,7 +169,7 @@ class ExplanationFolder:
         classes : int
             Number of logits.
         content : str
-            What the rows are, where the folder's identity does not say; arrays with other rows begin anew.
+            What the rows are, where the folder's identity does not say; arrays with other rows start again.
         """
         return MapArrays(self, name, shape, methods, classes, content)
 
@@ -183,7 +182,7 @@ class ExplanationFolder:
 
 
 def _update(made: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier version recorded of explainers and detector, as this one would have recorded it."""
+    """Return what an earlier version recorded of explainers and detector as this version records it."""
     plugins = load_plugins()
     methods = made.get("methods")
     if isinstance(methods, dict):
@@ -287,65 +286,6 @@ def writing(folder: Path) -> AbstractContextManager[None]:
     return one_line_write_errors(folder, ExplanationError, advice)
 
 
-DOUBT_COLUMNS: Final = ("first", "second", "p_first", "p_second", "reason")
-
-
-def leading_classes(probabilities: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
-    """Positions (n, 2) of the two largest probabilities (n, C), the larger first; ties go to the earlier class."""
-    if probabilities.shape[1] < 2:
-        raise ExplanationError("doubt is between two classes, and the model has only one")
-    order = np.argsort(-probabilities, axis=1, kind="stable")
-    return np.asarray(order[:, :2], np.int64)
-
-
-def doubtful_cells(predictions: pd.DataFrame, codes: Sequence[str], *, unsure_below: float = 0.5) -> pd.DataFrame:
-    """Pick the cells that a person should look at, the most doubtful first.
-
-    Parameters
-    ----------
-    predictions : DataFrame
-        ``label`` (empty where unknown), ``predicted``, ``probability`` and one ``p_<CODE>`` a class.
-    codes : sequence of str
-        The model's classes.
-    unsure_below : float
-        Probability of the predicted class below which a cell is unsure.
-
-    Returns
-    -------
-    DataFrame
-        Rows of `predictions`, keeping their index, with ``first`` and ``second`` (codes of the two leading classes),
-        ``p_first``, ``p_second`` and ``reason`` (``"misclassified"``, ``"unsure"`` or both). Misclassified cells come
-        first, the surest of them at the top; then unsure ones, the closest contest at the top. A label that the model
-        does not know makes no mistake.
-    """
-    known = predictions["label"].isin(list(codes))
-    wrong = known & (predictions["label"] != predictions["predicted"])
-    unsure = pd.Series(unsure_cells(predictions, unsure_below), index=predictions.index)
-    columns = [f"p_{code}" for code in codes]
-    chosen = predictions[wrong | unsure]
-    probabilities = chosen[columns].to_numpy(np.float64)
-    leading = leading_classes(probabilities) if len(chosen) else np.zeros((0, 2), np.int64)
-    rows = np.arange(len(chosen))
-    first, second = probabilities[rows, leading[:, 0]], probabilities[rows, leading[:, 1]]
-    said = [
-        ", ".join(word for word, holds in (("misclassified", w), ("unsure", u)) if holds)
-        for w, u in zip(wrong[chosen.index], unsure[chosen.index], strict=True)
-    ]
-    chosen = chosen.assign(
-        first=[codes[place] for place in leading[:, 0]],
-        second=[codes[place] for place in leading[:, 1]],
-        p_first=first,
-        p_second=second,
-        reason=said,
-    )
-    is_wrong = wrong[chosen.index].to_numpy()
-    order = np.lexsort((np.where(is_wrong, -first, first - second), ~is_wrong))
-    return chosen.iloc[order]
-
-
-DOUBT_FILE = "doubt.parquet"
-
-
 def collect_maps(
     folder: ExplanationFolder,
     classifier: Classifier,
@@ -373,7 +313,7 @@ def collect_maps(
     explainers : mapping of str to MadeExplainer
     batch_size : int
     each : callable, optional
-        Called with each batch before it counts as done; draws pictures, say.
+        Called with each batch before it counts as done; it may draw figures of its cells.
     progress : Progress
 
     Returns
@@ -408,7 +348,7 @@ def collect_maps(
 def explained_cells(
     classifier: Classifier, chosen: ChosenCells, choose: ChooseTargets, arrays: MapArrays
 ) -> pd.DataFrame:
-    """The cells with what the model says of them.
+    """Return the cells with their predictions.
 
     Returns
     -------
@@ -429,7 +369,7 @@ def explained_cells(
     return cells
 
 
-def collect_doubt(
+def collect_uncertain(
     folder: ExplanationFolder,
     classifier: Classifier,
     chosen: ChosenCells,
@@ -440,7 +380,7 @@ def collect_doubt(
     batch_size: int = 16,
     progress: Progress = no_progress,
 ) -> tuple[MapArrays | None, pd.DataFrame]:
-    """Explain the cells in doubt for their two leading classes.
+    """Explain the uncertain cells for their two leading classes.
 
     Parameters
     ----------
@@ -449,34 +389,36 @@ def collect_doubt(
     cells : DataFrame
         From `collect_maps`, aligned with `chosen`.
     unsure_below : float
-        See `hematokit.explanation.folder.doubtful_cells`.
+        See `hematokit.explanation.selection.uncertain_cells`.
 
     Returns
     -------
     arrays : MapArrays or None
-        Maps (M, 2, S, S) by method; None if no cell is in doubt.
-    doubtful : DataFrame
+        Maps (M, 2, S, S) by method; None if no cell is uncertain.
+    uncertain : DataFrame
         One row each, aligned with the arrays; ``row`` is the cell's row in `cells`.
     """
-    doubtful = doubtful_cells(cells, classifier.codes, unsure_below=unsure_below)
-    rows = doubtful.index.to_numpy(np.int64)
-    doubtful = doubtful.assign(row=rows).reset_index(drop=True)
-    if not len(doubtful):
-        return None, doubtful
+    uncertain = uncertain_cells(cells, classifier.codes, unsure_below=unsure_below)
+    rows = uncertain.index.to_numpy(np.int64)
+    uncertain = uncertain.assign(row=rows).reset_index(drop=True)
+    if not len(uncertain):
+        return None, uncertain
     places = {code: place for place, code in enumerate(classifier.codes)}
-    pairs = np.array([[places[a], places[b]] for a, b in zip(doubtful["first"], doubtful["second"], strict=True)], int)
+    pairs = np.array(
+        [[places[a], places[b]] for a, b in zip(uncertain["first"], uncertain["second"], strict=True)], int
+    )
 
     def choose(positions: npt.NDArray[np.int64], _logits: Any) -> npt.NDArray[np.int64]:
         return np.asarray(pairs[positions], np.int64)
 
     side = classifier.input_spec.size
     content = hashlib.sha256(np.column_stack([rows, pairs]).tobytes()).hexdigest()[:16]
-    shape = (len(doubtful), 2, side, side)
-    arrays = folder.arrays("doubt", shape, list(explainers), len(classifier.codes), content=content)
+    shape = (len(uncertain), 2, side, side)
+    arrays = folder.arrays(UNCERTAIN_ARRAYS, shape, list(explainers), len(classifier.codes), content=content)
     for batch in explain_in_batches(
         classifier,
         lambda positions: chosen.read(rows[positions]),
-        len(doubtful),
+        len(uncertain),
         choose,
         explainers,
         start=arrays.done,
@@ -484,11 +426,5 @@ def collect_doubt(
         progress=progress,
     ):
         arrays.write(int(batch.positions[0]), batch.maps, batch.logits)
-    folder.write_cells(doubtful, DOUBT_FILE)
-    return arrays, doubtful
-
-
-def check_threshold(unsure_below: float) -> None:
-    """Refuse what is no probability."""
-    if not 0 <= unsure_below <= 1:
-        raise ExplanationError(f"a threshold of {unsure_below} is no probability; give one from 0 to 1")
+    folder.write_cells(uncertain, UNCERTAIN_FILE)
+    return arrays, uncertain

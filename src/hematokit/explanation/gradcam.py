@@ -1,22 +1,19 @@
-"""Guided Grad-CAM (Selvaraju et al. 2017), by captum, with a rule for activations that are not ReLU.
+"""Grad-CAM and guided Grad-CAM (Selvaraju et al. 2017), and the choice of the layer that they use.
 
-Finding the layer that an attribution looks at.
-
-Grad-CAM (Selvaraju et al. 2017), by captum.
+Grad-CAM is computed by captum. Guided Grad-CAM is Grad-CAM times guided backpropagation, whose rule is applied here
+with torch's own hooks, because captum applies it to ReLU only.
 """
 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from captum._utils.common import _register_backward_hook
-from captum.attr import GuidedBackprop, GuidedGradCam, LayerGradCam
+from captum.attr import LayerGradCam
 from torch import nn
 from torch.nn import functional
 
@@ -25,6 +22,13 @@ from hematokit.explanation.gradients import INPUT_METHODS, check_batch, explaini
 from hematokit.plugins import load_plugins
 
 __all__ = ["GradCam", "GuidedGradCamExplainer", "LayerFinder", "find_layer", "spatial_layers"]
+
+
+_COARSE = 6
+"""Positions along a side below which a map says little more than left, right or middle."""
+
+_SMOOTH = (nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.ELU, nn.CELU, nn.SELU, nn.LeakyReLU, nn.ReLU6, nn.Softplus)
+_SMOOTH_OF_TIMM = {"GELU", "GELUTanh", "QuickGELU", "Swish", "SwishMe", "Mish", "MishMe", "HardSwish", "HardSwishMe"}
 
 
 class LayerFinder:
@@ -138,11 +142,14 @@ def spatial_layers(classifier: Any, size: int) -> dict[str, tuple[int, int]]:
 
 
 def _own_choice(classifier: Any) -> torch.nn.Module:
-    """The attribution layer that the backbone's plugin names; without a plugin, timm's last stage."""
+    """Return the attribution layer that the backbone's plugin names; without a plugin, timm's last stage."""
     if getattr(classifier, "has_config", False):
         spec = load_plugins().backbones.get(classifier.config.backbone.name)
         if spec.attribution_layer is not None:
-            return spec.attribution_layer(classifier.backbone)
+            try:
+                return spec.attribution_layer(classifier.backbone)
+            except PluginError as error:
+                raise PluginError(f"{error}; choose one of {INPUT_METHODS}") from error
     entries = _features(classifier.backbone)
     if not entries:
         raise PluginError(
@@ -154,7 +161,7 @@ def _own_choice(classifier: Any) -> torch.nn.Module:
 
 
 def _features(backbone: torch.nn.Module) -> list[dict[str, Any]]:
-    """What timm says of a network's stages; empty for networks of others."""
+    """Return timm's description of a network's stages; empty for networks of others."""
     described = getattr(backbone, "feature_info", None)
     entries = getattr(described, "info", described)
     if not isinstance(entries, list | tuple):
@@ -206,10 +213,6 @@ def _words(shape: tuple[int, ...]) -> str:
     return f"({', '.join(map(str, shape))})" if shape else "no single tensor"
 
 
-_COARSE = 6
-"""Positions along a side below which a map says little more than left, right or middle."""
-
-
 class GradCam:
     r"""Weights the maps of a layer by the mean gradient of the class's logit, and adds them up.
 
@@ -217,7 +220,7 @@ class GradCam:
     :math:`\partial y / \partial A^k` over positions (Selvaraju et al. 2017, eqs. 1 and 2), enlarged bilinearly to the
     input.
 
-    Neither weights nor input need gradients, so nothing is kept of what lies before the layer: the price is one
+    Neither weights nor input need gradients, so nothing is kept of what is before the layer: the price is one
     forward pass, and the part behind the layer backward.
 
     Parameters
@@ -245,7 +248,7 @@ class GradCam:
     def attribute_many(self, classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return maps (B, T, H, W) for several classes (B, T) of each image.
 
-        What lies before the layer is computed once for all classes of an image.
+        The part before the layer is computed once for all classes of an image.
         """
         images, targets = check_batch(classifier, images, targets)
         size = images.shape[2:]
@@ -286,16 +289,12 @@ def _repeated(layer: torch.nn.Module, times: int) -> Iterator[None]:
         hook.remove()
 
 
-_SMOOTH = (nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.ELU, nn.CELU, nn.SELU, nn.LeakyReLU, nn.ReLU6, nn.Softplus)
-_SMOOTH_OF_TIMM = {"GELU", "GELUTanh", "QuickGELU", "Swish", "SwishMe", "Mish", "MishMe", "HardSwish", "HardSwishMe"}
-
-
 class GuidedGradCamExplainer:
     """Grad-CAM times guided backpropagation, pixel by pixel.
 
     Guided backpropagation (Springenberg et al. 2015) lets only positive gradients through each ReLU. CoAtNet and
     EfficientNetV2 have none: their activations are GELU and SiLU, at which captum's implementation does nothing, so
-    that plain gradients would come out under a wrong name. Here, unless told otherwise, the rule is applied at them
+    that plain gradients would come out under a wrong name. By default the rule is applied at them here
     too: of the gradient that leaves an activation towards the input, the positive part goes on. That is an extension
     of the published method.
 
@@ -328,20 +327,20 @@ class GuidedGradCamExplainer:
         self._check(classifier.backbone)
         maps = []
         with explaining(classifier):
-            layer = self._find(classifier, images.shape[-1])
-            method = GuidedGradCam(classifier, layer)
-            method.guided_backprop = _Guided(classifier)
+            grad_cam = LayerGradCam(classifier, self._find(classifier, images.shape[-1]))
             for start in range(0, len(images), self.per_pass):
                 part, target = images[start : start + self.per_pass], targets[start : start + self.per_pass, 0]
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "Setting backward hooks on ReLU")
-                    warnings.filterwarnings("ignore", "Input Tensor 0 did not already require gradients")
-                    found = method.attribute(part, target=target, interpolate_mode="bilinear")
-                maps.append(found.detach().float().sum(1))
+                coarse = grad_cam.attribute(part, target=target, relu_attributions=True).detach()
+                with _guided_backpropagation(classifier):
+                    given = part.requires_grad_()
+                    score = classifier(given).gather(1, target[:, None]).sum()
+                    (gradient,) = torch.autograd.grad(score, given)
+                regions = functional.interpolate(coarse, size=part.shape[2:], mode="bilinear")
+                maps.append((regions * gradient).float().sum(1))
         return torch.cat(maps) if maps else images[:, 0]
 
     def notes(self, classifier: Any) -> list[str]:
-        """Say what such maps are worth, and where the published rule was extended."""
+        """Say how far such maps can be trusted, and where the published rule was extended."""
         others = sorted({type(m).__name__ for m in classifier.backbone.modules() if _guided(m)} - {"ReLU"})
         extended = [f"its rule is for ReLU and was applied to {', '.join(others)} too"] if others else []
         return [*extended, "such maps hardly depend on the weights (Adebayo et al. 2018); see --sanity"]
@@ -367,11 +366,20 @@ def _guided(module: nn.Module) -> bool:
     return type(module).__module__.startswith("timm.") and type(module).__name__ in _SMOOTH_OF_TIMM
 
 
-class _Guided(GuidedBackprop):  # type: ignore[misc]
-    """captum's guided backpropagation, with hooks on activations of other kinds too."""
+@contextmanager
+def _guided_backpropagation(classifier: nn.Module) -> Iterator[None]:
+    """Let only the positive part of the gradient through each activation, towards its input."""
 
-    def _register_hooks(self, module: nn.Module) -> None:
-        if isinstance(module, nn.ReLU) or not _guided(module):
-            super()._register_hooks(module)
-            return
-        self.backward_hooks.extend(_register_backward_hook(module, self._backward_hook, self))
+    def hook(_module: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        first, *others = given
+        if first.requires_grad:
+            first.register_hook(functional.relu)  # type: ignore[no-untyped-call]
+        # A copy, because the activation may work in place.
+        return (first.clone(), *others)
+
+    hooks = [module.register_forward_pre_hook(hook) for module in classifier.modules() if _guided(module)]
+    try:
+        yield
+    finally:
+        for each in hooks:
+            each.remove()

@@ -1,8 +1,7 @@
-"""Occlusion (Zeiler and Fergus 2014), by captum.
+"""Explainers that need nothing of a network but its logits: SmoothGrad, integrated gradients and occlusion.
 
-A classifier held still while it is asked for gradients with respect to its input.
-
-Gradients of a class's logit with respect to the picture: smoothed, or integrated along a path.
+SmoothGrad is computed here, the other two by captum. `explaining` and `check_batch` prepare a classifier and a batch
+for any explainer that uses gradients.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ __all__ = [
 ]
 
 INPUT_METHODS = "smoothgrad, integrated-gradients, occlusion"
-"""Methods that need nothing of a network but its logits; named where one that needs more cannot be used."""
+"""The methods of this module; named in errors where a method that needs more of a network cannot be used."""
 
 
 @contextmanager
@@ -72,7 +71,7 @@ def check_batch(classifier: Any, images: torch.Tensor, targets: torch.Tensor) ->
         raise ValueError(f"targets must be (B,) or (B, T) for {len(images)} images, not {tuple(targets.shape)}")
     codes = getattr(classifier, "codes", None)
     if targets.numel() and (int(targets.min()) < 0 or (codes and int(targets.max()) >= len(codes))):
-        raise ValueError(f"targets must lie in 0 .. {len(codes or ()) - 1}, the positions of the classes")
+        raise ValueError(f"targets must be in 0 .. {len(codes or ()) - 1}, the positions of the classes")
     with torch.inference_mode(False):
         # A tensor made in inference mode can take no part in a graph; a copy can.
         plain = images.detach().clone(memory_format=torch.channels_last)
@@ -85,15 +84,15 @@ _SEED_SPREAD = 1_000_003
 
 
 class SmoothGrad:
-    r"""Mean gradient over noisy copies of the picture (Smilkov et al. 2017).
+    r"""Mean gradient over noisy copies of the image (Smilkov et al. 2017).
 
     :math:`\frac1n\sum_k \nabla_x y(x + \epsilon_k)`, where :math:`\epsilon_k` is normal and its deviation a share of
     the input's range.
 
-    The noise of copy k comes from the seed and k alone and is the same for every picture: a cell's map depends
+    The noise of copy k comes from the seed and k alone and is the same for every image: a cell's map depends
     neither on the cells beside it nor on their order, and maps of two classes or two models differ by nothing but the
     class or the model. (This is why the noise is not drawn by captum's ``NoiseTunnel``, which draws for a whole batch;
-    with the same noise the results are equal.) Pictures are taken one at a time, their noisy copies together.
+    with the same noise the results are equal.) Images are taken one at a time, their noisy copies together.
 
     Parameters
     ----------
@@ -102,7 +101,7 @@ class SmoothGrad:
     noise : float
         Standard deviation as a share of the input's range (which is 1).
     magnitude : bool
-        Add up absolute values over the colours, as the authors' own program does for its pictures: how much a pixel
+        Add up absolute values over the colours, as the authors' own program does for its figures: how much a pixel
         matters, for or against. Otherwise the signed sum.
     seed : int
         Of the noise.
@@ -161,9 +160,9 @@ def _summed_gradients(classifier: Any, images: torch.Tensor, targets: torch.Tens
 
 
 class IntegratedGradients:
-    r"""Gradients along the straight path from an empty picture, times the way (Sundararajan et al. 2017), by captum.
+    r"""Gradients along the straight path from a baseline image, times the difference (Sundararajan et al. 2017).
 
-    The map's sum is the difference of the class's logit between the picture and the empty one, up to the error of the
+    The map's sum is the difference of the class's logit between the image and the baseline, up to the error of the
     integration (completeness).
 
     Parameters
@@ -171,7 +170,7 @@ class IntegratedGradients:
     steps : int
         Points of the Gauss-Legendre rule.
     baseline : str
-        The empty picture: ``"white"`` (an empty bright field), ``"black"``, or ``"mean"`` (the picture's own mean
+        The baseline image: ``"white"`` (an empty bright field), ``"black"``, or ``"mean"`` (the image's own mean
         colour).
     per_pass : int
         Points computed at a time, which bounds the memory.
@@ -189,7 +188,7 @@ class IntegratedGradients:
         with explaining(classifier):
             method = CaptumIntegratedGradients(classifier)
             for number in range(len(images)):
-                # One picture at a time, its points together: the result never depends on the pictures beside it.
+                # One image at a time, its points together: the result never depends on the images beside it.
                 image = images[number : number + 1]
                 found = method.attribute(
                     image,
@@ -203,14 +202,14 @@ class IntegratedGradients:
 
 
 def baseline_of(images: torch.Tensor, name: str) -> torch.Tensor:
-    """The picture (B, 3, H, W) that stands for nothing: ``"white"``, ``"black"``, or each image's ``"mean"`` colour."""
+    """Return baseline images (B, 3, H, W): ``"white"``, ``"black"``, or each image's ``"mean"`` colour."""
     if name == "mean":
         return images.mean(dim=(2, 3), keepdim=True).expand_as(images).contiguous()
     return torch.full_like(images, 1.0 if name == "white" else 0.0)
 
 
 class Occlusion:
-    """How much the class's logit falls where a square of the picture is covered; needs no gradients at all.
+    """How much the class's logit falls where a square of the image is covered; needs no gradients at all.
 
     Each pixel has the mean fall over the squares that cover it.
 
@@ -251,6 +250,6 @@ class Occlusion:
                     target=int(targets[number, 0]),
                     perturbations_per_eval=self.per_pass,
                 )
-                # The square covers all three colours at once, so they say the same.
+                # The square covers all three colours at once, so their maps are equal.
                 maps[number] = found.detach().float()[0, 0]
         return maps

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ExplainedBatch",
+    "attribute_in_batches",
     "attribute_targets",
     "explain_cells",
     "explain_in_batches",
@@ -181,7 +182,7 @@ def explain_in_batches(
     batch_size : int
         Cells at a time.
     progress : Progress
-        Told after each method of each batch.
+        Called after each method of each batch.
 
     Yields
     ------
@@ -233,22 +234,71 @@ def run_explainer(named: MadeExplainer, classifier: Classifier, images: torch.Te
     PluginError
         If the explainer fails, cannot explain this network, or returns what is no map.
     """
-    import torch
-
     who = named.title
     with naming(who):
         if targets.ndim == 2:
             maps = attribute_targets(named.value, classifier, images, targets)
         else:
             maps = named.value.attribute(classifier, images, targets)
-    expected = (*targets.shape, *images.shape[2:])
-    if not isinstance(maps, torch.Tensor) or tuple(maps.shape) != expected:
-        what = tuple(maps.shape) if isinstance(maps, torch.Tensor) else type(maps).__name__
-        raise PluginError(f"{who} returned {what}, not maps {expected}; tell its author")
-    found: Maps = maps.detach().to("cpu", torch.float32).numpy()
+    found = _as_array(maps, (*targets.shape, *images.shape[2:]), who)
     if not np.isfinite(found).all():
         raise PluginError(f"{who} returned numbers that are not finite; tell its author")
     return found
+
+
+def _as_array(maps: object, expected: tuple[int, ...], who: str) -> Maps:
+    import torch
+
+    if not isinstance(maps, torch.Tensor) or tuple(maps.shape) != expected:
+        returned = tuple(maps.shape) if isinstance(maps, torch.Tensor) else type(maps).__name__
+        raise PluginError(f"{who} returned {returned}, not maps {expected}; tell its author")
+    array: Maps = maps.detach().to("cpu", torch.float32).numpy()
+    return array
+
+
+def attribute_in_batches(
+    explainer: Explainer,
+    classifier: Classifier,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    batch_size: int = 16,
+    progress: Progress = no_progress,
+) -> Maps:
+    """Explain prepared images a few at a time, as the checks of explanations do.
+
+    Parameters
+    ----------
+    explainer : Explainer
+        Registered or not.
+    classifier : Classifier
+        Any model, also a randomised copy.
+    images : Tensor, shape (n, 3, S, S), float32 in [0, 1]
+        On any device, as ``classifier.prepare`` gives them.
+    targets : Tensor, shape (n,), int64
+        Positions of the classes explained.
+    batch_size : int
+        Images at a time.
+    progress : Progress
+        Called after each batch.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, S, S)
+        Values that are not finite are kept; the checks count such maps as unrelated to any other.
+
+    Raises
+    ------
+    PluginError
+        If the explainer returns something else than one map per image, of the image's size.
+    """
+    parts = []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size].to(classifier.device)
+        maps = explainer.attribute(classifier, batch, targets[start : start + batch_size].to(classifier.device))
+        parts.append(_as_array(maps, (len(batch), *batch.shape[2:]), f"explainer {type(explainer).__name__}"))
+        progress(start + len(batch), len(images), "")
+    return np.concatenate(parts)
 
 
 def explain_cells(

@@ -1,4 +1,4 @@
-"""Which cells are explained, and for which class."""
+"""Which cells are explained, for which class, and which of them a person should look at."""
 
 from __future__ import annotations
 
@@ -12,15 +12,29 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from hematokit.annotations.cells import unsure_cells
 from hematokit.errors import EvaluationError, ExplanationError, ImageError
+from hematokit.evaluation.predictor import open_training_store
 from hematokit.evaluation.sources import ALL_CELLS, StoreCells
 from hematokit.imaging.fieldfiles import stated_pixel_size
 from hematokit.imaging.reading import IMAGE_SUFFIXES, decode_rgb, printable, read_bytes
 
 if TYPE_CHECKING:
+    from hematokit.models import Classifier
     from hematokit.store import PatchStore
 
-__all__ = ["PREDICTED", "TRUE", "ChosenCells", "cells_of_images", "cells_of_store", "target_chooser"]
+__all__ = [
+    "PREDICTED",
+    "TRUE",
+    "ChosenCells",
+    "cells_of_images",
+    "cells_of_store",
+    "check_threshold",
+    "leading_classes",
+    "open_cells_store",
+    "target_chooser",
+    "uncertain_cells",
+]
 
 PREDICTED: Final = "predicted"
 TRUE: Final = "true"
@@ -60,6 +74,32 @@ class ChosenCells:
 
     def __len__(self) -> int:
         return len(self.cells)
+
+
+def open_cells_store(classifier: Classifier, model: Path, store: str | Path | None) -> PatchStore:
+    """Open the store with the cells to explain; by default the one that the model was trained on.
+
+    Parameters
+    ----------
+    classifier : Classifier
+    model : Path
+        Where it was loaded from, for messages.
+    store : path, optional
+
+    Raises
+    ------
+    ExplanationError
+        If there is no store, or its patches are of another size than the model takes.
+    StoreError
+        If the store cannot be opened.
+    """
+    opened = open_training_store(classifier, model, store, ExplanationError)
+    if opened.patch_size != classifier.patch_size:
+        raise ExplanationError(
+            f"store {opened.path} has patches of {opened.patch_size} px and {model} takes {classifier.patch_size} px; "
+            "import the images again with that patch size"
+        )
+    return opened
 
 
 def cells_of_store(
@@ -159,7 +199,7 @@ def cells_of_images(paths: Iterable[Path], codes: Sequence[str], patch_size: int
     by_name = {code.casefold(): code for code in codes}
     labels, digests, ids = [], [], []
     for root, file in files:
-        # All of them now: a wrong one shall be known before the work, not in the middle of it.
+        # All of them now, so that a wrong one is known before the work begins.
         digests.append(hashlib.sha256(_read_image(file, patch_size).tobytes()).hexdigest())
         inside = file.parent.parts[-1:] if root is None else (root.name, *file.relative_to(root).parent.parts)
         folders = [part.casefold() for part in reversed(inside)]
@@ -211,7 +251,7 @@ def _digest(*columns: Iterable[Any]) -> str:
 def target_chooser(
     target: str, cells: pd.DataFrame, codes: Sequence[str]
 ) -> Callable[[Positions, npt.NDArray[np.float32]], npt.NDArray[np.int64]]:
-    """Make what says for which class each cell is explained.
+    """Return a function that says for which class each cell is explained.
 
     Parameters
     ----------
@@ -254,3 +294,62 @@ def target_chooser(
             f"{', '.join(codes)}"
         )
     return lambda positions, _logits: np.full(len(positions), places[code], dtype=np.int64)
+
+
+def leading_classes(probabilities: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    """Positions (n, 2) of the two largest probabilities (n, C), the larger first; ties go to the earlier class."""
+    if probabilities.shape[1] < 2:
+        raise ExplanationError("doubt is between two classes, and the model has only one")
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    return np.asarray(order[:, :2], np.int64)
+
+
+def uncertain_cells(predictions: pd.DataFrame, codes: Sequence[str], *, unsure_below: float = 0.5) -> pd.DataFrame:
+    """Choose the cells that a person should look at: misclassified, or of low confidence.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        ``label`` (empty where unknown), ``predicted``, ``probability`` and one ``p_<CODE>`` a class.
+    codes : sequence of str
+        The model's classes.
+    unsure_below : float
+        Probability of the predicted class below which a cell has low confidence.
+
+    Returns
+    -------
+    DataFrame
+        Rows of `predictions`, keeping their index, with ``first`` and ``second`` (codes of the two leading classes),
+        ``p_first``, ``p_second`` and ``reason`` (``"misclassified"``, ``"unsure"`` or both). Misclassified cells come
+        first, the most confident of them at the top; then those of low confidence, the most ambiguous at the top. A
+        label that the model does not know is no misclassification.
+    """
+    known = predictions["label"].isin(list(codes))
+    wrong = known & (predictions["label"] != predictions["predicted"])
+    unsure = pd.Series(unsure_cells(predictions, unsure_below), index=predictions.index)
+    columns = [f"p_{code}" for code in codes]
+    chosen = predictions[wrong | unsure]
+    probabilities = chosen[columns].to_numpy(np.float64)
+    leading = leading_classes(probabilities) if len(chosen) else np.zeros((0, 2), np.int64)
+    rows = np.arange(len(chosen))
+    first, second = probabilities[rows, leading[:, 0]], probabilities[rows, leading[:, 1]]
+    reasons = [
+        ", ".join(reason for reason, holds in (("misclassified", w), ("unsure", u)) if holds)
+        for w, u in zip(wrong[chosen.index], unsure[chosen.index], strict=True)
+    ]
+    chosen = chosen.assign(
+        first=[codes[place] for place in leading[:, 0]],
+        second=[codes[place] for place in leading[:, 1]],
+        p_first=first,
+        p_second=second,
+        reason=reasons,
+    )
+    is_wrong = wrong[chosen.index].to_numpy()
+    order = np.lexsort((np.where(is_wrong, -first, first - second), ~is_wrong))
+    return chosen.iloc[order]
+
+
+def check_threshold(unsure_below: float) -> None:
+    """Refuse a threshold that is no probability."""
+    if not 0 <= unsure_below <= 1:
+        raise ExplanationError(f"a threshold of {unsure_below} is no probability; give one from 0 to 1")

@@ -59,11 +59,8 @@ def _last_stage(module: torch.nn.Module) -> torch.nn.Module:
     # A plain list of dictionaries on most models, an object with a list inside on some.
     entries = getattr(described, "info", described)
     if not entries:
-        from hematokit.explanation.gradients import INPUT_METHODS
-
         raise PluginError(
-            f"{type(module).__name__} names no feature layers, so attributions that need one cannot be made for it; "
-            f"choose one of {INPUT_METHODS}"
+            f"{type(module).__name__} names no feature layers, so attributions that need one cannot be made for it"
         )
     return module.get_submodule(entries[-1]["module"])
 

@@ -1,20 +1,18 @@
-"""Do explanations tell what counts? Deletion, insertion and localisation for one or several models, and the report.
+"""``hematokit explain --sanity`` and ``--faithfulness``: can the maps of explainers be believed?
 
-What the checks of explanations work on (models with their cells), and what they find for each model.
-
-What the checks of explanations share: their result, and the files that hold it.
-
-Do explanations depend on the model? Runs the sanity checks for one or several models and writes the report.
+`check_sanity` tests whether maps depend on the model, `check_faithfulness` whether the pixels that they mark matter to
+it. Both check one or several models on cells of a store, and write a report.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,216 +20,55 @@ import pandas as pd
 import torch
 
 from hematokit._version import __version__
-from hematokit.errors import ExplanationError, PluginError
-from hematokit.evaluation.predictor import open_training_store, scale_mismatch
+from hematokit.detection.windows import make_detector
+from hematokit.errors import ExplanationError, PluginError, StoreError
+from hematokit.evaluation.predictor import scale_mismatch
 from hematokit.explanation.checks.data_randomisation import (
     SMALL_TRAINING,
-    DataRandomisation,
-    Twins,
+    RetrainedModel,
+    RetrainedModels,
     data_randomisation,
-    train_twins,
+    shuffled_labels,
 )
-from hematokit.explanation.checks.faithfulness import Faithfulness, deletion_insertion
-from hematokit.explanation.checks.localisation import CellMasks, Localisation, find_cell_masks, localisation
-from hematokit.explanation.checks.sanity import (
-    EdgeDetector,
-    ParameterRandomisation,
-    attribute_in_batches,
-    parameter_randomisation,
-)
-from hematokit.explanation.running import make_explainers
-from hematokit.explanation.selection import ChosenCells, cells_of_store, target_chooser
-from hematokit.files import one_line_write_errors, write_atomically
+from hematokit.explanation.checks.faithfulness import deletion_insertion
+from hematokit.explanation.checks.localisation import find_cell_masks, localisation
+from hematokit.explanation.checks.sanity import EdgeDetector, parameter_randomisation
+from hematokit.explanation.running import attribute_in_batches, make_explainers
+from hematokit.explanation.selection import ChosenCells, cells_of_store, open_cells_store, target_chooser
+from hematokit.files import one_line_write_errors, shell_word, write_atomically
 from hematokit.models import find_bundle, load_model
 from hematokit.models.classifier import Classifier
 from hematokit.models.config import TrainingSettings
-from hematokit.plugins import MadeExplainer, load_plugins
+from hematokit.pipelines.train import train
+from hematokit.plugins import MadeExplainer
 from hematokit.progress import Progress, no_progress
-from hematokit.reports.checks import Documents, faithfulness_documents, sanity_documents
-from hematokit.store import PatchStore, summarize_pixel_sizes
+from hematokit.reports.checks import (
+    Documents,
+    ExampleCells,
+    ModelFaithfulness,
+    ModelSanity,
+    faithfulness_documents,
+    sanity_documents,
+)
+from hematokit.store import PatchStore, StoreWriter, create_store, open_store, summarize_pixel_sizes
 from hematokit.training.data import REST
 
 if TYPE_CHECKING:
     from hematokit.plugins.specs import Explainer
 
-__all__ = [
-    "CONTROL",
-    "CheckResult",
-    "ModelChecks",
-    "ModelFaithfulness",
-    "Options",
-    "Subject",
-    "cells_said",
-    "check_faithfulness",
-    "check_sanity",
-    "code_of",
-    "described",
-    "explainers_by_name",
-    "load_subject",
-    "model_names",
-    "prefixed",
-    "shown_labels",
-    "spread_examples",
-    "usable_folder",
-    "written",
-]
+__all__ = ["CONTROL", "CheckResult", "check_faithfulness", "check_sanity", "retrain_models"]
+
+CONTROL: Final = "edge detector (control)"
+_READ: Final = 256
+"""Patches read at a time."""
 
 Models = str | Path | Sequence[str | Path]
-
-
-@dataclass(frozen=True)
-class ModelChecks:
-    """The sanity checks of one model.
-
-    Attributes
-    ----------
-    name, backbone : str
-        Folder of the run, and its backbone.
-    parameters, labels : dict
-        Results by method.
-    impossible : dict of str to str
-        Why a method could not be run on this model.
-    twins : Twins or None
-        The models trained for the data-randomisation test.
-    pictures : ndarray (k, S, S, 3)
-        Example cells.
-    codes : list of str
-        Class explained for each of them.
-    label_pictures, label_codes
-        The same, for the data-randomisation test.
-    """
-
-    name: str
-    backbone: str
-    cells: int
-    parameters: dict[str, ParameterRandomisation] = field(default_factory=dict)
-    labels: dict[str, DataRandomisation] = field(default_factory=dict)
-    impossible: dict[str, str] = field(default_factory=dict)
-    twins: Twins | None = None
-    pictures: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1, 1, 3), np.float32))
-    codes: list[str] = field(default_factory=list)
-    label_pictures: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1, 1, 3), np.float32))
-    label_codes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class ModelFaithfulness:
-    """Faithfulness and localisation of one model's maps."""
-
-    name: str
-    backbone: str
-    cells: int
-    methods: list[str]
-    faithfulness: Faithfulness
-    localisation: Localisation | None
-    not_found: int
-    impossible: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model with the cells it is checked on."""
-
-    name: str
-    classifier: Classifier
-    store: PatchStore
-    chosen: ChosenCells
-    patches: npt.NDArray[np.uint8]
-    images: torch.Tensor
-    targets: torch.Tensor
-
-    @property
-    def groups(self) -> npt.NDArray[np.object_] | None:
-        cells = self.chosen.cells
-        return cells["group"].to_numpy(dtype=object) if "group" in cells.columns else None
-
-    @property
-    def pixel_size_um(self) -> float | None:
-        """Pixel size of the cells, or that of the model where it is not known."""
-        found = summarize_pixel_sizes(self.chosen.cells).common
-        return self.classifier.config.pixel_size_um if found is None else found
-
-    @property
-    def warnings(self) -> list[str]:
-        """What is doubtful about the scale of the cells."""
-        said = scale_mismatch(self.classifier, self.chosen.cells, self.store)
-        return [f"{self.name}: {said}"] if said else []
-
-    @property
-    def backbone(self) -> str:
-        config = self.classifier.config.backbone
-        return f"{config.name}:{config.variant}"
-
-
-def load_subject(
-    name: str,
-    path: Path,
-    store: str | Path | None,
-    cell_ids: Sequence[str] | None,
-    split: str,
-    per_class: int | None,
-    target: str,
-    seed: int,
-    device: str,
-) -> Subject:
-    """Load a model and the cells it is checked on; see `hematokit.pipelines.check_explanations.check_sanity`."""
-    classifier = load_model(path, device=device, runtime="torch")
-    assert isinstance(classifier, Classifier)
-    opened = open_training_store(classifier, path, store, ExplanationError)
-    if opened.patch_size != classifier.patch_size:
-        raise ExplanationError(
-            f"store {opened.path} has patches of {opened.patch_size} px, model {path} takes "
-            f"{classifier.patch_size} px; import the crops at that size"
-        )
-    chosen = cells_of_store(opened, classifier.codes, cell_ids=cell_ids, split=split, per_class=per_class, seed=seed)
-    positions = np.arange(len(chosen), dtype=np.int64)
-    patches = chosen.read(positions)
-    targets = target_chooser(target, chosen.cells, classifier.codes)(positions, classifier.logits(patches))
-    images = classifier.prepare(torch.from_numpy(patches.copy()))
-    return Subject(name, classifier, opened, chosen, patches, images, torch.from_numpy(targets))
-
-
-def spread_examples(subject: Subject, count: int) -> list[int]:
-    """Cells of different classes, spread over those that were chosen."""
-    total = len(subject.images)
-    return sorted({round(place) for place in np.linspace(0, total - 1, min(count, total) + 2)[1:-1]})
-
-
-def shown_labels(subject: Subject) -> list[str]:
-    """Class of each cell for the tables per class; the class explained where no label is known."""
-    given = [str(label) for label in subject.chosen.cells["label"]]
-    codes = subject.classifier.codes
-    return [label or codes[int(target)] for label, target in zip(given, subject.targets, strict=True)]
-
-
-def code_of(label: str, codes: Sequence[str]) -> str | None:
-    """The model's class for a label; ``None`` where it has none."""
-    if label in codes:
-        return label
-    return REST if label and REST in codes else None
-
-
-def model_names(models: Models) -> dict[str, Path]:
-    """Models by a short name; made longer from the right until all differ."""
-    given = [models] if isinstance(models, str | Path) else list(models)
-    if not given:
-        raise ExplanationError("no model was named; give a run or a bundle")
-    folders = [find_bundle(Path(path)).resolve() for path in given]
-    folders = [folder.parent if folder.name == "bundle" else folder for folder in folders]
-    if len(set(folders)) < len(folders):
-        raise ExplanationError("a model was named twice; name each once")
-    depth = 1
-    while len({folder.parts[-depth:] for folder in folders}) < len(folders):
-        depth += 1
-    return {"/".join(folder.parts[-depth:]): Path(path) for folder, path in zip(folders, given, strict=True)}
-
-
 Options = Mapping[str, Mapping[str, object]]
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check found, and where it was written.
+    """The result of a check.
 
     Attributes
     ----------
@@ -241,7 +78,7 @@ class CheckResult:
         The content of the JSON file.
     paths : dict of str to Path
         Files written: ``report``, ``json``, and the tables.
-    said : tuple of str
+    summary : tuple of str
         The summary for a person.
     seconds : float
     """
@@ -249,64 +86,16 @@ class CheckResult:
     table: pd.DataFrame
     document: dict[str, Any]
     paths: dict[str, Path]
-    said: tuple[str, ...]
+    summary: tuple[str, ...]
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: the document and the paths."""
+        """Return plain data for JSON: the document and the paths."""
         return {**self.document, "paths": {name: str(path) for name, path in self.paths.items()}}
 
     def lines(self) -> list[str]:
-        """The summary for a person, one statement per line."""
-        return [*self.said, f"Report: {self.paths['report']}", "For research use only"]
-
-
-def explainers_by_name(methods: Sequence[str], options: Options | None, seed: int) -> dict[str, MadeExplainer]:
-    return make_explainers([methods] if isinstance(methods, str) else methods, options, seed=seed)
-
-
-def described(methods: Sequence[str], options: Options | None, seed: int) -> str:
-    parts = []
-    for name, made in explainers_by_name(methods, options, seed).items():
-        listed = ", ".join(f"{key}={value}" for key, value in made.options.items())
-        parts.append(f"{name} ({listed})" if listed else name)
-    return "; ".join(parts)
-
-
-def cells_said(cell_ids: Sequence[str] | None, split: str, per_class: int | None) -> str:
-    if cell_ids is not None:
-        return f"{len(cell_ids)} named"
-    return f"{split} split" + (f", {per_class} of each class" if per_class is not None else "")
-
-
-def prefixed(progress: Progress, name: str) -> Progress:
-    return lambda done, total, message: progress(done, total, f"{name}: {message}" if message else name)
-
-
-def usable_folder(output: str | Path) -> Path:
-    folder = Path(output)
-    if folder.exists() and not folder.is_dir():
-        raise ExplanationError(f"{folder} is a file; name a folder with --output")
-    return folder
-
-
-def written(folder: Path, documents: Documents, started: float, warnings: Sequence[str] = ()) -> CheckResult:
-    paths = {}
-    with one_line_write_errors(folder, ExplanationError, "make room or choose another folder"):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, (file, content) in documents.files.items():
-            write_atomically(folder / file, content)
-            paths[name] = folder / file
-    return CheckResult(
-        documents.table,
-        documents.document,
-        paths,
-        (*(f"Warning: {warning}" for warning in warnings), *documents.lines),
-        round(time.monotonic() - started, 1),
-    )
-
-
-CONTROL = "edge detector (control)"
+        """Return the summary for a person, one statement per line."""
+        return [*self.summary, f"Report: {self.paths['report']}", "For research use only"]
 
 
 def check_sanity(
@@ -345,7 +134,7 @@ def check_sanity(
     store : path or None
         Store with the cells, and with a training split if `labels`; by default the one each model was trained on.
     methods : sequence of str
-        Names of registered explainers. An edge detector, which knows no model, is checked beside them as a control.
+        Names of registered explainers. An edge detector, which ignores the model, is checked beside them as a control.
     output : path
         Folder to write to.
     options : mapping of str to mapping, optional
@@ -365,7 +154,7 @@ def check_sanity(
     train_per_class : int, optional
         Their training cells per class; ``None`` for all.
     other_seed : bool
-        Train the third one, which shows how far maps of two models differ anyhow.
+        Train the third one, which shows how far maps of two models differ anyway.
     examples : int
         Cells whose maps are shown.
     seed : int
@@ -377,7 +166,7 @@ def check_sanity(
     command : str
         The command line, for the report.
     progress : Progress
-        Told what is done of the part under way; raising from it cancels, and nothing is written.
+        Called with what is done of the part under way; raising from it cancels, and nothing is written.
 
     Returns
     -------
@@ -398,114 +187,38 @@ def check_sanity(
     >>> result.table[["method", "parameters", "labels"]]  # doctest: +SKIP
     """
     started = time.monotonic()
-    folder = usable_folder(output)
-    explainers: dict[str, Explainer] = {
-        name: made.value for name, made in explainers_by_name(methods, options, seed).items()
-    }
-    checked, warnings = [], []
-    for name, path in model_names(models).items():
-        subject = load_subject(name, path, store, cell_ids, split, per_class, target, seed, device)
-        warnings += subject.warnings
+    folder = _usable_folder(output)
+    explainers = make_explainers(_listed(methods), options, seed=seed)
+    choice = _CellChoice(store, cell_ids, split, per_class, target, seed)
+    checked: list[ModelSanity] = []
+    warnings: list[str] = []
+    for name, path in _model_names(models).items():
+        subject = _CheckedModel.load(name, path, choice, device)
         if len(subject.images) < 2:
             raise ExplanationError("the check compares cells with each other and needs two or more; give more cells")
-        checks = _check_parameters(subject, explainers, blocks, draws, examples, seed, batch_size, progress)
+        warnings += subject.warnings
+        sanity = ModelSanity(subject.name, subject.backbone, len(subject.images))
+        run = _SanityRun(subject, explainers, sanity, examples, seed, batch_size, progress)
+        run.randomise_parameters(blocks, draws)
         if labels:
             own = subject.classifier.config.training.settings or TrainingSettings()
-            given = {**own.model_dump(exclude_unset=True), **SMALL_TRAINING, **(training or {})}
-            twins = train_twins(
-                subject.store, given, per_class=train_per_class, other_seed=other_seed, seed=seed, device=device,
-                progress=prefixed(progress, name),
-            )  # fmt: skip
-            checks = _check_labels(checks, subject, explainers, twins, examples, seed, batch_size, progress)
-        checked.append(checks)
-    if not any(len(checks.parameters) > 1 for checks in checked):
+            retrained = retrain_models(
+                subject.store,
+                {**own.model_dump(exclude_unset=True), **SMALL_TRAINING, **(training or {})},
+                per_class=train_per_class,
+                other_seed=other_seed,
+                seed=seed,
+                device=device,
+                progress=_prefixed(progress, name),
+            )
+            run.randomise_labels(retrained)
+        checked.append(sanity)
+    if not any(len(sanity.parameters) > 1 for sanity in checked):
         reason = next(iter(checked[0].impossible.values()))
         raise ExplanationError(f"none of the methods could be run: {reason}")
-    settings = {
-        "Methods": described(methods, options, seed),
-        "Cells": cells_said(cell_ids, split, per_class),
-        "Class explained": target,
-        "Random draws": draws,
-        "Seed": seed,
-        "hematokit": __version__,
-        "Made": datetime.now(UTC).isoformat(timespec="minutes"),
-        **({"Warning": "; ".join(warnings)} if warnings else {}),
-    }
+    settings = _settings(explainers, choice, warnings, {"Random draws": draws})
     documents = sanity_documents(checked, control=CONTROL, settings=settings, command=command)
-    return written(folder, documents, started, warnings)
-
-
-def _check_parameters(
-    subject: Subject,
-    explainers: Mapping[str, Explainer],
-    blocks: int,
-    draws: int,
-    examples: int,
-    seed: int,
-    batch_size: int,
-    progress: Progress,
-) -> ModelChecks:
-    shown = spread_examples(subject, examples)
-    checks = ModelChecks(
-        subject.name,
-        subject.backbone,
-        len(subject.images),
-        pictures=subject.images[shown].permute(0, 2, 3, 1).cpu().numpy(),
-        codes=[subject.classifier.codes[int(subject.targets[place])] for place in shown],
-    )
-    for method, explainer in {**explainers, CONTROL: EdgeDetector()}.items():
-        try:
-            checks.parameters[method] = parameter_randomisation(
-                subject.classifier, explainer, subject.images, subject.targets, seed=seed, fewest_blocks=blocks,
-                draws=draws, batch_size=batch_size, groups=subject.groups, examples=shown,
-                progress=prefixed(progress, f"{subject.name}, {method}"),
-            )  # fmt: skip
-        except PluginError as error:
-            checks.impossible[method] = str(error)
-    return checks
-
-
-def _check_labels(
-    checks: ModelChecks,
-    subject: Subject,
-    explainers: Mapping[str, Explainer],
-    twins: Twins,
-    examples: int,
-    seed: int,
-    batch_size: int,
-    progress: Progress,
-) -> ModelChecks:
-    codes = twins.true.classifier.codes
-    known = [
-        (place, code)
-        for place, label in enumerate(subject.chosen.cells["label"])
-        if (code := code_of(str(label), codes)) is not None
-    ]
-    if len(known) < 2:
-        raise ExplanationError("the data-randomisation test needs two or more cells whose class is known")
-    places = np.array([place for place, _ in known])
-    labels = [code for _, code in known]
-    patches, groups = subject.patches[places], subject.groups
-    shown = list(range(0, len(labels), max(1, len(labels) // max(1, examples))))[:examples]
-    results = {}
-    for method, explainer in {**explainers, CONTROL: EdgeDetector()}.items():
-        if method in checks.impossible:
-            continue
-        results[method] = data_randomisation(
-            twins, explainer, patches, labels, seed=seed, batch_size=batch_size,
-            groups=None if groups is None else groups[places], examples=shown,
-            progress=prefixed(progress, f"{subject.name}, {method}"),
-        )  # fmt: skip
-    images = twins.true.classifier.prepare(torch.from_numpy(patches[shown].copy()))
-    return ModelChecks(
-        **{
-            **{name: getattr(checks, name) for name in checks.__dataclass_fields__},
-            "labels": results,
-            "twins": twins,
-            "label_pictures": images.permute(0, 2, 3, 1).numpy(),
-            "label_codes": [labels[place] for place in shown],
-        }
-    )
+    return _write(folder, documents, started, warnings)
 
 
 def check_faithfulness(
@@ -545,13 +258,13 @@ def check_faithfulness(
     replacement, order : str
         See `hematokit.explanation.checks.faithfulness.deletion_insertion`.
     detector : str or None
-        Detector that finds the cell and its nucleus in each patch; ``None``: no localisation.
+        Detector of the cell and its nucleus in each patch; ``None``: no localisation.
     detector_options : mapping, optional
         Its options.
     pixel_size_um : float, optional
         Micrometres per pixel of the patches; by default what the store says, else the bundle, if they do.
     progress : Progress
-        Told what is done of the part under way; raising from it cancels, and nothing is written.
+        Called with what is done of the part under way; raising from it cancels, and nothing is written.
 
     Returns
     -------
@@ -567,7 +280,7 @@ def check_faithfulness(
         If a method, the detector, a model or a store cannot be used.
     """
     started = time.monotonic()
-    folder = usable_folder(output)
+    folder = _usable_folder(output)
     if steps < 2:
         raise ExplanationError(f"curves of {steps} steps cannot be drawn; give 2 or more")
     for name, value, known in (
@@ -576,58 +289,433 @@ def check_faithfulness(
     ):
         if value not in known:
             raise ExplanationError(f"{name} {value!r} is not one of {', '.join(known)}; choose one of them")
-    made = explainers_by_name(methods, options, seed)
-    finder = None
-    if detector is not None:
-        spec = load_plugins().detectors.get(detector)
-        finder = spec.factory(**spec.resolve_options(detector_options))
-    checked, warnings = [], []
-    for name, path in model_names(models).items():
-        subject = load_subject(name, path, store, cell_ids, split, per_class, target, seed, device)
+    explainers = make_explainers(_listed(methods), options, seed=seed)
+    finder = None if detector is None else make_detector(detector, detector_options).value
+    choice = _CellChoice(store, cell_ids, split, per_class, target, seed)
+    checked: list[ModelFaithfulness] = []
+    warnings: list[str] = []
+    for name, path in _model_names(models).items():
+        subject = _CheckedModel.load(name, path, choice, device)
         warnings += subject.warnings
-        maps: dict[str, npt.NDArray[np.float32]] = {}
-        impossible = {}
-        for method, named in made.items():
-            try:
-                maps[method] = attribute_in_batches(
-                    named.value, subject.classifier, subject.images, subject.targets, batch_size=batch_size,
-                    progress=prefixed(progress, f"{name}, {method}"),
-                )  # fmt: skip
-            except PluginError as error:
-                impossible[method] = str(error)
-        if not maps:
-            raise ExplanationError(f"none of the methods could be run: {next(iter(impossible.values()))}")
-        labels = shown_labels(subject)
-        found = deletion_insertion(
-            subject.classifier, subject.images, subject.targets, maps, labels=labels, groups=subject.groups,
-            steps=steps, replacement=replacement, order=order, batch_size=max(batch_size, 32), seed=seed,
-            progress=prefixed(progress, name),
-        )  # fmt: skip
-        masks: CellMasks | None = None
+        maps, impossible = _maps(subject, explainers, batch_size, progress)
+        faithfulness = deletion_insertion(
+            subject.classifier,
+            subject.images,
+            subject.targets,
+            maps,
+            labels=subject.labels,
+            groups=subject.groups,
+            steps=steps,
+            replacement=replacement,
+            order=order,
+            batch_size=max(batch_size, 32),
+            seed=seed,
+            progress=_prefixed(progress, name),
+        )
+        located, not_found = None, 0
         if finder is not None:
             masks = find_cell_masks(
-                finder, subject.patches, subject.classifier.input_spec, progress=prefixed(progress, name),
+                finder,
+                subject.patches,
+                subject.classifier.input_spec,
                 pixel_size_um=pixel_size_um or subject.pixel_size_um,
-            )  # fmt: skip
-        located = None if masks is None else localisation(maps, masks, labels, groups=subject.groups, seed=seed)
-        missing = 0 if masks is None else int((~masks.found).sum())
+                progress=_prefixed(progress, name),
+            )
+            not_found = int((~masks.found).sum())
+            located = localisation(maps, masks, subject.labels, groups=subject.groups, seed=seed)
         checked.append(
             ModelFaithfulness(
-                name, subject.backbone, len(subject.images), list(maps), found, located, missing, impossible
+                subject.name,
+                subject.backbone,
+                len(subject.images),
+                list(maps),
+                faithfulness,
+                located,
+                not_found,
+                impossible,
             )
         )
-    settings = {
-        "Methods": described(methods, options, seed),
-        "Cells": cells_said(cell_ids, split, per_class),
-        "Class explained": target,
+    details = {
         "Steps": steps,
         "Replaced by": {"blur": "the blurred image", "mean": "the image's mean colour"}[replacement],
         "Pixels ranked by": order,
         "Detector": detector or "none",
-        "Seed": seed,
+    }
+    documents = faithfulness_documents(
+        checked, settings=_settings(explainers, choice, warnings, details), command=command
+    )
+    return _write(folder, documents, started, warnings)
+
+
+@dataclass(frozen=True)
+class _CellChoice:
+    """The cells that models are checked on; see `hematokit.explanation.selection.cells_of_store`."""
+
+    store: str | Path | None
+    cell_ids: Sequence[str] | None
+    split: str
+    per_class: int | None
+    target: str
+    seed: int
+
+    def __str__(self) -> str:
+        if self.cell_ids is not None:
+            return f"{len(self.cell_ids)} named"
+        return f"{self.split} split" + (f", {self.per_class} of each class" if self.per_class is not None else "")
+
+
+@dataclass(frozen=True)
+class _CheckedModel:
+    """A model with the cells it is checked on: as patches (n, P, P, 3), as images (n, 3, S, S), and their targets."""
+
+    name: str
+    classifier: Classifier
+    store: PatchStore
+    chosen: ChosenCells
+    patches: npt.NDArray[np.uint8]
+    images: torch.Tensor
+    targets: torch.Tensor
+
+    @classmethod
+    def load(cls, name: str, path: Path, choice: _CellChoice, device: str) -> _CheckedModel:
+        """Load the model, and read the cells from the store chosen, else from the one that it was trained on."""
+        classifier = load_model(path, device=device, runtime="torch")
+        assert isinstance(classifier, Classifier)
+        store = open_cells_store(classifier, path, choice.store)
+        chosen = cells_of_store(
+            store,
+            classifier.codes,
+            cell_ids=choice.cell_ids,
+            split=choice.split,
+            per_class=choice.per_class,
+            seed=choice.seed,
+        )
+        positions = np.arange(len(chosen), dtype=np.int64)
+        patches = chosen.read(positions)
+        targets = target_chooser(choice.target, chosen.cells, classifier.codes)(positions, classifier.logits(patches))
+        images = classifier.prepare(torch.from_numpy(patches.copy()))
+        return cls(name, classifier, store, chosen, patches, images, torch.from_numpy(targets))
+
+    @property
+    def backbone(self) -> str:
+        config = self.classifier.config.backbone
+        return f"{config.name}:{config.variant}"
+
+    @property
+    def labels(self) -> list[str]:
+        """Class of each cell for the tables per class; the class explained where no label is known."""
+        labels = map(str, self.chosen.cells["label"])
+        codes = self.classifier.codes
+        return [label or codes[int(target)] for label, target in zip(labels, self.targets, strict=True)]
+
+    @property
+    def groups(self) -> npt.NDArray[np.object_] | None:
+        cells = self.chosen.cells
+        return cells["group"].to_numpy(dtype=object) if "group" in cells.columns else None
+
+    @property
+    def pixel_size_um(self) -> float | None:
+        """Pixel size of the cells, or that of the model where it is not known."""
+        found = summarize_pixel_sizes(self.chosen.cells).common
+        return self.classifier.config.pixel_size_um if found is None else found
+
+    @property
+    def warnings(self) -> list[str]:
+        """Why the cells may not have the scale of the model."""
+        mismatch = scale_mismatch(self.classifier, self.chosen.cells, self.store)
+        return [f"{self.name}: {mismatch}"] if mismatch else []
+
+
+class _SanityRun:
+    """Runs the two sanity checks on one model and puts what they find into `sanity`."""
+
+    def __init__(
+        self,
+        subject: _CheckedModel,
+        explainers: Mapping[str, MadeExplainer],
+        sanity: ModelSanity,
+        examples: int,
+        seed: int,
+        batch_size: int,
+        progress: Progress,
+    ) -> None:
+        self.subject, self.sanity = subject, sanity
+        self.explainers: dict[str, Explainer] = {name: made.value for name, made in explainers.items()}
+        self.explainers[CONTROL] = EdgeDetector()
+        self.examples, self.seed, self.batch_size, self.progress = examples, seed, batch_size, progress
+
+    def randomise_parameters(self, blocks: int, draws: int) -> None:
+        subject, count = self.subject, len(self.subject.images)
+        # Cells of different classes, spread over those that were chosen.
+        places = np.linspace(0, count - 1, min(self.examples, count) + 2)[1:-1]
+        shown = sorted({round(place) for place in places})
+        self.sanity.examples = ExampleCells(
+            _as_pictures(subject.images[shown]), [subject.classifier.codes[int(subject.targets[row])] for row in shown]
+        )
+        for method, explainer in self.explainers.items():
+            try:
+                self.sanity.parameters[method] = parameter_randomisation(
+                    subject.classifier,
+                    explainer,
+                    subject.images,
+                    subject.targets,
+                    seed=self.seed,
+                    fewest_blocks=blocks,
+                    draws=draws,
+                    batch_size=self.batch_size,
+                    groups=subject.groups,
+                    examples=shown,
+                    progress=_prefixed(self.progress, f"{subject.name}, {method}"),
+                )
+            except PluginError as error:
+                self.sanity.impossible[method] = str(error)
+
+    def randomise_labels(self, retrained: RetrainedModels) -> None:
+        subject, true = self.subject, retrained.true.classifier
+        known = {
+            place: code
+            for place, label in enumerate(subject.chosen.cells["label"])
+            if (code := _code_of(str(label), true.codes)) is not None
+        }
+        if len(known) < 2:
+            raise ExplanationError("the data-randomisation test needs two or more cells whose class is known")
+        places, labels = list(known), list(known.values())
+        patches, groups = subject.patches[places], subject.groups
+        shown = list(range(0, len(labels), max(1, len(labels) // max(1, self.examples))))[: self.examples]
+        self.sanity.retrained = retrained
+        self.sanity.label_examples = ExampleCells(
+            _as_pictures(true.prepare(torch.from_numpy(patches[shown].copy()))), [labels[place] for place in shown]
+        )
+        for method, explainer in self.explainers.items():
+            if method in self.sanity.impossible:
+                continue
+            self.sanity.labels[method] = data_randomisation(
+                retrained,
+                explainer,
+                patches,
+                labels,
+                seed=self.seed,
+                batch_size=self.batch_size,
+                groups=None if groups is None else groups[places],
+                examples=shown,
+                progress=_prefixed(self.progress, f"{subject.name}, {method}"),
+            )
+
+
+def retrain_models(
+    store: PatchStore,
+    settings: Mapping[str, Any],
+    *,
+    per_class: int | None = 100,
+    other_seed: bool = True,
+    seed: int = 0,
+    device: str = "auto",
+    folder: str | Path | None = None,
+    progress: Progress = no_progress,
+) -> RetrainedModels:
+    """Train the same network on true and on shuffled labels, for the data-randomisation test.
+
+    The training cells are copied to a temporary store that has nothing but a training split, so that no validation
+    figure selects an epoch: with shuffled labels it would select an untrained one.
+
+    Parameters
+    ----------
+    store : PatchStore
+        Store with a training split; it is only read.
+    settings : mapping
+        Settings of `hematokit.training.settings.TrainConfig`; those of the model in question, changed by
+        `hematokit.explanation.checks.data_randomisation.SMALL_TRAINING`. ``store``, ``output``, ``seed`` and
+        ``device`` are replaced.
+    per_class : int, optional
+        Training cells of each class, drawn at random; ``None`` for all.
+    other_seed : bool
+        Train a third model, on true labels with ``seed + 1``.
+    seed : int
+        Of the trainings, the choice of cells and the shuffling.
+    device : str
+        As in training.
+    folder : path, optional
+        Where temporary files go.
+    progress : Progress
+        Called with the number of cells trained on in the training under way.
+
+    Returns
+    -------
+    RetrainedModels
+
+    Raises
+    ------
+    StoreError
+        If the store has no labelled training cells.
+    TrainingError
+        If the settings do not fit.
+    """
+    cells = store.cells
+    cells = cells[(cells["split"] == "train") & (cells["label"] != "")]
+    if cells.empty:
+        raise StoreError(
+            f"store {store.path} has no labelled training cells; run: hematokit split {shell_word(store.path)}"
+        )
+    if per_class is not None:
+        order = np.random.default_rng(seed).permutation(len(cells))
+        cells = cells.iloc[order].groupby("label", sort=False).head(per_class).sort_values("row")
+    given = {**settings, "device": device, "seed": seed}
+    with tempfile.TemporaryDirectory(prefix="hematokit-", dir=folder) as name:
+        place = Path(name)
+        copied = _copy_cells(store, cells, place / "cells.zarr")
+        true = _train(copied, place / "true", given, "true labels", progress)
+        third = None
+        if other_seed:
+            third = _train(copied, place / "seed", {**given, "seed": seed + 1}, "true labels, other seed", progress)
+        with StoreWriter(copied) as writer:
+            table = writer.cells
+            writer.replace_cells(table.assign(label=shuffled_labels(table["label"], seed), label_source="shuffled"))
+        shuffled = _train(copied, place / "shuffled", given, "shuffled labels", progress)
+    return RetrainedModels(true, shuffled, third, len(cells), given)
+
+
+def _copy_cells(store: PatchStore, cells: pd.DataFrame, path: Path) -> PatchStore:
+    copied = create_store(path, patch_size=store.patch_size, taxonomy=store.taxonomy)
+    with StoreWriter(copied) as writer:
+        for start in range(0, len(cells), _READ):
+            part = cells.iloc[start : start + _READ]
+            writer.append(store.read_rows(part["row"].to_numpy()), part.drop(columns="row").reset_index(drop=True))
+        writer.commit()
+        writer.replace_cells(writer.cells, split_info=store.split_info)
+    return open_store(path)
+
+
+def _train(
+    store: PatchStore, output: Path, settings: Mapping[str, Any], labels: str, progress: Progress
+) -> RetrainedModel:
+    result = train(
+        store.path,
+        output,
+        settings={key: value for key, value in settings.items() if key not in ("store", "output")},
+        progress=lambda done, total, message: progress(done, total, f"training on {labels}"),
+    )
+    if result.bundle is None:
+        # An interrupted training ends in an orderly way; this check cannot continue without its model.
+        raise KeyboardInterrupt
+    classifier = load_model(result.bundle, device=str(settings["device"]), runtime="torch")
+    assert isinstance(classifier, Classifier)
+    return RetrainedModel(classifier, _fit(classifier, store, settings))
+
+
+def _fit(classifier: Classifier, store: PatchStore, settings: Mapping[str, Any]) -> float:
+    """Return the share of the training cells that a model classifies as they are labelled."""
+    store.refresh()
+    cells = store.cells
+    target = settings.get("one_vs_rest")
+    if target:
+        cells["label"] = np.where(
+            cells["label"] == target, target, classifier.codes[1 - classifier.codes.index(target)]
+        )
+    cells = cells[cells["label"].isin(list(classifier.codes))]
+    right = 0
+    for start in range(0, len(cells), _READ):
+        part = cells.iloc[start : start + _READ]
+        best = classifier.logits(store.read_rows(part["row"].to_numpy())).argmax(axis=1)
+        right += sum(classifier.codes[index] == label for index, label in zip(best, part["label"], strict=True))
+    return right / max(1, len(cells))
+
+
+def _maps(
+    subject: _CheckedModel, explainers: Mapping[str, MadeExplainer], batch_size: int, progress: Progress
+) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, str]]:
+    """Return the maps by method, and why the other methods could not be run."""
+    maps, impossible = {}, {}
+    for method, made in explainers.items():
+        try:
+            maps[method] = attribute_in_batches(
+                made.value,
+                subject.classifier,
+                subject.images,
+                subject.targets,
+                batch_size=batch_size,
+                progress=_prefixed(progress, f"{subject.name}, {method}"),
+            )
+        except PluginError as error:
+            impossible[method] = str(error)
+    if not maps:
+        raise ExplanationError(f"none of the methods could be run: {next(iter(impossible.values()))}")
+    return maps, impossible
+
+
+def _as_pictures(images: torch.Tensor) -> npt.NDArray[np.float32]:
+    """Return images (n, 3, S, S) as arrays (n, S, S, 3)."""
+    pictures: npt.NDArray[np.float32] = images.permute(0, 2, 3, 1).cpu().numpy()
+    return pictures
+
+
+def _code_of(label: str, codes: Sequence[str]) -> str | None:
+    """Return the model's class for a label; ``None`` where it has none."""
+    if label in codes:
+        return label
+    return REST if label and REST in codes else None
+
+
+def _listed(methods: Sequence[str]) -> Sequence[str]:
+    return [methods] if isinstance(methods, str) else methods
+
+
+def _model_names(models: Models) -> dict[str, Path]:
+    """Return models by a short name; made longer from the right until all differ."""
+    given = [models] if isinstance(models, str | Path) else list(models)
+    if not given:
+        raise ExplanationError("no model was named; give a run or a bundle")
+    folders = [find_bundle(Path(path)).resolve() for path in given]
+    folders = [folder.parent if folder.name == "bundle" else folder for folder in folders]
+    if len(set(folders)) < len(folders):
+        raise ExplanationError("a model was named twice; name each once")
+    depth = 1
+    while len({folder.parts[-depth:] for folder in folders}) < len(folders):
+        depth += 1
+    return {"/".join(folder.parts[-depth:]): Path(path) for folder, path in zip(folders, given, strict=True)}
+
+
+def _prefixed(progress: Progress, name: str) -> Progress:
+    return lambda done, total, message: progress(done, total, f"{name}: {message}" if message else name)
+
+
+def _settings(
+    explainers: Mapping[str, MadeExplainer], choice: _CellChoice, warnings: Sequence[str], details: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what the report shows of how it was made; `details` are those of one check."""
+    methods = []
+    for name, made in explainers.items():
+        listed = ", ".join(f"{key}={value}" for key, value in made.options.items())
+        methods.append(f"{name} ({listed})" if listed else name)
+    return {
+        "Methods": "; ".join(methods),
+        "Cells": str(choice),
+        "Class explained": choice.target,
+        **details,
+        "Seed": choice.seed,
         "hematokit": __version__,
         "Made": datetime.now(UTC).isoformat(timespec="minutes"),
         **({"Warning": "; ".join(warnings)} if warnings else {}),
     }
-    documents = faithfulness_documents(checked, settings=settings, command=command)
-    return written(folder, documents, started, warnings)
+
+
+def _usable_folder(output: str | Path) -> Path:
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise ExplanationError(f"{folder} is a file; name a folder with --output")
+    return folder
+
+
+def _write(folder: Path, documents: Documents, started: float, warnings: Sequence[str]) -> CheckResult:
+    paths = {}
+    with one_line_write_errors(folder, ExplanationError, "make room or choose another folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, (file, content) in documents.files.items():
+            write_atomically(folder / file, content)
+            paths[name] = folder / file
+    return CheckResult(
+        documents.table,
+        documents.document,
+        paths,
+        (*(f"Warning: {warning}" for warning in warnings), *documents.lines),
+        round(time.monotonic() - started, 1),
+    )

@@ -1,50 +1,71 @@
-"""Explaining cells, with the maps, the tables and the pictures, in one call."""
+"""``hematokit explain`` on cells of a store or on images: maps, tables and figures in one call."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from hematokit.errors import ExplanationError
-from hematokit.evaluation.predictor import open_training_store, scale_mismatch
+from hematokit.evaluation.predictor import scale_mismatch
+from hematokit.explanation.field_map import maps_to_patch
 from hematokit.explanation.folder import (
+    CELLS_FILE,
+    CLASSES_FIGURE,
     ExplanationFolder,
     MapArrays,
-    check_threshold,
-    collect_doubt,
     collect_maps,
+    collect_uncertain,
     writing,
 )
-from hematokit.explanation.running import make_explainers
-from hematokit.explanation.selection import PREDICTED, ChosenCells, cells_of_images, cells_of_store, target_chooser
+from hematokit.explanation.running import ExplainedBatch, make_explainers
+from hematokit.explanation.selection import (
+    PREDICTED,
+    ChosenCells,
+    cells_of_images,
+    cells_of_store,
+    check_threshold,
+    open_cells_store,
+    target_chooser,
+)
 from hematokit.files import write_atomically
+from hematokit.imaging.fieldfiles.opening import safe_name
 from hematokit.imaging.reading import printable
 from hematokit.models import find_bundle, load_model
+from hematokit.models.predictions import prediction_frame
 from hematokit.plugins import MadeExplainer
 from hematokit.progress import Progress, no_progress
-from hematokit.reports.attributions import CellDrawer, draw_classes, draw_doubt
+from hematokit.reports.attributions import (
+    AttributedCell,
+    UncertainCell,
+    cell_picture,
+    class_figure,
+    uncertain_figure,
+)
+from hematokit.reports.rendering import to_png
 
 if TYPE_CHECKING:
     from hematokit.models import Classifier
-    from hematokit.store import PatchStore
 
-__all__ = ["DEFAULT_METHODS", "ExplanationResult", "explain"]
+__all__ = ["DEFAULT_METHODS", "ExplanationResult", "ExplanationRun", "explain"]
 
 DEFAULT_METHODS: Final = ("grad-cam", "smoothgrad")
-PICTURES, CLASSES_FIGURE, DOUBT_FOLDER = "cells", "classes.png", "doubt"
+_PICTURES: Final = "cells"
+_SHEETS: Final = "doubt"
+_PER_SHEET: Final = 6
 
 Options = Mapping[str, Mapping[str, object]]
 
 
 @dataclass(frozen=True)
 class ExplanationResult:
-    """What came out of explaining cells.
+    """The result of explaining cells.
 
     Attributes
     ----------
@@ -58,10 +79,10 @@ class ExplanationResult:
     seconds : float
     done_before : int
         Cells of an earlier call that were not done again.
-    doubtful : DataFrame or None
-        The cells in doubt, where asked for.
+    uncertain : DataFrame or None
+        The misclassified and low-confidence cells, where asked for.
     notes : tuple of str
-        What the reader should mind.
+        What the reader should know.
     """
 
     output: Path
@@ -70,17 +91,17 @@ class ExplanationResult:
     paths: dict[str, Path]
     seconds: float
     done_before: int = 0
-    doubtful: pd.DataFrame | None = None
+    uncertain: pd.DataFrame | None = None
     notes: tuple[str, ...] = field(default=())
 
-    def maps(self, method: str) -> np.ndarray:
-        """All maps of a method, float32 (N, S, S), in pixels of the network's input."""
+    def maps(self, method: str) -> npt.NDArray[np.float32]:
+        """Return all maps of a method, float32 (N, S, S), in pixels of the network's input."""
         import zarr
 
         return np.asarray(zarr.open_group(self.paths["attributions"], mode="r")[method])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         known = self.cells[self.cells["label"] != ""] if "label" in self.cells.columns else self.cells.iloc[:0]
         return {
             "output": str(self.output),
@@ -89,7 +110,7 @@ class ExplanationResult:
             "methods": list(self.methods),
             "targets": {str(code): int(count) for code, count in self.cells["target"].value_counts().items()},
             "misclassified": int((known["label"] != known["predicted"]).sum()),
-            "doubtful": None if self.doubtful is None else len(self.doubtful),
+            "doubtful": None if self.uncertain is None else len(self.uncertain),
             "seconds": round(self.seconds, 3),
             "notes": list(self.notes),
             "paths": {name: str(path) for name, path in self.paths.items()},
@@ -97,12 +118,12 @@ class ExplanationResult:
         }
 
     def lines(self) -> list[str]:
-        """The summary for a person, one statement per line."""
+        """Return the summary for a person, one statement per line."""
         again = f" ({self.done_before:,} of them before)" if self.done_before else ""
         lines = [f"{len(self.cells):,} cells explained by {', '.join(self.methods)}{again}, {self.seconds:.1f} s"]
         lines += [f"Warning: {note}" for note in self.notes]
-        if self.doubtful is not None:
-            lines.append(f"In doubt (misclassified or unsure): {len(self.doubtful):,} cells")
+        if self.uncertain is not None:
+            lines.append(f"In doubt (misclassified or unsure): {len(self.uncertain):,} cells")
         lines += [f"{name.capitalize()}: {path}" for name, path in self.paths.items()]
         lines.append("For research use only")
         return lines
@@ -132,7 +153,7 @@ def explain(
 
     Writes ``attributions.zarr`` (one float32 array a method, in pixels of the network's input), ``cells.parquet``
     (aligned by row), a picture a cell, and ``classes.png`` (the HematoNet paper's Fig. 8: one cell a class, below it
-    its maps). Called again after a stop, it goes on with what is not done.
+    its maps). Called again after a stop, it continues with the cells that are not done.
 
     Parameters
     ----------
@@ -157,19 +178,19 @@ def explain(
     target : str
         The class explained: ``"predicted"``, ``"true"``, or a class code.
     doubt : bool
-        Also draw sheets of the cells that are misclassified or unsure: maps for their two leading classes, and the
-        difference.
+        Also draw sheets of the cells that are misclassified or of low confidence: maps for their two leading classes,
+        and the difference.
     unsure_below : float
-        Probability below which a cell is unsure.
+        Probability below which a cell has low confidence.
     pictures : bool
         Draw a picture of each cell.
     device : str
     batch_size : int
         Cells at a time; maps do not depend on it.
     seed : int
-        Of the draw of cells, and of explainers that have chance in them.
+        Of the draw of cells, and of explainers with random parts.
     progress : Progress
-        Told how many cells are done; raising from it stops the work, and what is done is kept.
+        Called with the number of cells that are done; raising from it stops the work, and what is done is kept.
 
     Returns
     -------
@@ -195,47 +216,27 @@ def explain(
     bundle = find_bundle(model)
     explainers = make_explainers(methods, options, seed=seed)
     classifier = load_model(bundle, device=device, runtime="torch")
-    opened = None if images is not None else _open(classifier, Path(model), store)
-    if opened is None:
-        paths = [Path(image) for image in images or ()]
-        chosen = cells_of_images(paths, classifier.codes, classifier.patch_size)
+
+    codes, opened = classifier.codes, None
+    if images is not None:
+        chosen = cells_of_images([Path(image) for image in images], codes, classifier.patch_size)
     else:
-        chosen = cells_of_store(opened, classifier.codes, cell_ids=cells, split=split, per_class=per_class, seed=seed)
-    mismatch = scale_mismatch(classifier, chosen.cells, opened)
-    return write_explanation(
-        output,
-        classifier,
-        chosen,
-        explainers,
-        target=target,
-        doubt=doubt,
-        unsure_below=unsure_below,
-        pictures=pictures,
-        batch_size=batch_size,
-        started=started,
-        notes=[mismatch] if mismatch else [],
-        progress=progress,
+        opened = open_cells_store(classifier, Path(model), store)
+        chosen = cells_of_store(opened, codes, cell_ids=cells, split=split, per_class=per_class, seed=seed)
+
+    run = ExplanationRun(
+        output, classifier, chosen, explainers, target=target, batch_size=batch_size, progress=progress
     )
+    run.explain_cells(pictures=pictures)
+    run.draw_classes()
+    if doubt:
+        run.explain_uncertain(unsure_below)
+    mismatch = scale_mismatch(classifier, chosen.cells, opened)
+    return run.result(started, [mismatch] if mismatch else [])
 
 
-def write_explanation(
-    output: str | Path,
-    classifier: Classifier,
-    chosen: ChosenCells,
-    explainers: Mapping[str, MadeExplainer],
-    *,
-    target: str,
-    doubt: bool,
-    unsure_below: float,
-    pictures: bool,
-    batch_size: int,
-    started: float,
-    deciding: Mapping[str, object] | None = None,
-    lay_over: Callable[[Path, pd.DataFrame, MapArrays], Path] | None = None,
-    notes: Sequence[str] = (),
-    progress: Progress = no_progress,
-) -> ExplanationResult:
-    """Explain chosen cells and write everything: what `explain` and `explain_field` have in common.
+class ExplanationRun:
+    """The steps that `explain` and `hematokit.explain_field` have in common, after the cells are chosen.
 
     Parameters
     ----------
@@ -244,79 +245,180 @@ def write_explanation(
         From a bundle.
     chosen : ChosenCells
     explainers : mapping of str to MadeExplainer
-    target, doubt, unsure_below, pictures, batch_size, progress
+    target, batch_size, progress
         As for `explain`.
-    started : float
-        ``time.monotonic()`` when the work began.
-    deciding : mapping, optional
+    identity : mapping, optional
         What else must be equal for maps to be equal.
-    lay_over : callable, optional
-        Given the folder, the table and the maps, writes the layers of a whole field and says where.
-    notes : sequence of str
-        Shown before those on the maps.
 
-    Returns
-    -------
-    ExplanationResult
+    Attributes
+    ----------
+    folder : ExplanationFolder
+    paths : dict of str to Path
+        Outputs by name, as far as they are written.
+    cells : DataFrame
+        After `explain_cells`: the cells with their predictions.
+    arrays : MapArrays
+        After `explain_cells`: their maps, aligned with `cells`.
+
+    Raises
+    ------
+    ExplanationError
+        If the target is no class, or the folder holds something else.
     """
-    choose = target_chooser(target, chosen.cells, classifier.codes)
-    identity = {
-        "model": classifier.identity,
-        "cells": chosen.content,
-        "target": target,
-        "methods": {name: _unnamed(made.identity()) for name, made in explainers.items()},
-        **(deciding or {}),
-    }
-    folder = ExplanationFolder(Path(output), identity)
-    before = folder.done("attributions")
-    drawer = CellDrawer(folder.path / PICTURES, chosen, classifier) if pictures else None
-    arrays, table = collect_maps(
-        folder, classifier, chosen, choose, explainers, batch_size=batch_size, each=drawer, progress=progress
-    )
-    paths = {"attributions": arrays.path, "cells": folder.path / "cells.parquet"}
-    if drawer is not None:
-        paths["pictures"] = drawer.folder
-    progress(len(chosen), len(chosen), "drawing")
-    figure = draw_classes(classifier, chosen, table, arrays)
-    if figure is not None:
-        paths["figure"] = folder.path / CLASSES_FIGURE
-        with writing(folder.path):
-            write_atomically(paths["figure"], figure)
-    if lay_over is not None:
-        paths["saliency"] = lay_over(folder.path, table, arrays)
-    doubtful = None
-    if doubt:
-        doubt_arrays, doubtful = collect_doubt(
-            folder,
-            classifier,
-            chosen,
-            table,
-            explainers,
+
+    cells: pd.DataFrame
+    arrays: MapArrays
+
+    def __init__(
+        self,
+        output: str | Path,
+        classifier: Classifier,
+        chosen: ChosenCells,
+        explainers: Mapping[str, MadeExplainer],
+        *,
+        target: str,
+        batch_size: int,
+        progress: Progress,
+        identity: Mapping[str, object] | None = None,
+    ) -> None:
+        self._choose = target_chooser(target, chosen.cells, classifier.codes)
+        self.folder = ExplanationFolder(
+            Path(output),
+            {
+                "model": classifier.identity,
+                "cells": chosen.content,
+                "target": target,
+                "methods": {name: _unnamed(made.identity()) for name, made in explainers.items()},
+                **(identity or {}),
+            },
+        )
+        self.paths: dict[str, Path] = {}
+        self._classifier, self._chosen, self._explainers = classifier, chosen, explainers
+        self._batch_size, self._progress = batch_size, progress
+        self._done_before = self.folder.done("attributions")
+        self._uncertain: pd.DataFrame | None = None
+
+    def explain_cells(self, *, pictures: bool) -> None:
+        """Explain the cells that are not done yet; with `pictures`, draw each beside its maps."""
+        self.arrays, self.cells = collect_maps(
+            self.folder,
+            self._classifier,
+            self._chosen,
+            self._choose,
+            self._explainers,
+            batch_size=self._batch_size,
+            each=self._draw_batch if pictures else None,
+            progress=self._progress,
+        )
+        self.paths |= {"attributions": self.arrays.path, "cells": self.folder.path / CELLS_FILE}
+        if pictures:
+            self.paths["pictures"] = self.folder.path / _PICTURES
+
+    def _draw_batch(self, batch: ExplainedBatch) -> None:
+        codes, folder = self._classifier.codes, self.folder.path / _PICTURES
+        predictions = prediction_frame(batch.logits, codes, self._classifier.temperature)
+        maps = {name: self._in_patch(found) for name, found in batch.maps.items()}
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for place, row in enumerate(batch.positions.tolist()):
+                cell = AttributedCell(
+                    **_values(self._chosen.cells, row, "cell_id", "label"),
+                    **_values(predictions, place, "predicted", "probability"),
+                    target=codes[int(batch.targets[place])],
+                    patch=batch.patches[place],
+                    maps={name: maps[name][place] for name in maps},
+                )
+                # Its row, so that no two are equal, and its id.
+                write_atomically(folder / f"{row:05d}-{safe_name(str(cell.cell_id))}.png", cell_picture(cell))
+
+    def draw_classes(self) -> None:
+        """Draw the first cell chosen of each class; cells whose label the model does not know count as predicted."""
+        self._progress(len(self._chosen), len(self._chosen), "drawing")
+        codes = self._classifier.codes
+        shown_as = self.cells["label"].where(self.cells["label"].isin(list(codes)), self.cells["predicted"])
+        shown = {}
+        for code in codes:
+            for row in np.flatnonzero((shown_as == code).to_numpy())[:1].tolist():
+                shown[code] = AttributedCell(
+                    **_values(self.cells, row, "cell_id", "label", "predicted", "probability", "target"),
+                    patch=self._chosen.read(np.array([row]))[0],
+                    maps=self._maps_of(self.arrays, row),
+                )
+        if shown:
+            figure = to_png(class_figure(shown, self.arrays.methods), dpi=200)
+            self.paths["figure"] = self.folder.path / CLASSES_FIGURE
+            with writing(self.folder.path):
+                write_atomically(self.paths["figure"], figure)
+
+    def explain_uncertain(self, unsure_below: float) -> None:
+        """Explain the uncertain cells for their two leading classes, and draw them, a few a sheet."""
+        arrays, self._uncertain = collect_uncertain(
+            self.folder,
+            self._classifier,
+            self._chosen,
+            self.cells,
+            self._explainers,
             unsure_below=unsure_below,
-            batch_size=batch_size,
-            progress=progress,
+            batch_size=self._batch_size,
+            progress=self._progress,
         )
-        if doubt_arrays is not None:
-            paths["doubt"] = draw_doubt(folder.path / DOUBT_FOLDER, classifier, chosen, doubtful, doubt_arrays)
-    told = (*notes, *notes_on(classifier, explainers, arrays, len(chosen)))
-    seconds = time.monotonic() - started
-    return ExplanationResult(Path(output), table, tuple(explainers), paths, seconds, before, doubtful, told)
+        if arrays is None:
+            return
+        folder = self.paths["doubt"] = self.folder.path / _SHEETS
+        columns = ["cell_id", "label", "reason", "first", "second", "p_first", "p_second"]
+        rows = self._uncertain["row"].to_numpy(np.int64)
+        starts = range(0, len(rows), _PER_SHEET)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for sheet, start in enumerate(starts, start=1):
+                places = range(start, min(start + _PER_SHEET, len(rows)))
+                shown = [
+                    UncertainCell(
+                        **_values(self._uncertain, place, *columns),
+                        patch=patch,
+                        maps=self._maps_of(arrays, place),
+                    )
+                    for place, patch in zip(places, self._chosen.read(rows[list(places)]), strict=True)
+                ]
+                content = to_png(uncertain_figure(shown, arrays.methods))
+                write_atomically(folder / f"sheet-{sheet:03d}.png", content)
+            for left in sorted(folder.glob("sheet-*.png"))[len(starts) :]:
+                left.unlink()
 
-
-def _open(classifier: Classifier, model: Path, store: str | Path | None) -> PatchStore:
-    opened = open_training_store(classifier, model, store, ExplanationError)
-    if opened.patch_size != classifier.patch_size:
-        raise ExplanationError(
-            f"store {opened.path} has patches of {opened.patch_size} px and {model} takes {classifier.patch_size} px; "
-            "import the images again with that patch size"
+    def result(self, started: float, notes: Sequence[str]) -> ExplanationResult:
+        """Return the result, with `notes` before those on the maps; `started` is ``time.monotonic()`` at the start."""
+        notes = (*notes, *_notes_on(self._classifier, self._explainers, self.arrays, len(self._chosen)))
+        return ExplanationResult(
+            self.folder.path,
+            self.cells,
+            tuple(self._explainers),
+            self.paths,
+            time.monotonic() - started,
+            self._done_before,
+            self._uncertain,
+            notes,
         )
-    return opened
+
+    def _maps_of(self, arrays: MapArrays, row: int) -> dict[str, npt.NDArray[np.float32]]:
+        return {name: self._in_patch(arrays.maps(name, row)) for name in arrays.methods}
+
+    def _in_patch(self, maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return maps_to_patch(maps, self._classifier.patch_size, self._classifier.input_spec)
 
 
-def notes_on(
+def _values(table: pd.DataFrame, row: int, *columns: str) -> dict[str, Any]:
+    return {column: table[column].iloc[row] for column in columns}
+
+
+def _unnamed(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an explainer's identity as a folder of maps records it: by name, which is not repeated."""
+    return {key: value for key, value in identity.items() if key != "name"}
+
+
+def _notes_on(
     classifier: Classifier, explainers: Mapping[str, MadeExplainer], arrays: MapArrays, count: int
-) -> tuple[str, ...]:
-    """What the reader of these maps should mind, one line each.
+) -> list[str]:
+    """Return what the reader of these maps should know, one line each.
 
     An explainer may say so itself, by a method ``notes(classifier) -> sequence of str``; and an empty map is a
     finding, not a fault.
@@ -329,9 +431,4 @@ def notes_on(
         empty = sum(not np.any(arrays.maps(name, row) > 0) for row in range(count))
         if empty:
             notes.append(f"{name} finds nothing that speaks for the class in {empty:,} of {count:,} cells")
-    return tuple(notes)
-
-
-def _unnamed(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an explainer's identity as a folder of maps records it: by name, which is not repeated."""
-    return {key: value for key, value in identity.items() if key != "name"}
+    return notes

@@ -1,4 +1,4 @@
-"""Explaining the cells of a whole field: found, classified, explained, and laid over the field."""
+"""``hematokit explain --field``: the cells of a whole field detected, classified and explained, and a layer of maps."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hematokit.annotations.cells import name_cells, unsure_cells
 from hematokit.detection.windows import examine_field, make_detector
 from hematokit.errors import ExplanationError
 from hematokit.explanation.field_map import cell_boxes, maps_to_patch, shrink_layer, write_layer
-from hematokit.explanation.folder import MapArrays, check_threshold, writing
+from hematokit.explanation.folder import writing
 from hematokit.explanation.running import make_explainers
-from hematokit.explanation.selection import PREDICTED, ChosenCells
+from hematokit.explanation.selection import PREDICTED, ChosenCells, check_threshold
 from hematokit.files import write_atomically
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.fieldfiles.opening import safe_name
 from hematokit.imaging.reading import printable
 from hematokit.models import find_bundle, load_model
 from hematokit.models.field_cells import classify_cells, cut_patches, model_pixel_size, patch_side, scale_warnings
-from hematokit.pipelines.explain import DEFAULT_METHODS, ExplanationResult, write_explanation
+from hematokit.pipelines.explain import DEFAULT_METHODS, ExplanationResult, ExplanationRun
 from hematokit.progress import Progress, no_progress
 from hematokit.reports.attributions import saliency_overlay
 from hematokit.results.fields import file_stamp
@@ -38,8 +38,9 @@ __all__ = ["ALL", "UNSURE", "explain_field"]
 
 ALL: Final = "all"
 UNSURE: Final = "unsure"
-SALIENCY: Final = "saliency"
+_SALIENCY: Final = "saliency"
 _LONGEST: Final = 2452
+"""Longer side of the field in the figures, in pixels."""
 
 
 def explain_field(
@@ -64,7 +65,7 @@ def explain_field(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> ExplanationResult:
-    """Find, classify and explain the cells of a whole field.
+    """Detect, classify and explain the cells of a whole field.
 
     Writes what `hematokit.pipelines.explain.explain` writes, and for each method a saliency layer of the field's
     size, ``saliency/<method>.ome.zarr`` (float32), and ``saliency/<method>.png``, the layer over the field. See
@@ -93,7 +94,7 @@ def explain_field(
     Raises
     ------
     ExplanationError
-        If no cell is found, one asked for is not there, or the folder holds something else.
+        If no cell is detected, one asked for is not there, or the folder holds something else.
     FieldError, ImageError, ModelError, PluginError
         If the field, the model, the detector or a method cannot be used.
     """
@@ -117,32 +118,29 @@ def explain_field(
         wanted = _choose(classified, cells, unsure_below, field)
         chosen = _chosen(opened, wanted, classifier.patch_size, side, file_stamp(Path(field)))
 
-        def lay_over(folder: Path, table: pd.DataFrame, arrays: MapArrays) -> Path:
-            return _lay_over(folder / SALIENCY, opened, classifier, table, side, arrays)
-
-        return write_explanation(
+        run = ExplanationRun(
             output,
             classifier,
             chosen,
             explainers,
             target=target,
-            doubt=doubt,
-            unsure_below=unsure_below,
-            pictures=pictures,
             batch_size=batch_size,
-            started=started,
-            deciding={"detector": finder.identity(), "pixel sizes": [opened.pixel_size_um, scale]},
-            lay_over=lay_over,
-            notes=[*opened.notes, *scale_warnings(scale, opened.pixel_size_um is None)],
             progress=progress,
+            identity={"detector": finder.identity(), "pixel sizes": [opened.pixel_size_um, scale]},
         )
+        run.explain_cells(pictures=pictures)
+        run.draw_classes()
+        run.paths["saliency"] = _lay_over(run, opened, classifier, side)
+        if doubt:
+            run.explain_uncertain(unsure_below)
+        return run.result(started, [*opened.notes, *scale_warnings(scale, opened.pixel_size_um is None)])
 
 
 def _choose(cells: pd.DataFrame, wanted: Sequence[str] | str, unsure_below: float, field: str | Path) -> pd.DataFrame:
-    words = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
-    if words == [ALL]:
+    given = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
+    if given == [ALL]:
         return cells
-    if words == [UNSURE]:
+    if given == [UNSURE]:
         chosen = cells[unsure_cells(cells, unsure_below)]
         if not len(chosen):
             raise ExplanationError(
@@ -151,13 +149,13 @@ def _choose(cells: pd.DataFrame, wanted: Sequence[str] | str, unsure_below: floa
             )
         return chosen.reset_index(drop=True)
     table = cells.set_index("cell_id", drop=False)
-    unknown = [cell_id for cell_id in words if cell_id not in table.index]
+    unknown = [cell_id for cell_id in given if cell_id not in table.index]
     if unknown:
         raise ExplanationError(
             f"{printable(str(field))} has no cell {printable(unknown[0])!r}; ids are those of hematokit classify, such "
             f"as {cells['cell_id'].iloc[0]}, or take {ALL} or {UNSURE}"
         )
-    return table.loc[words].reset_index(drop=True)
+    return table.loc[given].reset_index(drop=True)
 
 
 def _chosen(opened: Field, cells: pd.DataFrame, size: int, side: int, stamp: str) -> ChosenCells:
@@ -167,15 +165,15 @@ def _chosen(opened: Field, cells: pd.DataFrame, size: int, side: int, stamp: str
     digest = hashlib.sha256(f"{stamp}\n{side}\n".encode())
     digest.update("\n".join(cells["cell_id"]).encode("utf-8", "surrogateescape"))
     if opened.orientation != 1:
-        # Earlier versions applied none: their maps are of other pixels under the same ids.
+        # Earlier versions ignored the orientation: their maps are of other pixels under the same ids.
         digest.update(f"\norientation {opened.orientation}".encode())
-    # Outlines are for pictures of detection; a plain table opens everywhere.
+    # Contours are for figures of detection; a plain table opens everywhere.
     return ChosenCells(cells.drop(columns=["contour", "reviewed"], errors="ignore"), read, digest.hexdigest())
 
 
-def _lay_over(
-    folder: Path, opened: Field, classifier: Classifier, cells: pd.DataFrame, side: int, arrays: MapArrays
-) -> Path:
+def _lay_over(run: ExplanationRun, opened: Field, classifier: Classifier, side: int) -> Path:
+    """Write the saliency layers and their figures; `side` is the pixels of the field that a patch takes."""
+    folder, cells, arrays = run.folder.path / _SALIENCY, run.cells, run.arrays
     boxes = cell_boxes(cells[["y", "x"]].to_numpy(np.float64), side)
     thumbnail, scale = opened.thumbnail(_LONGEST)
     corners = cells[["y0", "x0", "height", "width"]].to_numpy(np.float64)

@@ -21,26 +21,33 @@ import pandas as pd
 
 from hematokit.errors import HematokitError, ModelError
 from hematokit.evaluation.evaluating import REST
+from hematokit.explanation.field_map import maps_to_patch
+from hematokit.explanation.running import explain_cells
 from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, sync_folder, write_atomically
-from hematokit.imaging.reading import printable
+from hematokit.imaging.reading import decode_rgb, printable
 from hematokit.models.bundle import find_bundle
 from hematokit.models.formats.onnx_file import OnnxSettings
+from hematokit.models.formats.packages import drawn_crops
 from hematokit.models.formats.quantising import JudgedCrops, Precision
 from hematokit.models.loading import load_model
 from hematokit.models.onnx_graph import Layout
 from hematokit.models.parity import sample_patches
-from hematokit.reports.model_card import model_card
+from hematokit.reports.attributions import AttributedCell, class_figure
+from hematokit.reports.model_card import CardPicture, model_card
+from hematokit.reports.rendering import to_png
 from hematokit.store import PatchStore, open_store
-from hematokit.taxonomy import Taxonomy, load_taxonomy
+from hematokit.taxonomy import MATEK_21, Taxonomy, load_taxonomy
 
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier
 
-__all__ = ["ExportCrops", "ExportResult", "FORMATS", "export"]
+__all__ = ["ExportCrops", "ExportResult", "FORMATS", "drawn_example", "export"]
 
 _COMPARED: Final = 21
 _CALIBRATION: Final = 128
 _JUDGED: Final = 1000
+_SHOWN: Final = 8
+_METHOD: Final = "grad-cam"
 
 Patches = npt.NDArray[np.uint8]
 
@@ -322,7 +329,7 @@ def export(
             options["settings"] = OnnxSettings(layout, embeddings, precision, calibration, judged)
         log("writing the model card")
         run = bundle.parent if (bundle.parent / "config.yaml").is_file() else None
-        card = model_card(classifier, run, licence=licence)
+        card = model_card(classifier, run, explanation=drawn_example(classifier), licence=licence)
         facts = writer.write(
             classifier, target, card=card, samples=crops.compared(), log=log, licence=licence, **options
         )
@@ -338,6 +345,46 @@ def export(
     size = sum(file.stat().st_size for file in ([output] if output.is_file() else output.rglob("*")) if file.is_file())
     compared = "drawn ones" if crops.store is None else f"of {printable(crops.store.path.name)}"
     return ExportResult(output, format, facts, size, compared, card_file, time.monotonic() - started)
+
+
+def drawn_example(classifier: Classifier) -> CardPicture:
+    """Explain drawn cells, one a class, for a model card.
+
+    They are drawn because a card goes with a model to anybody, and images of patients' cells should not by default.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        Computed by torch.
+
+    Returns
+    -------
+    CardPicture
+        Without a picture, saying why, where none of its classes can be drawn or its backbone cannot be explained.
+    """
+    codes = [code for code in classifier.codes if code in MATEK_21][:_SHOWN]
+    if not codes:
+        return CardPicture("None here: none of its classes can be drawn. hematokit explain explains real cells.")
+    patches = drawn_crops(codes, classifier.patch_size)
+    try:
+        maps = explain_cells(classifier, patches, methods=[_METHOD])[_METHOD]
+    except HematokitError as error:
+        return CardPicture(f"None here: {error}")
+    maps = maps_to_patch(maps, classifier.patch_size, classifier.input_spec)
+    predictions = classifier.predict(patches)
+    cells = {}
+    for row, code in enumerate(codes):
+        predicted, probability = predictions["predicted"].iloc[row], predictions["probability"].iloc[row]
+        cells[code] = AttributedCell("", code, predicted, probability, predicted, patches[row], {_METHOD: maps[row]})
+    caption = (
+        "Drawn cells, one a class, and below them the pixels that the model's answers rest on (Grad-CAM, Selvaraju et "
+        "al. 2017). The drawings show where the model looks, not how good it is: it was not made for drawn cells. "
+        "Small print is what it takes each for. Explain real cells with hematokit explain."
+    )
+    content = to_png(class_figure(cells, [_METHOD]), dpi=120)
+    return CardPicture.from_pixels(
+        decode_rgb(content, name=_METHOD), caption, "Drawn cells and what the model looks at"
+    )
 
 
 def _settings(format: str, layout: str, embeddings: bool, precision: str, licence: str) -> str:

@@ -1,59 +1,41 @@
-"""The pictures of a folder of explanations: one a cell, the classes side by side, sheets of cells in doubt.
+"""Figures of attributions: one cell beside its maps, the classes side by side, uncertain cells, whole fields.
 
-Pictures of attributions: one cell beside its maps, the classes side by side, cells in doubt, whole fields.
-
-Numbers become colours by one rule, stated here: a map that says how much each pixel matters is shown in grey, bright
-where it contributes to the class, from 0 to its 99th percentile (as the authors of SmoothGrad draw it); a map of
-regions is laid over the picture, from 0 to its highest value. Each map is scaled by itself, so brightness compares
-pixels of one cell and never one cell with another.
+Numbers become colours by one rule: a map that says how much each pixel matters is shown in grey, bright where it
+contributes to the class, from 0 to its 99th percentile (as the authors of SmoothGrad draw it); a map of regions is laid
+over the image, from 0 to its highest value. Each map is scaled by itself, so brightness compares pixels of one cell and
+never one cell with another.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-from hematokit.explanation.field_map import maps_to_patch
-from hematokit.explanation.folder import MapArrays, writing
-from hematokit.files import write_atomically
-from hematokit.imaging.fieldfiles.opening import safe_name
-from hematokit.models.predictions import prediction_frame
 from hematokit.reports.overlay import font, shortened
-from hematokit.reports.rendering import INK, MUTED, STYLE, to_png
-
-if TYPE_CHECKING:
-    from hematokit.explanation.running import ExplainedBatch
-    from hematokit.explanation.selection import ChosenCells
-    from hematokit.models import Classifier
+from hematokit.reports.rendering import INK, MUTED, STYLE
 
 __all__ = [
-    "CellDrawer",
-    "DoubtCell",
-    "FigureCell",
+    "AttributedCell",
     "HEAT",
     "METHOD_NAMES",
     "REGION_METHODS",
+    "UncertainCell",
     "cell_picture",
     "class_figure",
     "difference_picture",
-    "doubt_figure",
-    "draw_classes",
-    "draw_doubt",
     "map_picture",
-    "picture_name",
     "saliency_overlay",
+    "uncertain_figure",
 ]
 
 Patch = npt.NDArray[np.uint8]
@@ -67,7 +49,7 @@ METHOD_NAMES: Final = {
     "guided-grad-cam": "Guided Grad-CAM",
 }
 REGION_METHODS: Final = frozenset({"grad-cam", "occlusion"})
-"""Methods whose maps are coarse: regions laid over the picture, rather than pixels in grey."""
+"""Methods whose maps are coarse: regions laid over the image, rather than pixels in grey."""
 
 # From green over yellow to red: hues that stained cells do not have, in an order that everybody reads as rising.
 HEAT: Final = LinearSegmentedColormap.from_list(
@@ -80,53 +62,70 @@ _BAND: Final = 34
 
 
 @dataclass(frozen=True)
-class FigureCell:
-    """A cell in the figure of classes.
+class AttributedCell:
+    """A cell, its prediction and its maps.
 
     Attributes
     ----------
-    code : str
-        The class of its column.
-    title : str
-        One line under the code.
+    cell_id : str
+    label : str
+        Class code; empty where unknown.
+    predicted : str
+    probability : float
+        Of the predicted class.
+    target : str
+        Code of the class explained.
     patch : ndarray of uint8, shape (P, P, 3)
     maps : mapping of str to ndarray of float32, shape (P, P)
         By method, in the patch's pixels.
-    colour : str
-        The class's colour, ``#rrggbb``.
     """
 
-    code: str
-    title: str
+    cell_id: str
+    label: str
+    predicted: str
+    probability: float
+    target: str
     patch: Patch
     maps: Mapping[str, Map]
-    colour: str = INK
 
 
 @dataclass(frozen=True)
-class DoubtCell:
-    """A cell in doubt.
+class UncertainCell:
+    """A cell and its maps for the two leading classes.
 
     Attributes
     ----------
-    title : str
-        What it is and why it is here.
+    cell_id : str
+    label : str
+        Class code; empty where unknown.
+    reason : str
+        Why it is shown: misclassified, unsure, or both.
     first, second : str
-        The two leading classes, with what is known of them.
+        Codes of the two leading classes.
+    p_first, p_second : float
+        Their probabilities.
     patch : ndarray of uint8, shape (P, P, 3)
     maps : mapping of str to ndarray of float32, shape (2, P, P)
         By method: for the first and for the second class.
     """
 
-    title: str
+    cell_id: str
+    label: str
+    reason: str
     first: str
     second: str
+    p_first: float
+    p_second: float
     patch: Patch
     maps: Mapping[str, Map]
 
 
+def _percent(probability: float) -> str:
+    return f"{100 * probability:.0f} %" if probability < 0.995 else "> 99 %"
+
+
 def map_picture(method: str, attribution: Map, patch: Patch, *, highest: float | None = None) -> Patch:
-    """Turn a map into a picture.
+    """Draw one map.
 
     Parameters
     ----------
@@ -157,7 +156,7 @@ def _highest(method: str, attribution: Map) -> float:
 
 
 def _laid_over(patch: Patch, colours: npt.NDArray[np.floating], share: npt.NDArray[np.floating]) -> Patch:
-    """Colours over a picture that fades to grey beneath them, stronger where the share is."""
+    """Return colours over a patch that fades to grey beneath them, stronger where the share is higher."""
     picture = patch.astype(np.float32) / 255.0
     grey = picture @ np.array([0.299, 0.587, 0.114], np.float32)
     # Nothing is laid over where the map says nothing: a tint everywhere would hide the cell and say no more.
@@ -183,29 +182,31 @@ def difference_picture(first: Map, second: Map, patch: Patch, *, scale: float | 
     return _to_bytes((1 - alpha) * base + alpha * colours)
 
 
-def cell_picture(patch: Patch, maps: Mapping[str, Map], caption: str) -> bytes:
-    """Draw a cell and its maps side by side.
+def _regions_last(methods: Iterable[str]) -> list[str]:
+    """Return methods in the order shown: those of single pixels first."""
+    return sorted(methods, key=lambda name: name in REGION_METHODS)
 
-    Parameters
-    ----------
-    patch : ndarray of uint8, shape (P, P, 3)
-    maps : mapping of str to ndarray of float32, shape (P, P)
-        By method, in the patch's pixels.
-    caption : str
-        One line; what does not fit is cut off.
+
+def cell_picture(cell: AttributedCell) -> bytes:
+    """Draw a cell and its maps side by side.
 
     Returns
     -------
     bytes
-        A PNG file; panels of at least 250 px.
+        A PNG file; panels of at least 250 px, and a line of text that is cut off where it does not fit.
     """
-    order = [name for name in maps if name not in REGION_METHODS] + [name for name in maps if name in REGION_METHODS]
+    patch, maps = cell.patch, cell.maps
+    caption = f"{cell.cell_id}   {f'{cell.label}, ' if cell.label else ''}predicted {cell.predicted} "
+    caption += _percent(cell.probability)
+    if cell.target != cell.predicted:
+        caption += f", explained for {cell.target}"
+    order = _regions_last(maps)
     panels = [patch, *(map_picture(name, maps[name], patch) for name in order)]
     names = ["Original", *(METHOD_NAMES.get(name, name) for name in order)]
     flat = {name for name in order if not (maps[name] > 0).any()}
     names = [
-        said + (" (nothing for this class)" if name in flat else "")
-        for said, name in zip(names, ["", *order], strict=True)
+        title + (" (nothing for this class)" if name in flat else "")
+        for title, name in zip(names, ["", *order], strict=True)
     ]
     side = max(_SIDE, patch.shape[0])
     gap = 6
@@ -224,24 +225,25 @@ def cell_picture(patch: Patch, maps: Mapping[str, Map], caption: str) -> bytes:
     return buffer.getvalue()
 
 
-def class_figure(cells: Sequence[FigureCell], methods: Sequence[str]) -> Figure:
+def class_figure(cells: Mapping[str, AttributedCell], methods: Sequence[str]) -> Figure:
     """Draw classes as columns; original, then one row a method, regions last (the paper's Fig. 8).
 
     Parameters
     ----------
-    cells : sequence of FigureCell
-        One a column.
+    cells : mapping of str to AttributedCell
+        By class code; one a column.
     methods : sequence of str
         Rows.
     """
-    rows = [name for name in methods if name not in REGION_METHODS] + [
-        name for name in methods if name in REGION_METHODS
-    ]
+    rows = _regions_last(methods)
     width, height = max(1.35 * len(cells) + 0.5, 3.0), 1.35 * (len(rows) + 1) + 0.75
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         grid: Any = figure.subplots(len(rows) + 1, max(len(cells), 1), squeeze=False)
-        for column, cell in enumerate(cells):
+        for column, (code, cell) in enumerate(cells.items()):
+            title = f"{'' if cell.predicted == code else 'as '}{cell.predicted} {_percent(cell.probability)}"
+            if cell.target != cell.predicted:
+                title += f", for {cell.target}"
             panels = [cell.patch, *(map_picture(name, cell.maps[name], cell.patch) for name in rows)]
             for row, panel in enumerate(panels):
                 axes = grid[row][column]
@@ -250,8 +252,8 @@ def class_figure(cells: Sequence[FigureCell], methods: Sequence[str]) -> Figure:
                 for spine in axes.spines.values():
                     spine.set_visible(False)
             top = grid[0][column]
-            top.set_title(cell.code, fontsize=11, fontweight="bold", color=INK, pad=17)
-            top.text(0.5, 1.03, cell.title, transform=top.transAxes, ha="center", va="bottom", fontsize=7, color=MUTED)
+            top.set_title(code, fontsize=11, fontweight="bold", color=INK, pad=17)
+            top.text(0.5, 1.03, title, transform=top.transAxes, ha="center", va="bottom", fontsize=7, color=MUTED)
         for row, name in enumerate(["Original", *(METHOD_NAMES.get(name, name) for name in rows)]):
             grid[row][0].set_ylabel(name, fontsize=9, color=INK)
         figure.subplots_adjust(
@@ -265,15 +267,15 @@ def class_figure(cells: Sequence[FigureCell], methods: Sequence[str]) -> Figure:
     return figure
 
 
-def doubt_figure(cells: Sequence[DoubtCell], methods: Sequence[str]) -> Figure:
-    """Draw cells in doubt, one a row: original, and by method the maps of both classes and their difference.
+def uncertain_figure(cells: Sequence[UncertainCell], methods: Sequence[str]) -> Figure:
+    """Draw uncertain cells, one a row: original, and by method the maps of both classes and their difference.
 
     Both maps of a method have one scale, so that they can be compared; the difference is red where the first class's
     map is higher and blue where the second's is.
 
     Parameters
     ----------
-    cells : sequence of DoubtCell
+    cells : sequence of UncertainCell
     methods : sequence of str
     """
     columns = 1 + 3 * len(methods)
@@ -291,13 +293,17 @@ def doubt_figure(cells: Sequence[DoubtCell], methods: Sequence[str]) -> Figure:
                     (map_picture(name, second, cell.patch, highest=top), f"for {cell.second}"),
                     (difference_picture(first, second, cell.patch, scale=top), "difference"),
                 ]
-            for axes, (panel, said) in zip(grid[row], panels, strict=True):
+            for axes, (panel, title) in zip(grid[row], panels, strict=True):
                 axes.imshow(panel, interpolation="bilinear")
                 axes.set(xticks=[], yticks=[])
                 for spine in axes.spines.values():
                     spine.set_visible(False)
-                axes.set_xlabel(said, fontsize=7.5, color=MUTED, labelpad=2)
-            grid[row][0].set_title(cell.title, fontsize=8.5, color=INK, loc="left", pad=4)
+                axes.set_xlabel(title, fontsize=7.5, color=MUTED, labelpad=2)
+            label = f"labelled {cell.label}" if cell.label else "no label"
+            leading = f"{cell.first} {_percent(cell.p_first)} or {cell.second} {_percent(cell.p_second)}"
+            grid[row][0].set_title(
+                f"{cell.cell_id}: {label}; {leading} ({cell.reason})", fontsize=8.5, color=INK, loc="left", pad=4
+            )
         for place, name in enumerate(methods):
             box = grid[0][1 + 3 * place]
             box.text(
@@ -330,13 +336,13 @@ def saliency_overlay(
     thumbnail : ndarray of uint8, shape (h, w, 3)
         The field, made smaller.
     layer : ndarray of float32, shape (h, w)
-        Relative attributions, about 1 at the top of a cell's map; what speaks against a class is not shown.
+        Relative attributions, about 1 at the top of a cell's map; evidence against a class is not shown.
     boxes : ndarray of float, shape (n, 4)
         ``y0, x0, y1, x1`` of the cells that were explained, in pixels of the thumbnail; outlined.
     codes : sequence of str
         The class that each was explained for.
     method : str
-        Layers of methods that speak of single pixels are smoothed, because nobody sees single pixels of a field.
+        Layers of methods that attribute to single pixels are smoothed, because these are not visible in a field.
 
     Returns
     -------
@@ -358,104 +364,3 @@ def saliency_overlay(
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-_PER_SHEET: Final = 6
-
-
-class CellDrawer:
-    """Draws the pictures of a batch."""
-
-    def __init__(self, folder: Path, chosen: ChosenCells, classifier: Classifier) -> None:
-        self.folder = folder
-        self._cells = chosen.cells
-        self._classifier = classifier
-
-    def __call__(self, batch: ExplainedBatch) -> None:
-        classifier = self._classifier
-        predictions = prediction_frame(batch.logits, classifier.codes, classifier.temperature)
-        maps = {name: to_patch(found, classifier) for name, found in batch.maps.items()}
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for place, row in enumerate(batch.positions.tolist()):
-                cell = self._cells.iloc[row]
-                says = predictions.iloc[place]
-                code = classifier.codes[int(batch.targets[place])]
-                caption = f"{cell['cell_id']}   {describe(cell, says)}"
-                if code != says["predicted"]:
-                    caption += f", explained for {code}"
-                content = cell_picture(batch.patches[place], {name: maps[name][place] for name in maps}, caption)
-                write_atomically(self.folder / picture_name(row, str(cell["cell_id"])), content)
-
-
-def picture_name(row: int, cell_id: str) -> str:
-    """File name of a cell's picture: its row, so that no two are equal, and its id."""
-    return f"{row:05d}-{safe_name(cell_id)}.png"
-
-
-def describe(cell: Any, says: Any) -> str:
-    """What the model takes a cell for, and what it is."""
-    label = cell.get("label", "")
-    said = f"{says['predicted']} {_share(says['probability'])}"
-    if not label:
-        return f"predicted {said}"
-    return f"{label}, predicted {said}"
-
-
-def _share(probability: float) -> str:
-    return f"{100 * probability:.0f} %" if probability < 0.995 else "> 99 %"
-
-
-def to_patch(maps: npt.NDArray[np.float32], classifier: Classifier) -> npt.NDArray[np.float32]:
-    """Maps of the input in pixels of the patch."""
-    return maps_to_patch(maps, classifier.patch_size, classifier.input_spec)
-
-
-def draw_classes(classifier: Classifier, chosen: ChosenCells, table: pd.DataFrame, arrays: MapArrays) -> bytes | None:
-    """Draw the figure of classes with the first cell chosen of each, as a PNG file; None without cells.
-
-    A cell without a label that the model knows stands for the class predicted.
-    """
-    known = table["label"].where(table["label"].isin(list(classifier.codes)), table["predicted"])
-    shown = []
-    for code in classifier.codes:
-        rows = np.flatnonzero((known == code).to_numpy())
-        if not len(rows):
-            continue
-        row = int(rows[0])
-        cell = table.iloc[row]
-        patch = chosen.read(np.array([row]))[0]
-        maps = {name: to_patch(arrays.maps(name, row), classifier) for name in arrays.methods}
-        mistaken = "" if cell["predicted"] == code else "as "
-        title = f"{mistaken}{cell['predicted']} {_share(cell['probability'])}"
-        if cell["target"] != cell["predicted"]:
-            title += f", for {cell['target']}"
-        shown.append(FigureCell(code, title, patch, maps, classifier.taxonomy[code].colour))
-    return to_png(class_figure(shown, arrays.methods), dpi=200) if shown else None
-
-
-def draw_doubt(
-    folder: Path, classifier: Classifier, chosen: ChosenCells, doubtful: pd.DataFrame, arrays: MapArrays
-) -> Path:
-    """Draw the cells in doubt, a few a sheet; returns the folder."""
-    rows = doubtful["row"].to_numpy(np.int64)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for sheet, start in enumerate(range(0, len(doubtful), _PER_SHEET)):
-            places = range(start, min(start + _PER_SHEET, len(doubtful)))
-            patches = chosen.read(rows[list(places)])
-            shown = []
-            for patch, place in zip(patches, places, strict=True):
-                cell = doubtful.iloc[place]
-                label = f"labelled {cell['label']}" if cell.get("label", "") else "no label"
-                title = (
-                    f"{cell['cell_id']}: {label}; {cell['first']} {_share(cell['p_first'])} or {cell['second']} "
-                    f"{_share(cell['p_second'])} ({cell['reason']})"
-                )
-                maps = {name: to_patch(arrays.maps(name, place), classifier) for name in arrays.methods}
-                shown.append(DoubtCell(title, cell["first"], cell["second"], patch, maps))
-            content = to_png(doubt_figure(shown, arrays.methods))
-            write_atomically(folder / f"sheet-{sheet + 1:03d}.png", content)
-        for left in sorted(folder.glob("sheet-*.png"))[sheet + 1 :]:
-            left.unlink()
-    return folder

@@ -1,36 +1,123 @@
-"""The files that the checks of explanations write: a page for people, JSON and tables for machines."""
+"""The files of the checks of explanations: a page for people, JSON and tables for machines."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hematokit.explanation.checks.data_randomisation import LEAST_FIT, SMALL_TRAINING, Twins
+from hematokit.explanation.checks.data_randomisation import LEAST_FIT, SMALL_TRAINING
 from hematokit.explanation.checks.faithfulness import BASELINES, CENTRED
 from hematokit.explanation.checks.localisation import REGIONS
-from hematokit.explanation.checks.sanity import HALF, LEAST_CHANGE, REPEATED, Verdict
+from hematokit.explanation.checks.sanity import HALF, LEAST_CHANGE, REPEATED
 from hematokit.reports import check_figures
-from hematokit.reports import rendering as drawing
-from hematokit.reports.rendering import data_url, environment
+from hematokit.reports.rendering import data_url, environment, to_png, to_svg
 
 if TYPE_CHECKING:
+    from hematokit.explanation.checks.data_randomisation import DataRandomisation, RetrainedModels
+    from hematokit.explanation.checks.faithfulness import Faithfulness
+    from hematokit.explanation.checks.localisation import Localisation
+    from hematokit.explanation.checks.sanity import ParameterRandomisation, Sensitivity
     from hematokit.explanation.checks.similarity import Estimate
-    from hematokit.pipelines.check_explanations import ModelChecks, ModelFaithfulness
 
-__all__ = ["Documents", "faithfulness_documents", "sanity_documents"]
+__all__ = [
+    "Documents",
+    "ExampleCells",
+    "ModelFaithfulness",
+    "ModelSanity",
+    "faithfulness_documents",
+    "sanity_documents",
+]
 
 DOCUMENT_VERSION: Final = 1
 
 
 @dataclass(frozen=True)
+class ExampleCells:
+    """Cells whose maps are shown.
+
+    Attributes
+    ----------
+    pictures : ndarray of float32, shape (k, S, S, 3)
+        As the network gets them, from 0 to 1.
+    codes : list of str
+        Class explained for each of them.
+    """
+
+    pictures: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1, 1, 3), np.float32))
+    codes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ModelSanity:
+    """The sanity checks of one model.
+
+    Attributes
+    ----------
+    name, backbone : str
+        Folder of the run, and its backbone.
+    cells : int
+        How many it was checked on.
+    parameters, labels : dict
+        Results of the parameter and of the data randomisation, by method.
+    impossible : dict of str to str
+        Why a method could not be run on this model.
+    retrained : RetrainedModels or None
+        The models of the data randomisation.
+    examples, label_examples : ExampleCells
+        Of the parameter and of the data randomisation.
+    """
+
+    name: str
+    backbone: str
+    cells: int
+    parameters: dict[str, ParameterRandomisation] = field(default_factory=dict)
+    labels: dict[str, DataRandomisation] = field(default_factory=dict)
+    impossible: dict[str, str] = field(default_factory=dict)
+    retrained: RetrainedModels | None = None
+    examples: ExampleCells = field(default_factory=ExampleCells)
+    label_examples: ExampleCells = field(default_factory=ExampleCells)
+
+
+@dataclass(frozen=True)
+class ModelFaithfulness:
+    """Faithfulness and localisation of one model's maps.
+
+    Attributes
+    ----------
+    name, backbone : str
+        Folder of the run, and its backbone.
+    cells : int
+        How many it was checked on.
+    methods : list of str
+    faithfulness : Faithfulness
+    localisation : Localisation or None
+    not_found : int
+        Cells without a nucleus in the middle.
+    impossible : dict of str to str
+        Why a method could not be run on this model.
+    """
+
+    name: str
+    backbone: str
+    cells: int
+    methods: list[str]
+    faithfulness: Faithfulness
+    localisation: Localisation | None
+    not_found: int
+    impossible: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Documents:
-    """Files to write, and what is said about them.
+    """Files to write, and their summary.
 
     Attributes
     ----------
@@ -51,13 +138,13 @@ class Documents:
 
 
 def sanity_documents(
-    checked: Sequence[ModelChecks], *, control: str, settings: Mapping[str, Any], command: str = ""
+    checked: Sequence[ModelSanity], *, control: str, settings: Mapping[str, Any], command: str = ""
 ) -> Documents:
     """Make ``sanity.html``, ``sanity.json`` and ``sanity.csv``.
 
     Parameters
     ----------
-    checked : sequence of ModelChecks
+    checked : sequence of ModelSanity
         One per model.
     control : str
         Name of the method that must not pass.
@@ -66,7 +153,7 @@ def sanity_documents(
     command : str
         The command line, if there was one.
     """
-    table = _verdicts(checked, control)
+    table = _sanity_table(checked, control)
     document = {
         "check": "sanity",
         "document_version": DOCUMENT_VERSION,
@@ -85,21 +172,21 @@ def sanity_documents(
             "maps": [
                 _picture(
                     check_figures.cascade_maps_figure(picture, checks.parameters, number),
-                    f"Maps of one cell, class {checks.codes[number]}, from the trained to the random network",
+                    f"Maps of one cell, class {checks.examples.codes[number]}, from the trained to the random network",
                     bitmap=True,
                 )
-                for number, picture in enumerate(checks.pictures)
+                for number, picture in enumerate(checks.examples.pictures)
             ],
             "label_maps": _picture(
                 check_figures.label_maps_figure(
-                    checks.label_pictures,
-                    checks.label_codes,
+                    checks.label_examples.pictures,
+                    checks.label_examples.codes,
                     {name: result for name, result in checks.labels.items() if name != control},
                 ),
                 "Maps of models trained on true labels, on shuffled labels, and with another seed",
                 bitmap=True,
             )
-            if len(checks.labels) > 1 and len(checks.label_pictures)
+            if len(checks.labels) > 1 and checks.label_examples.codes
             else None,
         }
         for checks in checked
@@ -221,43 +308,43 @@ def faithfulness_documents(
     return Documents(files, table, document, _faithfulness_lines(checked))
 
 
-def _verdicts(checked: Sequence[ModelChecks], control: str) -> pd.DataFrame:
+def _sanity_table(checked: Sequence[ModelSanity], control: str) -> pd.DataFrame:
     rows = []
     for checks in checked:
         for method in [*checks.parameters, *checks.impossible]:
             row: dict[str, Any] = {"model": checks.name, "backbone": checks.backbone, "method": method}
             row["control"] = method == control
             for check, results in (("parameters", checks.parameters), ("labels", checks.labels)):
-                verdict: Verdict | None = results[method].verdict if method in results else None
-                row[check] = verdict.word if verdict else ""
-                row[f"{check}_reason"] = verdict.reason if verdict else checks.impossible.get(method, "")
+                found: Sensitivity | None = results[method].sensitivity if method in results else None
+                row[check] = found.outcome if found else ""
+                row[f"{check}_reason"] = found.reason if found else checks.impossible.get(method, "")
             row["answers_from"] = checks.parameters[method].answers_from if method in checks.parameters else ""
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _sanity_of(checks: ModelChecks) -> dict[str, Any]:
-    twins = checks.twins
+def _sanity_of(checks: ModelSanity) -> dict[str, Any]:
+    retrained = checks.retrained
     return {
         "model": checks.name,
         "backbone": checks.backbone,
         "cells": checks.cells,
         "not_possible": checks.impossible,
         "trained": None
-        if twins is None
+        if retrained is None
         else {
-            "cells": twins.cells,
-            "settings": twins.settings,
-            "fit_true_labels": twins.true.fit,
-            "fit_shuffled_labels": twins.shuffled.fit,
-            "fit_other_seed": None if twins.other_seed is None else twins.other_seed.fit,
+            "cells": retrained.cells,
+            "settings": retrained.settings,
+            "fit_true_labels": retrained.true.fit,
+            "fit_shuffled_labels": retrained.shuffled.fit,
+            "fit_other_seed": None if retrained.other_seed is None else retrained.other_seed.fit,
         },
         "methods": {
             method: {
                 "signed": result.signed,
                 "parameters": {
-                    "verdict": result.verdict.word,
-                    "reason": result.verdict.reason,
+                    "verdict": result.sensitivity.outcome,
+                    "reason": result.sensitivity.reason,
                     "answers_from": result.answers_from,
                     "steps": _plain(result.table),
                     "other_cells": _estimates(result.other_cells),
@@ -266,8 +353,8 @@ def _sanity_of(checks: ModelChecks) -> dict[str, Any]:
                 "labels": None
                 if method not in checks.labels
                 else {
-                    "verdict": checks.labels[method].verdict.word,
-                    "reason": checks.labels[method].verdict.reason,
+                    "verdict": checks.labels[method].sensitivity.outcome,
+                    "reason": checks.labels[method].sensitivity.reason,
                     "models": _plain(checks.labels[method].table),
                     "seed_minus_shuffled": _estimates(checks.labels[method].seed_minus_shuffled),
                 },
@@ -277,14 +364,15 @@ def _sanity_of(checks: ModelChecks) -> dict[str, Any]:
     }
 
 
-def _sanity_rows(checked: Sequence[ModelChecks]) -> pd.DataFrame:
+def _sanity_rows(checked: Sequence[ModelSanity]) -> pd.DataFrame:
     parts = []
     for checks in checked:
         for method, result in checks.parameters.items():
-            part = result.table.assign(check="parameters", verdict=result.verdict.word)
+            part = result.table.assign(check="parameters", verdict=result.sensitivity.outcome)
             parts.append(part.assign(model=checks.name, backbone=checks.backbone, method=method))
         for method, found in checks.labels.items():
-            part = found.table.rename(columns={"model": "block"}).assign(check="labels", verdict=found.verdict.word)
+            part = found.table.rename(columns={"model": "block"})
+            part = part.assign(check="labels", verdict=found.sensitivity.outcome)
             parts.append(part.assign(model=checks.name, backbone=checks.backbone, method=method))
     table = pd.concat(parts, ignore_index=True)
     first = ["model", "backbone", "method", "check", "verdict", "step", "block"]
@@ -368,11 +456,7 @@ def _joined(checked: Sequence[ModelFaithfulness], table: Any) -> str:
 def _picture(drawn: Figure, alt: str, *, bitmap: bool = False) -> dict[str, Any]:
     """A figure for the page; maps as PNG, because an outline of pixels is larger."""
     width = round(96 * drawn.get_figwidth())
-    url = (
-        data_url(drawing.to_png(drawn, dpi=100), "image/png")
-        if bitmap
-        else data_url(drawing.to_svg(drawn), "image/svg+xml")
-    )
+    url = data_url(to_png(drawn, dpi=100), "image/png") if bitmap else data_url(to_svg(drawn), "image/svg+xml")
     return {"url": url, "alt": alt, "width": width}
 
 
@@ -383,7 +467,7 @@ def _records(table: pd.DataFrame, **where: str) -> list[dict[str, Any]]:
 
 
 def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as plain data; not-a-number becomes ``None``."""
+    """Return rows as plain data; not-a-number becomes ``None``."""
     return [{str(key): _finite(value) for key, value in row.items()} for row in table.to_dict("records")]
 
 
@@ -401,9 +485,9 @@ def _estimate(found: Estimate) -> dict[str, Any]:
     return {"mean": _finite(found.mean), "low": _finite(found.low), "high": _finite(found.high), "n": found.n}
 
 
-def _small_training(twins: Twins) -> str:
-    """What the small trainings have other than the model's own, as it was used."""
-    used = {name: twins.settings.get(name) for name in SMALL_TRAINING}
+def _small_training(retrained: RetrainedModels) -> str:
+    """Return the settings in which the small trainings differ from the model's own, as they were used."""
+    used = {name: retrained.settings.get(name) for name in SMALL_TRAINING}
     return ", ".join(f"{name} {value}" for name, value in used.items() if value not in (None, {}, 0))
 
 

@@ -7,33 +7,38 @@ How a model came about, as commands for its card.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Final
 
 import jinja2
+import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup
+from PIL import Image
 
 from hematokit.assignments import typed_text
-from hematokit.errors import EvaluationError, ModelError
+from hematokit.errors import EvaluationError, ExplanationError, ModelError
 from hematokit.evaluation.files import METRICS
 from hematokit.evaluation.metrics import CLASS_METRICS, LOW_SUPPORT
+from hematokit.explanation.folder import CLASSES_FIGURE
 from hematokit.files import one_line_read_errors
-from hematokit.imaging.reading import printable
+from hematokit.imaging.reading import printable, read_rgb
 from hematokit.models.classifier import input_region
 from hematokit.models.config import ModelConfig, SplitRecord, TrainingRecord, TrainingSettings
-from hematokit.pipelines.card_picture import CardPicture, drawn_example, given_example
-from hematokit.reports.rendering import METRIC_NAMES, environment
+from hematokit.reports.rendering import METRIC_NAMES, data_url, environment
 from hematokit.reports.text import command, duration, interval
 from hematokit.training.settings import TrainConfig
 
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier
 
-__all__ = ["model_card", "reproducing", "reproducing_words"]
+__all__ = ["CardPicture", "given_example", "model_card", "reproducing", "reproducing_words"]
 
 _OPTIONS: Final = (
     *("variant", "image_size", "epochs", "batch_size", "lr", "weight_decay", "warmup", "balance", "target_per_class"),
@@ -157,9 +162,56 @@ def reproducing_words(training: TrainingRecord) -> str:
     return said + "The same versions on the same kind of device give the same model but for rounding."
 
 
+_WIDEST: Final = 1600
 _HEADLINE: Final = ("balanced_accuracy", "macro_f1", "weighted_f1", "accuracy")
 _COLUMNS: Final = tuple(name for name in CLASS_METRICS if name != "ovr_accuracy")
 _SPECIAL: Final = re.compile(r"([\\`*_\[\]|~#$])")
+
+
+@dataclass(frozen=True)
+class CardPicture:
+    """An example of explanations, as a model card shows it.
+
+    Attributes
+    ----------
+    caption : str
+        What the picture shows, or why there is none.
+    title : str
+        Alternative text for readers who do not see the picture.
+    url : str
+        A data URL, or empty.
+    """
+
+    caption: str
+    title: str = ""
+    url: str = ""
+
+    @classmethod
+    def from_pixels(cls, pixels: npt.NDArray[np.uint8], caption: str, title: str) -> CardPicture:
+        """Make the picture from pixels (h, w, 3), reduced to 1600 pixels in width where wider."""
+        image = Image.fromarray(pixels)
+        if image.width > _WIDEST:
+            image = image.resize((_WIDEST, round(image.height * _WIDEST / image.width)), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=88)
+        return cls(caption, title, data_url(buffer.getvalue(), "image/jpeg"))
+
+
+def given_example(path: Path) -> CardPicture:
+    """Return an image file, or the figure of classes in a folder that ``hematokit explain`` wrote, as a picture.
+
+    Raises
+    ------
+    ExplanationError
+        If there is none.
+    ImageError
+        If it cannot be read as an image.
+    """
+    file = path / CLASSES_FIGURE if path.is_dir() else path
+    if not file.is_file():
+        raise ExplanationError(f"{file} does not exist; give a folder that hematokit explain wrote, or a picture")
+    caption = "Cells, and below them the pixels that the model's answers rest on, as hematokit explain drew them."
+    return CardPicture.from_pixels(read_rgb(file), caption, "Cells and what the model looks at")
 
 
 def model_card(
@@ -167,8 +219,7 @@ def model_card(
     run: Path | None = None,
     *,
     evaluation: Path | None = None,
-    explanation: Path | None = None,
-    example: bool = True,
+    explanation: Path | CardPicture | None = None,
     notes: Sequence[str] = (),
     licence: str = "",
 ) -> str:
@@ -184,10 +235,9 @@ def model_card(
         The run that the bundle lies in; its evaluation of the test split is taken.
     evaluation : Path, optional
         Folder of another evaluation to take the figures from.
-    explanation : Path, optional
-        A folder that ``hematokit explain`` wrote, or a picture, to show in the card.
-    example : bool
-        Without `explanation`: explain drawn cells and show them, which takes a second or two.
+    explanation : Path or CardPicture, optional
+        What to show of explanations: a folder that ``hematokit explain`` wrote, an image file, or a picture such as
+        `hematokit.pipelines.export.drawn_example` gives.
     notes : sequence of str
         What is to be said of this file in particular, such as what rounding its weights cost.
     licence : str
@@ -243,7 +293,7 @@ def model_card(
             neighbours=_neighbours(scores),
             calibration=_calibration(scores, config.temperature),
             validation=_validation(training),
-            explanation=_explanation(classifier, explanation, example),
+            explanation=_explanation(explanation),
             limits=_limits(classifier, scores),
             environment=_environment(training),
             reproduce=[Markup(line.replace("`", "")) for line in reproducing(training)],
@@ -403,12 +453,10 @@ def _validation(training: TrainingRecord) -> list[tuple[str, float]]:
     return [(METRIC_NAMES.get(name, name), value) for name, value in named if value is not None]
 
 
-def _explanation(classifier: Classifier, explanation: Path | None, example: bool) -> CardPicture:
-    if explanation is not None:
-        return given_example(explanation)
-    if not example:
-        return CardPicture("None here. `hematokit explain` shows which pixels the answers rest on.".replace("`", ""))
-    return drawn_example(classifier)
+def _explanation(explanation: Path | CardPicture | None) -> CardPicture:
+    if explanation is None:
+        return CardPicture("None here. hematokit explain shows which pixels the answers rest on.")
+    return given_example(explanation) if isinstance(explanation, Path) else explanation
 
 
 def _limits(classifier: Classifier, scores: Mapping[str, Any]) -> list[str]:

@@ -1,8 +1,7 @@
 """A field with its cells outlined in the colours of their classes, and a legend beside it.
 
-Drawn with Pillow: a field of 5 million pixels with 200 cells takes half a second, most of it compression.
-
-Letters, colours and lengths of pictures that are drawn without matplotlib.
+Drawn with Pillow: a field of 5 million pixels with 200 cells takes half a second, most of it compression. The fonts,
+colours and lengths used here serve other figures that are drawn without matplotlib.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ __all__ = ["Picturable", "colour_rgb", "contrasting", "draw_overlay", "font", "s
 
 @lru_cache(maxsize=64)
 def font(size: int, *, bold: bool = False) -> FreeTypeFont:
-    """DejaVu Sans at a height in pixels. It comes with matplotlib and knows Latin, Greek and Cyrillic letters."""
+    """Return DejaVu Sans at a height in pixels; it comes with matplotlib and has Latin, Greek and Cyrillic letters."""
     import matplotlib
     from PIL import ImageFont
 
@@ -42,12 +41,12 @@ def font(size: int, *, bold: bool = False) -> FreeTypeFont:
 
 
 def colour_rgb(colour: str) -> tuple[int, int, int]:
-    """``"#rrggbb"`` as three numbers from 0 to 255."""
+    """Return ``"#rrggbb"`` as three numbers from 0 to 255."""
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
 def contrasting(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    """White for a dark colour, nearly black for a light one: what can be read on it, and sets it off."""
+    """Return white for a dark colour and nearly black for a light one, which is readable on it."""
     channels = [value / 255 for value in colour]
     linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -56,7 +55,7 @@ def contrasting(colour: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def shortened(text: str, letters: FreeTypeFont, width: float) -> str:
-    """The text, cut with an ellipsis to fit a width in pixels."""
+    """Return the text, cut with an ellipsis to fit a width in pixels."""
     if letters.getlength(text) <= width:
         return text
     while text and letters.getlength(text + "…") > width:
@@ -65,7 +64,7 @@ def shortened(text: str, letters: FreeTypeFont, width: float) -> str:
 
 
 def scale_bar_length(width_um: float) -> float:
-    """A round length (1, 2 or 5 times a power of ten) of about a tenth of the picture's width, in micrometres."""
+    """Return a round length (1, 2 or 5 times a power of ten) of about a tenth of the image's width, in micrometres."""
     wanted = width_um / 8
     power = 10.0 ** math.floor(math.log10(wanted))
     return max(step * power for step in (1, 2, 5) if step * power <= wanted)
@@ -76,20 +75,20 @@ _INK: Final[Colour] = (31, 41, 51)
 _MUTED: Final[Colour] = (91, 103, 116)
 _PAPER: Final[Colour] = (255, 255, 255)
 _PLAIN: Final[Colour] = (0, 220, 255)
-"""Of cells that have no class yet: a colour that no stain has."""
+"""Of cells without a class: a colour that no stain has."""
 
 _SMALLEST: Final = 1200
-"""Longer side that small fields are enlarged to, so that letters and outlines have pixels to be drawn with."""
+"""Longer side that small fields are enlarged to, so that letters and outlines have enough pixels."""
 _MOST_CODES: Final = 500
-"""With more cells than this, codes beside them would be a thicket."""
+"""With more cells than this, no codes are written beside them."""
 
 
 class Picturable(Protocol):
-    """What drawing needs of a field."""
+    """The interface that drawing needs of a field."""
 
     @property
     def name(self) -> str:
-        """What to call it."""
+        """Its name."""
 
     @property
     def height(self) -> int:
@@ -199,14 +198,14 @@ def _marks(cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float, scale: 
     contours = list(cells["contour"]) if "contour" in cells.columns else [None] * len(cells)
     boxes = cells[["y0", "x0", "height", "width"]].to_numpy(np.float64)
     marks = []
-    for contour, (y0, x0, height, width), code, doubtful in zip(contours, boxes, called, unsure, strict=True):
+    for contour, (y0, x0, height, width), code, is_unsure in zip(contours, boxes, called, unsure, strict=True):
         if contour is not None and len(contour) >= 3:
             points = np.asarray(contour, np.float64)[:, ::-1] * scale
         else:
             points = _ellipse(y0, x0, height, width) * scale
-        text = f"{code}?" if code and doubtful else str(code)
+        text = f"{code}?" if code and is_unsure else str(code)
         marks.append(
-            _Mark(_widened(_thinned(points, 4 * unit), 1.5 * unit), colours.get(code, _PLAIN), bool(doubtful), text)
+            _Mark(_widened(_thinned(points, 4 * unit), 1.5 * unit), colours.get(code, _PLAIN), bool(is_unsure), text)
         )
     return marks
 
@@ -225,7 +224,7 @@ def _thinned(points: npt.NDArray[np.float64], step: float) -> npt.NDArray[np.flo
 
 
 def _widened(points: npt.NDArray[np.float64], margin: float) -> npt.NDArray[np.float64]:
-    """Move an outline outward from its middle, so that the line lies around the nucleus and not on its edge."""
+    """Move an outline outward from its middle, so that the line is around the nucleus and not on its edge."""
     middle = (points.min(axis=0) + points.max(axis=0)) / 2
     away = points - middle
     distance = np.maximum(np.hypot(away[:, 0], away[:, 1]), 1e-6)
@@ -430,11 +429,11 @@ def _legend_lines(cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float) 
     ]
     if apart:
         lines += [_Line("Not in the per cent:", heading=True), *apart]
-    doubtful = int((unsure | (called == "")).sum())
-    if doubtful:
+    low_confidence = int((unsure | (called == "")).sum())
+    if low_confidence:
         lines += [
             _Line(f"Probability below {unsure_below:g}:", heading=True),
-            _Line("Unsure", "?", f"{doubtful:,}", "", _MUTED, dashed=True, muted=True),
+            _Line("Unsure", "?", f"{low_confidence:,}", "", _MUTED, dashed=True, muted=True),
         ]
     return lines
 

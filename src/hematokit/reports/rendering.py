@@ -1,9 +1,4 @@
-"""The templates of all HTML pages, and the names that they share.
-
-How all figures look, and how they become files.
-
-Pictures inside an HTML file: patches and figures as data URLs, so that the report needs no other file.
-"""
+"""Shared by all reports: the style of figures, figures as SVG or PNG, images as data URLs, and the HTML templates."""
 
 from __future__ import annotations
 

@@ -7,9 +7,8 @@ Petsiuk V, Das A, Saenko K (2018). RISE: randomized input sampling for explanati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
@@ -20,7 +19,7 @@ from scipy.ndimage import gaussian_filter
 from torch.nn import functional
 
 from hematokit.explanation.checks.similarity import bootstrapped_mean
-from hematokit.progress import Progress, no_progress
+from hematokit.progress import Progress, no_progress, part_of
 
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier
@@ -84,8 +83,8 @@ class Faithfulness:
 def centred_gaussian(side: int) -> Maps:
     """Return a Gaussian hill (side, side) in the middle of the patch, with a deviation of a sixth of the side.
 
-    On crops that are centred on a cell it finds the cell without looking: the baseline to beat. Deletion and insertion
-    use the order of its pixels only, which the deviation does not change.
+    On crops that are centred on a cell it marks the cell without using the image: the baseline to beat. Deletion and
+    insertion use the order of its pixels only, which the deviation does not change.
     """
     places = (np.arange(side) + 0.5) / side - 0.5
     hill = np.exp(-(places**2) / (2 * _CENTRED_DEVIATION**2))
@@ -106,7 +105,7 @@ def baseline_maps(count: int, side: int, seed: int = 0) -> dict[str, Maps]:
 
 
 def replacement_images(images: torch.Tensor, replacement: Replacement = "blur") -> torch.Tensor:
-    """What deleted pixels are replaced by.
+    """Return the images whose pixels replace deleted ones.
 
     Parameters
     ----------
@@ -137,7 +136,7 @@ def replacement_images(images: torch.Tensor, replacement: Replacement = "blur") 
 def pixel_ranks(maps: Maps, seed: int = 0) -> npt.NDArray[np.int64]:
     """Number the pixels of each map (n, H, W) from 0, highest value first; equal values in random order.
 
-    A fixed order would delete what Grad-CAM sets to 0 row by row, and the result would depend on the picture's top.
+    A fixed order would delete what Grad-CAM sets to 0 row by row, from the top of the image.
     """
     flat = np.nan_to_num(np.asarray(maps, dtype=np.float64)).reshape(len(maps), -1)
     random = np.random.default_rng(seed)
@@ -193,7 +192,7 @@ def deletion_insertion(
     seed : int
         Of random baselines, ties and intervals.
     progress : Progress
-        Told how many cells are done, counted once per method.
+        Called with the number of cells that are done, counted once per method.
 
     Returns
     -------
@@ -213,8 +212,8 @@ def deletion_insertion(
     classifier.eval()
     for number, (name, values) in enumerate([*ranked.items(), *compared.items()]):
         ranks = torch.from_numpy(pixel_ranks(values, seed))
-        report = partial(_within, progress, number * count, total, f"deletion and insertion, {name}")
-        removed, restored = _curves(classifier, images, replaced, targets, ranks, limits, batch_size, report)
+        report = part_of(progress, number * count, total, f"deletion and insertion, {name}")
+        removed, restored = _curves(classifier, (images, replaced), targets, ranks, limits, batch_size, report)
         for index in range(count):
             rows.append(
                 {
@@ -255,15 +254,15 @@ def deletion_insertion(
 @torch.inference_mode()
 def _curves(
     classifier: Classifier,
-    images: torch.Tensor,
-    replaced: torch.Tensor,
+    pair: tuple[torch.Tensor, torch.Tensor],
     targets: torch.Tensor,
     ranks: torch.Tensor,
     limits: torch.Tensor,
     batch_size: int,
-    report: Callable[[int], None],
+    progress: Progress,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Probabilities (n, steps + 1) under deletion and insertion."""
+    """Return probabilities (n, steps + 1) under deletion and insertion; `pair` is the images and their replacements."""
+    images, replaced = pair
     count, steps, device = len(images), len(limits), classifier.device
     # Nothing deleted is everything inserted, and the other way round: those two images are looked at once.
     inner = torch.arange(1, steps - 1)
@@ -278,15 +277,10 @@ def _curves(
         shown = torch.where(hidden, replaced[cells.to(replaced.device)], images[cells.to(images.device)])
         logits = classifier(shown.to(device)).float().cpu() / classifier.temperature
         found[ways, cells, at] = torch.softmax(logits, dim=1).gather(1, targets.cpu()[cells][:, None])[:, 0]
-        report(min(count, round(count * (start + len(cells)) / len(jobs))))
+        progress(min(count, round(count * (start + len(cells)) / len(jobs))), count, "")
     found[1, :, 0], found[1, :, -1] = found[0, :, -1], found[0, :, 0]
     removed, restored = found.double().numpy()
     return removed, restored
-
-
-def _within(progress: Progress, before: int, total: int, what: str, done: int) -> None:
-    """Report a part of the work as such."""
-    progress(before + done, total, what)
 
 
 def _summary(table: pd.DataFrame, groups: npt.NDArray[np.object_] | None, seed: int) -> pd.DataFrame:
@@ -297,8 +291,7 @@ def _summary(table: pd.DataFrame, groups: npt.NDArray[np.object_] | None, seed: 
             inside = None if groups is None else groups[part["cell"].to_numpy()]
             row: dict[str, Any] = {"method": method, "label": label, "n": len(part)}
             for figure in ("deletion", "insertion"):
-                found = bootstrapped_mean(part[figure], inside, seed=seed)
-                row.update({figure: found.mean, f"{figure}_low": found.low, f"{figure}_high": found.high})
+                row |= bootstrapped_mean(part[figure], inside, seed=seed).columns(figure)
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -313,8 +306,7 @@ def _gains(
             row: dict[str, Any] = {"method": method, "baseline": baseline}
             for figure, sign in (("deletion", -1), ("insertion", 1)):
                 gain = sign * (areas[method][figure] - areas[baseline][figure])
-                found = bootstrapped_mean(gain.to_numpy(), groups, seed=seed)
-                row.update({figure: found.mean, f"{figure}_low": found.low, f"{figure}_high": found.high})
+                row |= bootstrapped_mean(gain.to_numpy(), groups, seed=seed).columns(figure)
             rows.append(row)
     columns = ["method", "baseline"]
     columns += [f"{figure}{end}" for figure in ("deletion", "insertion") for end in ("", "_low", "_high")]

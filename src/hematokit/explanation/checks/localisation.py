@@ -1,4 +1,4 @@
-"""Does a map lie on the cell? Share of the attribution inside the central cell and inside its nucleus."""
+"""Is a map on the cell? Share of the attribution inside the central cell and inside its nucleus."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Masks = npt.NDArray[np.bool_]
 REGIONS: Final = ("nucleus", "cell")
 
 _OFF_CENTRE: Final = 0.25
-"""How far from the middle, as a share of the patch's side, the central nucleus may lie where none covers the middle."""
+"""Largest distance of the central nucleus from the middle, as a share of the side, where none covers the middle."""
 
 _CYTOPLASM_REACH: Final = 0.8
 """How far cytoplasm is looked for around a nucleus, as a share of the radius of a circle of the nucleus' area."""
@@ -76,7 +76,7 @@ class Localisation:
 
 
 def evidence(maps: Maps) -> Maps:
-    """What speaks for the class: the positive part of maps that have signs; maps without signs as they are.
+    """Return the evidence for the class: the positive part of maps that have signs; maps without signs unchanged.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def find_cell_masks(
     pixel_size_um: float | None = None,
     progress: Progress = no_progress,
 ) -> CellMasks:
-    """Find each patch's central cell.
+    """Segment the central cell of each patch.
 
     The *nucleus* is the inside of the detector's contour that covers the middle of the patch, else of the one whose
     centre is nearest to it, up to a quarter of the side away. A detector that gives one contour for a nucleus in
@@ -108,11 +108,11 @@ def find_cell_masks(
         With contours, such as the built-in ``nuclei``.
     patches : ndarray (n, P, P, 3), uint8
     input_spec : InputSpec
-        The classifier's; masks go the way of the image, so that they lie on it.
+        The classifier's; masks are resized and padded as the image is, so that they fit it.
     pixel_size_um : float, optional
         Micrometres per pixel of the patches.
     progress : Progress
-        Told how many patches are done.
+        Called with the number of patches that are done.
 
     Returns
     -------
@@ -148,7 +148,7 @@ def localisation(
     groups: npt.ArrayLike | None = None,
     seed: int = 0,
 ) -> Localisation:
-    """Measure how much of each map lies on the cell and on its nucleus.
+    """Measure how much of each map is on the cell and on its nucleus.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ def localisation(
     Returns
     -------
     Localisation
-        With a centred Gaussian beside the methods: on crops that are centred on their cell it lies on the cell, too,
+        With a centred Gaussian beside the methods: on crops that are centred on their cell it is on the cell, too,
         so a share says little without it and without the area's share.
     """
     count, side = len(labels), masks.nucleus.shape[1]
@@ -218,10 +218,9 @@ def _summary(table: pd.DataFrame, groups: npt.ArrayLike | None, seed: int) -> pd
             for region, column in (("nucleus", "nucleus"), ("cell", "cell_share")):
                 share = mean(part[column])
                 gain = mean(part[column] - reference.loc[part.index, column])
-                row.update({region: share.mean, f"{region}_low": share.low, f"{region}_high": share.high})
+                row |= share.columns(region)
                 row[f"{region}_area"] = mean(part[f"{region}_area"]).mean
-                gains = {"": gain.mean, "_low": gain.low, "_high": gain.high}
-                row.update({f"{region}_gain{end}": value for end, value in gains.items()})
+                row |= gain.columns(f"{region}_gain")
             rows.append(row)
     return pd.DataFrame(rows)
 

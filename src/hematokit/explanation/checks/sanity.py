@@ -1,10 +1,11 @@
-"""Does an explanation depend on the model at all? Adebayo et al.'s randomisation of parameters, with a verdict.
+"""Does an explanation depend on the model at all? The parameter-randomisation test of Adebayo et al. (2018).
+
+A network is divided into blocks, which are given random weights one after the other, from the head to the stem. An
+explainer whose maps stay alike does not explain the model. `judge_change` turns similarities into an outcome.
 
 References
 ----------
 Adebayo J, Gilmer J, Muelly M, Goodfellow I, Hardt M, Kim B (2018). Sanity checks for saliency maps. NeurIPS 31.
-
-A network's blocks from the head to the stem, and giving them random weights again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hematokit.errors import PluginError
 from hematokit.explanation.checks.similarity import (
     Estimate,
     bootstrapped_mean,
@@ -30,6 +30,7 @@ from hematokit.explanation.checks.similarity import (
     rank_correlation,
     structural_similarity,
 )
+from hematokit.explanation.running import attribute_in_batches
 from hematokit.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -43,15 +44,33 @@ __all__ = [
     "LEAST_CHANGE",
     "MEASURES",
     "ParameterRandomisation",
-    "Verdict",
-    "attribute_in_batches",
+    "REPEATED",
+    "Sensitivity",
     "compare_maps",
-    "judge",
+    "judge_change",
     "network_blocks",
     "parameter_randomisation",
     "randomise_block",
     "refit_norms",
+    "similarity_to_others",
 ]
+
+Maps = npt.NDArray[np.float32]
+Groups = npt.ArrayLike | None
+
+HALF: Final = 0.5
+"""Share of what is particular to a cell's map that must be lost for a method to count as sensitive."""
+
+LEAST_CHANGE: Final = 0.1
+"""The least fall of a similarity that counts, where maps of different cells are alike already."""
+
+MEASURES: Final = ("spearman", "ssim")
+"""Similarities of absolute maps, which the outcome rests on; ``signed_`` before them: of the maps with their signs."""
+
+_NAMES: Final = {"spearman": "rank correlation", "ssim": "SSIM"}
+
+REPEATED: Final = "repeated"
+"""Name of the first step, where nothing is random and the maps are made once more."""
 
 _BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _INSTANCE_NORMS: Final = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -171,7 +190,7 @@ def refit_norms(
     forward: Callable[[torch.Tensor], object],
     batches: Sequence[torch.Tensor],
 ) -> None:
-    """Estimate the statistics of batch norms in randomised blocks anew, from the images that are explained.
+    """Estimate the statistics of batch norms in randomised blocks again, from the images that are explained.
 
     With the statistics of a new layer (0 and 1) the signal of a deep random network would die away, and with the
     trained ones it would be shifted: either way the test would compare with a broken network, not with a random one.
@@ -185,7 +204,7 @@ def refit_norms(
     forward : callable
         Takes a batch through the network.
     batches : sequence of Tensor (B, 3, S, S)
-        Batches of one image are passed over.
+        Batches of one image are skipped.
     """
     norms = [
         module
@@ -278,25 +297,10 @@ def _redraw(parameter: torch.Tensor) -> None:
     parameter.data.copy_(drawn.to(parameter.device, parameter.dtype))
 
 
-Maps = npt.NDArray[np.float32]
-Groups = npt.ArrayLike | None
-
-HALF: Final = 0.5
-"""Share of what is particular to a cell's map that must be lost for a method to count as sensitive."""
-
-LEAST_CHANGE: Final = 0.1
-"""The least fall of a similarity that counts, where maps of different cells are alike already."""
-
-MEASURES: Final = ("spearman", "ssim")
-"""Similarities of absolute maps, which the verdict rests on; ``signed_`` before them: of the maps with their signs."""
-
-REPEATED: Final = "repeated"
-
-
 class EdgeDetector:
-    """The explainer that knows no model: the strength of edges in the image (Sobel).
+    """An explainer that ignores the model: the strength of edges in the image (Sobel).
 
-    It shows that the check can fail, and how much of a map could be had without any model.
+    It shows that the check can fail, and how much of a map can be had without any model.
     """
 
     def attribute(self, classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -310,18 +314,18 @@ class EdgeDetector:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a check says, and why.
+class Sensitivity:
+    """Whether maps depend on what was changed, and why it is thought so.
 
     Attributes
     ----------
-    word : str
+    outcome : str
         ``"sensitive"``, ``"not sensitive"`` or ``"unclear"``.
     reason : str
         One sentence.
     """
 
-    word: str
+    outcome: str
     reason: str
 
 
@@ -336,14 +340,15 @@ class ParameterRandomisation:
         the head to the stem, everything up to there being random. Columns: ``step``, ``block``, ``randomised`` (share
         of all parameters), for each similarity its mean over cells with ``_low`` and ``_high`` (the ``signed_`` ones
         are NaN for maps without signs), ``predictions_changed`` (share of cells), ``target_probability`` (mean),
-        ``verdict`` (what `judge` says of this step).
+        ``verdict`` (the outcome of `judge_change` at this step).
     other_cells : dict of str to Estimate
         Similarity of maps of different cells by the trained network, by measure: what maps have in common anyhow.
     edges : dict of str to Estimate
         Similarity of the trained network's maps to the edges of the image.
     signed : bool
         Whether maps have signs.
-    verdict : Verdict
+    sensitivity : Sensitivity
+        At the last step.
     cells : int
     examples : dict of str to ndarray (k, H, W), float32
         Maps of the example cells by block, ``repeated`` being the trained network's own.
@@ -353,7 +358,7 @@ class ParameterRandomisation:
     other_cells: Mapping[str, Estimate]
     edges: Mapping[str, Estimate]
     signed: bool
-    verdict: Verdict
+    sensitivity: Sensitivity
     cells: int
     examples: Mapping[str, Maps] = field(default_factory=dict, repr=False)
 
@@ -364,8 +369,8 @@ class ParameterRandomisation:
         A method that answers only when the stem is random, too, does not show what later layers do.
         """
         first = ""
-        for block, word in zip(self.table["block"][::-1], self.table["verdict"][::-1], strict=True):
-            if word != "sensitive":
+        for block, outcome in zip(self.table["block"][::-1], self.table["verdict"][::-1], strict=True):
+            if outcome != "sensitive":
                 break
             first = str(block)
         return first
@@ -410,7 +415,7 @@ def parameter_randomisation(
     examples : sequence of int
         Cells whose maps are kept for showing.
     progress : Progress
-        Told how many maps are done.
+        Called with the number of maps that are done.
 
     Returns
     -------
@@ -425,8 +430,8 @@ def parameter_randomisation(
 
     Notes
     -----
-    The verdict is that of `judge` for the last step, where the whole network is random; ``answers_from`` says how much
-    of it has to be. Adebayo et al. object to guided backpropagation that it hardly answers to the layers near the head.
+    The sensitivity is that of the last step, where the whole network is random; ``answers_from`` says how much of it
+    has to be. Adebayo et al. object to guided backpropagation that it hardly answers to the layers near the head.
     """
     if len(images) < 2:
         raise ValueError("the check compares cells with each other and needs at least two")
@@ -479,15 +484,15 @@ def parameter_randomisation(
     shares = np.cumsum([0, *(block.parameters for block in blocks)]) / max(1, sum(b.parameters for b in blocks))
     names = [REPEATED, *(block.name for block in blocks)]
     others = similarity_to_others(original, seed, signed=signed)
-    verdicts = [judge(found[0], similar, others, groups, seed=seed) for similar in found]
+    judged = [judge_change(found[0], similar, others, groups, seed=seed) for similar in found]
     rows = []
     for step, name in enumerate(names):
         row: dict[str, Any] = {"step": step, "block": name, "randomised": float(shares[step])}
         for measure, values in found[step].items():
-            row.update(_columns(measure, bootstrapped_mean(values, groups, seed=seed)))
+            row |= bootstrapped_mean(values, groups, seed=seed).columns(measure)
         row["predictions_changed"] = float(changed[step].mean())
         row["target_probability"] = float(probabilities[step].mean())
-        row["verdict"] = verdicts[step].word if step else ""
+        row["verdict"] = judged[step].outcome if step else ""
         rows.append(row)
     edges = attribute_in_batches(EdgeDetector(), classifier, images, targets, batch_size=batch_size)
     return ParameterRandomisation(
@@ -499,27 +504,27 @@ def parameter_randomisation(
             if not name.startswith("signed_")
         },
         signed=signed,
-        verdict=verdicts[-1],
+        sensitivity=judged[-1],
         cells=len(images),
         examples=kept,
     )
 
 
-def judge(
+def judge_change(
     repeated: Mapping[str, npt.NDArray[np.float64]],
     changed: Mapping[str, npt.NDArray[np.float64]],
     others: Mapping[str, npt.NDArray[np.float64]],
     groups: Groups = None,
     *,
     seed: int = 0,
-) -> Verdict:
+) -> Sensitivity:
     """Say whether maps answer to a change of the model.
 
     Each similarity is set between two references: maps of the same cell made twice by the same model (above) and maps
     of different cells by the same model (below, what maps share because cells lie in the middle of their crops, or
     because they are smooth). A method is *sensitive* if, by both measures, the mean fall from the upper reference is at
     least `HALF` of the way to the lower one and at least `LEAST_CHANGE`, with the whole 95 % interval. It is *not
-    sensitive* if by either measure the whole interval lies below that, else *unclear*. The upper reference catches
+    sensitive* if by either measure the whole interval is below that, else *unclear*. The upper reference catches
     maps that change by chance; the least change catches maps that are the same for all cells.
 
     Parameters
@@ -532,26 +537,23 @@ def judge(
     seed : int
         Of the bootstrap.
     """
-    words, reasons = [], []
+    outcomes, reasons = [], []
     for measure in MEASURES:
         fall = bootstrapped_mean(repeated[measure] - changed[measure], groups, seed=seed)
-        room = float(np.mean(repeated[measure]) - np.mean(others[measure]))
-        needed = max(HALF * room, LEAST_CHANGE)
+        distance = float(np.mean(repeated[measure]) - np.mean(others[measure]))
+        needed = max(HALF * distance, LEAST_CHANGE)
         low, high = (fall.mean, fall.mean) if np.isnan(fall.low) else (fall.low, fall.high)
-        words.append("sensitive" if low >= needed else "not sensitive" if high < needed else "unclear")
+        outcomes.append("sensitive" if low >= needed else "not sensitive" if high < needed else "unclear")
         reasons.append(
             f"{_NAMES[measure]} falls by {fall.mean:.2f} ({low:.2f} to {high:.2f}), {needed:.2f} are asked for"
         )
-    if "not sensitive" in words:
-        word = "not sensitive"
-    elif words == ["sensitive"] * len(MEASURES):
-        word = "sensitive"
+    if "not sensitive" in outcomes:
+        outcome = "not sensitive"
+    elif outcomes == ["sensitive"] * len(MEASURES):
+        outcome = "sensitive"
     else:
-        word = "unclear"
-    return Verdict(word, "; ".join(reasons))
-
-
-_NAMES: Final = {"spearman": "rank correlation", "ssim": "SSIM"}
+        outcome = "unclear"
+    return Sensitivity(outcome, "; ".join(reasons))
 
 
 def compare_maps(first: Maps, second: Maps, *, signed: bool) -> dict[str, npt.NDArray[np.float64]]:
@@ -575,53 +577,6 @@ def similarity_to_others(maps: Maps, seed: int, *, signed: bool) -> dict[str, np
     return {name: np.mean([similar[name] for similar in found], axis=0) for name in found[0]}
 
 
-def attribute_in_batches(
-    explainer: Explainer,
-    classifier: Classifier,
-    images: torch.Tensor,
-    targets: torch.Tensor,
-    *,
-    batch_size: int = 16,
-    progress: Progress = no_progress,
-) -> Maps:
-    """Explain cells a few at a time, and check what comes back.
-
-    Parameters
-    ----------
-    explainer : Explainer
-    classifier : Classifier
-    images : Tensor, shape (n, 3, S, S), float32 in [0, 1]
-        On any device.
-    targets : Tensor, shape (n,), int64
-    batch_size : int
-    progress : Progress
-        Told after each batch.
-
-    Returns
-    -------
-    ndarray (n, S, S), float32
-
-    Raises
-    ------
-    PluginError
-        If the explainer returns something else than one map per image, of the image's size.
-    """
-    parts = []
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size].to(classifier.device)
-        maps = explainer.attribute(classifier, batch, targets[start : start + batch_size].to(classifier.device))
-        expected = (len(batch), *batch.shape[2:])
-        if not isinstance(maps, torch.Tensor) or tuple(maps.shape) != expected:
-            shape = tuple(maps.shape) if isinstance(maps, torch.Tensor) else type(maps).__name__
-            raise PluginError(
-                f"explainer {type(explainer).__name__} returned {shape} for images that ask for maps {expected}; "
-                "report this to the package that provides it"
-            )
-        parts.append(maps.detach().float().cpu().numpy())
-        progress(start + len(batch), len(images), "")
-    return np.concatenate(parts)
-
-
 def _batches(classifier: Classifier, images: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
     """Some of the images, enough to estimate a channel's mean and deviation."""
     few = images[: max(64, batch_size)]
@@ -639,7 +594,3 @@ def _predictions(
     probabilities = torch.softmax(logits.double() / classifier.temperature, dim=1)
     chosen = probabilities.gather(1, targets.cpu()[:, None])[:, 0]
     return logits.argmax(dim=1).numpy(), chosen.numpy()
-
-
-def _columns(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

@@ -1,4 +1,4 @@
-"""How alike attribution maps are: rank correlation and structural similarity, and intervals of their means."""
+"""How alike attribution maps are: rank correlation, structural similarity, and means over cells with intervals."""
 
 from __future__ import annotations
 
@@ -46,6 +46,10 @@ class Estimate:
     low: float
     high: float
     n: int
+
+    def columns(self, name: str) -> dict[str, float]:
+        """Return the mean and its bounds as cells of a table: `name`, ``<name>_low``, ``<name>_high``."""
+        return {name: self.mean, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
 def has_signs(maps: Maps) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -72,10 +71,7 @@ class Convolutional(nn.Module):
 
 @pytest.fixture
 def generator() -> torch.Generator:
-    """Fresh random inputs in every run; the seed stands in the report of a failure."""
-    seed = int(np.random.SeedSequence().generate_state(1)[0])
-    print(f"seed {seed}")
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(0)
 
 
 def images_of(generator: torch.Generator, count: int = 3, size: int = 12) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Which cells are in doubt, and between which classes."""
+"""Which cells are misclassified or of low confidence, and what their leading classes are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from hematokit.errors import ExplanationError
-from hematokit.explanation.folder import doubtful_cells, leading_classes
+from hematokit.explanation.selection import leading_classes, uncertain_cells
 
 CODES = ("BLA", "LYT", "MON")
 
@@ -31,7 +31,7 @@ def test_mistakes_come_first_the_surest_at_the_top_then_the_closest_contests() -
             ("EBO", 0.70, 0.20, 0.10),  # a class that the model does not know
         ]
     )
-    found = doubtful_cells(table, CODES, unsure_below=0.5)
+    found = uncertain_cells(table, CODES, unsure_below=0.5)
     assert found.index.tolist() == [3, 1, 2, 5, 4]
     assert found["reason"].tolist() == ["misclassified", "misclassified", "misclassified, unsure", "unsure", "unsure"]
     assert found[["first", "second"]].to_numpy().tolist()[:3] == [["BLA", "LYT"], ["BLA", "LYT"], ["LYT", "BLA"]]
@@ -39,8 +39,8 @@ def test_mistakes_come_first_the_surest_at_the_top_then_the_closest_contests() -
     assert found.loc[5, "p_second"] == pytest.approx(0.39)
 
 
-def test_no_doubt_is_an_empty_table_with_its_columns() -> None:
-    found = doubtful_cells(predictions([("BLA", 0.9, 0.05, 0.05)]), CODES)
+def test_no_uncertain_cell_is_an_empty_table_with_its_columns() -> None:
+    found = uncertain_cells(predictions([("BLA", 0.9, 0.05, 0.05)]), CODES)
     assert len(found) == 0
     assert {"first", "second", "reason"} <= set(found.columns)
 
@@ -54,5 +54,5 @@ def test_leading_classes_of_ties_and_of_one_class() -> None:
 def test_a_missing_probability_is_unsure_and_a_reviewed_cell_is_not() -> None:
     table = predictions([("", 0.40, 0.35, 0.25), ("", 0.40, 0.35, 0.25), ("", 0.40, 0.30, 0.30)])
     table["probability"] = [np.nan, 0.4, 0.4]
-    found = doubtful_cells(table.assign(reviewed=[False, True, False]), CODES, unsure_below=0.5)
+    found = uncertain_cells(table.assign(reviewed=[False, True, False]), CODES, unsure_below=0.5)
     assert sorted(found.index) == [0, 2]
