@@ -1,43 +1,49 @@
-"""From reviewed cells to a training set: a store's fields, patches and labels, and keeping them up to date."""
+"""Put reviewed cells into a store as a training set: their fields, patches and labels, and keep them up to date."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import numpy as np
 import pandas as pd
 
 from hematokit.annotations.cells import DETECTION_COLUMNS, name_cells
 from hematokit.errors import FieldError, ImageError
-from hematokit.imaging.fieldfiles import field_name, file_orientation
+from hematokit.imaging.fieldfiles import Field, field_name, file_orientation
 from hematokit.imaging.fieldfiles.opening import safe_name
+from hematokit.imaging.fieldfiles.pixelsize import check_given
 from hematokit.imaging.reading import printable
-from hematokit.pipelines.tile import CellSource, FieldCells, check_orientation, first_of, hash_source, tile_fields
-from hematokit.pipelines.tile_rows import TileSummary, TileTally, append_patches, store_rows
+from hematokit.pipelines.tile import (
+    CellsOfField,
+    FieldCells,
+    TileJob,
+    annotation_identity,
+    first_of,
+    list_new_fields,
+    tile_into,
+)
 from hematokit.progress import Progress, no_progress
 from hematokit.review.session import Review
 from hematokit.store.corrections import CONFIRMED, CORRECTIONS_FILE, Correction, append_corrections, new_edit, utc_now
+from hematokit.store.creating import StoreTarget
 from hematokit.store.duplicates import regroup
-from hematokit.store.fields import field_folder, field_pixel_sizes, write_field
+from hematokit.store.fields import write_field
 from hematokit.store.patchstore import PatchStore, open_store
 from hematokit.store.schema import ROOT_FILE
-from hematokit.store.smears import SMEAR_COLUMNS, SmearMatch, match_smears, other_smears
+from hematokit.store.smears import SMEAR_COLUMNS, match_smears, other_smears
+from hematokit.store.tiling import FieldRecord, FieldWriter, StoredFields, TileSummary, TileTally, hash_source
 from hematokit.store.writer import StoreWriter
-
-if TYPE_CHECKING:
-    from hematokit.imaging.fieldfiles import Field
-
-    FieldImage = str | Path | Field
+from hematokit.taxonomy import Taxonomy
 
 __all__ = ["CORRECTED_KIND", "store_corrected"]
+
+FieldImage = str | Path | Field
 
 CORRECTED_KIND: Final = "corrected"
 """``kind`` in ``cells_from`` of a field whose cells are those that a person reviewed."""
@@ -82,7 +88,7 @@ def store_corrected(
     force_pixel_size, patch_size, codec, near_duplicates
         As `hematokit.pipelines.tile.tile_fields` takes them.
     progress : Progress
-        Told the number of fields done.
+        Called with the number of fields done.
 
     Returns
     -------
@@ -98,89 +104,59 @@ def store_corrected(
     StoreError
         If the store does not fit, is damaged, or is being written; if the disk is full.
     """
-    store_path = Path(store_path)
-    with tempfile.TemporaryDirectory(prefix="hematokit-") as folder:
-        pairs = _paired(reviews, fields, Path(folder))
-        tiling: dict[str, Any] = {
-            "smears": smears,
-            "pixel_size_um": pixel_size_um,
-            "force_pixel_size": force_pixel_size,
-            "patch_size": patch_size,
-            "codec": codec,
-            "near_duplicates": near_duplicates,
-            "progress": progress,
-        }
-        return _store(pairs, store_path, others, tiling)
-
-
-def _store(pairs: Mapping[Path, Review], store_path: Path, others: bool, tiling: Mapping[str, Any]) -> TileSummary:
     started = time.monotonic()
-    there = open_store(store_path) if (store_path / ROOT_FILE).exists() else None
-    taken = {path: _chosen(review, others) for path, review in pairs.items()}
-    own = {} if there is None else _stored(there, list(pairs))
-    if not own and not sum(len(table) for table in taken.values()):
-        raise FieldError("no cell has been reviewed yet; give cells a class, or confirm the one they have, first")
-    classes = next(iter(pairs.values())).taxonomy if there is None else there.taxonomy
-    unknown = sorted({str(code) for table in taken.values() for code in table["label"]} - {*classes.codes, ""})
-    if unknown:
-        where = "taxonomy of the first field" if there is None else f"store {store_path}"
-        raise FieldError(f"class {printable(unknown[0])!r} is not in the {where}; correct those cells, or take another")
-    new = {path: table for path, table in taken.items() if path not in own}
-    table, named = tiling["smears"], match_smears(tiling["smears"], list(pairs))
-    tiling = {**tiling, "smears": SmearMatch(named.said)}
-    different = 0
-    for path, record in own.items():
-        said = zip(SMEAR_COLUMNS, named.said.get(path, ("", "")), strict=True)
-        stated = {name: value or first_of(taken[path], name) for name, value in said}
-        different += any(value not in ("", record[name]) for name, value in stated.items())
-    update = _Update()
-    if there is not None and own:
-        near = tiling["near_duplicates"] and not new
-        update.run(there, {path: pairs[path] for path in own}, taken, near, tiling["progress"])
-    if new:
-        made_with = classes if there is None else None
-        summary = _tile(new, pairs, store_path, {**tiling, "taxonomy": made_with})
-        if summary.rejected:
-            sources = {printable(str(path)) for path in new}
-            refused = open_store(store_path).rejects
-            raise FieldError(str(refused[refused["source"].isin(sources)]["message"].iloc[0]))
-        _sign(open_store(store_path), {path: pairs[path] for path in new}, new)
-    else:
-        assert there is not None
-        summary = TileTally().summarize(there, 0, time.monotonic() - started)
+    store_path = Path(store_path)
+    store = open_store(store_path) if (store_path / ROOT_FILE).exists() else None
+    with tempfile.TemporaryDirectory(prefix="hematokit-") as folder:
+        reviewed = _pair(reviews, fields, Path(folder), others)
+        present = {} if store is None else _stored(store, [one.path for one in reviewed])
+        if not present and not any(len(one.cells) for one in reviewed):
+            raise FieldError("no cell has been reviewed yet; give cells a class, or confirm the one they have, first")
+        _check_classes(reviewed, store, store_path)
+        named = match_smears(smears, [one.path for one in reviewed])
+        different = _count_other_smears(reviewed, present, named.said)
+        new = [one for one in reviewed if one.path not in present]
+        tally, update = TileTally(), _Update()
+        if store is not None and present:
+            there = [one for one in reviewed if one.path in present]
+            update = _update(store, there, present, near=near_duplicates and not new, progress=progress)
+        if new:
+            taxonomy = reviewed[0].review.taxonomy if store is None else None
+            target = StoreTarget.at(store_path, taxonomy=taxonomy, patch_size=patch_size, codec=codec)
+            files = list_new_fields([one.path for one in new], store_path)
+            sizes = {one.path: one.review.pixel_size_um if pixel_size_um is None else pixel_size_um for one in new}
+            for size in sizes.values():
+                check_given(size)
+            job = TileJob(files, _cells_of(new), named.said, sizes, force_pixel_size, near_duplicates)
+            store, tally = tile_into(target, job, progress)
+            if tally.rejects:
+                raise FieldError(tally.rejects[0][2])
+            _sign(store, new, _stored(store, [one.path for one in new]))
+        assert store is not None  # every field is in it, or new
+        summary = tally.summarize(store, len(new), time.monotonic() - started)
     return replace(
         summary,
-        warnings=(*named.warnings, *other_smears(different, store_path, table), *summary.warnings),
-        fields=len(pairs),
-        present_fields=len(own),
+        warnings=(*named.warnings, *other_smears(different, store_path, smears), *summary.warnings),
+        fields=len(reviewed),
+        present_fields=len(present),
         added=summary.added + update.added,
         notes=(*summary.notes, *update.notes()),
     )
 
 
-def _tile(
-    tables: Mapping[Path, pd.DataFrame], reviews: Mapping[Path, Review], store_path: Path, tiling: Mapping[str, Any]
-) -> TileSummary:
-    """Tile new fields, each with the pixel size of its review where none is given."""
-    by_size: dict[float | None, list[Path]] = {}
-    for path in tables:
-        size = reviews[path].pixel_size_um if tiling["pixel_size_um"] is None else tiling["pixel_size_um"]
-        by_size.setdefault(size, []).append(path)
-    cells = _reviewed_cells(tables)
-    done = [
-        tile_fields(paths, store_path, cells=cells, **{**tiling, "pixel_size_um": size})
-        for size, paths in by_size.items()
-    ]
-    sums = ("added", "added_fields", "without_cells", "cut_boxes")
-    counts: dict[str, Any] = {name: sum(getattr(summary, name) for summary in done) for name in sums}
-    rejected = sum((Counter(summary.rejected) for summary in done), Counter[str]())
-    notes = tuple(note for summary in done for note in summary.notes)
-    return replace(done[-1], **counts, rejected=dict(rejected), notes=notes)
+@dataclass(frozen=True, slots=True)
+class _Reviewed:
+    """A reviewed field: the path of its image, its review, and the cells to store (from `_chosen`)."""
+
+    path: Path
+    review: Review
+    cells: pd.DataFrame
 
 
-def _paired(
-    reviews: Review | Sequence[Review], fields: FieldImage | Sequence[FieldImage], folder: Path
-) -> dict[Path, Review]:
+def _pair(
+    reviews: Review | Sequence[Review], fields: FieldImage | Sequence[FieldImage], folder: Path, others: bool
+) -> list[_Reviewed]:
+    """Pair reviews and images; an opened field is written to `folder`."""
     several = [reviews] if isinstance(reviews, Review) else list(reviews)
     images: list[FieldImage] = (
         list(fields) if isinstance(fields, Sequence) and not isinstance(fields, str) else [fields]
@@ -191,7 +167,7 @@ def _paired(
     ]
     if len(several) != len(images) or len(set(paths)) < len(paths):
         raise FieldError(f"{len(several)} reviews and {len(images)} fields; give a different image for each")
-    return dict(zip(paths, several, strict=True))
+    return [_Reviewed(path, review, _chosen(review, others)) for path, review in zip(paths, several, strict=True)]
 
 
 def _saved(field: Field, review: Review, folder: Path) -> Path:
@@ -211,20 +187,41 @@ def _chosen(review: Review, others: bool) -> pd.DataFrame:
     return table if others else table[seen].reset_index(drop=True)
 
 
-def _reviewed_cells(tables: Mapping[Path, pd.DataFrame]) -> CellSource:
-    """What `tile_fields` asks for the cells of each field it opens."""
-    by_path = {path.resolve(): table for path, table in tables.items()}
+def _check_classes(reviewed: Sequence[_Reviewed], store: PatchStore | None, path: Path) -> None:
+    """Refuse labels that the store, or the taxonomy of the first review where there is none, does not have."""
+    taxonomy: Taxonomy = reviewed[0].review.taxonomy if store is None else store.taxonomy
+    unknown = sorted({str(code) for one in reviewed for code in one.cells["label"]} - {*taxonomy.codes, ""})
+    if unknown:
+        where = "taxonomy of the first field" if store is None else f"store {path}"
+        raise FieldError(f"class {printable(unknown[0])!r} is not in the {where}; correct those cells, or take another")
 
-    def cells(opened: Field, tally: TileTally) -> FieldCells:
+
+def _count_other_smears(
+    reviewed: Sequence[_Reviewed], present: Mapping[Path, FieldRecord], said: Mapping[Path, tuple[str, str]]
+) -> int:
+    """Count the fields that are in the store with another smear or patient than is stated now."""
+    count = 0
+    for one in reviewed:
+        if one.path in present:
+            given = zip(SMEAR_COLUMNS, said.get(one.path, ("", "")), strict=True)
+            stated = {name: value or first_of(one.cells, name) for name, value in given}
+            count += any(value not in ("", present[one.path][name]) for name, value in stated.items())
+    return count
+
+
+def _cells_of(reviewed: Sequence[_Reviewed]) -> CellsOfField:
+    """Return the function that gives the reviewed cells of an opened field."""
+    by_path = {one.path.resolve(): one.cells for one in reviewed}
+
+    def cells_of(opened: Field) -> FieldCells:
         table = by_path.get(Path(opened.path).resolve())
         if table is None:
             raise ImageError("no-review", f"{printable(str(opened.path))} was not reviewed; give the images by name")
         _check_inside(table, opened.height, opened.width, opened.path)
-        digest = hashlib.sha256(table[[*_PLACE, "label"]].to_csv(index=False).encode()).hexdigest()
         found = table.drop(columns="cell_id").sort_values(["y", "x"], kind="stable", ignore_index=True)
-        return FieldCells({"known_cells": digest, "kind": CORRECTED_KIND}, lambda progress: found, [])
+        return FieldCells(annotation_identity(table, CORRECTED_KIND), lambda progress: found)
 
-    return cells
+    return cells_of
 
 
 def _check_inside(table: pd.DataFrame, height: int, width: int, path: Path) -> None:
@@ -238,160 +235,146 @@ def _check_inside(table: pd.DataFrame, height: int, width: int, path: Path) -> N
         )
 
 
-def _sign(store: PatchStore, reviews: Mapping[Path, Review], tables: Mapping[Path, pd.DataFrame]) -> None:
-    """Note in a store's journal who gave the cells of new fields their labels, and when."""
-    told: list[Correction] = []
+def _sign(store: PatchStore, reviewed: Sequence[_Reviewed], records: Mapping[Path, FieldRecord]) -> None:
+    """Note in a store's journal who gave cells that were just added their labels, and when."""
+    lines: list[Correction] = []
     every = store.cells
-    for path, record in _stored(store, list(reviews)).items():
-        raw = every[every["field_id"] == record["field_id"]]
-        ids = dict(zip(_places(raw), raw["cell_id"], strict=True))
-        table, edit = tables[path], new_edit()
-        for place, name in zip(_places(table), table["cell_id"], strict=True):
-            line = reviews[path].decision(str(name)) if place in ids else None
+    for one in reviewed:
+        field_id = records[one.path]["field_id"]
+        ids, edit = _ids_by_place(every, field_id), new_edit()
+        for place, name in zip(_places(one.cells), one.cells["cell_id"], strict=True):
+            line = one.review.decision(str(name)) if place in ids else None
             if line is not None:
-                told.append(replace(line, edit=edit, cell_id=ids[place], field_id=record["field_id"]))
-    append_corrections(store.path / CORRECTIONS_FILE, told)
+                lines.append(replace(line, edit=edit, cell_id=ids[place], field_id=field_id))
+    append_corrections(store.path / CORRECTIONS_FILE, lines)
     store.refresh()
 
 
 # --- fields that are in the store already -----------------------------------------------------------------------------
 
 
-def _stored(store: PatchStore, paths: Sequence[Path]) -> dict[Path, dict[str, Any]]:
-    """Those of some images that the store keeps: the same file, or the store's own copy."""
-    there = store.fields
-    records = [dict(zip(there.columns, row, strict=True)) for row in there.itertuples(index=False)]
-    by_content = {(record["name"], record["sha256"]): record for record in records}
-    by_folder = {field_folder(store.path, record["field_id"]).resolve(): record for record in records}
-    found = {}
-    for path in paths if records else ():
-        record = by_folder.get(path.resolve())
+def _stored(store: PatchStore, paths: Iterable[Path]) -> dict[Path, FieldRecord]:
+    """Return the fields of a store that some images are: the same file, or the store's own copy."""
+    stored, found = StoredFields(store), {}
+    for path in paths if len(store.fields) else ():
+        record = stored.of_folder(path)
         if record is None:
-            record = by_content.get((printable(field_name(path)), hash_source(path)))
+            record = stored.of_file(field_name(path), hash_source(path))
             if record is not None:
-                check_orientation(store, record["field_id"], printable(str(path)), file_orientation(path))
+                stored.check_orientation(record, printable(str(path)), file_orientation(path))
         if record is not None:
             found[path] = record
     return found
 
 
+@dataclass
 class _Update:
-    """Brings fields of a store up to date with their reviews, and counts what it did."""
+    """What was done to fields that were in the store already."""
 
-    def __init__(self) -> None:
-        self.added = 0
-        self.changed = 0
-        self.removed = 0
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
 
     def notes(self) -> list[str]:
         """What was done to cells that were there, in words."""
-        said = [(self.changed, "labels changed"), (self.removed, "cells taken out")]
-        told = ", ".join(f"{what}: {count}" for count, what in said if count)
-        return [f"in fields that were there already, {told}; see its {CORRECTIONS_FILE}"] if told else []
+        counts = [(self.changed, "labels changed"), (self.removed, "cells taken out")]
+        done = ", ".join(f"{what}: {count}" for count, what in counts if count)
+        return [f"in fields that were there already, {done}; see its {CORRECTIONS_FILE}"] if done else []
 
-    def run(
-        self,
-        store: PatchStore,
-        reviews: Mapping[Path, Review],
-        tables: Mapping[Path, pd.DataFrame],
-        regroup_near: bool,
-        progress: Progress,
-    ) -> None:
-        """Append what is new, then note what has changed."""
-        records = _stored(store, list(reviews))
-        told: list[Correction] = []
-        fresh: dict[Path, pd.DataFrame] = {}
-        with StoreWriter(store) as writer:
-            counted, every = store.cells, writer.cells
-            taken = set(every["cell_id"])
-            for path, review in reviews.items():
-                record, table = records[path], tables[path]
-                _check_inside(table, record["height"], record["width"], path)
-                raw = every[every["field_id"] == record["field_id"]]
-                ids = dict(zip(_places(raw), raw["cell_id"], strict=True))
-                is_there = np.array([place in ids for place in _places(table)], bool)
-                new = self._append(store, writer, record, raw, table[~is_there], taken, _is_own(store, review))
-                self.added += new
-                if not _is_own(store, review):
-                    fresh[path] = table[~is_there]
-                told += self._changes(counted, record, review, table[is_there], ids, _is_own(store, review))
-            writer.commit()
-            if self.added:
-                regroup(store, writer, near=regroup_near, progress=progress)
-        append_corrections(store.path / CORRECTIONS_FILE, told)
-        store.refresh()
-        _sign(store, {path: reviews[path] for path in fresh}, fresh)
 
-    def _append(
-        self,
-        store: PatchStore,
-        writer: StoreWriter,
-        record: Mapping[str, Any],
-        there: pd.DataFrame,
-        table: pd.DataFrame,
-        taken: set[str],
-        keep_ids: bool,
-    ) -> int:
-        if table.empty:
-            return 0
-        smear, patient = record["smear_id"], record["patient_id"]
-        named = name_cells(
-            table.drop(columns="cell_id"), record["field_id"], record["source"], smear_id=smear, patient_id=patient
-        )
-        if keep_ids:
-            # The journal speaks of the cell by the id that it got when it was added.
-            named["cell_id"] = table["cell_id"].to_numpy()
-        # Of a field that did not say, somebody may have stated it for the cells since.
-        size = field_pixel_sizes(there).get(record["field_id"], record["pixel_size_um"])
-        rows = store_rows(named, record["sha256"], taken, size)
-        folder = field_folder(store.path, record["field_id"])
-        append_patches(writer, store.patch_size, folder, record["height"], record["width"], rows)
-        return len(rows)
+def _update(
+    store: PatchStore,
+    reviewed: Sequence[_Reviewed],
+    records: Mapping[Path, FieldRecord],
+    *,
+    near: bool,
+    progress: Progress,
+) -> _Update:
+    """Bring fields of a store up to date with their reviews: append new cells, and note in its journal what changed."""
+    update = _Update()
+    lines: list[Correction] = []
+    fresh: list[_Reviewed] = []
+    with StoreWriter(store) as writer:
+        fields, counted, every = FieldWriter(store, writer), store.cells, writer.cells
+        for one in reviewed:
+            record, table = records[one.path], one.cells
+            _check_inside(table, record["height"], record["width"], one.path)
+            ids = _ids_by_place(every, record["field_id"])
+            is_there = np.array([place in ids for place in _places(table)], bool)
+            new, is_own = table[~is_there], _is_own(store, one.review)
+            update.added += len(fields.append_cells(record, _named(new, record, keep_ids=is_own)))
+            if not is_own:  # else the review wrote its lines into the store's journal itself
+                fresh.append(replace(one, cells=new))
+                labels = counted[counted["field_id"] == record["field_id"]].set_index("cell_id")["label"].to_dict()
+                lines += _changes(record, replace(one, cells=table[is_there]), ids, labels)
+        writer.commit()
+        if update.added:
+            regroup(store, writer, near=near, progress=progress)
+    append_corrections(store.path / CORRECTIONS_FILE, lines)
+    store.refresh()
+    _sign(store, fresh, records)
+    update.removed = sum(line.kind == "delete" for line in lines)
+    update.changed = len(lines) - update.removed
+    return update
 
-    def _changes(
-        self,
-        counted: pd.DataFrame,
-        record: Mapping[str, Any],
-        review: Review,
-        table: pd.DataFrame,
-        ids: Mapping[Any, str],
-        own: bool,
-    ) -> list[Correction]:
-        """Lines for the store's journal, which make its cells what the review says."""
-        if own:
-            return []  # the review wrote them there itself
-        labels = counted[counted["field_id"] == record["field_id"]].set_index("cell_id")["label"].to_dict()
-        edit, when = new_edit(), utc_now()
-        lines = []
-        for place, name, label, source in zip(
-            _places(table), table["cell_id"], table["label"], table["label_source"], strict=True
-        ):
-            cell_id = ids[place]
-            before = labels.get(cell_id)
-            if label and before != label:
-                kind = "confirm" if source == CONFIRMED else "label"
-                said = review.decision(str(name))
-                who, since = (review.who, when) if said is None else (said.who, said.when)
-                lines.append(Correction(kind, edit, since, who, cell_id, record["field_id"], before or "", label))
-        self.changed += len(lines)
-        gone = {ids[place] for place in _places(review.deleted) if place in ids}
-        if _kind(record) == CORRECTED_KIND:
-            # Such a field holds what was reviewed and nothing else; a review that was undone takes its cell out.
-            gone |= set(ids.values()) - {ids[place] for place in _places(table)}
-        removed = [cell_id for cell_id in sorted(gone) if cell_id in labels]
-        self.removed += len(removed)
-        for cell_id in removed:
-            lines.append(Correction("delete", edit, when, review.who, cell_id, record["field_id"], labels[cell_id], ""))
-        return lines
+
+def _named(cells: pd.DataFrame, record: FieldRecord, *, keep_ids: bool) -> pd.DataFrame:
+    """Return reviewed cells as rows of a cells table, with the smear and patient of their field."""
+    of_field = {column: record[column] for column in SMEAR_COLUMNS}
+    named = name_cells(cells.drop(columns="cell_id"), record["field_id"], record["source"], **of_field)
+    if keep_ids:
+        # The journal speaks of the cell by the id that it got when it was added.
+        named["cell_id"] = cells["cell_id"].to_numpy()
+    return named
+
+
+def _changes(
+    record: FieldRecord, one: _Reviewed, ids: Mapping[tuple[float, ...], str], labels: Mapping[str, str]
+) -> list[Correction]:
+    """Return the lines for the store's journal that make the cells of a field what their review says.
+
+    Parameters
+    ----------
+    record : FieldRecord
+        The field.
+    one : _Reviewed
+        With those of its cells that the store has.
+    ids : mapping of place to str
+        Ids of the field's cells in the store.
+    labels : mapping of str to str
+        Labels of these cells now, without those that were deleted.
+    """
+    review, field_id = one.review, record["field_id"]
+    edit, when = new_edit(), utc_now()
+    lines = []
+    places = _places(one.cells)
+    columns = (one.cells["cell_id"], one.cells["label"], one.cells["label_source"])
+    for place, name, label, source in zip(places, *columns, strict=True):
+        cell_id = ids[place]
+        before = labels.get(cell_id)
+        if label and before != label:
+            kind = "confirm" if source == CONFIRMED else "label"
+            said = review.decision(str(name))
+            who, since = (review.who, when) if said is None else (said.who, said.when)
+            lines.append(Correction(kind, edit, since, who, cell_id, field_id, before or "", label))
+    gone = {ids[place] for place in _places(review.deleted) if place in ids}
+    if json.loads(record["cells_from"]).get("kind") == CORRECTED_KIND:
+        # Such a field holds what was reviewed and nothing else; a review that was undone takes its cell out.
+        gone |= set(ids.values()) - {ids[place] for place in places}
+    for cell_id in sorted(gone & set(labels)):
+        lines.append(Correction("delete", edit, when, review.who, cell_id, field_id, labels[cell_id], ""))
+    return lines
 
 
 def _is_own(store: PatchStore, review: Review) -> bool:
+    """Whether the journal of a review is the store's own."""
     journal = store.path / CORRECTIONS_FILE
     return review.journal is not None and review.journal.resolve() == journal.resolve()
 
 
-def _kind(record: Mapping[str, Any]) -> str:
-    return str(json.loads(record["cells_from"]).get("kind", ""))
+def _ids_by_place(cells: pd.DataFrame, field_id: str) -> dict[tuple[float, ...], str]:
+    of_field = cells[cells["field_id"] == field_id]
+    return dict(zip(_places(of_field), of_field["cell_id"], strict=True))
 
 
 def _places(cells: pd.DataFrame) -> list[tuple[float, ...]]:

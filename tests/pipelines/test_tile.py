@@ -21,12 +21,12 @@ from hematokit.errors import FieldError, ImageError, PluginError, StoreError
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import Box
 from hematokit.pipelines.tile import tile_fields
-from hematokit.pipelines.tile_rows import TileSummary
 from hematokit.plugins import registered
 from hematokit.plugins.specs import DetectorSpec, Option
 from hematokit.store import StoreWriter, describe_store, open_store, set_pixel_size, split_store, verify_store
 from hematokit.store.corrections import CORRECTIONS_FILE, Correction, append_corrections, new_edit, utc_now
 from hematokit.store.schema import hash_pixels
+from hematokit.store.tiling import TileSummary
 
 SIZE = 16
 
