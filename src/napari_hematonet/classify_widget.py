@@ -11,7 +11,7 @@ from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
 from hematokit.errors import HematokitError
-from hematokit.imaging.fieldfiles.opening import safe_name
+from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.imaging.reading import printable
 from hematokit.plugins import load_plugins
 from napari_hematonet.background import Background, Failed, Note

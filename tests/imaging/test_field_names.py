@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hematokit.imaging.fieldfiles.opening import name_fields, safe_name
+from hematokit.imaging.fieldfiles.listing import name_fields, safe_name
 
 
 def test_the_stem_is_the_id_where_it_is_unique() -> None:

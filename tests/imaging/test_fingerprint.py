@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from hematokit.imaging import fingerprint as fp
-from hematokit.imaging.fingerprint import TRANSFORMS, compare, contrast, overlap_views, turn
+from hematokit.imaging.fingerprint import TRANSFORMS, compare_patches, contrast, overlap_views, turn
 
 SIZE = 250
 
@@ -45,11 +45,11 @@ def links(patches: list[np.ndarray]) -> dict[tuple[int, int], tuple[int, int, st
     views = [contrast(patch) for patch in patches]
     found = {}
     for a, b, dy, dx, _ in zip(*fp.match_translations(prints), strict=True):
-        result = compare(views[a], views[b], int(dy), int(dx))
+        result = compare_patches(views[a], views[b], int(dy), int(dx))
         if result.same:
             found[int(a), int(b)] = (result.dy, result.dx, TRANSFORMS[result.transform])
     for a, b in fp.match_shapes(prints.shapes):
-        result = compare(views[a], views[b], any_transform=True)
+        result = compare_patches(views[a], views[b], any_transform=True)
         if result.same:
             found.setdefault((int(a), int(b)), (result.dy, result.dx, TRANSFORMS[result.transform]))
     return found
@@ -158,7 +158,7 @@ def test_any_patch_size(side):
     assert len(prints) == 2
     if side >= 250:
         moved = fp.match_translations(prints)
-        result = compare(contrast(two), contrast(one), int(moved.dy[0]), int(moved.dx[0]))
+        result = compare_patches(contrast(two), contrast(one), int(moved.dy[0]), int(moved.dx[0]))
         # `two` starts 20 px further right, so that what is at p in `one` is at p - 20 in `two`.
         assert (result.dy, result.dx, result.same) == (0, -20, True)
 

@@ -21,7 +21,7 @@ from hematokit.annotations.formats import (
 )
 from hematokit.errors import FieldError, ImageError
 from hematokit.imaging.fieldfiles import field_name
-from hematokit.imaging.fieldfiles.opening import safe_name
+from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.imaging.reading import printable
 from hematokit.yaml_text import Scalar, parse_yaml
 

@@ -24,7 +24,7 @@ from hematokit.annotations.cells import DETECTION_COLUMNS, detections_table
 from hematokit.detection.nucleus_scale import COARSE_SIDE, Levels, estimate_scale, find_levels
 from hematokit.detection.nucleus_shapes import outline, separate_nuclei
 from hematokit.imaging.geometry import Box, contour_area
-from hematokit.imaging.staining import StainMaps, background, picture_frame, reduced, stain_maps
+from hematokit.imaging.staining import StainMaps, background, downsample, image_frame, stain_maps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +84,7 @@ class NucleusDetector:
             ``contour``: outline of the nucleus (of its largest lobe, where they do not touch), float32 (n, 2) of
             (y, x), pixel corners on the integers.
         """
-        frame = picture_frame(field) if field.size else None
+        frame = image_frame(field) if field.size else None
         if frame is None or min(frame.height, frame.width) < 4:
             return _table([])
         rows = self._rows(field[frame.slices], pixel_size_um)
@@ -98,7 +98,7 @@ class NucleusDetector:
 
     def _rows(self, image: NDArray[np.uint8], pixel_size_um: float | None) -> list[dict[str, Any]]:
         factor = max(1, round(max(image.shape[:2]) / COARSE_SIDE))
-        coarse = reduced(image, factor)
+        coarse = downsample(image, factor)
         light = background(coarse)
         maps = stain_maps(coarse, light, sigma=1.0)
         levels = find_levels(maps)
@@ -116,7 +116,7 @@ class NucleusDetector:
         factor = max(1, int(scale / _WORKING_SCALE))
         if min(image.shape[:2]) // factor < 4:
             return []
-        working = reduced(image, factor)
+        working = downsample(image, factor)
         scale /= factor
         maps = stain_maps(working, light, sigma=max(0.5, 0.35 * scale))
         labels = separate_nuclei(maps, levels.threshold, scale)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from hematokit.detection.nucleus_scale import COARSE_SIDE, STAINED, estimate_scale, find_levels
-from hematokit.imaging.staining import background, optical_density, picture_frame, reduced, stain_maps
+from hematokit.imaging.staining import background, downsample, image_frame, optical_density, stain_maps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,14 +131,14 @@ def measure_window(pixels: NDArray[np.uint8], pixel_size_um: float | None) -> Wi
     """
     nothing = (0, 0.0)
     no_edges = (0,) * (len(_EDGES) - 1)
-    frame = picture_frame(pixels) if pixels.size else None
+    frame = image_frame(pixels) if pixels.size else None
     if frame is None or min(frame.height, frame.width) < 8:
         area = pixels.shape[0] * pixels.shape[1]
         black = area if pixels.size and float(pixels.mean()) < _BLACK else 0
         return WindowMeasure(area, 0, black, nothing, nothing, no_edges)
     image = pixels[frame.slices]
     factor = max(1, round(max(image.shape[:2]) / COARSE_SIDE))
-    coarse = reduced(image, factor)
+    coarse = downsample(image, factor)
     light = background(coarse)
     maps = stain_maps(coarse, light, sigma=1.0)
     covered = maps.stain > STAINED
@@ -160,7 +160,7 @@ def measure_window(pixels: NDArray[np.uint8], pixel_size_um: float | None) -> Wi
     fine = max(1, int(scale / _FOCUS_SCALE))
     edges = no_edges
     if min(image.shape[:2]) // fine >= 8:
-        density = optical_density(reduced(image, fine), light, 1)
+        density = optical_density(downsample(image, fine), light, 1)
         edges = tuple(int(n) for n in np.histogram(_edge_widths(density, scale / fine), _EDGES)[0])
     # Pixels are counted at full resolution, so that windows of any size add up.
     unit = factor * factor

@@ -1,7 +1,17 @@
-"""Reading images safely, geometry, and synthetic cells.
+"""Images: reading files, geometry, light and stain, fingerprints.
 
-Import from the modules: ``hematokit.imaging.reading`` (files to RGB arrays), ``hematokit.imaging.geometry`` (the one
-place that knows coordinates), ``hematokit.synthetic`` (seeded cell crops).
+Modules
+-------
+reading, damage
+    Image files as RGB arrays; whether a file is complete and undamaged.
+geometry
+    Coordinates: boxes, patches, windows, orientation, and conversions.
+fieldfiles
+    Whole fields of any format, read by windows.
+staining
+    Background and stain maps of a field.
+fingerprint
+    Patches that show the same pixels.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Whether an image file is complete and undamaged.
 
-A JPEG decoder fills in what is missing or damaged, and only warns; a PNG decoder need not look at the checksums of the
+A JPEG decoder fills in missing or damaged pixels and only warns; a PNG decoder need not check the checksums of the
 pixels. The functions here decide from the file's bytes whether its pixels are those that were saved, as far as the
-format tells. They never make pixels: decoding is left to the readers.
+format allows. Decoding is left to the readers.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _END_OF_IMAGE, _START_OF_SCAN, _HUFFMAN_TABLES, _COMMENT = 0xD9, 0xDA, 0xC4, 0xF
 _APPLICATION = range(0xE0, 0xF0)
 _ZEROS = bytes(64)
 _STRAY_BYTES = 4
-"""So many bytes between the pixels and the end marker are not taken for damage: some cameras write one or two.
-Of 1,200 crops damaged for the purpose, none had so few left over."""
+"""Bytes between the pixels and the end marker that are no damage: some cameras write one or two. Of 1,200 crops damaged
+on purpose, none had so few."""
 
 _MOST_SCANS = 500
-"""Passes over the image in one JPEG; encoders write about ten, and each takes as long as a whole image."""
+"""Largest number of scans in a JPEG; encoders write about ten, and each takes as long as a whole image."""
 
 _NOT_JUDGED = ("subsampling", "precision", "SOF type")
-"""In messages: kinds of JPEG that this decoder does not read. Whether another one does is not decided here."""
+"""In the decoder's messages: forms of JPEG that it does not support. They are not damage."""
 
 _PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _TIFF_LOSSLESS = (5, 8, 32773, 32946, 34925, 34926, 50000)
@@ -36,7 +36,7 @@ _LARGEST_TILE = 4096 * 4096
 
 
 def find_damage(data: bytes, kind: str) -> str | None:
-    """Return what is wrong with the bytes of an image file whose header is in order.
+    """Return the damage in the bytes of an image file whose header is intact.
 
     Parameters
     ----------
@@ -48,8 +48,8 @@ def find_damage(data: bytes, kind: str) -> str | None:
     Returns
     -------
     str or None
-        In a few words; None if nothing is missing or damaged as far as the format tells. BMP, uncompressed TIFF and
-        the lossy codings WebP and JPEG 2000 have no redundancy that would show changed bytes.
+        In a few words; None if no damage is detected. BMP, uncompressed TIFF and the lossy codings WebP and JPEG 2000
+        have no redundancy that would show changed bytes.
     """
     if kind in ("JPEG", "MPO"):
         return jpeg_damage(data)
@@ -62,9 +62,9 @@ def find_damage(data: bytes, kind: str) -> str | None:
 
 
 def jpeg_damage(data: bytes) -> str | None:
-    """Return what is wrong with a JPEG, as a decoder that stops at warnings says it; None if it is complete.
+    """Return the damage of a JPEG, in the words of a decoder that stops at warnings; None if it is complete.
 
-    Not taken for damage: anything after the end marker, stray bytes between segments, application segments of any
+    These are not damage: anything after the end marker, stray bytes between segments, application segments of any
     content, up to four stray bytes or any number of zeros before the end marker, and unusual sampling factors.
     """
     # Only the structure distinguishes a scan from the same two bytes in an embedded preview or film.
@@ -97,7 +97,7 @@ def _jpeg_warning(data: bytes) -> str | None:
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return (height, width) from a JPEG's header; None where it cannot be read."""
+    """Return (height, width) from a JPEG's header; None if it is unreadable."""
     import simplejpeg
 
     try:
@@ -108,7 +108,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 class _Segment(NamedTuple):
-    """A segment of a JPEG: its marker, where it begins and ends, and, of a scan, where its coded pixels end."""
+    """A segment of a JPEG: its marker, its start and stop, and for a scan the end of its coded pixels."""
 
     kind: int
     start: int
@@ -117,7 +117,7 @@ class _Segment(NamedTuple):
 
 
 def _segments(data: bytes) -> Iterator[_Segment]:
-    """List the segments of a JPEG up to its end marker; bytes that belong to none are between them."""
+    """Yield the segments of a JPEG up to its end marker; there may be stray bytes between them."""
     at = 2
     while marker := _MARKER.search(data, at):
         kind, stop = data[marker.end() - 1], marker.end()
@@ -133,11 +133,11 @@ def _segments(data: bytes) -> Iterator[_Segment]:
 
 
 def _bare_jpeg(data: bytes) -> bytes:
-    """Return a JPEG up to its end, without the segments that no pixel needs and stray bytes in front of the pixels."""
+    """Return a JPEG up to its end, without segments that no pixel needs and stray bytes before the pixels."""
     kept, last, in_scans = [b"\xff\xd8"], 2, False
     for kind, start, _, end in _segments(data):
         if kind != _COMMENT and kind not in _APPLICATION:
-            # Behind the first scan, what belongs to no segment may be a scan that was overwritten.
+            # After the first scan, bytes outside of segments may be a scan that was overwritten.
             kept.append(data[last if in_scans else start : end])
         in_scans |= kind == _START_OF_SCAN
         last = end
@@ -145,10 +145,10 @@ def _bare_jpeg(data: bytes) -> bytes:
 
 
 def _has_zeros(data: bytes) -> bool:
-    """Tell whether pixels of a sequential JPEG were overwritten with zeros.
+    """Return whether pixels of a sequential JPEG were overwritten with zeros.
 
-    A decoder may find as many blocks in them as there were. They read as blocks in which every coefficient is -1,
-    unless the shortest code means the end of a block.
+    A decoder may decode as many blocks from them as there were: blocks in which every coefficient is -1, unless the
+    shortest code means the end of a block.
     """
     sequential, first = False, {}
     for kind, start, stop, end in _segments(data):
@@ -164,7 +164,7 @@ def _has_zeros(data: bytes) -> bool:
 
 
 def join_jpeg_tables(data: bytes, tables: bytes | None) -> bytes:
-    """Return a whole JPEG of a TIFF's tile or strip and the tables that its pieces share."""
+    """Return a whole JPEG from a tile or strip of a TIFF and the tables that its pieces share."""
     return data if not tables else tables.removesuffix(b"\xff\xd9") + data.removeprefix(b"\xff\xd8")
 
 
@@ -187,7 +187,7 @@ def _png_damage(data: bytes) -> str | None:
 
 
 def _tiff_damage(data: bytes) -> str | None:
-    """Decode every tile or strip as those of fields are: Pillow goes on where libtiff could not decode one."""
+    """Return the damage of a TIFF: Pillow continues where libtiff cannot decode a tile or strip."""
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:

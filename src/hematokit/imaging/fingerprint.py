@@ -1,17 +1,13 @@
-"""Fingerprints of patches: small arrays by which patches that show the same pixels find each other.
+"""Fingerprints of patches, and the comparison of patches that may show the same pixels.
 
-A fingerprint has two parts. *Keypoints*, local extremes of a band-passed image, each with two hashes of its
-surroundings, find patches cut from one field at different places: what both show has the same hashes, moved by one
-integer translation. The *shape*, numbers made of low-frequency cosine coefficients that do not change when the patch
-is mirrored or turned by right angles, finds re-encoded, flipped and turned copies. Both only propose;
-`hematokit.imaging.fingerprint` looks at the pixels and decides.
+A fingerprint has two parts. *Keypoints* are local extremes of a band-passed image, each with two hashes of its
+surroundings: patches cut from one field at different places have equal hashes in their overlap, moved by one integer
+translation (`match_translations`). The *shape* is a vector of low-frequency cosine coefficients that do not change when
+the patch is mirrored or turned by right angles: re-encoded, flipped and turned copies have nearly equal shapes
+(`match_shapes`).
 
-Everything here is arrays in, arrays out, and knows nothing of stores or cells.
-
-Whether two patches show the same pixels, and moved by how much.
-
-The measure is a correlation of contrast-normalised images over what both show, at the best translation near a given
-one. What proposes the pairs is `hematokit.imaging.fingerprint`.
+Both give candidates. `compare_patches` decides: it correlates the contrast-normalised overlap of two patches at the
+best translation near a given one.
 """
 
 from __future__ import annotations
@@ -27,13 +23,13 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 from scipy.spatial import cKDTree
 
 __all__ = [
-    "Comparison",
+    "Overlap",
     "KEYPOINTS",
     "PatchFingerprints",
     "SHAPE_SIZE",
     "TRANSFORMS",
     "Translations",
-    "compare",
+    "compare_patches",
     "contrast",
     "fingerprint_patches",
     "grey",
@@ -45,152 +41,15 @@ __all__ = [
 
 UInt8 = npt.NDArray[np.uint8]
 Float = npt.NDArray[np.float32]
-
-TRANSFORMS = ("same", "turn90", "turn180", "turn270", "mirror", "mirror+turn90", "mirror+turn180", "mirror+turn270")
-"""The eight symmetries of the square, in the order of the numbers that `compare` and `turn` use."""
-
-# Measured on 60 real overlaps: similarity 0.86 and more, drop 0.41 and more. Unrelated: similarity up to 0.6.
-_SIMILAR, _DROP, _SHARE = 0.7, 0.2, 0.05
-_DIRECTIONS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))
-_CLIMB = 3  # steps of one pixel towards the best translation
-_ASIDE = 8  # px, for the drop: wider than a keypoint, narrower than a nucleus
-
-
-class Comparison(NamedTuple):
-    """What `compare` measured.
-
-    Attributes
-    ----------
-    dy, dx : int
-        Translation, px.
-    similarity : float
-        Correlation of the overlap.
-    share : float
-        Part of a patch that overlaps.
-    drop : float
-        By how much the correlation falls when the translation is changed by 8 px, in the direction where it falls
-        least. Near 0 where only a straight edge agrees, such as the black bar of a letterboxed image.
-    transform : int
-        Index in `TRANSFORMS` of what was done to the second patch.
-    """
-
-    dy: int
-    dx: int
-    similarity: float
-    share: float
-    drop: float
-    transform: int = 0
-
-    @property
-    def same(self) -> bool:
-        """Whether both patches show the same pixels."""
-        return self.similarity >= _SIMILAR and self.drop >= _DROP and self.share >= _SHARE
-
-
-def grey(patch: UInt8) -> Float:
-    """Grey image of an RGB patch (P, P, 3): float32 (P, P), 0 to 255."""
-    # Green-weighted: in Romanowsky stains green carries most of the contrast.
-    weights = np.array([0.3, 0.5, 0.2], np.float32)
-    return (patch.astype(np.float32) @ weights).astype(np.float32, copy=False)
-
-
-def contrast(patch: UInt8) -> Float:
-    """Contrast-normalised grey image, in which every textured spot weighs alike.
-
-    Without it, one dark nucleus or the black bar of a letterboxed image would decide a correlation alone.
-
-    Parameters
-    ----------
-    patch : uint8 (P, P, 3)
-
-    Returns
-    -------
-    float32 (P, P)
-        About -2 to 2; near 0 where the patch is blank.
-    """
-    image = gaussian_filter(grey(patch), 1.0, truncate=3)
-    high = image - uniform_filter(image, 15)
-    spread = np.sqrt(np.maximum(uniform_filter(high * high, 31), 0))
-    return np.asarray(high / (spread + 3.0), np.float32)
-
-
-def turn(image: npt.NDArray[np.generic], transform: int) -> npt.NDArray[np.generic]:
-    """View of `image` (P, P, ...) under transform number `transform` of `TRANSFORMS`: mirrored first, then turned."""
-    return np.rot90(image[:, ::-1] if transform >= 4 else image, transform % 4)
-
-
-def overlap_views(
-    first: npt.NDArray[np.generic], second: npt.NDArray[np.generic], dy: int, dx: int
-) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]:
-    """Views of what both patches show, where `second` lies at (dy, dx) in the pixels of `first`."""
-    height, width = first.shape[:2]
-    rows, columns = max(height - abs(dy), 0), max(width - abs(dx), 0)
-    y, x = max(dy, 0), max(dx, 0)
-    return first[y : y + rows, x : x + columns], second[y - dy : y - dy + rows, x - dx : x - dx + columns]
-
-
-def _correlation(one: npt.NDArray[np.generic], two: npt.NDArray[np.generic]) -> float:
-    a = np.ascontiguousarray(one, np.float32).ravel()
-    b = np.ascontiguousarray(two, np.float32).ravel()
-    # A blank overlap has next to no energy; the constant keeps its noise from counting as agreement.
-    blank = np.float32(0.01 * a.size)
-    return float(a @ b / np.sqrt((a @ a + blank) * (b @ b + blank))) if a.size else 0.0
-
-
-def compare(first: Float, second: Float, dy: int = 0, dx: int = 0, *, any_transform: bool = False) -> Comparison:
-    """Correlate what two patches show in common.
-
-    Parameters
-    ----------
-    first, second : float32 (P, P)
-        From `contrast`.
-    dy, dx : int
-        Translation (px) to look around, as in `Translations`; the best within 3 px, uphill, is taken.
-    any_transform : bool
-        Also try `second` mirrored and turned by right angles.
-
-    Returns
-    -------
-    Comparison
-        Similarity 1 means the same up to brightness and contrast. The same pixels encoded twice stay above 0.95 as
-        a rule; unrelated patches at their best translation stay under 0.6.
-    """
-    transform = 0
-    if any_transform:
-        coarse = [_correlation(first[::2, ::2], turn(second, t)[::2, ::2]) for t in range(len(TRANSFORMS))]
-        transform = int(np.argmax(coarse))
-        second = np.ascontiguousarray(turn(second, transform), np.float32)
-    best = (-2.0, dy, dx)
-    tried: set[tuple[int, int]] = set()
-    middle = (dy, dx)
-    for _ in range(_CLIMB):
-        for y in (middle[0] - 1, middle[0], middle[0] + 1):
-            for x in (middle[1] - 1, middle[1], middle[1] + 1):
-                if (y, x) in tried or abs(y) >= first.shape[0] or abs(x) >= first.shape[1]:
-                    continue
-                tried.add((y, x))
-                best = max(best, (_correlation(*overlap_views(first, second, y, x)), y, x))
-        if (best[1], best[2]) == middle:
-            break
-        middle = (best[1], best[2])
-    similarity, y, x = best
-    share = (1 - abs(y) / first.shape[0]) * (1 - abs(x) / first.shape[1])
-    drop = similarity
-    if similarity >= _SIMILAR:
-        aside = (_correlation(*overlap_views(first, second, y + _ASIDE * v, x + _ASIDE * u)) for v, u in _DIRECTIONS)
-        drop = similarity - max(aside)
-    return Comparison(y, x, round(similarity, 4), round(share, 4), round(drop, 4), transform)
-
-
 Int = npt.NDArray[np.int64]
 
 KEYPOINTS = 64
 """Keypoints kept per patch, strongest first."""
 
-_RADIUS = 14  # px of surroundings that a hash looks at: small enough for narrow overlaps, large enough to be unique
+_RADIUS = 14  # px around a keypoint that are hashed: small enough for narrow overlaps, large enough to be unique
 _SIGMA_HASH = 1.5  # px, smoothing under the hashes
 _SIGMA_FINE, _BOX_COARSE = 1.3, 9  # on top of it: together the band of sigma 2 to 4 px. Finer bands see JPEG's blocks
-_SPACING = 9  # px, side of the window in which a keypoint must be the extreme
+_SPACING = 9  # px, side of the window in which a keypoint is the extreme
 _CONTRAST = 1.0  # grey levels of band-passed signal under which an extreme is noise: blank patches get no keypoints
 _BITS = 72  # per hash. Fewer: chance matches crowd out true ones among 10^7 keypoints. More: noise flips one of them
 _LOW = 7  # cosine frequencies per axis that make up the shape
@@ -200,8 +59,8 @@ _NONE = np.uint8(255)  # in `positions`: no keypoint
 
 
 def _pairs_of_points() -> Int:
-    # Fixed for ever: hashes kept on disk are only comparable with hashes of the same points. Integers from PCG64's raw
-    # stream, which NumPy promises not to change, unlike the methods of Generator.
+    # Must never change: hashes on disk are comparable only with hashes of the same points. PCG64's raw stream is
+    # guaranteed by NumPy, unlike the methods of Generator.
     raw = np.random.PCG64(20210).random_raw(8 * 8 * _BITS).reshape(-1, 4)
     side = _RADIUS // 2 * 2 + 1
     points: Int = (raw % side).astype(np.int64) * 2 - (side - 1)
@@ -226,7 +85,7 @@ class PatchFingerprints:
     Attributes
     ----------
     hashes : uint32 (n, KEYPOINTS, 2)
-        Two hashes of each keypoint's surroundings.
+        Two hashes of the surroundings of each keypoint.
     positions : uint8 (n, KEYPOINTS, 2)
         Row and column of each keypoint, in units of `step` px; 255 where there are fewer keypoints.
     shapes : float16 (n, SHAPE_SIZE)
@@ -245,7 +104,7 @@ class PatchFingerprints:
 
 
 class Translations(NamedTuple):
-    """Pairs of patches with keypoints that agree on a translation; each an array of one row per pair.
+    """Pairs of patches with keypoints that agree on a translation, as arrays with one row per pair.
 
     A point at ``p`` in patch `second` is at ``p + (dy, dx)`` in patch `first`; `first` > `second`.
     """
@@ -257,8 +116,15 @@ class Translations(NamedTuple):
     votes: Int
 
 
+def grey(patch: UInt8) -> Float:
+    """Return the grey image of an RGB patch (P, P, 3): float32 (P, P), 0 to 255."""
+    # Green-weighted: in Romanowsky stains green carries most of the contrast.
+    weights = np.array([0.3, 0.5, 0.2], np.float32)
+    return (patch.astype(np.float32) @ weights).astype(np.float32, copy=False)
+
+
 def _keypoints(smooth: Float, margin: int) -> tuple[Int, Int]:
-    """Rows and columns of the strongest extremes of a band of `smooth`, at least `margin` from the border."""
+    """Return rows and columns of the strongest extremes of a band of `smooth`, at least `margin` from the border."""
     fine = gaussian_filter(smooth, _SIGMA_FINE, truncate=3)
     coarse = uniform_filter(uniform_filter(smooth, _BOX_COARSE), _BOX_COARSE)
     strength = np.abs(fine - coarse)
@@ -267,7 +133,7 @@ def _keypoints(smooth: Float, margin: int) -> tuple[Int, Int]:
     extreme = inner > _CONTRAST
     for dy, dx in _AROUND[1]:
         extreme &= inner >= strength[margin + dy : height - margin + dy, margin + dx : width - margin + dx]
-    # The wide window is looked at around these few only: ten times quicker than a maximum filter.
+    # The wide window is checked around these few only: ten times faster than a maximum filter.
     y, x = np.nonzero(extreme)
     y, x = y + margin, x + margin
     order = np.argsort(-strength[y, x], kind="stable")[: 8 * KEYPOINTS]
@@ -281,23 +147,23 @@ def _hash_bits(bits: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
     """Fold (m, 2 * _BITS) bits into (m, 2) 32-bit hashes."""
     words = np.packbits(bits.reshape(len(bits), 2, _BITS), axis=2).astype(np.uint64)
     mixed = np.full(words.shape[:2], 0xCBF29CE484222325, np.uint64)
-    for byte in range(words.shape[2]):  # FNV-1a, which is simple enough to stay the same for ever
+    for byte in range(words.shape[2]):  # FNV-1a
         mixed = (mixed ^ words[:, :, byte]) * np.uint64(0x100000001B3)
     return (mixed ^ (mixed >> np.uint64(32))).astype(np.uint32)
 
 
 @lru_cache(maxsize=8)
 def _cosines(side: int) -> Float:
-    """The first `_LOW` rows of the orthonormal DCT-II, over the square root of `side`: (_LOW, side)."""
+    """Return the first `_LOW` rows of the orthonormal DCT-II, over the square root of `side`: (_LOW, side)."""
     matrix = dct(np.eye(side), type=2, norm="ortho", axis=0)[:_LOW]
     return np.asarray(matrix / np.sqrt(side), np.float32)
 
 
 def _shape(image: Float) -> Float:
-    """Numbers that stay when the patch is flipped or turned, and when its brightness or contrast changes.
+    """Return a vector that is invariant to flips, right-angle turns, brightness and contrast.
 
     A flip changes the sign of the odd coefficients of one axis and a transposition swaps the axes, so that the sum
-    and the difference of |c[u, v]| and |c[v, u]| stay.
+    and the difference of |c[u, v]| and |c[v, u]| are invariant.
     """
     rows, columns = (_cosines(side) for side in image.shape)
     low = np.abs(rows @ image @ columns.T)
@@ -310,12 +176,12 @@ def _shape(image: Float) -> Float:
 
 
 def fingerprint_patches(patches: UInt8) -> PatchFingerprints:
-    """Fingerprint patches.
+    """Return the fingerprints of patches.
 
     Parameters
     ----------
     patches : uint8 (n, P, P, 3)
-        RGB patches. Those of up to 32 px get no keypoints: only copies of them are found, not overlaps.
+        RGB patches. Those of up to 32 px have no keypoints: only copies of them match, not overlaps.
 
     Returns
     -------
@@ -351,7 +217,7 @@ def match_translations(
     neighbours: int = 16,
     chunk: int = 2048,
 ) -> Translations:
-    """Pairs of patches of which several keypoints agree on one translation.
+    """Return pairs of patches of which several keypoints agree on one translation.
 
     Parameters
     ----------
@@ -362,20 +228,20 @@ def match_translations(
     min_votes : int
         Keypoints whose hashes must agree on a translation, within one unit. More of them must coincide by position.
     neighbours : int
-        Each hash is matched with at most this many earlier equal ones, so that a hash which very many patches share
-        (an artefact of the camera, or thousands of copies of one image) costs linear, not quadratic time. Copies
-        stay connected through one another.
+        Largest number of earlier equal hashes that a hash is matched with, so that a hash of very many patches (an
+        artefact of the camera, or thousands of copies of one image) takes linear time. Copies stay connected through
+        one another.
     chunk : int
         Patches matched at a time; bounds the memory.
 
     Returns
     -------
     Translations
-        Candidates, to be confirmed by `compare`.
+        Candidates, to be confirmed by `compare_patches`.
     """
     n = len(prints)
     valid = prints.positions[:, :, 0] != _NONE
-    reach = int(prints.positions.max(initial=0, where=valid[:, :, None]))  # how far keypoints go
+    reach = int(prints.positions.max(initial=0, where=valid[:, :, None]))
     # One sorted array of (hash, keypoint) per hash: in place, 8 bytes per keypoint, no argsort.
     keypoint = np.flatnonzero(valid).astype(np.uint64)
     indexes = []
@@ -421,7 +287,7 @@ def _vote(prints: PatchFingerprints, matches: Int, min_votes: int, reach: int) -
     one, two = np.divmod(codes, span)
     first, second = one // KEYPOINTS, two // KEYPOINTS
     pair = first * len(prints) + second
-    # Codes are sorted by keypoint of the first patch; nearly all pairs have one chance match and leave here.
+    # Codes are sorted by keypoint of the first patch; nearly all pairs have one chance match and are dropped here.
     _, inverse, counts = np.unique(pair, return_inverse=True, return_counts=True)
     enough = counts[inverse] >= min_votes
     one, two, pair = one[enough], two[enough], pair[enough]
@@ -460,10 +326,10 @@ def _vote(prints: PatchFingerprints, matches: Int, min_votes: int, reach: int) -
 
 
 def _coincide(positions: UInt8, step: int, reach: int, found: Translations) -> npt.NDArray[np.bool_]:
-    """Whether enough keypoints of one patch fall on keypoints of the other under the translation.
+    """Return whether enough keypoints of one patch coincide with keypoints of the other under the translation.
 
-    Tells chance from truth without reading pixels: where the hash of a keypoint flipped a bit, the keypoint itself is
-    still there. By chance, 1 in 80 falls within one pixel of another.
+    This rejects chance matches without reading pixels: a keypoint whose hash has a flipped bit is still there. By
+    chance, 1 in 80 is within one pixel of another.
     """
     one = positions[found.first].astype(np.int16)
     two = positions[found.second].astype(np.int16) + np.stack([found.dy, found.dx], axis=1).astype(np.int16)[:, None]
@@ -479,7 +345,7 @@ def _coincide(positions: UInt8, step: int, reach: int, found: Translations) -> n
 
 
 def match_shapes(shapes: npt.NDArray[np.float16], start: int = 0, *, radius: float = 0.12, most: int = 16) -> Int:
-    """Pairs of patches of nearly the same shape.
+    """Return pairs of patches of nearly the same shape.
 
     Parameters
     ----------
@@ -488,14 +354,14 @@ def match_shapes(shapes: npt.NDArray[np.float16], start: int = 0, *, radius: flo
     start : int
         Only pairs whose later patch has at least this index.
     radius : float
-        Euclidean distance (of vectors of length 1) up to which shapes count as nearly the same.
+        Euclidean distance (of vectors of length 1) up to which shapes are nearly the same.
     most : int
-        Nearest patches looked at for each patch.
+        Number of nearest patches of each patch.
 
     Returns
     -------
     int64 (m, 2)
-        Indices, the later patch first; candidates, to be confirmed by `compare`.
+        Indices, the later patch first; candidates, to be confirmed by `compare_patches`.
     """
     has_shape = np.flatnonzero(shapes.any(axis=1))
     queries = has_shape[has_shape >= start]
@@ -507,3 +373,132 @@ def match_shapes(shapes: npt.NDArray[np.float16], start: int = 0, *, radius: flo
     pairs = np.stack([np.repeat(queries, near.shape[1]), near.ravel()], axis=1)
     pairs = pairs[(pairs[:, 1] >= 0) & (pairs[:, 0] != pairs[:, 1])]
     return np.unique(np.sort(pairs, axis=1)[:, ::-1], axis=0).astype(np.int64)
+
+
+TRANSFORMS = ("same", "turn90", "turn180", "turn270", "mirror", "mirror+turn90", "mirror+turn180", "mirror+turn270")
+"""The eight symmetries of the square, by the numbers that `compare_patches` and `turn` use."""
+
+# Measured on 60 real overlaps: similarity 0.86 and more, drop 0.41 and more. Unrelated: similarity up to 0.6.
+_SIMILAR, _DROP, _SHARE = 0.7, 0.2, 0.05
+_DIRECTIONS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))
+_CLIMB = 3  # steps of one pixel towards the best translation
+_ASIDE = 8  # px, for the drop: wider than a keypoint, narrower than a nucleus
+
+
+class Overlap(NamedTuple):
+    """Overlap of two patches.
+
+    Attributes
+    ----------
+    dy, dx : int
+        Translation, px.
+    similarity : float
+        Correlation of the overlap.
+    share : float
+        Part of a patch that overlaps.
+    drop : float
+        Decrease of the correlation when the translation is changed by 8 px, in the direction of the smallest decrease.
+        Near 0 where only a straight edge agrees, such as the black bar of a letterboxed image.
+    transform : int
+        Index in `TRANSFORMS` of the transform of the second patch.
+    """
+
+    dy: int
+    dx: int
+    similarity: float
+    share: float
+    drop: float
+    transform: int = 0
+
+    @property
+    def same(self) -> bool:
+        """Whether both patches show the same pixels."""
+        return self.similarity >= _SIMILAR and self.drop >= _DROP and self.share >= _SHARE
+
+
+def contrast(patch: UInt8) -> Float:
+    """Return the contrast-normalised grey image of a patch, in which all texture has the same weight.
+
+    Otherwise one dark nucleus, or the black bar of a letterboxed image, would dominate a correlation.
+
+    Parameters
+    ----------
+    patch : uint8 (P, P, 3)
+
+    Returns
+    -------
+    float32 (P, P)
+        About -2 to 2; near 0 where the patch is blank.
+    """
+    image = gaussian_filter(grey(patch), 1.0, truncate=3)
+    high = image - uniform_filter(image, 15)
+    spread = np.sqrt(np.maximum(uniform_filter(high * high, 31), 0))
+    return np.asarray(high / (spread + 3.0), np.float32)
+
+
+def turn(image: npt.NDArray[np.generic], transform: int) -> npt.NDArray[np.generic]:
+    """Return a view of `image` (P, P, ...) under transform number `transform`: mirrored first, then turned."""
+    return np.rot90(image[:, ::-1] if transform >= 4 else image, transform % 4)
+
+
+def overlap_views(
+    first: npt.NDArray[np.generic], second: npt.NDArray[np.generic], dy: int, dx: int
+) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]:
+    """Return views of the overlap of two patches, with `second` at (dy, dx) in the pixels of `first`."""
+    height, width = first.shape[:2]
+    rows, columns = max(height - abs(dy), 0), max(width - abs(dx), 0)
+    y, x = max(dy, 0), max(dx, 0)
+    return first[y : y + rows, x : x + columns], second[y - dy : y - dy + rows, x - dx : x - dx + columns]
+
+
+def _correlation(one: npt.NDArray[np.generic], two: npt.NDArray[np.generic]) -> float:
+    a = np.ascontiguousarray(one, np.float32).ravel()
+    b = np.ascontiguousarray(two, np.float32).ravel()
+    # A blank overlap has almost no energy; the constant keeps its noise from counting as agreement.
+    blank = np.float32(0.01 * a.size)
+    return float(a @ b / np.sqrt((a @ a + blank) * (b @ b + blank))) if a.size else 0.0
+
+
+def compare_patches(first: Float, second: Float, dy: int = 0, dx: int = 0, *, any_transform: bool = False) -> Overlap:
+    """Return the correlation of two patches in their overlap.
+
+    Parameters
+    ----------
+    first, second : float32 (P, P)
+        From `contrast`.
+    dy, dx : int
+        Translation in px, as in `Translations`; it is improved by hill climbing within 3 px.
+    any_transform : bool
+        Whether `second` may be mirrored and turned by right angles.
+
+    Returns
+    -------
+    Overlap
+        Similarity 1 means the same up to brightness and contrast. The same pixels encoded twice stay above 0.95 as
+        a rule; unrelated patches at their best translation stay under 0.6.
+    """
+    transform = 0
+    if any_transform:
+        coarse = [_correlation(first[::2, ::2], turn(second, t)[::2, ::2]) for t in range(len(TRANSFORMS))]
+        transform = int(np.argmax(coarse))
+        second = np.ascontiguousarray(turn(second, transform), np.float32)
+    best = (-2.0, dy, dx)
+    tried: set[tuple[int, int]] = set()
+    middle = (dy, dx)
+    for _ in range(_CLIMB):
+        for y in (middle[0] - 1, middle[0], middle[0] + 1):
+            for x in (middle[1] - 1, middle[1], middle[1] + 1):
+                if (y, x) in tried or abs(y) >= first.shape[0] or abs(x) >= first.shape[1]:
+                    continue
+                tried.add((y, x))
+                best = max(best, (_correlation(*overlap_views(first, second, y, x)), y, x))
+        if (best[1], best[2]) == middle:
+            break
+        middle = (best[1], best[2])
+    similarity, y, x = best
+    share = (1 - abs(y) / first.shape[0]) * (1 - abs(x) / first.shape[1])
+    drop = similarity
+    if similarity >= _SIMILAR:
+        aside = (_correlation(*overlap_views(first, second, y + _ASIDE * v, x + _ASIDE * u)) for v, u in _DIRECTIONS)
+        drop = similarity - max(aside)
+    return Overlap(y, x, round(similarity, 4), round(share, 4), round(drop, 4), transform)

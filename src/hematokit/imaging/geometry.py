@@ -1,12 +1,12 @@
-"""The one place that knows coordinates.
+"""Coordinates: boxes, patches, windows and orientation of a field, and all conversions to other conventions.
 
-Integer pixels of the full-resolution field, row first. A box is ``(y0, x0, height, width)``, half-open: it covers rows
-``y0 .. y0 + height - 1``. A centre ``(y, x)`` is in the same units with pixel *corners* on the integers, so the centre
-of a box of 250 px that starts at 0 is 125.0, which is also the row where the second half begins. Contours are
-``(n, 2)`` arrays of ``(y, x)`` in the same system, not closed (the last point is not the first again).
+Coordinates are integer pixels of the full-resolution field, row first. A box is ``(y0, x0, height, width)``, half-open:
+it covers rows ``y0 .. y0 + height - 1``. A centre ``(y, x)`` is in the same units with pixel *corners* on the integers,
+so the centre of a box of 250 px that starts at 0 is 125.0, which is also the row where the second half starts. Contours
+are ``(n, 2)`` arrays of ``(y, x)`` in the same system, not closed (the last point is not the first again).
 
-Others count otherwise: napari puts *pixel centres* on the integers, QuPath and GeoJSON use pixel corners with x first,
-rulers use micrometres. The conversions are here and nowhere else.
+Other conventions: napari has *pixel centres* on the integers, QuPath and GeoJSON have pixel corners with x first,
+scale bars use micrometres. The conversions are here and nowhere else.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 
 Pixels = npt.NDArray[np.uint8]
 
-# Orientations in which the image as stored, transposed from 5 on, is shown upside down, or mirrored.
+# Orientations that flip the image as stored (transposed from 5 on) vertically, or horizontally.
 _FROM_BELOW, _FROM_RIGHT = (3, 4, 7, 8), (2, 3, 6, 7)
 
 
@@ -50,7 +50,7 @@ class Box:
     Attributes
     ----------
     y0, x0 : int
-        First row and first column; negative where the box begins outside the field.
+        First row and first column; negative where the box starts outside the field.
     height, width : int
         Size in pixels, at least 1.
     """
@@ -81,22 +81,22 @@ class Box:
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """Index of the box's pixels in an array of the whole field; only for a box that lies inside it."""
+        """Index of the box's pixels in an array of the whole field, for a box inside it."""
         return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
     def inside(self, height: int, width: int) -> bool:
-        """Tell whether the whole box lies in a field of that size."""
+        """Return whether the whole box is inside a field of that size."""
         return self.y0 >= 0 and self.x0 >= 0 and self.y1 <= height and self.x1 <= width
 
     def clipped(self, height: int, width: int) -> Box | None:
-        """The part of the box inside a field of that size; ``None`` if there is none."""
+        """Return the part of the box inside a field of that size; ``None`` if there is none."""
         y0, x0 = max(self.y0, 0), max(self.x0, 0)
         y1, x1 = min(self.y1, height), min(self.x1, width)
         return Box(y0, x0, y1 - y0, x1 - x0) if y1 > y0 and x1 > x0 else None
 
 
 def whole_image_box(height: int, width: int) -> Box:
-    """Return the box of a crop that is its own field: it starts at the origin and covers all of the image."""
+    """Return the box of a whole image, for a crop that is its own field."""
     return Box(0, 0, height, width)
 
 
@@ -146,7 +146,7 @@ def patch_box(y: float, x: float, size: int) -> Box:
 
 
 def _mirror(start: int, stop: int, length: int) -> npt.NDArray[np.intp]:
-    """Rows ``start .. stop - 1`` of a field of `length` rows that goes on as in a mirror, as ``numpy.pad`` reflects."""
+    """Return the rows that ``start .. stop - 1`` are after reflection, as by ``numpy.pad``, in `length` rows."""
     if length == 1:
         return np.zeros(stop - start, np.intp)
     period = 2 * (length - 1)
@@ -155,16 +155,16 @@ def _mirror(start: int, stop: int, length: int) -> npt.NDArray[np.intp]:
 
 
 def cut_patch(read: Callable[[Box], Pixels], height: int, width: int, box: Box) -> Pixels:
-    """Cut a box out of a field; what lies outside is filled up by reflection, never shifted.
+    """Return the pixels of a box; the part outside the field is padded by reflection, never shifted.
 
     Parameters
     ----------
     read : callable
-        ``read(box)`` returns the pixels (h, w, 3) of a box that lies inside the field; called once.
+        ``read(box)`` returns the pixels (h, w, 3) of a box inside the field; called once.
     height, width : int
         Size of the field in pixels.
     box : Box
-        What to cut. It may lie partly, or wholly, outside.
+        It may be partly or wholly outside the field.
 
     Returns
     -------
@@ -187,14 +187,14 @@ def cut_patch(read: Callable[[Box], Pixels], height: int, width: int, box: Box) 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One piece of a field that is worked on by itself.
+    """One part of a field that is processed by itself.
 
     Attributes
     ----------
     core : Box
-        The pixels it answers for; the cores of all windows cover the field once.
+        The pixels that belong to the window; the cores of all windows cover the field once.
     outer : Box
-        The core and a margin around it, inside the field: what is read.
+        The pixels to read: the core and a margin around it, inside the field.
     """
 
     core: Box
@@ -211,7 +211,7 @@ def windows(height: int, width: int, side: int, margin: int) -> Iterator[Window]
     side : int
         Largest side of a core in pixels.
     margin : int
-        Pixels read around a core, where the field goes on.
+        Width in pixels of the margin around a core, inside the field.
     """
     rows = np.linspace(0, height, math.ceil(height / side) + 1).round().astype(int).tolist()
     columns = np.linspace(0, width, math.ceil(width / side) + 1).round().astype(int).tolist()
@@ -225,7 +225,7 @@ def windows(height: int, width: int, side: int, margin: int) -> Iterator[Window]
 
 
 def turn_pixels(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
-    """Return an image as it is to be shown.
+    """Return an image in the orientation in which it is shown.
 
     Parameters
     ----------
@@ -245,7 +245,7 @@ def turn_pixels(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
 
 
 def stored_box(box: Box, orientation: int, height: int, width: int) -> Box:
-    """Return where a box of the image as shown, which is `height` x `width`, is in the image as stored.
+    """Return the box in the image as stored of a box in the image as shown, which is `height` x `width`.
 
     See `turn_pixels` for `orientation`.
     """
@@ -255,7 +255,7 @@ def stored_box(box: Box, orientation: int, height: int, width: int) -> Box:
 
 
 def to_napari(points: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Convert points (..., 2) as ``(y, x)`` to napari's coordinates, where pixel centres lie on the integers."""
+    """Convert points (..., 2) as ``(y, x)`` to napari's coordinates, with pixel centres on the integers."""
     return np.asarray(points, np.float64) - 0.5
 
 

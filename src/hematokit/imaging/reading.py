@@ -1,22 +1,22 @@
-"""Reading image files into RGB arrays, safely.
+"""Reading of image files as RGB arrays.
 
 JPEG, PNG, TIFF and BMP, decoded by Pillow; the pixels are exactly those of
 ``numpy.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(path)))``. The format is read from the content, not from the
 name.
 
-- The orientation that the metadata state (EXIF, XMP, TIFF tag 274) is applied, so that places in the array are those
-  that viewers show, and annotations drawn there fit.
-- A file that is damaged or not complete is refused, also where a decoder would fill in what is missing
+- The orientation in the metadata (EXIF, XMP, TIFF tag 274) is applied, so that coordinates in the array are those of
+  viewers and of annotations.
+- A damaged or incomplete file is refused, also where a decoder would fill in missing pixels
   (`hematokit.imaging.damage`).
 - Embedded colour profiles are not applied.
-- An alpha channel that is opaque everywhere is dropped (the colours are untouched); any transparency is refused,
-  because there is no telling on which background it belongs.
-- Greyscale, palette, CMYK, 16-bit and floating-point images are refused: turning them into 8-bit RGB is a choice
-  that belongs to whoever knows how they were taken.
-- A file of several images (TIFF pages, animations) is refused rather than cut to its first.
+- An alpha channel that is opaque everywhere is dropped (the colours are unchanged); transparency is refused, because
+  the background is unknown.
+- Greyscale, palette, CMYK, 16-bit and floating-point images are refused: their conversion to 8-bit RGB depends on how
+  they were taken.
+- A file of several images (TIFF pages, animations) is refused.
 
-Sizes are checked in the header, before anything is decoded, so that a small file which unpacks to gigabytes
-(a "decompression bomb") costs nothing.
+Sizes are checked in the header before decoding, so that a small file which unpacks to gigabytes (a "decompression
+bomb") costs nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from hematokit.imaging.damage import find_damage
 from hematokit.imaging.geometry import turn_pixels
 
 __all__ = [
-    "FORMATS",
+    "IMAGE_FORMATS",
     "IMAGE_SUFFIXES",
     "MAX_BYTES",
     "MAX_PIXELS",
@@ -49,11 +49,11 @@ __all__ = [
     "read_rgb",
 ]
 
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
-"""Pillow's names of the formats that are read; no other decoder is ever tried."""
+IMAGE_FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
+"""Pillow's names of the formats that are read; no other decoder is used."""
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp"})
-"""File name endings, lower case, that mark a file in a folder as an image."""
+"""Endings, lower case, of files that are images."""
 
 MAX_PIXELS = 64 * 1024 * 1024
 """Default limit on height x width; a field of view of a microscope camera has 5 to 25 million pixels."""
@@ -62,18 +62,18 @@ MAX_BYTES = 512 * 1024 * 1024
 """Default limit on the size of a file."""
 
 _MAY_STATE_ORIENTATION = (b"Exif\0", b"eXIf", b"profile type exif", b"adobe")
-"""What the bytes of a JPEG or PNG with EXIF or XMP metadata hold; without any, nothing needs to be opened."""
+"""Bytes in every JPEG or PNG with EXIF or XMP metadata; a file without them need not be opened."""
 
-# Pillow warns about large images and damaged metadata through the process-wide warnings module; our own limit replaces
-# the first warning, and the second concerns no pixel. The lock keeps threads from undoing each other's filters. Only
-# headers and metadata are read under it.
+# Pillow warns of large images and damaged metadata through the process-wide warnings module; MAX_PIXELS replaces the
+# first warning, and the second concerns no pixel. The lock keeps threads from undoing each other's filters; it is held
+# while headers and metadata are read.
 _OPEN_LOCK = threading.Lock()
 
 
 def printable(text: str) -> str:
-    r"""Return `text` fit for one line of UTF-8: control characters and undecodable bytes are escaped.
+    r"""Return `text` as one line of UTF-8: control characters and undecodable bytes are escaped.
 
-    File names may hold newlines, terminal escape sequences and bytes that are no UTF-8.
+    File names may contain newlines, terminal escape sequences and bytes that are not UTF-8.
 
     Examples
     --------
@@ -94,9 +94,9 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, name: str | None = Non
     path : Path
         The file.
     max_bytes : int
-        More than this is refused, judged by what is actually read.
+        Largest size; a larger file is refused.
     name : str, optional
-        What to call the file in errors; its path by default.
+        The file's name in errors; its path by default.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, name: str | None = Non
     """
     shown = printable(name or str(path))
     try:
-        # O_NONBLOCK: opening a named pipe must not wait for somebody to write into it.
+        # O_NONBLOCK: opening a named pipe must not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -138,13 +138,13 @@ def decode_rgb(
     data : bytes
         Content of a JPEG, PNG, TIFF or BMP file.
     name : str
-        What to call the file in errors.
+        The file's name in errors.
     max_pixels : int
         Largest height x width that is decoded.
     expect : tuple of int, optional
         ``(height, width)`` in pixels as stored in the file; any other size is refused without decoding.
     orient : bool
-        Apply the orientation that the metadata state. Without it the pixels are those that earlier versions read.
+        Apply the orientation in the metadata. Without it the pixels are those of earlier versions.
 
     Returns
     -------
@@ -240,7 +240,7 @@ def open_image(data: bytes) -> Image.Image:
     """
     with _OPEN_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
 
 
 def _check_header(image: Image.Image, shown: str, max_pixels: int, expect: tuple[int, int] | None) -> None:
@@ -261,7 +261,7 @@ def _check_header(image: Image.Image, shown: str, max_pixels: int, expect: tuple
 
 
 def _has_another(image: Image.Image) -> bool:
-    """Tell whether a second image follows, without counting all of them, which takes long for thousands."""
+    """Return whether a second image follows, without counting all of them, which takes long for thousands."""
     try:
         image.seek(1)
     except EOFError:
@@ -270,7 +270,7 @@ def _has_another(image: Image.Image) -> bool:
 
 
 def _is_16_bit(image: Image.Image) -> bool:
-    """Tell whether Pillow would cut 16-bit RGB to 8 bits, which it does without a word."""
+    """Return whether Pillow would cut 16-bit RGB to 8 bits."""
     for tile in getattr(image, "tile", ()):
         arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         if any(isinstance(argument, str) and ";16" in argument for argument in arguments):
@@ -289,7 +289,7 @@ def read_rgb(
     source : Path or bytes
         A file, or the content of one.
     name : str, optional
-        What to call the file in errors; the path by default.
+        The file's name in errors; its path by default.
     max_pixels : int
         Largest height x width that is decoded; checked before decoding. Pillow itself refuses more than about
         179 million pixels.

@@ -1,10 +1,9 @@
-"""Light and stain of a smear's picture: where the picture is, how bright its background, how much stain is where.
+"""Light and stain of a field: its frame, the brightness of its background, and maps of its stains.
 
-Everything works on optical density, because stain adds up there and a cast or uneven light drops out. In a Romanowsky
-stain (May-Grünwald-Giemsa, Wright, Leishman) the complex of azure B and eosin makes nuclei violet: they absorb red,
-and they absorb green much more than blue. Red cells absorb blue about as much as green, and hardly any red. Basophilic
-cytoplasm absorbs red, but green no more than red. The *nucleus map* is high only where both signs of a nucleus are
-there.
+Stain maps are optical densities, which are additive and free of colour casts and uneven light. In a Romanowsky stain
+(May-Grünwald-Giemsa, Wright, Leishman) the complex of azure B and eosin makes nuclei violet: they absorb red, and they
+absorb green much more than blue. Red cells absorb blue about as much as green, and hardly any red. Basophilic cytoplasm
+absorbs red, but green no more than red. The *nucleus map* is high only where both signs of a nucleus are present.
 
 References
 ----------
@@ -30,23 +29,23 @@ __all__ = [
     "background",
     "is_colourless",
     "optical_density",
-    "picture_frame",
-    "reduced",
+    "image_frame",
+    "downsample",
     "smoothed",
     "stain_maps",
 ]
 
-Picture = NDArray[np.uint8] | NDArray[np.float32]
+Image = NDArray[np.uint8] | NDArray[np.float32]
 
 _OFFSET: Final = 4.0
-"""Added to grey values before the logarithm, so that noise in the dark stays small."""
+"""Added to grey values before the logarithm, so that noise in dark pixels stays small."""
 
 _TILES: Final = 8
 """Tiles along the longer side for the estimate of the background."""
 
 
-def picture_frame(pixels: NDArray[np.uint8]) -> Box | None:
-    """Find the picture inside a letterbox: bars of one colour along its sides are left out.
+def image_frame(pixels: NDArray[np.uint8]) -> Box | None:
+    """Return the box of the image inside a letterbox, without bars of one colour along its sides.
 
     Parameters
     ----------
@@ -55,7 +54,7 @@ def picture_frame(pixels: NDArray[np.uint8]) -> Box | None:
     Returns
     -------
     Box or None
-        None if all of it is of one colour.
+        None if the whole image has one colour.
     """
     height, width = pixels.shape[:2]
     top, bottom = _bars(pixels)
@@ -68,8 +67,8 @@ def picture_frame(pixels: NDArray[np.uint8]) -> Box | None:
 
 
 def _bars(pixels: NDArray[np.uint8]) -> tuple[int, int]:
-    """Count the rows of one colour at the top and the bottom."""
-    # Compression leaves a little noise in a bar; a row of a real picture has more than that.
+    """Return the numbers of rows of one colour at the top and at the bottom."""
+    # Compression leaves little noise in a bar; a row of a real image has more.
     step = max(1, pixels.shape[1] // 512)
     thinned = pixels[:, ::step].astype(np.float32)
     mean = thinned.mean(axis=1)
@@ -82,8 +81,8 @@ def _leading(even: NDArray[np.bool_], mean: NDArray[np.float32]) -> int:
     return len(same) if same.all() else int(np.argmin(same))
 
 
-def reduced(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.float32]:
-    """Average blocks of ``factor x factor`` pixels; rows and columns that fill no block are left out.
+def downsample(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.float32]:
+    """Return an image downsampled by averaging ``factor x factor`` blocks; incomplete blocks are left out.
 
     Returns
     -------
@@ -111,16 +110,16 @@ class Light:
     Attributes
     ----------
     level : ndarray, shape (3,)
-        Logarithm of the background's grey value plus an offset, taken over the whole picture.
+        Logarithm of the background's grey value plus an offset, over the whole image.
     shape : ndarray, shape (6, 3)
-        What is added to it by place: coefficients of 1, y, x, y^2, x^2 and xy, places from -1 to 1.
+        Its change with position: coefficients of 1, y, x, y^2, x^2 and xy, positions from -1 to 1.
     """
 
     level: NDArray[np.float64]
     shape: NDArray[np.float64]
 
     def log_plane(self, channel: int, height: int, width: int) -> NDArray[np.float32]:
-        """Return the surface of a channel for a picture of that size, shape (height, width)."""
+        """Return the surface of a channel for an image of that size, shape (height, width)."""
         longest = max(height, width)
         y = (np.arange(height, dtype=np.float32) + 0.5) / longest * 2 - 1
         x = (np.arange(width, dtype=np.float32) + 0.5) / longest * 2 - 1
@@ -132,32 +131,32 @@ class Light:
         return plane
 
 
-def background(picture: Picture) -> Light:
-    """Estimate the colour of the empty background at every place: white balance and uneven light in one.
+def background(image: Image) -> Light:
+    """Estimate the colour of the empty background at every position, with white balance and uneven light.
 
-    A smooth surface through the brightest part of each tile; tiles without any background lie below it and are given
+    It is a smooth surface through the brightest part of each tile; tiles without background are below it and have
     little weight.
 
     Parameters
     ----------
-    picture : ndarray of uint8 or float32, shape (H, W, 3), in [0, 255]
+    image : ndarray of uint8 or float32, shape (H, W, 3), in [0, 255]
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     side = max(8, -(-max(height, width) // _TILES))
     places, colours = [], []
     for y in range(0, height, side):
         for x in range(0, width, side):
-            tile = picture[y : y + side, x : x + side]
+            tile = image[y : y + side, x : x + side]
             step = max(1, int(np.sqrt(tile.shape[0] * tile.shape[1] / 2000)))
             colours.append(_brightest(tile[::step, ::step], 80))
             places.append((min(y + side / 2, height), min(x + side / 2, width)))
     step = max(1, int(np.sqrt(height * width / 20000)))
-    level = np.log(_brightest(picture[::step, ::step], 85) + _OFFSET)
+    level = np.log(_brightest(image[::step, ::step], 85) + _OFFSET)
     logs = np.log(np.asarray(colours) + _OFFSET) - level
     where = np.asarray(places) / max(height, width) * 2 - 1
     y, x = where[:, 0], where[:, 1]
     terms = np.stack([np.ones_like(y), y, x, y * y, x * x, x * y], axis=1)
-    # Uneven light makes tiles darker little by little, cells make single tiles darker: begin with all of them.
+    # Uneven light makes tiles gradually darker, cells make single tiles darker: start with a high tolerance.
     surface = logs.copy()
     shape = np.zeros((6, 3))
     for tolerance in (0.3, 0.3, 0.2, 0.15, 0.1, 0.08, 0.08):
@@ -171,18 +170,18 @@ def background(picture: Picture) -> Light:
     return Light(level, shape)
 
 
-def _brightest(pixels: Picture, percentile: float) -> NDArray[np.float64]:
-    """Median colour of the pixels that are brightest in green, which red cells and nuclei absorb alike."""
+def _brightest(pixels: Image, percentile: float) -> NDArray[np.float64]:
+    """Return the median colour of the pixels brightest in green, which red cells and nuclei both absorb."""
     flat = pixels.reshape(-1, 3).astype(np.float64)
     return np.asarray(np.median(flat[flat[:, 1] >= np.percentile(flat[:, 1], percentile)], axis=0))
 
 
-def optical_density(picture: Picture, light: Light, channel: int, *, sigma: float = 0.0) -> NDArray[np.float32]:
-    """Optical density of a channel against the background (natural logarithm; 0 is background).
+def optical_density(image: Image, light: Light, channel: int, *, sigma: float = 0.0) -> NDArray[np.float32]:
+    """Return the optical density of a channel relative to the background (natural logarithm; 0 is background).
 
     Parameters
     ----------
-    picture : ndarray of uint8 or float32, shape (H, W, 3), in [0, 255]
+    image : ndarray of uint8 or float32, shape (H, W, 3), in [0, 255]
     light : Light
         From `background`.
     channel : int
@@ -194,7 +193,7 @@ def optical_density(picture: Picture, light: Light, channel: int, *, sigma: floa
     -------
     ndarray of float32, shape (H, W)
     """
-    plane = picture[..., channel]
+    plane = image[..., channel]
     if plane.dtype == np.uint8:
         logs = np.log(np.arange(256, dtype=np.float32) + np.float32(_OFFSET))[plane]
     else:
@@ -205,7 +204,7 @@ def optical_density(picture: Picture, light: Light, channel: int, *, sigma: floa
 
 
 def smoothed(plane: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """Smooth a plane (H, W) with a Gaussian of `sigma` pixels; 0 leaves it as it is."""
+    """Return a plane (H, W) smoothed with a Gaussian of `sigma` pixels; 0 is no smoothing."""
     if sigma <= 0:
         return plane
     return np.asarray(ndimage.gaussian_filter(plane, sigma, truncate=3.0, mode="nearest"), np.float32)
@@ -213,17 +212,17 @@ def smoothed(plane: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class StainMaps:
-    """What is stained how, pixel by pixel; arrays of float32, shape (H, W).
+    """Maps of the stains; arrays of float32, shape (H, W).
 
     Attributes
     ----------
     nuclei : ndarray
-        How much a pixel looks like a nucleus: 0 for background, red cells and dirt, about 0.3 to 2 for nuclei. The
-        geometric mean of two densities, that of red (red cells have none) and `violet`.
+        The nucleus map: 0 for background, red cells and dirt, about 0.3 to 2 for nuclei. The geometric mean of the
+        density of red (red cells have none) and `violet`.
     violet : ndarray
-        Density of green less that of blue: nuclei have most, cytoplasm some, background, red cells and grey dirt none.
+        Density of green less that of blue: high in nuclei, low in cytoplasm, 0 in background, red cells and grey dirt.
     stain : ndarray
-        Density of green, which whatever a smear holds absorbs.
+        Density of green, which everything in a smear absorbs.
     """
 
     nuclei: NDArray[np.float32]
@@ -231,35 +230,35 @@ class StainMaps:
     stain: NDArray[np.float32]
 
 
-def stain_maps(picture: Picture, light: Light, *, sigma: float = 0.0) -> StainMaps:
-    """Map the stains of a picture. In a picture without colour, nuclei and violet are made of its density alone.
+def stain_maps(image: Image, light: Light, *, sigma: float = 0.0) -> StainMaps:
+    """Return the stain maps of an image. In one without colour, `nuclei` and `violet` are its density alone.
 
     Parameters
     ----------
-    picture : ndarray of uint8 or float32, shape (H, W, 3), in [0, 255]
+    image : ndarray of uint8 or float32, shape (H, W, 3), in [0, 255]
     light : Light
         From `background`.
     sigma : float
         Smoothing in pixels.
     """
-    stain = optical_density(picture, light, 1, sigma=sigma)
-    if is_colourless(picture):
+    stain = optical_density(image, light, 1, sigma=sigma)
+    if is_colourless(image):
         nuclei = np.maximum(stain, 0.0) * np.float32(0.6)
         return StainMaps(nuclei, nuclei, stain)
-    violet = stain - optical_density(picture, light, 2, sigma=sigma)
+    violet = stain - optical_density(image, light, 2, sigma=sigma)
     np.maximum(violet, 0.0, out=violet)
-    nuclei = optical_density(picture, light, 0, sigma=sigma)
+    nuclei = optical_density(image, light, 0, sigma=sigma)
     np.maximum(nuclei, 0.0, out=nuclei)
     nuclei *= violet
     np.sqrt(nuclei, out=nuclei)
-    # Nearly black pixels have no colour that could be trusted; nuclei always let some blue through.
-    brightest = np.maximum(np.maximum(picture[..., 0], picture[..., 1]), picture[..., 2])
+    # Nearly black pixels have no reliable colour; nuclei always transmit some blue.
+    brightest = np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2])
     nuclei[brightest < 24] = 0.0
     return StainMaps(nuclei, violet, stain)
 
 
-def is_colourless(picture: Picture) -> bool:
-    """Tell whether a picture (H, W, 3) in [0, 255] has the same values in all channels, noise apart."""
-    step = max(1, int(np.sqrt(picture.shape[0] * picture.shape[1] / 50000)))
-    thinned = picture[::step, ::step].astype(np.float32)
+def is_colourless(image: Image) -> bool:
+    """Return whether an image (H, W, 3) in [0, 255] has the same values in all channels, apart from noise."""
+    step = max(1, int(np.sqrt(image.shape[0] * image.shape[1] / 50000)))
+    thinned = image[::step, ::step].astype(np.float32)
     return bool(np.percentile(thinned.max(axis=2) - thinned.min(axis=2), 99) < 5.0)

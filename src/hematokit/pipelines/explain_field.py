@@ -21,7 +21,7 @@ from hematokit.explanation.running import make_explainers
 from hematokit.explanation.selection import PREDICTED, ChosenCells, check_threshold
 from hematokit.files import write_atomically
 from hematokit.imaging.fieldfiles import open_field
-from hematokit.imaging.fieldfiles.opening import safe_name
+from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.imaging.reading import printable
 from hematokit.models import find_bundle, load_model
 from hematokit.models.field_cells import classify_cells, cut_patches, model_pixel_size, patch_side, scale_warnings

@@ -20,7 +20,7 @@ from hematokit._version import __version__
 from hematokit.errors import FieldError
 from hematokit.files import TEMPORARY_PREFIX, one_line_read_errors, one_line_write_errors, write_atomically, write_json
 from hematokit.imaging.fieldfiles import field_name, list_fields
-from hematokit.imaging.fieldfiles.opening import name_fields
+from hematokit.imaging.fieldfiles.listing import name_fields
 from hematokit.parquet import read_table
 from hematokit.plugins import is_other_version, load_plugins
 from hematokit.results.fields import CELLS, FIELDS_FOLDER, FieldFolders, FieldOutcome, FieldTask, file_stamp

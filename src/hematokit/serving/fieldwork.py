@@ -20,7 +20,7 @@ from hematokit.detection.windows import examine_field
 from hematokit.differential.differential import count_differential
 from hematokit.errors import FieldError, ImageError, ServingError
 from hematokit.imaging.fieldfiles import Field, field_name, open_field
-from hematokit.imaging.fieldfiles.opening import safe_name
+from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.models.field_cells import classify_cells, scale_warnings
 from hematokit.models.model import Model
 from hematokit.plugins import MadeDetector

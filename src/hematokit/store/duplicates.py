@@ -30,9 +30,9 @@ from hematokit.imaging.fingerprint import (
     KEYPOINTS,
     SHAPE_SIZE,
     TRANSFORMS,
-    Comparison,
+    Overlap,
     PatchFingerprints,
-    compare,
+    compare_patches,
     contrast,
     fingerprint_patches,
     match_shapes,
@@ -188,7 +188,7 @@ class Fingerprints:
         )
         return replace(self, digests=np.concatenate([self.digests, digests]), prints=prints, patch_size=size)
 
-    def _link(self, links: list[tuple[int, int]], found: list[Comparison]) -> Fingerprints:
+    def _link(self, links: list[tuple[int, int]], found: list[Overlap]) -> Fingerprints:
         if not links:
             return self
         return replace(
@@ -336,7 +336,7 @@ def _find_links(
     apart = fields[first] != fields[second]
     first, second, dy, dx, turned = first[apart], second[apart], dy[apart], dx[apart], turned[apart]
     links: list[tuple[int, int]] = []
-    found: list[Comparison] = []
+    found: list[Overlap] = []
     done = 0
     for batch in _batches(np.lexsort((second, first))):
         needed = np.unique([first[batch], second[batch]])
@@ -344,7 +344,9 @@ def _find_links(
         images = dict(zip(needed.tolist(), map(contrast, read_patches(rows[needed])), strict=True))
         for pair in batch.tolist():
             a, b = int(first[pair]), int(second[pair])
-            result = compare(images[a], images[b], int(dy[pair]), int(dx[pair]), any_transform=bool(turned[pair]))
+            result = compare_patches(
+                images[a], images[b], int(dy[pair]), int(dx[pair]), any_transform=bool(turned[pair])
+            )
             if result.same:
                 links.append((a, b))
                 found.append(result)

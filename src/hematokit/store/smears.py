@@ -17,7 +17,7 @@ import pandas as pd
 from hematokit.errors import FieldError, StoreError
 from hematokit.files import shell_word
 from hematokit.imaging.fieldfiles import field_name
-from hematokit.imaging.fieldfiles.opening import safe_name
+from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.imaging.reading import printable
 
 __all__ = [

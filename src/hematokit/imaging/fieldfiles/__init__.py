@@ -1,22 +1,27 @@
-"""Reading whole fields: TIFF, OME-TIFF, OME-Zarr, PNG, JPEG, BMP and vendors' formats, by windows.
+"""Fields of any format, read by windows: TIFF, OME-TIFF, OME-Zarr, PNG, JPEG, BMP and vendors' formats.
 
-`open_field` opens one field, `list_fields` finds the fields in folders. A `Field` gives 8-bit RGB pixels box by box,
-its pixel size, and remarks on what was done to show it. One module per format turns a file into levels of pixels
-(``tiff``, ``omezarr``, ``plain``, ``vendor``); what holds for all of them is in ``field``, ``depth`` and ``pixelsize``.
+Modules
+-------
+field
+    `Field`: 8-bit RGB pixels by boxes, the pixel size, and notes on how the file was read; levels of pixels.
+opening
+    `open_field`, for every format; what metadata state of pixel size and orientation.
+listing
+    The fields in folders; their names and ids.
+tiff, segments
+    Pages and metadata of TIFF and OME-TIFF; their pixels, decoded tile by tile.
+omezarr
+    OME-Zarr images.
+pixelsize
+    Pixel sizes from metadata and from the user.
 
-Nothing here is imported before it is needed: the libraries that read a format are loaded when a file of that format
-is opened.
+Libraries that read a format are imported when a file of that format is opened.
 """
 
 from __future__ import annotations
 
 from hematokit.imaging.fieldfiles.field import Field
-from hematokit.imaging.fieldfiles.opening import (
-    field_name,
-    file_orientation,
-    list_fields,
-    open_field,
-    stated_pixel_size,
-)
+from hematokit.imaging.fieldfiles.listing import field_name, list_fields
+from hematokit.imaging.fieldfiles.opening import file_orientation, open_field, stated_pixel_size
 
 __all__ = ["Field", "field_name", "file_orientation", "list_fields", "open_field", "stated_pixel_size"]

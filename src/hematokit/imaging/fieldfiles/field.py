@@ -1,8 +1,7 @@
-"""A field: one microscope image, opened for reading by windows.
+"""A field: one microscope image, opened for reading by windows as 8-bit RGB.
 
-What a format's module hands over: levels of pixels, and what the metadata say.
-
-From 16 bits per channel to 8, by one rule for a whole field.
+The module of a format opens a file as a `Source`: levels of pixels and metadata. A field of 16 bits per channel is
+converted to 8 by one rule for the whole field.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ __all__ = [
 ]
 
 MAX_WHOLE_BYTES = 512 * 1024 * 1024
-"""Largest piece, decoded, that is held in memory at once: a tile, a strip, a chunk, or a file that has no pieces."""
+"""Largest decoded piece in memory at once: a tile, a strip, a chunk, or a file without pieces."""
 
 MAX_CACHE_BYTES = 256 * 1024 * 1024
-"""Decoded pieces that are kept, because the next window needs them again."""
+"""Size of the cache of decoded pieces, which the next window needs again."""
 
 _MAX_SIDE = 1 << 24  # pixels; more is a damaged header: at 0.1 um it would be a slide of 1.7 m
 
@@ -64,7 +63,7 @@ class Level(Protocol):
     dtype: np.dtype[Any]
 
     def read(self, box: Box) -> npt.NDArray[Any]:
-        """Return the pixels (h, w, 3) of a box inside the level. Any thread may call it at any time."""
+        """Return the pixels (h, w, 3) of a box inside the level. Thread-safe."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,11 @@ class Source:
     Attributes
     ----------
     levels : sequence of Level
-        Full resolution first, then smaller and smaller.
+        Full resolution first, then in decreasing size.
     pixel_size : PixelSize
-        What the metadata say.
+        From the metadata.
     notes : tuple of str
-        Remarks for the user.
+        Notes for the user.
     significant_bits : int or None
         Bits in use of 16, where the metadata state them.
     close : callable
@@ -96,7 +95,7 @@ class Source:
 
 
 class ArrayLevel:
-    """A level that lies in memory.
+    """A level in memory.
 
     Parameters
     ----------
@@ -156,7 +155,7 @@ def drop_alpha(pixels: npt.NDArray[Any], opaque: int, shown: str) -> npt.NDArray
     Raises
     ------
     ImageError
-        ``"not-rgb"`` if a pixel is not `opaque`: there is no telling which background it belongs on.
+        ``"not-rgb"`` if a pixel is not `opaque`: its background is unknown.
     """
     if not (pixels[..., 3] == opaque).all():
         raise ImageError("not-rgb", f"{shown} has transparent pixels; save it as RGB without an alpha channel")
@@ -164,21 +163,21 @@ def drop_alpha(pixels: npt.NDArray[Any], opaque: int, shown: str) -> npt.NDArray
 
 
 DEPTHS = (8, 10, 12, 14, 16)
-"""Bits that cameras deliver inside of 16."""
+"""Bits in use of 16 that cameras have."""
 
-_SAMPLE_PIXELS = 4_000_000  # a level of up to this size is looked at whole
+_SAMPLE_PIXELS = 4_000_000  # a level of up to this size is read whole
 _SAMPLE_GRID, _SAMPLE_SIDE = 8, 128  # of a larger one: 8 x 8 boxes of 128 px
 
 
 def choose_depth(maximum: int, significant_bits: int | None) -> int:
-    """Return how many of 16 bits the camera used.
+    """Return the number of 16 bits that the camera used.
 
     Parameters
     ----------
     maximum : int
-        Largest value seen.
+        Largest value of the sampled pixels.
     significant_bits : int or None
-        What the metadata state. 16 says nothing: programs write it for every image of 16 bits.
+        From the metadata. 16 is ignored: programs write it for every image of 16 bits.
 
     Returns
     -------
@@ -191,14 +190,14 @@ def choose_depth(maximum: int, significant_bits: int | None) -> int:
 
 
 def lookup_table(depth: int) -> npt.NDArray[np.uint8]:
-    """Return what each value of 16 bits becomes: 0 stays 0, ``2 ** depth - 1`` and above become 255, rounded."""
+    """Return the 8-bit value of each 16-bit value: linear, rounded, 255 from ``2 ** depth - 1``."""
     white = (1 << depth) - 1
     values = np.minimum(np.arange(1 << 16, dtype=np.uint32), white)
     return ((values * 255 + white // 2) // white).astype(np.uint8)
 
 
 def sample_maximum(levels: Sequence[Level]) -> int:
-    """Return the largest value of a field's smallest level, or of boxes spread evenly over it where that is large."""
+    """Return the largest value of a field's smallest level, or of evenly spread boxes in it where it is large."""
     level = levels[-1]
     if level.height * level.width <= _SAMPLE_PIXELS:
         return _maximum(level.read(Box(0, 0, level.height, level.width)))
@@ -212,7 +211,7 @@ def _maximum(pixels: npt.NDArray[Any]) -> int:
     return int(pixels.max())
 
 
-_BAND_BYTES = 16 * 1024 * 1024  # of pixels that a thumbnail has in memory at once
+_BAND_BYTES = 16 * 1024 * 1024  # pixels in memory at once for a thumbnail
 
 
 class Field:
@@ -229,13 +228,13 @@ class Field:
     height, width : int
         Size at full resolution, in pixels.
     pixel_size_um : float or None
-        Side of a pixel in micrometres; None if nobody said.
+        Side of a pixel in micrometres; None if unknown.
     pixel_size_source : str
         ``"metadata"``, ``"given"``, or ``""`` where it is unknown.
     orientation : int
-        What the file states and was applied, 1 to 8 as in EXIF; 1 is the image as stored.
+        The orientation that was applied, 1 to 8 as in EXIF; 1 is the image as stored.
     notes : tuple of str
-        Remarks for the user, one line each: what was done to show the file, what in it was not used.
+        Notes for the user, one line each: conversions, and metadata that were not used.
     """
 
     def __init__(
@@ -281,7 +280,7 @@ class Field:
         return f"<Field {self._shown}: {self.width}x{self.height} px>"
 
     def close(self) -> None:
-        """Release the file; reading is over then."""
+        """Close the file."""
         source, self._source = self._source, None
         if source is not None:
             source.close()
@@ -292,19 +291,19 @@ class Field:
         Parameters
         ----------
         box : Box
-            Must lie inside the field.
+            Must be inside the field.
 
         Returns
         -------
         ndarray of uint8, shape (box.height, box.width, 3)
-            An array of its own, contiguous.
+            A contiguous copy.
 
         Raises
         ------
         ImageError
             If the file is damaged there, or has transparent pixels.
         ValueError
-            If the box leaves the field, or the field is closed.
+            If the box is not inside the field, or the field is closed.
         """
         if not box.inside(self.height, self.width):
             raise ValueError(f"{box} is not inside a field of {self.width}x{self.height} px")
@@ -326,11 +325,10 @@ class Field:
         return np.ascontiguousarray(pixels, np.uint8)
 
     def thumbnail(self, longest: int) -> tuple[npt.NDArray[np.uint8], float]:
-        """Return the whole field, made smaller.
+        """Return the whole field, downsampled.
 
-        Made from the smallest level of the file's pyramid that is large enough, else from the full resolution; the
-        pixels are means over areas, and only a band of them is in memory at a time. A field that is small enough is
-        returned as it is.
+        From the smallest level of the file's pyramid that is large enough, else from the full resolution. Pixels are
+        area means; only a band is in memory at a time. A field that is small enough is returned as it is.
 
         Parameters
         ----------
@@ -358,13 +356,13 @@ class Field:
         for level in reversed(smaller):
             if level.height >= height and level.width >= width:
                 try:
-                    return self._shrink(level, height, width), scale
+                    return self._downsample(level, height, width), scale
                 except ImageError:
                     # A damaged level of the pyramid; the next larger one may be whole.
                     continue
-        return self._shrink(base, height, width), scale
+        return self._downsample(base, height, width), scale
 
-    def _shrink(self, level: Level, height: int, width: int) -> npt.NDArray[np.uint8]:
+    def _downsample(self, level: Level, height: int, width: int) -> npt.NDArray[np.uint8]:
         from PIL import Image
 
         factor = max(1, min(level.height // height, level.width // width))
@@ -377,21 +375,21 @@ class Field:
         small = np.concatenate(bands)
         if small.shape[:2] == (height, width):
             return small
-        # The last blocks may be partial: the box says how far the picture really goes.
+        # The last blocks may be partial: the box is the real extent of the image.
         extent = (0, 0, level.width / factor, level.height / factor)
         resized = Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR, box=extent)
         return np.array(resized)
 
 
 def unreadable(shown: str, error: Exception) -> ImageError:
-    """Say in one line why pixels could not be read; a damaged file can fail in a decoder with any exception."""
+    """Return the error of one line for pixels that cannot be read; decoders raise anything on a damaged file."""
     if isinstance(error, ImageError):
         return error
     if isinstance(error, MemoryError):
         return ImageError("too-large", f"{shown} needs more memory than there is; save it as a tiled, compressed TIFF")
     text = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:200]
     detail = printable(text) or type(error).__name__
-    # What the operating system refuses says nothing of the file, unless the medium itself fails.
+    # An error of the operating system is no damage of the file, unless the medium itself fails.
     refused = isinstance(error, OSError) and error.errno not in (None, errno.EIO, errno.EINVAL)
     advice = "correct that and open it again" if refused else "copy or export the file again"
     return ImageError("unreadable", f"{shown} cannot be read ({detail}); {advice}")

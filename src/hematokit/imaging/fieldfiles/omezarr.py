@@ -1,9 +1,9 @@
 """OME-Zarr images in local folders: 0.4 (Zarr v2) and 0.5 (Zarr v3), read with tensorstore.
 
-The pixels come through tensorstore, as the store's do: it reads from several threads outside of the interpreter lock,
-keeps decoded chunks, and knows no codec that runs what a file tells it to (zarr-python's ``pickle``). Of the metadata,
-a field needs the axes, the scale and the paths of the levels; they are looked up by hand, because files in the wild
-are looser than the models of the standard.
+Pixels are read with tensorstore, as the store's are: it reads in several threads outside of the interpreter lock,
+caches decoded chunks, and has no codec that runs code from a file (zarr-python's ``pickle``). Of the metadata, a field
+needs the axes, the scale and the paths of the levels; they are read without a model of the standard, because real
+files are looser than it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hematokit.imaging.reading import printable, read_bytes
 
 __all__ = ["ZarrLevel", "is_image_folder", "open_omezarr", "stored_fields"]
 
-_STORE_KIND = "hematokit patch store"  # hematokit.store.schema has it; that layer stands above this one
+_STORE_KIND = "hematokit patch store"  # as in hematokit.store.schema, a layer above this one
 _MARKERS = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 _MAX_METADATA = 64 * 1024 * 1024  # bytes
 _MAX_COUNTED = 1_000_000  # chunks; beyond it, missing ones are not looked for
@@ -41,11 +41,11 @@ class ZarrLevel:
     Parameters
     ----------
     array : tensorstore.TensorStore
-        Of any order of axes, with y, x, three channels, and others of size 1.
+        Axes in any order: y, x, three channels, and others of size 1.
     axes : sequence of str
         The names of its axes, one letter each.
     shown : str
-        What to call the image in errors.
+        The image's name in errors.
 
     Raises
     ------
@@ -73,7 +73,7 @@ class ZarrLevel:
         parts = {"y": box.slices[0], "x": box.slices[1], "c": slice(0, 3)}
         view = self.array[tuple(parts.get(axis, 0) for axis in self._axes)]
         kept = [axis for axis in self._axes if axis in parts]
-        # Transposed before it is read, so that the pixels are put in their places once.
+        # Transposed before reading, so that the pixels are copied once.
         try:
             window = view.transpose([kept.index(axis) for axis in "yxc"]).read(order="C").result()
         except ValueError as error:
@@ -89,7 +89,7 @@ class _Node(NamedTuple):
 def _read_node(folder: Path, *, must_read: bool = False) -> _Node | None:
     """Return the attributes of a folder that is a Zarr array or group; None if it is neither or cannot be read.
 
-    With `must_read`, metadata that are there and cannot be read are an `ImageError`.
+    With `must_read`, metadata that exist and cannot be read raise an `ImageError`.
     """
     for name, version in (("zarr.json", 3), (".zattrs", 2)):
         try:
@@ -111,7 +111,7 @@ def _read_node(folder: Path, *, must_read: bool = False) -> _Node | None:
 
 
 def is_image_folder(folder: Path) -> bool:
-    """Tell whether a folder is to be taken for one OME-Zarr image rather than for a folder of files."""
+    """Return whether a folder is one OME-Zarr image rather than a folder of files."""
     if folder.suffix.lower() == ".zarr":
         return True
     if not any((folder / name).exists() for name in _MARKERS):
@@ -121,7 +121,7 @@ def is_image_folder(folder: Path) -> bool:
 
 
 def stored_fields(folder: Path) -> list[Path] | None:
-    """Return the fields of a store of hematokit, sorted by name; None if the folder is no store."""
+    """Return the fields of a store of hematokit, sorted by name; None if the folder is not a store."""
     node = _read_node(folder)
     if node is None or node.attributes.get("kind") != _STORE_KIND:
         return None
@@ -154,7 +154,7 @@ def open_omezarr(path: Path) -> Source:
             "unreadable", f"{shown} cannot be read ({error.strerror or error}); correct that and open it again"
         ) from error
     except Exception as error:
-        # Metadata that are not as they should be can fail at any place; tensorstore's messages have several lines.
+        # Malformed metadata can fail anywhere; tensorstore's messages have several lines.
         detail = printable(" ".join(str(error).split()).split(" [", maxsplit=1)[0][:200]) or type(error).__name__
         raise ImageError(
             "unreadable", f"{shown} is no readable OME-Zarr image ({detail}); copy or export it again"
@@ -202,7 +202,7 @@ def _open_image(path: Path, image: Mapping[str, Any], version: int, shown: str) 
         except Exception as error:
             if number == 0 or (isinstance(error, OSError) and not isinstance(error, _ABSENT)):
                 raise
-            # A damaged level of the pyramid; the full resolution is there without it.
+            # A damaged level of the pyramid: the full resolution does not need it.
             continue
         if not levels or (level.dtype == levels[0].dtype and _is_smaller(levels[-1], level)):
             levels.append(level)
@@ -238,7 +238,7 @@ def _is_smaller(last: ZarrLevel, level: ZarrLevel) -> bool:
 
 
 def _pixel_size(image: Mapping[str, Any], axes: list[str]) -> PixelSize:
-    """Pixel size from the scales of the image and of its first level, which multiply."""
+    """Return the pixel size from the scales of the image and of its first level, which multiply."""
     sides = {"y": 1.0, "x": 1.0}
     units = dict.fromkeys(sides, "")
     try:
@@ -261,7 +261,7 @@ def _pixel_size(image: Mapping[str, Any], axes: list[str]) -> PixelSize:
 
 
 def _missing(folder: Path, array: Any) -> tuple[str, ...]:
-    """Tell of chunks that are not there: by the standard they count as black, but a copy may have been cut short."""
+    """Return a note on missing chunks: by the standard they are black, but a copy may be incomplete."""
     chunk = array.chunk_layout.write_chunk.shape
     expected = math.prod(math.ceil(size / side) for size, side in zip(array.shape, chunk, strict=True))
     if expected > _MAX_COUNTED:

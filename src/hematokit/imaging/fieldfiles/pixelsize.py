@@ -1,4 +1,4 @@
-"""How large a pixel is: what the metadata of a file say, what the user says, and which of the two leads."""
+"""Pixel sizes: from the metadata of a file, from the user, and which of the two is used."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = [
 ]
 
 SMALLEST, LARGEST = 0.01, 20.0
-"""Limits in micrometres of what a microscope's pixel can be. Below lies no light microscope; above lie the densities
-that programs write when they know nothing: 72, 96, 150, 300, 600 and 1200 dots per inch are 353 to 21 micrometres."""
+"""Limits in micrometres of a microscope's pixel. No light microscope is below; above are the densities that programs
+write by default: 72, 96, 150, 300, 600 and 1200 dots per inch are 353 to 21 micrometres."""
 
 _SAME = 0.02
-"""Relative difference up to which two pixel sizes count as equal: resampling by a hundredth only blurs."""
+"""Relative difference up to which two pixel sizes are equal: resampling by a hundredth only blurs."""
 
 _ANISOTROPY = 0.01  # relative difference of the two sides up to which pixels count as square
 
@@ -43,14 +43,14 @@ _UNITS = {
 
 
 class PixelSize(NamedTuple):
-    """What metadata say about the pixel size.
+    """The pixel size in a file's metadata.
 
     Attributes
     ----------
     um : float or None
         Side of a pixel in micrometres; None if unknown.
     notes : tuple of str
-        Why a number that stands in the file was not used.
+        Why a number in the file was not used.
     """
 
     um: float | None
@@ -58,7 +58,7 @@ class PixelSize(NamedTuple):
 
 
 nothing = PixelSize(None)
-"""The file says nothing about its pixel size."""
+"""The file states no pixel size."""
 
 
 def micrometres_per(unit: str) -> float | None:
@@ -75,7 +75,7 @@ def micrometres_per(unit: str) -> float | None:
 
 
 def from_lengths(x: object, y: object, unit_x: str, unit_y: str, where: str) -> PixelSize:
-    """Pixel size from the lengths of a pixel's sides as a file states them.
+    """Return the pixel size from the lengths of a pixel's sides as a file states them.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def from_lengths(x: object, y: object, unit_x: str, unit_y: str, where: str) -> 
     unit_x, unit_y : str
         Their units.
     where : str
-        What they are called in the file, for the note: ``"PhysicalSizeX"``, ``"scale"``.
+        Their name in the file, for the note: ``"PhysicalSizeX"``, ``"scale"``.
     """
     factors = micrometres_per(unit_x), micrometres_per(unit_y)
     try:
@@ -108,10 +108,9 @@ def from_lengths(x: object, y: object, unit_x: str, unit_y: str, where: str) -> 
 
 
 def from_density(x: float, y: float, unit_um: float) -> PixelSize:
-    """Pixel size from a resolution in pixels per unit, as TIFF, PNG and JPEG hold it.
+    """Return the pixel size from a resolution in pixels per unit, as in TIFF, PNG and JPEG.
 
-    Most such numbers are a program's default for printing; one that no microscope can have is taken for that, without
-    a note.
+    Most such numbers are a program's default for printing; one that no microscope has is ignored without a note.
 
     Parameters
     ----------
@@ -129,7 +128,7 @@ def from_density(x: float, y: float, unit_um: float) -> PixelSize:
 
 
 def check_given(pixel_size_um: float | None) -> None:
-    """Refuse a pixel size that cannot be one.
+    """Raise if a pixel size is not possible.
 
     Raises
     ------
@@ -145,7 +144,7 @@ def check_given(pixel_size_um: float | None) -> None:
 
 
 def is_same_size(one_um: float, other_um: float) -> bool:
-    """Whether two pixel sizes in micrometres differ by less than 2 %, so that nothing need be resampled.
+    """Return whether two pixel sizes in micrometres differ by less than 2 %, so that nothing is resampled.
 
     Examples
     --------
@@ -156,7 +155,7 @@ def is_same_size(one_um: float, other_um: float) -> bool:
 
 
 def choose(stated: PixelSize, given: float | None, *, force: bool) -> tuple[float | None, str, tuple[str, ...]]:
-    """Decide between the metadata and the user.
+    """Return the pixel size to use, from the metadata or from the user.
 
     Parameters
     ----------
@@ -165,7 +164,7 @@ def choose(stated: PixelSize, given: float | None, *, force: bool) -> tuple[floa
     given : float or None
         From the user, checked by `check_given`.
     force : bool
-        The user's number wins even where the metadata state one.
+        Use the user's number even where the metadata state one.
 
     Returns
     -------

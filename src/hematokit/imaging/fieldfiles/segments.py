@@ -1,9 +1,9 @@
 """Pixels of one TIFF image, decoded piece by piece: only the tiles or strips that a window needs.
 
-`tifffile` knows the tags and, with `imagecodecs`, every compression; what it does for a missing or short piece is to
-fill it up with zeros, which would pass for a black field. Here, a piece that does not lie in the file, or does not
-decode to its size, is an error. Pieces are read with ``pread`` and decoded outside of any lock, and the last ones are
-kept, so that windows next to each other and patches in one tile cost one decoding.
+`tifffile` reads the tags and, with `imagecodecs`, every compression, but fills missing or short pieces with zeros, as
+in a black field. Here, a piece that is not in the file, or does not decode to its size, is an error. Pieces are read
+with ``pread`` and decoded outside of any lock; the last ones are kept, so that neighbouring windows and patches in one
+tile need one decoding.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ COMPRESSIONS = {
     1: "none", 5: "LZW", 7: "JPEG", 8: "Deflate", 32773: "PackBits", 32946: "Deflate", 33003: "JPEG 2000",
     33005: "JPEG 2000", 34712: "JPEG 2000", 34925: "LZMA", 34926: "Zstandard", 50000: "Zstandard", 50001: "WebP",
 }  # fmt: skip
-"""Compressions that are read. Others are either no compressions of RGB, or cannot be told from a bomb beforehand."""
+"""Compressions that are read. Others are not for RGB, or their decoded size cannot be checked beforehand."""
 
 _JPEG = 7
 _JPEG2000 = (33003, 33005, 34712)
 
 
 class PieceCache:
-    """Decoded pieces of a file, the least recently used dropped first.
+    """Cache of decoded pieces of a file; the least recently used are dropped first.
 
     Parameters
     ----------
     limit : int
-        Bytes kept in all; the newest piece is kept even where it alone is more.
+        Size in bytes; the newest piece is kept even if it is larger.
     """
 
     def __init__(self, limit: int = MAX_CACHE_BYTES) -> None:
@@ -51,9 +51,9 @@ class PieceCache:
         self._lock = threading.Lock()
 
     def get(self, key: tuple[int, int], decode: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        """Return the piece under `key`, decoded if it is not there.
+        """Return the piece of `key`, decoded if it is not cached.
 
-        Two threads that want the same piece at the same time both decode it, which is cheaper than waiting in line.
+        Two threads that need the same piece at the same time both decode it, which is cheaper than waiting.
         """
         with self._lock:
             if key in self._pieces:
@@ -83,12 +83,12 @@ class TiffLevel:
     cache : PieceCache
         Shared by the levels of a file.
     shown : str
-        What to call the file in errors.
+        The file's name in errors.
 
     Raises
     ------
     ImageError
-        If a piece of the image does not lie in the file, or is too large to decode.
+        If a piece of the image is not in the file, or is too large to decode.
     """
 
     def __init__(self, pages: list[Any], descriptor: int, file_size: int, cache: PieceCache, shown: str) -> None:
@@ -112,7 +112,7 @@ class TiffLevel:
         if self._tall < 1 or self._wide < 1:
             raise self._damaged("its tiles have no size")
         self._across, self._down = math.ceil(self.width / self._wide), math.ceil(self.height / self._tall)
-        # Rows of such a file can be read by themselves, however large its strips are.
+        # Rows of such a file are read directly, however large its strips are.
         self._raw = len(pages) == 1 and self._stored == self._samples and bool(page.is_final) and not page.is_tiled
         self._itemsize = self.dtype.itemsize
         self._stored_dtype = self.dtype.newbyteorder(page.parent.byteorder)
@@ -124,7 +124,7 @@ class TiffLevel:
         )
 
     def _check(self, file_size: int) -> None:
-        """Refuse a file without all of its pixels, and one that can only be decoded in one huge piece."""
+        """Raise for a file without all of its pixels, and for one that can only be decoded in one huge piece."""
         pieces = self._across * self._down * (self._planes if len(self._pages) == 1 else 1)
         size = self._tall * self._wide * self._stored * self._itemsize
         uncompressed = int(self._pages[0].compression) == 1
@@ -213,7 +213,7 @@ class TiffLevel:
         return piece
 
     def _check_inner_size(self, page: int, data: bytes, header: bytes | None) -> None:
-        """Refuse a tile whose own header claims far more pixels than the TIFF does, and a damaged JPEG."""
+        """Raise for a tile whose own header states far more pixels than the TIFF, and for a damaged JPEG."""
         compression = int(self._pages[page].compression)
         if compression == _JPEG:
             whole = join_jpeg_tables(data, self._tables[page][0])

@@ -1,12 +1,8 @@
-"""TIFF and OME-TIFF: which pages make the field, and what their tags say.
+"""TIFF and OME-TIFF: the pages of the field, and their metadata.
 
-The pages are sorted by hand rather than by tifffile's `series`, which takes several images for one and fills up what
-is missing.
-
-What OME-XML, the metadata of an OME-TIFF, say about its image.
-
-Read by hand rather than with a model of the whole standard: many programs write OME-XML that no strict parser takes,
-and a field needs ten attributes of it.
+Pages are not grouped by tifffile's `series`, which joins several images and fills missing ones. Of OME-XML a field
+needs ten attributes; they are read without a model of the whole standard, because many programs write OME-XML that no
+strict parser accepts.
 """
 
 from __future__ import annotations
@@ -40,15 +36,15 @@ class OmeImage:
     Attributes
     ----------
     images : int
-        Images in the file, of which this is the first.
+        Number of images in the file, of which this is the first.
     channels, planes : int
-        Channels (samples of one channel counted each), and z planes times time points.
+        Number of channels (each sample of a channel counts), and z planes times time points.
     significant_bits : int or None
         Bits in use.
     fluorescent : bool
-        A channel states a fluorophore or an emission wavelength.
+        Whether a channel states a fluorophore or an emission wavelength.
     files : int
-        Different files over which the planes are spread; 0 or 1 for a file by itself.
+        Number of files that have the planes; 0 or 1 for a single file.
     pixel_size : PixelSize
     """
 
@@ -89,7 +85,7 @@ def read_omexml(text: str) -> OmeImage | None:
 
 
 def _find(element: Element, name: str) -> Iterator[Element]:
-    """Descendants by name, whatever the version of the standard that the name space states."""
+    """Return descendants by name, for every version of the standard in the name space."""
     return (child for child in element.iter() if child.tag == name or child.tag.endswith("}" + name))
 
 
@@ -120,8 +116,7 @@ _RGB, _YCBCR, _GREY = 2, 6, 1
 _PHOTOMETRIC = {0: "greyscale", 3: "palette", 4: "a mask", 5: "CMYK", 8: "CIELab", 32803: "a camera's raw mosaic"}
 _CENTIMETRE_UM, _INCH_UM = 10_000.0, 25_400.0
 
-# tifffile tells what it repairs through logging, which would land on the screen where nobody has set logging up.
-# What matters of it is checked here and becomes an error.
+# tifffile logs its repairs, which would be printed where logging is not configured. Those that matter are errors here.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
@@ -155,7 +150,7 @@ def open_tiff(path: Path, *, orient: bool = True) -> Source:
 
 
 def stated_in_tiff(data: bytes) -> PixelSize:
-    """Pixel size by the metadata of a TIFF file's first image; `nothing` where they cannot be read."""
+    """Return the pixel size in the metadata of a TIFF file's first image; `nothing` if they are unreadable."""
     import tifffile
 
     try:
@@ -164,7 +159,7 @@ def stated_in_tiff(data: bytes) -> PixelSize:
             text = page.description or ""
             return _pixel_size(page, text, read_omexml(text))
     except Exception:
-        # What is wrong with the file is reported when its pixels are read.
+        # Damage is reported when the pixels are read.
         return nothing
 
 
@@ -185,7 +180,7 @@ def _read_structure(file: Any, shown: str, orient: bool) -> Source:
                 _check_page(page, len(base), shown)
             level = TiffLevel(smaller, descriptor, file_size, cache, shown)
         except (ImageError, ValueError, AttributeError, TypeError):
-            # A label, a macro picture, or a damaged level: the full resolution is there without it.
+            # A label, a macro image, or a damaged level: the full resolution does not need it.
             continue
         if level.dtype == levels[0].dtype and _is_smaller(levels[-1], level, levels[0]):
             levels.append(level)
@@ -202,7 +197,7 @@ def _read_structure(file: Any, shown: str, orient: bool) -> Source:
 def _orientation(page: Any, text: str, ome: OmeImage | None) -> int:
     """Return the orientation to apply; that of a smaller level is the field's."""
     if ome is not None or text.startswith("Aperio"):
-        # Their X and Y are those of the file: Bio-Formats, OpenSlide and QuPath ignore the tag.
+        # Their axes are those of the file: Bio-Formats, OpenSlide and QuPath ignore the tag.
         return 1
     stated = page.tags.valueof("Orientation", 1)
     return int(stated) if stated in range(1, 9) else 1
@@ -227,7 +222,7 @@ def _several(shown: str, what: str) -> ImageError:
 
 
 def _split_pages(pages: list[Any], text: str, ome: OmeImage | None, shown: str) -> tuple[list[Any], list[Any]]:
-    """Return the pages that are the field at full resolution, and those that may be it made smaller."""
+    """Return the pages of the field at full resolution, and those that may be smaller levels of it."""
     first = pages[0]
     channels = _stated_channels(text, ome, shown)
     samples = int(first.samplesperpixel)
@@ -253,7 +248,7 @@ def _split_pages(pages: list[Any], text: str, ome: OmeImage | None, shown: str) 
 
 
 def _stated_channels(text: str, ome: OmeImage | None, shown: str) -> int | None:
-    """Return the number of channels that the metadata state, and refuse stacks and fluorescence."""
+    """Return the number of channels that the metadata state; raise for stacks and fluorescence."""
     if ome is not None:
         if ome.images > 1:
             raise _several(shown, f"{ome.images} images")
@@ -288,7 +283,7 @@ def _imagej(text: str) -> dict[str, str]:
 
 
 def _is_level_of(base: Any, page: Any) -> bool:
-    """Tell whether a page that does not say so may be the field made smaller: old writers leave the flag out."""
+    """Return whether a page without the flag may be a smaller level of the field: old writers omit the flag."""
     return bool(
         page.imagewidth < base.imagewidth
         and page.imagelength < base.imagelength
@@ -300,7 +295,7 @@ def _is_level_of(base: Any, page: Any) -> bool:
 
 
 def _is_smaller(last: TiffLevel, level: TiffLevel, base: TiffLevel) -> bool:
-    """Tell whether a level goes on with the pyramid: smaller than the last one and of the field's proportions."""
+    """Return whether a level continues the pyramid: smaller than the last one and of the field's proportions."""
     if level.height >= last.height or level.width >= last.width:
         return False
     # Sizes are rounded at every step, so that a small level's sides may be two pixels off.
@@ -309,7 +304,7 @@ def _is_smaller(last: TiffLevel, level: TiffLevel, base: TiffLevel) -> bool:
 
 
 def _sub_pages(file: Any, base: list[Any]) -> list[list[Any]]:
-    """Pages below the field's own (SubIFDs), level by level."""
+    """Return the sub-pages (SubIFDs) of the field's pages, level by level."""
     from tifffile import TiffPage
 
     offsets = [list(page.subifds or ()) for page in base]
@@ -323,14 +318,14 @@ def _sub_pages(file: Any, base: list[Any]) -> list[list[Any]]:
                 file.filehandle.seek(each[index])
                 level.append(TiffPage(file, (page.index, index)))
         except Exception:
-            # A damaged level of the pyramid; the full resolution is there without it.
+            # A damaged level of the pyramid: the full resolution does not need it.
             continue
         levels.append(level)
     return levels
 
 
 def _check_page(page: Any, pages: int, shown: str) -> None:
-    """Refuse what is not an image in red, green and blue with 8 or 16 bits."""
+    """Raise unless a page is an image in red, green and blue with 8 or 16 bits."""
 
     def not_rgb(what: str) -> ImageError:
         return ImageError("not-rgb", f"{shown} {what}; convert it to RGB")
@@ -361,12 +356,12 @@ def _check_page(page: Any, pages: int, shown: str) -> None:
         name = getattr(page.compression, "name", compression)
         raise ImageError("unreadable", f"{shown} is compressed with {name}, which is not read; save it with Deflate")
     if (photometric == _YCBCR and compression != 7) or compression == 33003:
-        # Decoders give luma and chroma as they are stored, which would pass for strange colours.
+        # Decoders return luma and chroma as they are stored, which would be read as wrong colours.
         raise not_rgb(f"stores luma and chroma (YCbCr) with {COMPRESSIONS[compression]} compression")
 
 
 def _pixel_size(page: Any, text: str, ome: OmeImage | None) -> PixelSize:
-    """Pixel size by the most telling of the metadata."""
+    """Return the pixel size from the most specific metadata."""
     if ome is not None and ome.pixel_size != nothing:
         return ome.pixel_size
     resolution = _resolution(page)
@@ -386,7 +381,7 @@ def _pixel_size(page: Any, text: str, ome: OmeImage | None) -> PixelSize:
 
 
 def _resolution(page: Any) -> tuple[float, float] | None:
-    """Pixels per unit in x and y; None where they are not stated or not possible."""
+    """Return pixels per unit in x and y; None where they are missing or not possible."""
     sides = []
     for name in ("XResolution", "YResolution"):
         value = page.tags.valueof(name)
