@@ -48,7 +48,7 @@ class CellClass:
     reject : bool
         Not a cell class (artefacts, unidentifiable): kept in a store, a candidate for exclusion in training.
     next_stage : tuple of str
-        Codes of the class or classes that this one matures into, so that a confusion can be told from a neighbour.
+        Codes of the class or classes that this one matures into, so that a confusion of neighbours is recognised.
     """
 
     code: str

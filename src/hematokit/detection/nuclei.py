@@ -3,7 +3,7 @@
 Steps, in order:
 
 1. Crop letterbox bars; estimate the background colour; compute the nucleus map (`hematokit.imaging.staining`).
-2. Find the threshold of the nucleus map, and the scale where the pixel size is unknown
+2. Compute the threshold of the nucleus map, and the scale where the pixel size is unknown
    (`hematokit.detection.nucleus_scale`).
 3. Threshold the map at a working resolution; split the mask at its necks and merge the lobes of one nucleus
    (`hematokit.detection.nucleus_shapes`).

@@ -155,7 +155,7 @@ def _placed(detections: pd.DataFrame, window: Window, field: Field, number: int)
     )
     core = window.core
     low_y, low_x, high_y, high_x = core.y0 - _SEAM, core.x0 - _SEAM, core.y1 + _SEAM, core.x1 + _SEAM
-    # Not half-open at the field's own end: a centre may lie exactly on the last edge.
+    # Not half-open at the field's own end: a centre may be exactly on the last edge.
     mine = cells["y"].between(low_y, high_y) & cells["x"].between(low_x, high_x)
     cells = cells[mine].reset_index(drop=True)
     at_edge = (

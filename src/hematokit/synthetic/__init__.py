@@ -1,9 +1,24 @@
-"""A seeded generator of believable bone-marrow smears: cells, single-cell crops and whole fields with exact truth.
+"""Synthetic bone-marrow smears from a seed: cells, single-cell crops and whole fields with their ground truth.
 
-A `Cell` is geometry and stain; `draw_cell` draws it on any `Canvas`, at any place; `develop` turns the canvas into the
-picture a camera takes. `synthesize_crops`, `synthesize_field` and `write_sample` are made of these. What it can and
-cannot stand for is written in the documentation: the pictures are for demonstrations and tests, not for training a
-model meant for real cells.
+A `Cell` is geometry and stain; `draw_cell` draws it on a `Canvas` of optical densities; `develop` converts the canvas
+to the image of a camera. The images are for demonstrations and tests, not for training a model for real cells.
+
+Modules
+-------
+anatomy
+    `Cell` and its parts.
+recipes, classes
+    A random cell of each class: intact cells; then smudges, artefacts and others.
+canvas
+    Stains, noise, and the canvas of optical densities.
+drawing
+    Cells, red cells, platelets and debris on a canvas.
+smears
+    Light and stain of a smear; `develop`.
+scenes
+    Crops and fields with their ground truth.
+sample
+    The built-in sample as files.
 """
 
 from __future__ import annotations

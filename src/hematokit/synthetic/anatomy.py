@@ -1,7 +1,7 @@
-"""What a synthetic cell is made of, before anything is drawn.
+"""Geometry and stain of a synthetic cell.
 
-Lengths are micrometres, relative to the cell's centre, row first. Colours are optical densities in red, green and
-blue: light through the thing is ``exp(-density)``, so that layers add up as dyes do (Beer-Lambert law).
+Lengths are micrometres, relative to the cell's centre, row first. Colours are optical densities in red, green and blue:
+the transmitted light is ``exp(-density)``, so that the densities of layers add up (Beer-Lambert law).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Granules:
     Attributes
     ----------
     density : Density
-        What one granule adds to the cell's optical density.
+        Optical density that one granule adds to the cell.
     radius : float
-        Mean radius in um; a granule's own varies by a third.
+        Mean radius in um; its standard deviation is a third of it.
     count : int
-        Granules scattered over the cell's disc; those that fall outside the permitted region are not drawn.
+        Number of granules scattered over the cell's disc; those outside the permitted region are not drawn.
     over_nucleus : float
         Opacity over the nucleus, 0 (granules of the cytoplasm only) to 1 (they cover the nucleus, as in basophils).
     rim : float
@@ -67,7 +67,7 @@ class Streak:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell (or artefact) as geometry and stain; `hematokit.synthetic.draw_cell` draws it anywhere.
+    """One cell (or artefact) as geometry and stain.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class Cell:
     radius : float
         Mean radius of the outline in um.
     texture_seed : int
-        Fixes the chromatin, the granules and the small irregularities.
+        Seed of the chromatin, the granules and the small irregularities.
     elongation, angle : float
         Long axis over short axis, and the long axis' direction (radians).
     outline : ndarray, shape (k, 2)
@@ -86,7 +86,7 @@ class Cell:
     cytoplasm : Density
         Stain of the cytoplasm; all zero for a bare nucleus.
     mottle, rim : float
-        Relative unevenness of the cytoplasm, and how much darker it is along the membrane.
+        Relative unevenness of the cytoplasm, and its relative darkening along the membrane.
     edge : float
         Width of the cytoplasm's edge in um; large for smudges.
     nucleus : ndarray, shape (n, 3)
@@ -101,11 +101,11 @@ class Cell:
     spots : tuple of Spot
         Changes within the nucleus.
     vacuoles : tuple of Spot
-        Changes within the cytoplasm (vacuoles, the pale hof).
+        Changes within the cytoplasm (vacuoles, the pale Golgi zone).
     granules, rods : tuple
         Granule populations; Auer rods with `rod_density`.
     lens : float
-        How much thinner the nucleus is towards its border.
+        Relative thinning of the nucleus towards its border.
     fray : float
         Amplitude of the fine roughness of the membrane (um).
     stipple, stipple_size : Density, float
@@ -113,7 +113,7 @@ class Cell:
     shade, shade_angle : float
         Relative unevenness of the whole cell's thickness, and the direction of its thick side (radians).
     faces : ndarray, shape (n, 2)
-        Flat sides where neighbours press: direction (radians) and distance from the centre (um).
+        Flat sides against neighbours: direction (radians) and distance from the centre (um).
     defocus : float
         Blur of this cell alone, in um (standard deviation).
     """
@@ -153,14 +153,14 @@ class Cell:
 
     @property
     def extent(self) -> float:
-        """Radius in um of the disc that the cell takes up among others."""
+        """Radius in um of the disc that the cell occupies."""
         if not len(self.nucleus):
             return self.radius
         return max(self.radius, float((np.hypot(self.nucleus[:, 0], self.nucleus[:, 1]) + self.nucleus[:, 2]).max()))
 
     @property
     def reach(self) -> float:
-        """Distance in um from the centre beyond which nothing of the cell is drawn."""
+        """Distance in um from the centre within which the cell is drawn."""
         outline: float = self.radius * self.elongation**0.5 * (1.0 + float(np.abs(self.outline[:, 0]).sum()))
         if len(self.hairs):
             outline += float(self.hairs[:, 2].max())
@@ -180,7 +180,7 @@ def lobe_chain(
     limit: float = np.inf,
     offset: float = 0.0,
 ) -> NDArray[np.float64]:
-    """Circles along a bent line: every nucleus from a disc through kidney and band to a chain of lobes.
+    """Return circles along a bent line: the shape of every nucleus from disc, kidney and band to a chain of lobes.
 
     Parameters
     ----------
@@ -223,7 +223,7 @@ def lobe_chain(
         towards = rng.uniform(0, 2 * np.pi)
         points += offset * np.array([np.sin(towards), np.cos(towards)])
     for _ in range(4):
-        # A chain that would leave the cell is pushed back, then shrunk: nuclei are never drawn outside their cell.
+        # A chain that leaves the cell is moved back, then scaled down: nuclei are never outside their cell.
         over = np.hypot(points[:, 0], points[:, 1]) + radii - limit
         worst = int(np.argmax(over))
         if over[worst] <= 0:

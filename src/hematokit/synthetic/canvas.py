@@ -1,7 +1,4 @@
-"""The canvas of optical densities, and the smooth noise that gives everything on it a texture.
-
-Optical densities of stained things, and how they are varied and mixed.
-"""
+"""Optical densities of stains, smooth noise for textures, and the canvas of optical densities."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from scipy import ndimage
 
 from hematokit.synthetic.anatomy import Density
 
-__all__ = ["Canvas", "PIXEL_SIZE_UM", "Plane", "Texture", "mix", "ramp", "tint"]
+__all__ = ["Canvas", "PIXEL_SIZE_UM", "Plane", "Rng", "Texture", "mix", "ramp", "tint"]
 
 Rng = np.random.Generator
 
@@ -33,14 +30,14 @@ BASOPHILIC: Density = (1.30, 2.00, 0.45)
 
 
 def tint(rng: Rng, density: Density, spread: float = 0.08) -> Density:
-    """Vary depth and hue of a stain."""
+    """Return a stain with random depth and hue."""
     depth = float(np.exp(rng.normal(0.0, spread)))
     red, green, blue = (value * depth * float(np.exp(rng.normal(0.0, spread / 2))) for value in density)
     return red, green, blue
 
 
 def mix(first: Density, second: Density, share: float) -> Density:
-    """Go the given share of the way from one stain to another."""
+    """Return the mixture of two stains with the given share of the second."""
     share = float(np.clip(share, 0.0, 1.0))
     red, green, blue = (a + (b - a) * share for a, b in zip(first, second, strict=True))
     return red, green, blue
@@ -57,7 +54,7 @@ _TILE_SIGMAS = (0.8, 1.4, 2.4, 4.2, 7.5, 13.0, 24.0)  # px
 
 @lru_cache(maxsize=1)
 def _tiles() -> tuple[Plane, ...]:
-    # Filtering noise per cell would cost more than drawing it: every cell cuts its own window from these.
+    # Filtering noise for each cell would cost more than drawing it: every cell uses a window of these.
     noise = np.random.default_rng(20210611).standard_normal((_TILE, _TILE))
     tiles = []
     for sigma in _TILE_SIGMAS:
@@ -69,14 +66,14 @@ def _tiles() -> tuple[Plane, ...]:
 
 
 class Texture:
-    """Smooth noise of unit variance, fixed by a seed and by the position relative to the thing that bears it."""
+    """Smooth noise of unit variance, fixed by a seed and by the position relative to the drawn object."""
 
     def __init__(self, seed: int, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> None:
         self._rng = np.random.default_rng(seed)
         self._rows, self._columns = rows, columns
 
     def __call__(self, sigma: float) -> Plane:
-        """Return float32 (rows, columns) noise of about `sigma` pixels; each call gives another one."""
+        """Return noise, float32 (rows, columns), of about `sigma` pixels; another one with each call."""
         dy, dx = self._rng.integers(0, _TILE, 2)
         kind = int(np.argmin([abs(np.log(known / max(sigma, 0.1))) for known in _TILE_SIGMAS]))
         tile = _tiles()[kind]
@@ -105,7 +102,7 @@ class Canvas:
     """
 
     def __init__(self, height: int, width: int, pixel_size_um: float = PIXEL_SIZE_UM) -> None:
-        # Colour planes one after the other in memory: twice as fast to draw on as interleaved ones.
+        # Colour planes are not interleaved in memory: drawing on them is twice as fast.
         self.density: Plane = np.moveaxis(np.zeros((3, height, width), np.float32), 0, -1)
         self.pixel_size_um = pixel_size_um
 
@@ -127,13 +124,13 @@ class Canvas:
         return (slice(y0, y1), slice(x0, x1)) if y0 < y1 and x0 < x1 else None
 
     def lay(self, where: tuple[slice, slice], alpha: Plane, density: Plane, cover: float = 1.0) -> None:
-        """Lay a premultiplied layer over a window; `cover` 0 adds the densities, 1 hides what lies below."""
+        """Add a premultiplied layer to a window; `cover` 0 adds the densities, 1 hides the layers below."""
         part = self.density[where]
         part *= (1.0 - cover * alpha)[..., None]
         part += density
 
 
 def ramp(distance: Plane, width: float) -> Plane:
-    """Opacity across an edge `width` px wide; `distance` is positive inside."""
+    """Return the opacity across an edge `width` px wide; `distance` is positive inside."""
     opacity: Plane = np.clip(distance / np.float32(max(width, 1.0)) + np.float32(0.5), 0.0, 1.0)
     return opacity

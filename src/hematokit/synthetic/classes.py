@@ -1,4 +1,4 @@
-"""Every one of the 21 classes by code: intact cells, and the smudges, artefacts and cells that nobody can name."""
+"""Random cells of all 21 classes by code: intact cells, smudge cells, other cells, artefacts, unidentifiable cells."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 
 from hematokit.errors import TaxonomyError
 from hematokit.synthetic.anatomy import Cell, Density, Granules, Spot, Streak, lobe_chain
-from hematokit.synthetic.recipes import RECIPES, Recipe, Rng
+from hematokit.synthetic.canvas import Rng
+from hematokit.synthetic.recipes import RECIPES, Recipe
 
 __all__ = ["CODES", "MARROW", "make_cell"]
 
@@ -17,7 +18,7 @@ MARROW: dict[str, int] = {
     "MYB": 6557, "EOS": 5883, "MON": 4040, "NIF": 3538, "MMZ": 3055, "PEB": 2740, "BAS": 441, "HAC": 409, "OTH": 294,
     "LYI": 65, "FGC": 47, "KSC": 42, "ABE": 8,
 }  # fmt: skip
-"""Cells of each class in the published set (Matek et al. 2021, doi:10.1182/blood.2020010568): how often each is met."""
+"""Number of cells of each class in the published set (Matek et al. 2021, doi:10.1182/blood.2020010568)."""
 
 _SMEARED: Density = (0.70, 1.50, 0.18)
 
@@ -27,7 +28,7 @@ def _like(rng: Rng, source: str, code: str) -> Cell:
 
 
 def _smudge(rng: Rng, code: str) -> Cell:
-    """A nucleus without a cell: swollen, pale, frayed, drawn out in one direction."""
+    """Return a nucleus without a cell: swollen, pale, frayed, elongated."""
     radius = float(rng.uniform(5.5, 8.5))
     nucleus = lobe_chain(
         rng, thickness=radius * float(rng.uniform(0.45, 0.75)), length=radius * float(rng.uniform(0.4, 1.3)),
@@ -50,7 +51,7 @@ def _smudge(rng: Rng, code: str) -> Cell:
 
 
 def _mitosis(rng: Rng, code: str) -> Cell:
-    """Chromosomes as a plate, a star or two plates; no nuclear membrane."""
+    """Return a mitosis: chromosomes as a plate, a star or two plates, without a nuclear membrane."""
     radius = float(rng.uniform(6.5, 8.5))
     cell = _like(rng, "PEB" if rng.random() < 0.5 else "BLA", code)
     kind, turn = int(rng.integers(3)), float(rng.uniform(0, np.pi))
@@ -88,7 +89,7 @@ def _mitosis(rng: Rng, code: str) -> Cell:
 
 
 def _megakaryoblast(rng: Rng, code: str) -> Cell:
-    """Very large, with a clumsy lobed nucleus and blebs on the membrane."""
+    """Return a megakaryoblast: very large, with a lobed nucleus and blebs on the membrane."""
     radius = float(rng.uniform(8.6, 10.0))
     nucleus = lobe_chain(
         rng, thickness=radius * 0.4, length=radius * 1.1, bend=float(rng.uniform(1.5, 4.0)),
@@ -113,7 +114,7 @@ def _megakaryoblast(rng: Rng, code: str) -> Cell:
 
 
 def _macrophage(rng: Rng, code: str) -> Cell:
-    """Large, pale, foamy; a small round nucleus to one side; swallowed dark bodies."""
+    """Return a macrophage: large, pale, foamy, with a small eccentric nucleus and phagocytosed dark bodies."""
     radius = float(rng.uniform(8.0, 9.8))
     nucleus = lobe_chain(
         rng, thickness=0.36 * radius, length=0.2 * radius, bend=0.3, limit=0.9 * radius, offset=0.45 * radius
@@ -201,7 +202,7 @@ def _artefact(rng: Rng, code: str) -> Cell:
 
 
 def _unidentifiable(rng: Rng, code: str) -> Cell:
-    """A cell of any class that cannot be told: out of focus, shrunken, or overstained."""
+    """Return a cell that cannot be identified: out of focus, shrunken, or overstained."""
     source = ("LYT", "EBO", "BLA", "MYB", "NGS", "MON", "PLM", "MMZ")[int(rng.integers(8))]
     cell = _like(rng, source, code)
     if rng.random() < 0.65:
@@ -234,14 +235,14 @@ CODES: tuple[str, ...] = tuple(_ALL)
 
 
 def make_cell(code: str, rng: np.random.Generator) -> Cell:
-    """Make one cell of a class.
+    """Return a random cell of a class.
 
     Parameters
     ----------
     code : str
         One of the 21 codes of `hematokit.taxonomy.MATEK_21`.
     rng : numpy.random.Generator
-        Draws its shape and stain.
+        Source of its shape and stain.
 
     Raises
     ------

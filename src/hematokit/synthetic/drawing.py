@@ -1,7 +1,4 @@
-"""Draws what lies around nucleated cells: red cells, platelets, grains of stain and of burst cells.
-
-Draws cells onto a canvas of optical densities.
-"""
+"""Drawing on a canvas of optical densities: cells, red cells, platelets and debris."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ _BINS = 720  # of the outline, by direction
 
 @dataclass(frozen=True, eq=False)
 class DrawnCell:
-    """Where a cell came to lie: masks over the window ``[y0:y0+h, x0:x0+w]`` of the canvas."""
+    """Masks of a drawn cell over the window ``[y0:y0+h, x0:x0+w]`` of the canvas."""
 
     y0: int
     x0: int
@@ -31,7 +28,7 @@ class DrawnCell:
 
 
 def _outline(cell: Cell, direction: Plane) -> Plane:
-    """Radius of the cell in each direction, um."""
+    """Return the radius of the cell in each direction, um."""
     theta = np.arange(_BINS) * (2 * np.pi / _BINS)
     turned = theta - cell.angle
     ratio = cell.elongation**0.5
@@ -50,7 +47,7 @@ def _outline(cell: Cell, direction: Plane) -> Plane:
 
 
 def _union(circles: NDArray[np.float64], y: Plane, x: Plane) -> Plane:
-    """Signed distance (um, positive inside) to a union of circles."""
+    """Return the signed distance (um, positive inside) to a union of circles."""
     best = np.full(np.broadcast_shapes(y.shape, x.shape), -1e6, np.float32)
     for cy, cx, radius in circles.astype(np.float32):
         inside = radius - np.sqrt((y - cy) ** 2 + (x - cx) ** 2)
@@ -79,7 +76,7 @@ def disc_stamp(radius_4th: int, rim: float) -> Plane:
 
 
 def _granules(shape: tuple[int, int], kind: Granules, cell: Cell, centre: tuple[float, float], px: float) -> Plane:
-    """Coverage 0..1 by one population of granules; `centre` is the cell's, in window px."""
+    """Return the coverage 0..1 by one population of granules; `centre` is the cell's, in window px."""
     seed = cell.texture_seed + int(1e6 * kind.radius) + kind.count
     rng = np.random.default_rng(seed)
     away = cell.radius * 1.12 * cell.elongation**0.5 * np.sqrt(rng.random(kind.count))
@@ -120,7 +117,7 @@ def _rods(rods: tuple[Streak, ...], y: Plane, x: Plane, px: float) -> Plane:
 
 
 def _squeeze(distance: Plane, faces: NDArray[np.float64], give: float, y: Plane, x: Plane, px: float) -> Plane:
-    """Flatten a shape against its neighbours; `distance` (px, positive inside) is cut `give` um before each face."""
+    """Return `distance` (px, positive inside) of a shape flattened `give` um before each face."""
     for angle, away in faces.astype(np.float32):
         free = (away - np.float32(give) - (y * np.sin(angle) + x * np.cos(angle))) / np.float32(px)
         # A smooth minimum: pressed membranes have no corners.
@@ -131,7 +128,7 @@ def _squeeze(distance: Plane, faces: NDArray[np.float64], give: float, y: Plane,
 
 
 def _body(cell: Cell, distance: Plane, texture: Texture, y: Plane, x: Plane, px: float) -> Plane:
-    """Relative density of the cytoplasm."""
+    """Return the relative density of the cytoplasm."""
     fine = texture(1.2)
     body: Plane = np.asarray(1.0 + cell.mottle * (0.5 * fine + 0.6 * texture(0.45 / px)), np.float32)
     # Basophilic cytoplasm is foamy: small pale flecks.
@@ -143,7 +140,7 @@ def _body(cell: Cell, distance: Plane, texture: Texture, y: Plane, x: Plane, px:
 
 
 def _chromatin(cell: Cell, distance: Plane, texture: Texture, y: Plane, x: Plane, px: float) -> Plane:
-    """Relative density of the nucleus."""
+    """Return the relative density of the nucleus."""
     grain = cell.clump / px
     # Clumps with bright streaks between them; or a lacework of strands around pale meshes.
     clumps = np.tanh(2.0 * texture(grain)) * 0.7 - 1.1 * np.maximum(1.0 - 3.0 * np.abs(texture(grain)), 0.0)
@@ -168,16 +165,16 @@ def draw_cell(canvas: Canvas, cell: Cell, y: int, x: int) -> DrawnCell | None:
     Parameters
     ----------
     canvas : Canvas
-        Drawn upon.
+        Changed in place.
     cell : Cell
-        What to draw.
+        The cell.
     y, x : int
-        Centre in px; may lie outside the canvas. The visible part of a cell looks the same wherever it is drawn.
+        Centre in px; may be outside the canvas. A cell looks the same wherever it is drawn.
 
     Returns
     -------
     DrawnCell or None
-        Masks of the cell and of its nucleus, before anything drawn later covers them; ``None`` if nothing is visible.
+        Masks of the cell and of its nucleus, without cells that cover them later; ``None`` if nothing is visible.
     """
     where = canvas.window(y, x, cell.reach)
     if where is None:
@@ -235,24 +232,24 @@ def draw_cell(canvas: Canvas, cell: Cell, y: int, x: int) -> DrawnCell | None:
 
 @dataclass(frozen=True, slots=True)
 class RedCellLook:
-    """What the red cells of a smear share.
+    """Look of the red cells of a smear.
 
     Attributes
     ----------
     density : Density
         Stain.
     pallor : float
-        How pale they are in the middle, 0 to 1.
+        Relative paleness of the centre, 0 to 1.
     rim, halo : float
-        How much darker they are along the border, relative, and the density that the refractile line around them lacks.
+        Relative darkening along the border, and the decrease of density in the refractile line around it.
     edge : float
-        Width of the border in px: red cells lie a little out of focus.
+        Width of the border in px: red cells are slightly out of focus.
     crenated : float
-        Share of those with a scalloped or spiky outline.
+        Share with a scalloped or spiky outline.
     additive : float
-        Share of those that darken what they overlap; the others hide it, as cells that lie flat side by side do.
+        Share whose density adds to that of overlapped objects; the others hide them.
     spread : float
-        How much size and shape vary, relative to a healthy smear.
+        Variation of size and shape, relative to a healthy smear.
     """
 
     density: Density
@@ -268,7 +265,7 @@ class RedCellLook:
 def draw_red_cell(
     canvas: Canvas, rng: np.random.Generator, y: int, x: int, look: RedCellLook, *, bluish: bool = False
 ) -> None:
-    """Draw a red cell 6 to 8 um across; a bluish one is young (polychromatic)."""
+    """Draw a red cell with a diameter of 6 to 8 um; a bluish one is young (polychromatic)."""
     radius = float(np.clip(rng.normal(3.5 + 0.3 * bluish, 0.25 * look.spread), 2.6, 4.5))
     stretch = float(np.clip(1.0 + abs(rng.normal(0.0, 0.13 * look.spread)), 1.0, 1.7))
     angle = float(rng.uniform(0, np.pi))
@@ -311,7 +308,7 @@ def draw_red_cell(
     )
     density = np.asarray(profile * stain[:, None, None], np.float32)
     if look.halo:
-        # Light bent at the border gathers in a line outside it.
+        # Light refracted at the border is focused in a line outside it.
         density -= np.float32(look.halo) * np.exp(-(((inside + 0.32) / 0.22) ** 2))
     canvas.lay(where, alpha, np.moveaxis(density, 0, -1), cover=cover)
 
@@ -333,7 +330,7 @@ def _platelet(rng: np.random.Generator) -> Cell:
 
 
 def draw_platelets(canvas: Canvas, rng: np.random.Generator, count: int) -> None:
-    """Strew platelets of 1.5 to 3 um, lilac with purple granules: mostly single, some in clumps."""
+    """Draw platelets of 1.5 to 3 um, lilac with purple granules: mostly single, some in clumps."""
     px, left = canvas.pixel_size_um, count
     while left > 0:
         clump = int(min(left, 1 if rng.random() < 0.85 else rng.integers(3, 14)))
@@ -344,7 +341,7 @@ def draw_platelets(canvas: Canvas, rng: np.random.Generator, count: int) -> None
 
 
 def draw_specks(canvas: Canvas, rng: np.random.Generator, count: int) -> None:
-    """Strew grains of stain and of burst cells, alone and in loose swarms; now and then a lump of precipitate."""
+    """Draw grains of stain and of burst cells, single and in loose groups, and rarely a lump of precipitate."""
     px, left = canvas.pixel_size_um, count
     while left > 0:
         swarm = int(min(left, 1 if rng.random() < 0.7 else rng.integers(3, 60)))

@@ -1,9 +1,7 @@
-"""How each class of healthy and leukaemic cells is made: a seeded recipe from class code to `Cell`.
+"""Random cells of each class of healthy and leukaemic cells: a recipe from class code to `Cell`.
 
 Granulopoiesis is one continuous line (blast 0, promyelocyte 1, ... segmented neutrophil 5) on which a cell's stage is
 drawn around its class, so that neighbours in maturation overlap as they do under the microscope.
-
-The parts that recipes share: an outline, nucleoli, folds, the pale hof, vacuoles.
 """
 
 from __future__ import annotations
@@ -29,22 +27,21 @@ from hematokit.synthetic.canvas import (
     PINK,
     PURPLE,
     REDDISH,
+    Rng,
     mix,
     tint,
 )
 
 __all__ = ["RECIPES", "Recipe", "blank_cell", "draw_radius", "fold", "hof", "nucleoli", "vacuoles", "within"]
 
-Rng = np.random.Generator
-
 
 def draw_radius(rng: Rng, mean: float, spread: float = 0.09) -> float:
-    """Radius in um: normal around the mean, cut at two standard deviations."""
+    """Return a radius in um: normal around the mean, clipped at two standard deviations."""
     return mean * (1.0 + spread * float(np.clip(rng.normal(), -2.0, 2.0)))
 
 
 def blank_cell(rng: Rng, code: str, radius: float, roughness: float = 0.022) -> Cell:
-    """A cell of that size with an outline of its own and nothing in it."""
+    """Return a cell of that size with a random outline and without content."""
     blebs = int(rng.choice([0, 2, 5], p=[0.72, 0.22, 0.06]))
     return Cell(
         code,
@@ -71,14 +68,14 @@ def blank_cell(rng: Rng, code: str, radius: float, roughness: float = 0.022) -> 
 
 
 def within(rng: Rng, nucleus: NDArray[np.float64]) -> tuple[float, float, float]:
-    """A point well inside the nucleus, and the radius of the lobe it lies in."""
+    """Return a point well inside the nucleus, and the radius of its lobe."""
     y, x, radius = nucleus[rng.integers(len(nucleus))]
     away, angle = 0.65 * radius * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi)
     return float(y + away * np.sin(angle)), float(x + away * np.cos(angle)), float(radius)
 
 
 def nucleoli(rng: Rng, nucleus: NDArray[np.float64], count: int, size: float) -> tuple[Spot, ...]:
-    """Pale round spots in the nucleus."""
+    """Return pale round spots in the nucleus."""
     spots = []
     for _ in range(count):
         y, x, _radius = within(rng, nucleus)
@@ -87,7 +84,7 @@ def nucleoli(rng: Rng, nucleus: NDArray[np.float64], count: int, size: float) ->
 
 
 def hof(nucleus: NDArray[np.float64], radius: float, size: float, change: float) -> Spot:
-    """The pale zone of the Golgi body: beside the nucleus, on the side where the cytoplasm is."""
+    """Return the pale zone of the Golgi body: beside the nucleus, on the side of the cytoplasm."""
     centre = np.average(nucleus[:, :2], axis=0, weights=nucleus[:, 2])
     away = float(np.hypot(*centre))
     towards = -centre / away if away > 0.05 else np.array([0.0, 1.0])
@@ -97,7 +94,7 @@ def hof(nucleus: NDArray[np.float64], radius: float, size: float, change: float)
 
 
 def vacuoles(rng: Rng, radius: float, count: int, size: float = 0.5) -> tuple[Spot, ...]:
-    """Pale round holes in the cytoplasm."""
+    """Return pale round holes in the cytoplasm."""
     spots = []
     for _ in range(count):
         away, angle = radius * rng.uniform(0.3, 0.92), rng.uniform(0, 2 * np.pi)
@@ -108,7 +105,7 @@ def vacuoles(rng: Rng, radius: float, count: int, size: float = 0.5) -> tuple[Sp
 
 
 def fold(rng: Rng, nucleus: NDArray[np.float64]) -> tuple[Spot, ...]:
-    """A fold of the nucleus: a pale or dark line across it, as a row of small spots."""
+    """Return a fold of the nucleus: a pale or dark line across it, as a row of small spots."""
     start, end = np.array(within(rng, nucleus)[:2]), np.array(within(rng, nucleus)[:2])
     sign = -0.22 if rng.random() < 0.5 else 0.22
     places = [start + (end - start) * share for share in np.linspace(-0.4, 1.4, 6)]
@@ -377,7 +374,7 @@ def _faggot_cell(rng: Rng, code: str) -> Cell:
     away /= max(float(np.hypot(*away)), 1e-6)
     rods = []
     for _ in range(int(rng.integers(2, 5))):
-        # Bundles ("faggots"): rods that lie almost parallel, on the side where the cytoplasm is.
+        # Bundles ("faggots"): almost parallel rods, on the side of the cytoplasm.
         direction = rng.uniform(0, np.pi)
         middle = away * 0.5 * radius + rng.normal(0.0, 0.2 * radius, 2)
         for _ in range(int(rng.integers(3, 9))):

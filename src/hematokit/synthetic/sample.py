@@ -1,4 +1,4 @@
-"""Writes the built-in sample: crops in the layout of the published set, and a table of labels, smears and patients."""
+"""The built-in sample as files: crops in the layout of the published set, and a table of labels, smears, patients."""
 
 from __future__ import annotations
 
@@ -23,28 +23,13 @@ SAMPLE_COUNTS: dict[str, int] = {
     "MON": 32, "NIF": 30, "MMZ": 30, "PEB": 28, "BAS": 22, "HAC": 20, "OTH": 20, "LYI": 16, "FGC": 14, "KSC": 14,
     "ABE": 14,
 }  # fmt: skip
-"""Crops per class of the sample: in the order of the published set's frequencies, with the imbalance damped."""
+"""Crops per class of the sample: in the order of the published set's frequencies, with less imbalance."""
 
 _TABLE = "sample.csv"
-# Its own files, and what a run that was killed left unfinished.
+# Files of a sample, and unfinished ones of an interrupted run.
 _OURS = re.compile(
     rf"([A-Z]{{3}}/)?({re.escape(TEMPORARY_PREFIX)})?([A-Z]{{3}}_\d{{5}}\.jpg|sample\.csv)(-[0-9a-f]{{16}})?"
 )
-
-
-def _clear(folder: Path, keep: set[str]) -> None:
-    """Remove what an earlier or interrupted run left; refuse a folder that holds anything else."""
-    stale = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_dir() and not path.is_symlink():
-            continue
-        if path.is_symlink() or not _OURS.fullmatch(name):
-            raise HematokitError(f"folder {folder} holds {name}, which is no part of a sample; give an empty folder")
-        if name not in keep:
-            stale.append(path)
-    for path in stale:
-        path.unlink()
 
 
 def write_sample(
@@ -63,13 +48,13 @@ def write_sample(
     Parameters
     ----------
     folder : path
-        Made if missing. What an earlier sample left there is replaced.
+        Created if missing. The files of an earlier sample are replaced.
     counts : mapping of str to int, or int, optional
         Crops per class; `SAMPLE_COUNTS` unless given.
     seed, smears : int
         As in `synthesize_crops`.
     progress : Progress
-        Told after every crop.
+        Called after every crop.
 
     Returns
     -------
@@ -79,7 +64,7 @@ def write_sample(
     Raises
     ------
     HematokitError
-        If the folder holds other files or cannot be written, or a class cannot be drawn.
+        If the folder has other files or cannot be written, or a class cannot be drawn.
     """
     folder = Path(folder)
     wanted = crop_counts(SAMPLE_COUNTS if counts is None else counts)
@@ -105,3 +90,18 @@ def write_sample(
     except OSError as error:
         raise HematokitError(f"the sample cannot be written to {folder} ({error}); give another folder") from error
     return folder
+
+
+def _clear(folder: Path, keep: set[str]) -> None:
+    """Remove files of an earlier or interrupted run; raise for a folder with other files."""
+    stale = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if path.is_symlink() or not _OURS.fullmatch(name):
+            raise HematokitError(f"folder {folder} holds {name}, which is no part of a sample; give an empty folder")
+        if name not in keep:
+            stale.append(path)
+    for path in stale:
+        path.unlink()

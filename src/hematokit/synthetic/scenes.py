@@ -1,6 +1,6 @@
-"""Crops and whole fields with exact truth: cells, red cells, platelets and debris laid out on a canvas.
+"""Synthetic crops and fields with their ground truth: cells, red cells, platelets and debris arranged on a canvas.
 
-Where things lie: cells that touch and flatten each other, red cells loose, in mats and in rouleaux.
+Cells may touch and flatten each other; red cells are loose, in mats and in rouleaux.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ __all__ = [
 ]
 
 Disc = tuple[float, float, float]
-"""Row, column and radius in px of a place that is taken."""
+"""Row, column and radius in px of an occupied disc."""
 
 
 def expected_number(rng: np.random.Generator, canvas: Canvas, per_10000_um2: float) -> int:
-    """Draw how many things of that density lie on the canvas and a margin of 4 um around it."""
+    """Return a random number of objects of that density on the canvas and a margin of 4 um around it."""
     height, width = (side * canvas.pixel_size_um + 8.0 for side in (canvas.height, canvas.width))
     return int(rng.poisson(per_10000_um2 * height * width / 1e4))
 
@@ -57,10 +57,10 @@ def scatter(
     tries: int = 6,
     clumping: float = 0.0,
 ) -> list[tuple[int, int, int]]:
-    """Positions (number, y, x) at which discs of these radii (px) hardly overlap each other and those placed.
+    """Return positions (number, y, x) at which discs of these radii (px) hardly overlap each other and those placed.
 
-    A disc for which there is no room is squeezed in little by little after ten tries, and left out after the last.
-    With `clumping` that share of places is sought right beside a disc that lies already.
+    More and more overlap is allowed after ten tries; a disc that fits nowhere is left out. `clumping` is the share of
+    positions that are tried directly beside a placed disc.
     """
     margin = float(radii.max(initial=0.0)) * 0.6
     found = []
@@ -88,14 +88,14 @@ def scatter(
 
 
 def press(rng: np.random.Generator, cells: Sequence[Cell], places: Sequence[tuple[int, int]], px: float) -> list[Cell]:
-    """Return the cells, flattened where they touch: neighbours share a straight border, as in a dense marrow.
+    """Return cells flattened where they touch: neighbours share a straight border, as in a dense marrow.
 
     Parameters
     ----------
     rng : numpy.random.Generator
-        Draws which pairs overlap freely instead.
+        Selects the pairs that overlap instead.
     cells : sequence of Cell
-        What will be drawn.
+        The cells.
     places : sequence of (int, int)
         Their centres in px.
     px : float
@@ -112,7 +112,7 @@ def press(rng: np.random.Generator, cells: Sequence[Cell], places: Sequence[tupl
             if free:
                 continue
             second, apart = first + 1 + int(step), float(away[step])
-            # The line on which both discs have the same power: where they cross, if they do.
+            # The radical line of the two discs: where they cross, if they do.
             near = (apart**2 + reach[first] ** 2 - reach[second] ** 2) / (2 * apart)
             near = float(
                 np.clip(near, min(0.6 * reach[first], 0.5 * apart), apart - min(0.6 * reach[second], 0.5 * apart))
@@ -126,7 +126,7 @@ def press(rng: np.random.Generator, cells: Sequence[Cell], places: Sequence[tupl
 def _chains(
     rng: np.random.Generator, canvas: Canvas, count: int, radius: float, placed: list[Disc]
 ) -> list[tuple[int, int]]:
-    """Centres of red cells stacked like coins, in bent rows of three to nine."""
+    """Return centres of red cells in rouleaux: bent rows of three to nine."""
     taken = np.reshape(placed, (-1, 3))
     centres: list[tuple[int, int]] = []
     while len(centres) < count:
@@ -144,22 +144,22 @@ def _chains(
 
 
 def surround(canvas: Canvas, smear: Smear, rng: np.random.Generator, placed: list[Disc]) -> None:
-    """Draw red cells around what is already placed, platelets and debris anywhere."""
+    """Draw red cells around the placed discs, and platelets and debris anywhere."""
     px = canvas.pixel_size_um
     if smear.curd:
-        # Plasma dries in flakes, more here than there, and below the cells.
+        # Plasma dries in flakes, unevenly, and below the cells.
         texture = Texture(int(rng.integers(2**31)), np.arange(canvas.height), np.arange(canvas.width))
         flakes = np.maximum(texture(4.2) - 0.3, 0.0) * np.maximum(texture(24.0) + 0.3, 0.0)
         for channel, stain in enumerate((0.9, 1.1, 0.2)):
             canvas.density[..., channel] += np.float32(smear.curd * stain) * flakes
     count = expected_number(rng, canvas, smear.red_cells)
     stacked = int(rng.binomial(count, smear.rouleaux))
-    # Red cells may lie under each other and under nucleated cells, as they do where a smear is thick.
+    # Red cells may overlap each other and nucleated cells, as in the thick parts of a smear.
     crowded = [(y, x, radius * 0.8) for y, x, radius in placed]
     centres = _chains(rng, canvas, stacked, 3.5 / px, crowded)
     loose = np.full(count - stacked, 3.5 / px * (0.88 - 0.22 * min(1.0, smear.red_cells / 240.0)))
     centres += [(y, x) for _, y, x in scatter(rng, canvas, loose, crowded, tries=10, clumping=0.5)]
-    # They leave parts of a smear free: waves of a fifth of a millimetre thin them out.
+    # Parts of a smear are free of them: waves of a fifth of a millimetre thin them out.
     waves = rng.uniform(0, 2 * np.pi, (3, 2)), rng.uniform(25.0, 70.0, 3) / px
     for y, x in centres:
         height = sum(
@@ -174,19 +174,19 @@ def surround(canvas: Canvas, smear: Smear, rng: np.random.Generator, placed: lis
 
 @dataclass(frozen=True, eq=False)
 class SyntheticCell:
-    """Truth about one cell of a crop or field, as it was drawn and before later cells cover it.
+    """Ground truth of one cell of a crop or field, as drawn, without the cells that cover it later.
 
     Attributes
     ----------
     code : str
         Class code.
     y, x : float
-        Where its centre was placed, in px with pixel corners on the integers; of a cell that the image cuts, the point
-        of its box nearest to that.
+        Its centre, in px with pixel corners on the integers; for a cell cut by the border of the image, the nearest
+        point of its box.
     y0, x0, height, width : int
         Box of its visible part, px, half-open.
     touches_border : bool
-        The image cuts it.
+        Whether the border of the image cuts it.
     body, nucleus : ndarray, bool, shape (height, width)
         Masks over the box. A cell without a nucleus (stain precipitate) has an empty one.
     """
@@ -204,7 +204,7 @@ class SyntheticCell:
 
     @cached_property
     def contours(self) -> list[NDArray[np.float64]]:
-        """Outlines of the nucleus' parts: arrays (n, 2) of row and column, pixel corners on the integers."""
+        """Contours of the nucleus' parts: arrays (n, 2) of row and column, pixel corners on the integers."""
         from skimage.measure import find_contours
 
         padded = np.pad(self.nucleus.astype(np.float64), 1)
@@ -224,7 +224,7 @@ class SyntheticCrop:
     pixels : ndarray, uint8, shape (size, size, 3)
         RGB.
     smear_id, patient_id : str
-        Where it "comes from".
+        Its synthetic smear and patient.
     cells : tuple of SyntheticCell
         All nucleated cells in view; the first is the one in the middle.
     """
@@ -264,7 +264,7 @@ class SyntheticField:
     cells : tuple of SyntheticCell
         Every nucleated cell, in the order drawn: later ones cover earlier ones.
     smear_id, patient_id : str
-        Where it "comes from".
+        Its synthetic smear and patient.
     pixel_size_um : float
         Micrometres per px.
     """
@@ -276,7 +276,7 @@ class SyntheticField:
     pixel_size_um: float = PIXEL_SIZE_UM
 
     def table(self) -> pd.DataFrame:
-        """Return the truth as a table: label, y, x, y0, x0, height, width, touches_border, nucleus_area (px)."""
+        """Return the ground truth as a table: label, y, x, y0, x0, height, width, touches_border, nucleus_area (px)."""
         import pandas as pd
 
         columns = ["label", "y", "x", "y0", "x0", "height", "width", "touches_border", "nucleus_area"]
@@ -315,7 +315,7 @@ def _draw_codes(rng: np.random.Generator, count: int) -> list[str]:
 
 def _synthesize_crop(code: str, index: int, seed: int, size: int, smears: int) -> SyntheticCrop:
     rng = np.random.default_rng([seed, zlib.crc32(code.encode()), index])
-    # Every class is spread evenly over the smears, so that none can be told by its background alone.
+    # Every class is spread evenly over the smears, so that no class has a background of its own.
     smear = smear_style(seed, (index + zlib.crc32(code.encode())) % smears)
     canvas = Canvas(size, size)
     cell = make_cell(code, rng)

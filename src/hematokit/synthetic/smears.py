@@ -1,4 +1,4 @@
-"""A smear's look: light, stain, red cells, density; and the development of densities into an image."""
+"""Look of a smear (light, stain, red cells, density of objects), and conversion of densities to an image."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SMOOTH_NOISE = np.array([0.48, 1.0, 0.48]) / (1.0 + 2 * 0.48**2) ** 0.5
 
 @dataclass(frozen=True, slots=True)
 class Smear:
-    """What all fields of one smear share.
+    """Look of the fields of one smear.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class Smear:
     blur : float
         Optics: standard deviation in px.
     shift : tuple of float
-        Chromatic aberration: rows and columns in px by which red and blue lie apart from green, in opposite directions.
+        Chromatic aberration: shift of red and blue relative to green in rows and columns (px), in opposite directions.
     noise : float
         Camera noise, 8-bit levels (standard deviation) at mid grey.
     slope, vignette : tuple of float, float
@@ -63,9 +63,9 @@ class Smear:
     polychromasia, rouleaux : float
         Share of young bluish red cells, and of those stacked like coins.
     red_cells, nucleated, platelets, debris : float
-        Things per 10,000 square um.
+        Objects per 10,000 square um.
     patchiness, clumping : float
-        How much red cells leave parts of the field free (0 to 1), and the share of nucleated cells that touch others.
+        Unevenness of the red cells (0 to 1), and the share of nucleated cells that touch others.
     haze, curd : float
         Density of stained plasma, and of the flakes in it.
     """
@@ -143,7 +143,7 @@ def smear_style(seed: int, number: int) -> Smear:
 
 
 def _kernel(sigma: float, shift: float) -> NDArray[np.float64]:
-    """A Gaussian of that width (px), moved by a part of a pixel."""
+    """Return a Gaussian of that width (px), shifted by part of a pixel."""
     reach = int(np.ceil(3.0 * sigma + abs(shift)))
     weights = np.exp(-0.5 * ((np.arange(-reach, reach + 1) - shift) / sigma) ** 2)
     kernel: NDArray[np.float64] = weights / weights.sum()
@@ -151,7 +151,7 @@ def _kernel(sigma: float, shift: float) -> NDArray[np.float64]:
 
 
 def _camera_noise(rng: np.random.Generator, shared: Plane) -> Plane:
-    """Noise of about unit variance of one colour; `shared` is the part that all three colours have in common.
+    """Return noise of one colour, of about unit variance; `shared` is the noise common to all three colours.
 
     In the real crops, neighbouring pixels correlate by 0.54, red and green by 0.8, green and blue by 0.65.
     """
@@ -166,16 +166,16 @@ def _camera_noise(rng: np.random.Generator, shared: Plane) -> Plane:
 
 
 def develop(canvas: Canvas, smear: Smear, rng: np.random.Generator, *, blur: float | None = None) -> NDArray[np.uint8]:
-    """Turn densities into the image that a camera on a microscope takes.
+    """Return the image of a canvas by a camera on a microscope.
 
     Parameters
     ----------
     canvas : Canvas
-        What was drawn.
+        Optical densities.
     smear : Smear
         Light, stain, optics and camera.
     rng : numpy.random.Generator
-        Draws the haze and the noise.
+        Source of haze and noise.
     blur : float, optional
         Standard deviation in px instead of the smear's own.
 
@@ -197,7 +197,7 @@ def develop(canvas: Canvas, smear: Smear, rng: np.random.Generator, *, blur: flo
     shared: Plane = rng.standard_normal((canvas.height, canvas.width), dtype=np.float32)
     shared *= np.float32(0.85)
     image = np.empty(density.shape, np.uint8)
-    # Red and blue meet a little beside green, and are less sharp.
+    # Red and blue are shifted relative to green, and less sharp.
     for channel, (side, widen) in enumerate(((1.0, 1.06), (0.0, 1.0), (-1.0, 1.15))):
         plane = density[..., channel] + haze * np.float32((0.85, 1.15, 0.22)[channel])
         plane *= np.float32(-smear.strength * smear.hue[channel])
@@ -208,7 +208,7 @@ def develop(canvas: Canvas, smear: Smear, rng: np.random.Generator, *, blur: flo
             kernel = _kernel(sigma * widen, side * smear.shift[axis])
             plane = ndimage.correlate1d(plane, kernel, axis=axis, mode="nearest")
         plane *= light * np.float32(smear.light[channel])
-        # Light comes in grains: the noise grows with the root of the brightness.
+        # Shot noise grows with the root of the brightness.
         noise = _camera_noise(rng, shared)
         noise *= np.sqrt(plane * np.float32(0.7 / 128.0) + np.float32(0.3)) * np.float32(smear.noise)
         plane += noise
