@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hematokit.assignments import read_value
 from hematokit.errors import TaxonomyError
+from hematokit.yaml_text import parse_yaml, read_value
 
 __all__ = ["MATEK_21", "REST", "CellClass", "Taxonomy", "load_taxonomy"]
 
@@ -285,8 +285,6 @@ def load_taxonomy(source: str | Path | None = None) -> Taxonomy:
     """
     if source is None or str(source) == MATEK_21.name:
         return MATEK_21
-    from hematokit.yaml_text import parse_yaml
-
     path = Path(source)
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -1,20 +1,33 @@
-"""Reading YAML in which scalars stay text until a declared type says otherwise.
+"""YAML in which scalars stay text, and the values that such text stands for where a declared type is not text.
 
-YAML 1.1 takes ``NO`` for false, ``010`` for eight and ``12:30`` for 750. Class codes, names and options of text must
-not become something else on their way, so the one function here leaves every scalar as it was written.
+YAML 1.1 reads ``NO`` as false, ``010`` as eight and ``12:30`` as 750. Class codes, names and options of text must not
+change, so `parse_yaml` leaves every scalar as it is written. `read_value` and `typed_text` are for the values of
+``--set NAME=VALUE``, too.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import yaml
+import math
+from contextlib import suppress
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
 
 from hematokit.errors import HematokitError
 
-__all__ = ["Scalar", "parse_yaml"]
+if TYPE_CHECKING:
+    import yaml
 
-_NULLS = ("", "~", "null", "Null", "NULL")
+__all__ = ["Scalar", "parse_yaml", "read_value", "typed_text"]
+
+_NULLS: Final = ("", "~", "null", "Null", "NULL")
+_WORDS: Final[dict[str, Any]] = {
+    **dict.fromkeys(("", "~", "null"), None),
+    **dict.fromkeys(("true", "yes", "on"), True),
+    **dict.fromkeys(("false", "no", "off"), False),
+    **dict.fromkeys((".inf", "+.inf"), math.inf),
+    "-.inf": -math.inf,
+    ".nan": math.nan,
+}
 
 
 class Scalar(str):
@@ -30,26 +43,15 @@ class Scalar(str):
     line: int
 
     def __new__(cls, text: str, line: int = 1) -> Scalar:
-        """Make one."""
+        """Return the text with its line."""
         made = super().__new__(cls, text)
         made.line = line
         return made
 
     @property
     def is_null(self) -> bool:
-        """Whether it means that there is no value, where a value may be missing: empty, ``~`` or ``null``."""
+        """Whether it stands for a missing value: empty, ``~`` or ``null``."""
         return str(self) in _NULLS
-
-
-class _TextLoader(yaml.SafeLoader):
-    """The safe loader; a scalar has another type than text only where an explicit tag (``!!int``) says so."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        plain = isinstance(node, yaml.ScalarNode) and node.style is None
-        # Another tag than the implied one was written there.
-        if plain and node.tag == self.resolve(yaml.ScalarNode, node.value, (True, False)):  # type: ignore[no-untyped-call]
-            return Scalar(node.value, node.start_mark.line + 1)
-        return super().construct_object(node, deep)
 
 
 def parse_yaml(text: str, where: str, error: type[HematokitError], *, typed: bool = False) -> Any:
@@ -60,11 +62,11 @@ def parse_yaml(text: str, where: str, error: type[HematokitError], *, typed: boo
     text : str
         Content of a file.
     where : str
-        What it is, for errors: ``"taxonomy file lab.yaml"``.
+        Its name in errors: ``"taxonomy file lab.yaml"``.
     error : type
         Error to raise.
     typed : bool
-        Give scalars the types of YAML 1.1: for what `hematokit` wrote itself with ``yaml.safe_dump``.
+        Give scalars the types of YAML 1.1, for files that `hematokit` wrote with ``yaml.safe_dump``.
 
     Returns
     -------
@@ -77,8 +79,11 @@ def parse_yaml(text: str, where: str, error: type[HematokitError], *, typed: boo
     HematokitError
         Of the type `error`, with the line, if the text is not YAML.
     """
+    # Slow to import, and not needed by most commands.
+    import yaml
+
     try:
-        return yaml.load(text, yaml.SafeLoader if typed else _TextLoader)
+        return yaml.load(text, yaml.SafeLoader if typed else _text_loader())
     except yaml.MarkedYAMLError as problem:
         # A bracket that a comment leaves open is noticed lines later only.
         open_bracket = "flow" in (problem.context or "")
@@ -94,3 +99,44 @@ def parse_yaml(text: str, where: str, error: type[HematokitError], *, typed: boo
         f"{where}, line {line}: not YAML ({' '.join(str(detail).split())}); correct it, with text that has ':', '#' or "
         "brackets in quotes"
     )
+
+
+@cache
+def _text_loader() -> type[yaml.SafeLoader]:
+    """Return the safe loader in which only scalars with an explicit tag (``!!int``) have another type than text."""
+    import yaml
+
+    class TextLoader(yaml.SafeLoader):
+        def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+            plain = isinstance(node, yaml.ScalarNode) and node.style is None
+            # Another tag than the implied one is explicit.
+            if plain and node.tag == self.resolve(yaml.ScalarNode, node.value, (True, False)):  # type: ignore[no-untyped-call]
+                return Scalar(node.value, node.start_mark.line + 1)
+            return super().construct_object(node, deep)
+
+    return TextLoader
+
+
+def read_value(text: str) -> Any:
+    """Return the number, boolean or None that a text stands for; any other text is returned as it is.
+
+    Only for options whose declared type is not text. Numbers are decimal, with or without leading zeros, or hexadecimal
+    (``0x1F``).
+    """
+    word = text.strip()
+    if word.lower() in _WORDS:
+        return _WORDS[word.lower()]
+    for read in (int, lambda digits: int(digits, 0), float):
+        with suppress(ValueError):
+            return read(word)
+    return text
+
+
+def typed_text(text: str) -> str:
+    """Return the value of ``--set NAME=VALUE`` as text, without quotes around all of it."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        with suppress(HematokitError):
+            value = parse_yaml(text, "", HematokitError)
+            if isinstance(value, str) and not isinstance(value, Scalar):
+                return value
+    return text

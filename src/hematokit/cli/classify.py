@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
+from hematokit.cli.common import JsonOption, echo, plugin_options, print_json, progress_bar
 from hematokit.cli.field_options import (
     DetectorOption,
     FieldsArgument,
@@ -60,7 +60,6 @@ def classify_command(
 
     Smears of several fields: hematokit classify fields/ --model runs/coatnet --output results --smears smears.csv
     """
-    from hematokit.assignments import plugin_options
     from hematokit.pipelines.classify import classify as run_classification
 
     with progress_bar("classify", "fields") as progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import PurePosixPath, PureWindowsPath
@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
+from hematokit.errors import PluginError
+from hematokit.yaml_text import typed_text
+
 if TYPE_CHECKING:
     from hematokit.progress import Progress
 
-__all__ = ["JsonOption", "echo", "print_json", "print_result", "progress_bar", "recorded_command"]
+__all__ = ["JsonOption", "echo", "plugin_options", "print_json", "print_result", "progress_bar", "recorded_command"]
 
 GIVEN: ContextVar[tuple[str, ...]] = ContextVar("GIVEN", default=())
 """The words of the command that is running."""
@@ -118,3 +121,33 @@ def _line_progress(description: str, unit: str) -> Progress:
             print(f"{description}: {done}{of} {unit} {message}".rstrip(), file=sys.stderr, flush=True)
 
     return report
+
+
+def plugin_options(assignments: Sequence[str], kind: str) -> dict[str, Any]:
+    """Return the options of a plugin from ``--set``: ``{"min_diameter_um": "5"}`` for ``detector.min_diameter_um=5``.
+
+    Parameters
+    ----------
+    assignments : sequence of str
+        The values of ``--set``.
+    kind : str
+        The type of plugin whose options may be given: ``"detector"``.
+
+    Returns
+    -------
+    dict of str to str
+        Text by name; the option's declared type decides its value later.
+
+    Raises
+    ------
+    PluginError
+        If one is not ``KIND.NAME=VALUE``.
+    """
+    options: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        head, dot, name = key.strip().replace("-", "_").partition(".")
+        if not equals or head != kind or not dot or not name:
+            raise PluginError(f"--set {assignment!r} is not {kind}.NAME=VALUE; 'hematokit plugins' lists the options")
+        options[name] = typed_text(text)
+    return options

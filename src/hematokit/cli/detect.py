@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
+from hematokit.cli.common import JsonOption, echo, plugin_options, print_json, progress_bar
 from hematokit.cli.field_options import (
     DetectorOption,
     FieldsArgument,
@@ -46,7 +46,6 @@ def detect_command(
 
     A detector's option: hematokit detect field.png --output detected --set detector.min_diameter_um=5
     """
-    from hematokit.assignments import plugin_options
     from hematokit.pipelines.detect import detect as run_detection
 
     with progress_bar("detect", "fields") as progress:

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from hematokit.assignments import typed_text
 from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
 from hematokit.cli.field_options import DetectorOption, ForcePixelSizeOption, PixelSizeOption
 from hematokit.cli.option_words import options_help
 from hematokit.errors import ExplanationError, PluginError
+from hematokit.yaml_text import typed_text
 
 __all__ = ["register"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
+from hematokit.cli.common import JsonOption, echo, plugin_options, print_json, progress_bar
 from hematokit.cli.option_words import describe_option
 
 if TYPE_CHECKING:
@@ -102,7 +102,6 @@ def check_command(
 
     Example: hematokit plugins check hematokit-stain-jitter
     """
-    from hematokit.assignments import plugin_options
     from hematokit.conformance import check_plugin
 
     heads = dict.fromkeys(assignment.partition(".")[0] for assignment in assignments or [])

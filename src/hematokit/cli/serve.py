@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from hematokit.cli.common import JsonOption, echo, print_json
+from hematokit.cli.common import JsonOption, echo, plugin_options, print_json
 from hematokit.cli.field_options import DetectorOption, SetOption
 
 _KEY_HINT: Final = "Requests need the API key, as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'; the page asks for it"
@@ -58,7 +58,6 @@ def serve_command(
 
     For others: hematokit serve runs/coatnet --host 0.0.0.0 --api-key-file key.txt
     """
-    from hematokit.assignments import plugin_options
     from hematokit.serving import ServeSettings
     from hematokit.serving import serve as run_server
     from hematokit.serving.settings import is_every_interface, read_api_key, read_port

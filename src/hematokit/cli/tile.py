@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hematokit.cli.common import JsonOption, print_result, progress_bar
+from hematokit.cli.common import JsonOption, plugin_options, print_result, progress_bar
 from hematokit.cli.field_options import (
     DetectorOption,
     FieldsArgument,
@@ -74,7 +74,6 @@ def tile_command(
 
     Corrected annotations: hematokit tile smears/ marrow.zarr --cells corrected.csv --replace
     """
-    from hematokit.assignments import plugin_options
     from hematokit.pipelines.tile import tile_fields
     from hematokit.taxonomy import load_taxonomy
 

@@ -35,7 +35,7 @@ from hematokit.explanation.selection import (
     target_chooser,
 )
 from hematokit.files import write_atomically
-from hematokit.imaging.fieldfiles.opening import safe_name
+from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.imaging.reading import printable
 from hematokit.models import find_bundle, load_model
 from hematokit.models.predictions import prediction_frame

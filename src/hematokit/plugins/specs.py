@@ -13,9 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol
 
-from hematokit.assignments import read_value
 from hematokit.errors import PluginError
 from hematokit.files import hash_path
+from hematokit.yaml_text import read_value
 
 if TYPE_CHECKING:
     import numpy as np

@@ -22,7 +22,6 @@ import numpy.typing as npt
 from markupsafe import Markup
 from PIL import Image
 
-from hematokit.assignments import typed_text
 from hematokit.errors import EvaluationError, ExplanationError, ModelError
 from hematokit.evaluation.files import METRICS
 from hematokit.evaluation.metrics import CLASS_METRICS, LOW_SUPPORT
@@ -34,6 +33,7 @@ from hematokit.models.config import ModelConfig, SplitRecord, TrainingRecord, Tr
 from hematokit.reports.rendering import METRIC_NAMES, data_url, environment
 from hematokit.reports.text import command, duration, interval
 from hematokit.training.settings import TrainConfig
+from hematokit.yaml_text import typed_text
 
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier

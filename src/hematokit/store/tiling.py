@@ -19,7 +19,7 @@ import pandas as pd
 from hematokit.errors import ImageError, StoreError
 from hematokit.files import hash_path, shell_word
 from hematokit.imaging.fieldfiles import Field
-from hematokit.imaging.fieldfiles.opening import safe_name
+from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.imaging.geometry import cut_patch, patch_box
 from hematokit.imaging.reading import printable
 from hematokit.progress import Progress, no_progress

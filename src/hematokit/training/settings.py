@@ -8,11 +8,10 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from hematokit.assignments import read_value, typed_text
 from hematokit.errors import TrainingError
 from hematokit.plugins import load_plugins
 from hematokit.training.augmenters import declared_options
-from hematokit.yaml_text import Scalar, parse_yaml
+from hematokit.yaml_text import Scalar, parse_yaml, read_value, typed_text
 
 __all__ = ["TrainConfig", "load_settings", "make_config", "parse_assignments"]
 
