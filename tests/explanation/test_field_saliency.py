@@ -10,8 +10,8 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hematokit.explanation import field_map as field_saliency
-from hematokit.explanation.field_map import blend_weights, cell_boxes, read_layer, shrink_layer, write_layer
+from hematokit.explanation import field_map
+from hematokit.explanation.field_map import blend_weights, cell_boxes, downsample_layer, read_layer, write_layer
 
 
 def expected_layer(height: int, width: int, side: int, centres: np.ndarray, maps: np.ndarray) -> np.ndarray:
@@ -37,7 +37,7 @@ def test_maps_are_blended_by_the_rule_whatever_the_tiles(
     maps = random.normal(size=(count, side, side)).astype(np.float32)
     with pytest.MonkeyPatch.context() as patching:
         # Tiles smaller than the field, so that cells lie across their borders.
-        patching.setattr(field_saliency, "_TILE", 17)
+        patching.setattr(field_map, "_WINDOW", 17)
         layer = write_layer(tmp_path / "layer", "a", height, width, cell_boxes(centres, side), lambda n: maps[n])
     found = np.asarray(read_layer(layer)[:])
     np.testing.assert_allclose(found, expected_layer(height, width, side, centres, maps), rtol=1e-3, atol=1e-4)
@@ -69,7 +69,7 @@ def test_a_smaller_layer_holds_means(tmp_path: Path, shape: tuple[int, int]) -> 
     maps = np.random.default_rng(0).normal(size=(40, 40)).astype(np.float32)
     layer = write_layer(tmp_path / "layer", "a", 64, 90, cell_boxes([(30, 40)], 40), lambda _: maps)
     whole = np.asarray(read_layer(layer)[:])
-    small = shrink_layer(layer, *shape)
+    small = downsample_layer(layer, *shape)
     rows = np.linspace(0, 64, shape[0] + 1).round().astype(int)
     columns = np.linspace(0, 90, shape[1] + 1).round().astype(int)
     for y, x in np.random.default_rng(1).integers(0, shape, (20, 2)):

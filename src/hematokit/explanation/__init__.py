@@ -1,1 +1,1 @@
-"""Why a cell was given its class: running explainers over cells, and the checks that make them believable."""
+"""Explanations of predictions: running explainers over cells, storing their maps, and checks of the explainers."""

@@ -1,13 +1,12 @@
 """A saliency layer for a whole field: cell maps at their places, overlaps blended.
 
-The rule: the map of each cell is divided by the 99th percentile of its absolute values, because the height of a map
-says nothing from one cell to the next; where maps overlap, a pixel has their mean, weighted by how near each patch's
+The map of each cell is divided by the 99th percentile of its absolute values, because values of different cells are not
+comparable; where maps overlap, a pixel has their mean, weighted by how near each patch's
 centre is (a raised cosine in both directions). A pixel that only one cell covers has that cell's value; one that no
 cell covers is zero. The unscaled maps are in ``attributions.zarr``.
 
-The layer is made tile by tile, so memory does not grow with the field.
-
-From pixels of the network's input back to pixels of the patch: the inverse of `Classifier.prepare`.
+The layer is made window by window, so memory does not grow with the field. `maps_to_patch` brings maps from pixels of
+the network's input back to pixels of the patch: the inverse of `Classifier.prepare`.
 """
 
 from __future__ import annotations
@@ -25,9 +24,23 @@ from hematokit.progress import Progress, no_progress
 if TYPE_CHECKING:
     from hematokit.plugins.specs import InputSpec
 
-__all__ = ["blend_maps", "blend_weights", "cell_boxes", "maps_to_patch", "read_layer", "shrink_layer", "write_layer"]
+__all__ = [
+    "blend_maps",
+    "blend_weights",
+    "cell_boxes",
+    "maps_to_patch",
+    "read_layer",
+    "downsample_layer",
+    "write_layer",
+]
 
 Maps = npt.NDArray[np.float32]
+
+_WINDOW: Final = 1024
+_CHUNK: Final = 512
+_PERCENTILE: Final = 99.0
+_LEAST_WEIGHT: Final = 1e-3
+"""Of a pixel at a patch's edge, because the sum of weights is divided by."""
 
 
 def maps_to_patch(maps: Maps, patch_size: int, spec: InputSpec, *, side: int | None = None) -> Maps:
@@ -71,20 +84,13 @@ def maps_to_patch(maps: Maps, patch_size: int, spec: InputSpec, *, side: int | N
     return result
 
 
-_TILE: Final = 1024
-_CHUNK: Final = 512
-_PERCENTILE: Final = 99.0
-_LEAST_WEIGHT: Final = 1e-3
-"""At a patch's edge: a pixel that one cell alone covers must not be divided by zero."""
-
-
 def cell_boxes(centres: npt.ArrayLike, side: int) -> list[Box]:
-    """Boxes of the patches around centres (n, 2) as ``(y, x)``, as they were cut."""
+    """Return the boxes of the patches around centres (n, 2) as ``(y, x)``, as they were cut."""
     return [patch_box(y, x, side) for y, x in np.asarray(centres, np.float64).reshape(-1, 2).tolist()]
 
 
 def blend_weights(side: int) -> Maps:
-    """How much a cell's map counts at each pixel (side, side) of its patch: 1 at the centre, near 0 at the edge."""
+    """Return the weights of a cell's map in pixels (side, side) of its patch: 1 in the middle, near 0 at the edge."""
     place = (np.arange(side) + 0.5) / side
     bump = np.maximum(np.sin(np.pi * place) ** 2, _LEAST_WEIGHT)
     return np.asarray(np.outer(bump, bump), np.float32)
@@ -118,7 +124,7 @@ def write_layer(
     pixel_size_um : float, optional
         Micrometres per pixel.
     progress : Progress
-        Told of the tiles done.
+        Called with the number of windows that are done.
 
     Returns
     -------
@@ -142,7 +148,7 @@ def write_layer(
     axes = [{"name": axis, "type": "space"} | ({"unit": "micrometer"} if pixel_size_um else {}) for axis in "yx"]
     datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [scale, scale]}]}]
     write_multiscales_metadata(group, datasets, fmt=FormatV05(), axes=axes, name=name)
-    tiles = [window.core for window in windows(height, width, _TILE, 0)]
+    tiles = [window.core for window in windows(height, width, _WINDOW, 0)]
     for number, tile in enumerate(tiles):
         inside = [place for place, box in enumerate(boxes) if _overlap(box, tile) is not None]
         if inside:
@@ -168,7 +174,7 @@ def blend_maps(tile: Box, boxes: Sequence[Box], inside: Iterable[int], read: Cal
     Returns
     -------
     ndarray of float32, shape (tile.height, tile.width)
-        Relative attributions, as the module says.
+        Relative attributions, see the module.
     """
     total = np.zeros((tile.height, tile.width), np.float32)
     weight = np.zeros_like(total)
@@ -200,8 +206,8 @@ def read_layer(folder: Path) -> Any:
     return zarr.open_array(folder / "0", mode="r")
 
 
-def shrink_layer(folder: Path, height: int, width: int) -> Maps:
-    """A layer made smaller: the mean over the pixels under each pixel (height, width); read in bands of rows."""
+def downsample_layer(folder: Path, height: int, width: int) -> Maps:
+    """Return a layer downsampled to (height, width) by the mean over areas; it is read in bands of rows."""
     array = read_layer(folder)
     rows = np.linspace(0, array.shape[0], height + 1).round().astype(int)
     columns = np.linspace(0, array.shape[1], width + 1).round().astype(int)
@@ -209,7 +215,7 @@ def shrink_layer(folder: Path, height: int, width: int) -> Maps:
         whole: Maps = np.asarray(array[:], np.float32)
         return whole
     small = np.empty((height, width), np.float32)
-    step = max(1, _TILE * height // array.shape[0])
+    step = max(1, _WINDOW * height // array.shape[0])
     for first in range(0, height, step):
         last = min(first + step, height)
         band = np.asarray(array[rows[first] : rows[last]], np.float32)

@@ -137,7 +137,7 @@ class ExplanationFolder:
         return self._done.get(name, 0)
 
     def mark(self, name: str, count: int) -> None:
-        """State that the first `count` cells of the arrays `name` are done; other rows of them are not there."""
+        """Record that the first `count` cells of the arrays `name` are done; other rows of them are not there."""
         kind = name.split()[0]
         self._done = {key: value for key, value in self._done.items() if key.split()[0] != kind} | {name: count}
         with writing(self.path):
@@ -247,7 +247,7 @@ class MapArrays:
 
     @property
     def done(self) -> int:
-        """How many cells are done."""
+        """Number of cells that are done."""
         return self._folder.done(self._key)
 
     def write(self, start: int, maps: Mapping[str, npt.NDArray[np.float32]], logits: npt.NDArray[np.float32]) -> None:
@@ -260,11 +260,11 @@ class MapArrays:
         self._folder.mark(self._key, rows.stop)
 
     def logits(self) -> npt.NDArray[np.float32]:
-        """Logits (n, C) of the cells that are done."""
+        """Return the logits (n, C) of the cells that are done."""
         return self._read(_LOGITS, slice(0, self.done))
 
     def maps(self, method: str, rows: slice | int) -> npt.NDArray[np.float32]:
-        """Maps of one method."""
+        """Return maps of one method."""
         return self._read(method, rows)
 
     def _read(self, key: str, rows: slice | int) -> npt.NDArray[np.float32]:

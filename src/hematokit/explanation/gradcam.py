@@ -184,7 +184,7 @@ def _output_shape(classifier: Any, layer: torch.nn.Module, size: int) -> tuple[i
 
 
 def _shapes(classifier: Any, layers: list[torch.nn.Module], size: int) -> dict[torch.nn.Module, tuple[int, ...]]:
-    """Run one empty image and note what comes out of each layer."""
+    """Run one empty image and return the shape of each layer's output."""
     seen: dict[torch.nn.Module, tuple[int, ...]] = {}
 
     def note(module: torch.nn.Module, _: object, output: object) -> None:
@@ -262,7 +262,7 @@ class GradCam:
         return maps.view(len(images), targets.shape[1], *size)
 
     def notes(self, classifier: Any) -> list[str]:
-        """Say how fine the maps are, where they are very coarse."""
+        """Warn where the maps are very coarse."""
         size = classifier.input_spec.size
         layer = self._find(classifier, size)
         sizes = spatial_layers(classifier, size)
@@ -277,7 +277,7 @@ class GradCam:
 
 @contextmanager
 def _repeated(layer: torch.nn.Module, times: int) -> Iterator[None]:
-    """Let a layer hand on each image's output `times` times, so that what follows sees one copy a class."""
+    """Repeat a layer's output for each image `times` times, so that the following layers get one copy a class."""
     if times == 1:
         yield
         return
@@ -340,7 +340,7 @@ class GuidedGradCamExplainer:
         return torch.cat(maps) if maps else images[:, 0]
 
     def notes(self, classifier: Any) -> list[str]:
-        """Say how far such maps can be trusted, and where the published rule was extended."""
+        """Warn how little such maps depend on the weights, and where the published rule was extended."""
         others = sorted({type(m).__name__ for m in classifier.backbone.modules() if _guided(m)} - {"ReLU"})
         extended = [f"its rule is for ReLU and was applied to {', '.join(others)} too"] if others else []
         return [*extended, "such maps hardly depend on the weights (Adebayo et al. 2018); see --sanity"]

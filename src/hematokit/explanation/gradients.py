@@ -138,7 +138,7 @@ class SmoothGrad:
         return maps
 
     def _draw(self, images: torch.Tensor) -> torch.Tensor:
-        """Noise (samples, 3, H, W); drawn on the CPU, so that every device gets the same."""
+        """Return noise (samples, 3, H, W); drawn on the CPU, so that every device gets the same."""
         drawn = []
         for number in range(self.samples):
             generator = torch.Generator().manual_seed(self.seed * _SEED_SPREAD + number)
@@ -148,7 +148,7 @@ class SmoothGrad:
 
 
 def _summed_gradients(classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Gradients of each target's logit (T,), added up over images (n, 3, H, W): (T, 3, H, W)."""
+    """Return gradients of each target's logit (T,), added up over images (n, 3, H, W): (T, 3, H, W)."""
     images = images.requires_grad_()
     logits = classifier(images).float()
     sums = []
@@ -209,7 +209,7 @@ def baseline_of(images: torch.Tensor, name: str) -> torch.Tensor:
 
 
 class Occlusion:
-    """How much the class's logit falls where a square of the image is covered; needs no gradients at all.
+    """Fall of the class's logit where a square of the image is covered; needs no gradients.
 
     Each pixel has the mean fall over the squares that cover it.
 

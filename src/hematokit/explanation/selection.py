@@ -1,4 +1,4 @@
-"""Which cells are explained, for which class, and which of them a person should look at."""
+"""The choice of cells to explain, of the class explained, and of uncertain cells."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def cells_of_images(paths: Iterable[Path], codes: Sequence[str], patch_size: int
 
 
 def _image_files(paths: Iterable[Path]) -> list[tuple[Path | None, Path]]:
-    """Each image with the folder it was found in; None for a file that was named itself."""
+    """Return each image with the folder that it is in; None for a file that was named itself."""
     found: dict[Path, tuple[Path | None, Path]] = {}
     for path in paths:
         if path.is_dir():
@@ -297,7 +297,7 @@ def target_chooser(
 
 
 def leading_classes(probabilities: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
-    """Positions (n, 2) of the two largest probabilities (n, C), the larger first; ties go to the earlier class."""
+    """Return positions (n, 2) of the two largest probabilities (n, C), the larger first; in ties, the earlier class."""
     if probabilities.shape[1] < 2:
         raise ExplanationError("doubt is between two classes, and the model has only one")
     order = np.argsort(-probabilities, axis=1, kind="stable")

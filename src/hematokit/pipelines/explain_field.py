@@ -15,7 +15,7 @@ import pandas as pd
 from hematokit.annotations.cells import name_cells, unsure_cells
 from hematokit.detection.windows import examine_field, make_detector
 from hematokit.errors import ExplanationError
-from hematokit.explanation.field_map import cell_boxes, maps_to_patch, shrink_layer, write_layer
+from hematokit.explanation.field_map import cell_boxes, downsample_layer, maps_to_patch, write_layer
 from hematokit.explanation.folder import writing
 from hematokit.explanation.running import make_explainers
 from hematokit.explanation.selection import PREDICTED, ChosenCells, check_threshold
@@ -196,7 +196,7 @@ def _lay_over(run: ExplanationRun, opened: Field, classifier: Classifier, side: 
                 read,
                 pixel_size_um=opened.pixel_size_um,
             )
-            small = shrink_layer(layer, *thumbnail.shape[:2])
+            small = downsample_layer(layer, *thumbnail.shape[:2])
             picture = saliency_overlay(thumbnail, small, outlines, cells["target"].tolist(), method=method)
             write_atomically(folder / f"{method}.png", picture)
     return folder

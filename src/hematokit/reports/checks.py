@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -162,55 +162,24 @@ def sanity_documents(
         "verdicts": _plain(table),
         "models": [_sanity_of(checks) for checks in checked],
     }
-    views = [
-        {
-            "checks": checks,
-            "cascade": _picture(
-                check_figures.cascade_figure(checks.parameters, control),
-                "Similarity to the trained network's maps per block; the numbers are in the table below",
-            ),
-            "maps": [
-                _picture(
-                    check_figures.cascade_maps_figure(picture, checks.parameters, number),
-                    f"Maps of one cell, class {checks.examples.codes[number]}, from the trained to the random network",
-                    bitmap=True,
-                )
-                for number, picture in enumerate(checks.examples.pictures)
-            ],
-            "label_maps": _picture(
-                check_figures.label_maps_figure(
-                    checks.label_examples.pictures,
-                    checks.label_examples.codes,
-                    {name: result for name, result in checks.labels.items() if name != control},
-                ),
-                "Maps of models trained on true labels, on shuffled labels, and with another seed",
-                bitmap=True,
-            )
-            if len(checks.labels) > 1 and checks.label_examples.codes
-            else None,
-        }
-        for checks in checked
-    ]
-    page = (
-        environment()
-        .get_template("sanity.html.j2")
-        .render(
-            title="Sanity checks of explanations",
-            verdicts=table.to_dict("records"),
-            views=views,
-            control=control,
-            repeated=REPEATED,
-            half=HALF,
-            least=LEAST_CHANGE,
-            settings={name: str(value) for name, value in settings.items()},
-            small=_small_training,
-            least_fit=LEAST_FIT,
-            command=command,
-            estimate=_estimate,
-        )
+    views = [_sanity_view(checks, control) for checks in checked]
+    page = environment().get_template("sanity.html.j2")
+    html = page.render(
+        title="Sanity checks of explanations",
+        verdicts=table.to_dict("records"),
+        views=views,
+        control=control,
+        repeated=REPEATED,
+        half=HALF,
+        least=LEAST_CHANGE,
+        settings={name: str(value) for name, value in settings.items()},
+        small=_small_training,
+        least_fit=LEAST_FIT,
+        command=command,
+        estimate=_estimate,
     )
     files = {
-        "report": ("sanity.html", page),
+        "report": ("sanity.html", html),
         "json": ("sanity.json", _json(document)),
         "csv": ("sanity.csv", _sanity_rows(checked).to_csv(index=False)),
     }
@@ -250,52 +219,18 @@ def faithfulness_documents(
             for found in checked
         ],
     }
-    views = []
-    for found in checked:
-        located = found.localisation
-        whole = found.faithfulness.cells.groupby("cell").first()
-        views.append(
-            {
-                "found": found,
-                "whole": float(whole["whole"].mean()),
-                "replaced": float(whole["replaced"].mean()),
-                "areas": _records(found.faithfulness.summary, label=""),
-                "gains": {(row["method"], row["baseline"]): row for row in _records(found.faithfulness.gains)},
-                "shares": {}
-                if located is None
-                else {(row["method"], row["label"]): row for row in _records(located.summary)},
-                "labels": []
-                if located is None
-                else [label for label in dict.fromkeys(located.summary["label"]) if label],
-                "curves": _picture(
-                    check_figures.curves_figure(found.faithfulness.curves, found.methods),
-                    "Deletion and insertion curves; the areas are in the table below",
-                ),
-                "regions": {
-                    region: _picture(
-                        check_figures.shares_figure(located.summary, region, found.methods),
-                        f"Share of attribution inside the {region} per class; the numbers are in the table below",
-                    )
-                    for region in REGIONS
-                }
-                if located is not None
-                else {},
-            }
-        )
-    page = (
-        environment()
-        .get_template("faithfulness.html.j2")
-        .render(
-            title="Faithfulness of explanations",
-            views=views,
-            baselines=BASELINES,
-            centred=CENTRED,
-            settings={name: str(value) for name, value in settings.items()},
-            command=command,
-        )
+    views = [_faithfulness_view(found) for found in checked]
+    page = environment().get_template("faithfulness.html.j2")
+    html = page.render(
+        title="Faithfulness of explanations",
+        views=views,
+        baselines=BASELINES,
+        centred=CENTRED,
+        settings={name: str(value) for name, value in settings.items()},
+        command=command,
     )
     files = {
-        "report": ("faithfulness.html", page),
+        "report": ("faithfulness.html", html),
         "json": ("faithfulness.json", _json(document)),
         "csv": ("faithfulness.csv", _joined(checked, lambda found: found.faithfulness.summary)),
         "cells": ("faithfulness_cells.csv", _joined(checked, _cell_rows)),
@@ -306,6 +241,63 @@ def faithfulness_documents(
             _joined(checked, lambda found: None if found.localisation is None else found.localisation.summary),
         )
     return Documents(files, table, document, _faithfulness_lines(checked))
+
+
+def _sanity_view(checks: ModelSanity, control: str) -> dict[str, Any]:
+    """Return one model's part of the page."""
+    shown, labels = checks.examples, checks.label_examples
+    label_results = {name: result for name, result in checks.labels.items() if name != control}
+    view: dict[str, Any] = {"checks": checks, "label_maps": None}
+    view["cascade"] = _picture(
+        check_figures.cascade_figure(checks.parameters, control),
+        "Similarity to the trained network's maps per block; the numbers are in the table below",
+    )
+    view["maps"] = [
+        _picture(
+            check_figures.cascade_maps_figure(picture, checks.parameters, number),
+            f"Maps of one cell, class {shown.codes[number]}, from the trained to the random network",
+            bitmap=True,
+        )
+        for number, picture in enumerate(shown.pictures)
+    ]
+    if label_results and labels.codes:
+        view["label_maps"] = _picture(
+            check_figures.label_maps_figure(labels.pictures, labels.codes, label_results),
+            "Maps of models trained on true labels, on shuffled labels, and with another seed",
+            bitmap=True,
+        )
+    return view
+
+
+def _faithfulness_view(found: ModelFaithfulness) -> dict[str, Any]:
+    """Return one model's part of the page."""
+    whole = found.faithfulness.cells.groupby("cell").first()
+    view: dict[str, Any] = {
+        "found": found,
+        "whole": float(whole["whole"].mean()),
+        "replaced": float(whole["replaced"].mean()),
+        "areas": _records(found.faithfulness.summary, label=""),
+        "gains": {(row["method"], row["baseline"]): row for row in _records(found.faithfulness.gains)},
+        "shares": {},
+        "labels": [],
+        "regions": {},
+    }
+    view["curves"] = _picture(
+        check_figures.curves_figure(found.faithfulness.curves, found.methods),
+        "Deletion and insertion curves; the areas are in the table below",
+    )
+    if found.localisation is not None:
+        summary = found.localisation.summary
+        view["shares"] = {(row["method"], row["label"]): row for row in _records(summary)}
+        view["labels"] = [label for label in dict.fromkeys(summary["label"]) if label]
+        view["regions"] = {
+            region: _picture(
+                check_figures.shares_figure(summary, region, found.methods),
+                f"Share of attribution inside the {region} per class; the numbers are in the table below",
+            )
+            for region in REGIONS
+        }
+    return view
 
 
 def _sanity_table(checked: Sequence[ModelSanity], control: str) -> pd.DataFrame:
@@ -367,13 +359,11 @@ def _sanity_of(checks: ModelSanity) -> dict[str, Any]:
 def _sanity_rows(checked: Sequence[ModelSanity]) -> pd.DataFrame:
     parts = []
     for checks in checked:
-        for method, result in checks.parameters.items():
-            part = result.table.assign(check="parameters", verdict=result.sensitivity.outcome)
-            parts.append(part.assign(model=checks.name, backbone=checks.backbone, method=method))
-        for method, found in checks.labels.items():
-            part = found.table.rename(columns={"model": "block"})
-            part = part.assign(check="labels", verdict=found.sensitivity.outcome)
-            parts.append(part.assign(model=checks.name, backbone=checks.backbone, method=method))
+        for check, results in (("parameters", checks.parameters), ("labels", checks.labels)):
+            for method, result in results.items():
+                part = result.table.rename(columns={"model": "block"})
+                named = {"method": method, "check": check, "verdict": result.sensitivity.outcome}
+                parts.append(_of_model(checks, part.assign(**named)))
     table = pd.concat(parts, ignore_index=True)
     first = ["model", "backbone", "method", "check", "verdict", "step", "block"]
     return table[[*first, *(name for name in table.columns if name not in first)]]
@@ -406,9 +396,7 @@ def _headline(checked: Sequence[ModelFaithfulness]) -> pd.DataFrame:
             shares = found.localisation.summary
             shares = shares[shares["label"] == ""].drop(columns=["label", "n"])
             part = part.merge(shares, on="method", how="left")
-        part.insert(0, "model", found.name)
-        part.insert(1, "backbone", found.backbone)
-        parts.append(part)
+        parts.append(_of_model(found, part))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -440,21 +428,21 @@ def _cell_rows(found: ModelFaithfulness) -> pd.DataFrame:
     return table.merge(found.localisation.cells.drop(columns="label"), on=["cell", "method"], how="left")
 
 
-def _joined(checked: Sequence[ModelFaithfulness], table: Any) -> str:
-    parts = []
-    for found in checked:
-        part = table(found)
-        if part is not None:
-            part = part.copy()
-            part.insert(0, "model", found.name)
-            part.insert(1, "backbone", found.backbone)
-            parts.append(part)
-    text: str = pd.concat(parts, ignore_index=True).to_csv(index=False)
-    return text
+def _joined(checked: Sequence[ModelFaithfulness], table: Callable[[ModelFaithfulness], pd.DataFrame | None]) -> str:
+    parts = [_of_model(found, part) for found in checked if (part := table(found)) is not None]
+    return str(pd.concat(parts, ignore_index=True).to_csv(index=False))
+
+
+def _of_model(checked: ModelSanity | ModelFaithfulness, table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose first columns name the model."""
+    named = table.copy()
+    named.insert(0, "model", checked.name)
+    named.insert(1, "backbone", checked.backbone)
+    return named
 
 
 def _picture(drawn: Figure, alt: str, *, bitmap: bool = False) -> dict[str, Any]:
-    """A figure for the page; maps as PNG, because an outline of pixels is larger."""
+    """Return a figure for the page; maps as PNG, because SVG is larger for them."""
     width = round(96 * drawn.get_figwidth())
     url = data_url(to_png(drawn, dpi=100), "image/png") if bitmap else data_url(to_svg(drawn), "image/svg+xml")
     return {"url": url, "alt": alt, "width": width}

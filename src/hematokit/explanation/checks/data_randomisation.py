@@ -55,10 +55,10 @@ SMALL_TRAINING: Final[Mapping[str, Any]] = {
     "patience": 0,
     "stop_after": None,
 }
-"""What the small trainings change in a model's own settings by default."""
+"""Settings in which the small trainings differ from the model's own by default."""
 
 LEAST_FIT: Final = 0.5
-"""Share of the shuffled labels that a model must have learned for its maps to stand for them."""
+"""Share of the shuffled labels that a model must have learned for its maps to be judged."""
 
 
 @dataclass(frozen=True)

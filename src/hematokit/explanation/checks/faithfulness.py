@@ -41,7 +41,7 @@ Order = Literal["value", "magnitude"]
 
 CENTRED: Final = "centred Gaussian"
 BASELINES: Final = ("random pixels", "random blobs", CENTRED)
-"""Maps that know neither model nor image; blobs are as coarse as Grad-CAM, single pixels as fine as a gradient."""
+"""Maps that use neither model nor image; blobs are as coarse as Grad-CAM, single pixels as fine as a gradient."""
 
 REPLACEMENTS: Final = ("blur", "mean")
 
@@ -92,7 +92,7 @@ def centred_gaussian(side: int) -> Maps:
 
 
 def baseline_maps(count: int, side: int, seed: int = 0) -> dict[str, Maps]:
-    """Maps of the `BASELINES`, each (count, side, side), float32, different for every cell but for the Gaussian."""
+    """Return maps of the `BASELINES`, each (count, side, side), float32; all but the Gaussian differ by cell."""
     random = np.random.default_rng(seed)
     pixels = random.random((count, side, side), dtype=np.float32)
     noise = random.standard_normal((count, side, side), dtype=np.float32)

@@ -31,7 +31,7 @@ _OFF_CENTRE: Final = 0.25
 """Largest distance of the central nucleus from the middle, as a share of the side, where none covers the middle."""
 
 _CYTOPLASM_REACH: Final = 0.8
-"""How far cytoplasm is looked for around a nucleus, as a share of the radius of a circle of the nucleus' area."""
+"""Reach of the search for cytoplasm around a nucleus, as a share of the radius of a circle of the nucleus' area."""
 
 _STAINED: Final = 0.2
 """Density of the palest pixel that counts as cytoplasm, as a share of the nucleus' median density."""
@@ -230,7 +230,7 @@ def _area(mask: Masks, found: bool) -> float:
 
 
 def _central(cells: pd.DataFrame, side: int) -> int | None:
-    """Place in the table of the nucleus in the middle of the patch."""
+    """Return the place in the table of the nucleus in the middle of the patch."""
     if "contour" not in cells or cells.empty:
         return None
     middle = side / 2

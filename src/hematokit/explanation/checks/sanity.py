@@ -59,7 +59,7 @@ Maps = npt.NDArray[np.float32]
 Groups = npt.ArrayLike | None
 
 HALF: Final = 0.5
-"""Share of what is particular to a cell's map that must be lost for a method to count as sensitive."""
+"""Share of the similarity above that of other cells that must be lost for a method to count as sensitive."""
 
 LEAST_CHANGE: Final = 0.1
 """The least fall of a similarity that counts, where maps of different cells are alike already."""
@@ -257,7 +257,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _opens(module: nn.Module) -> bool:
-    """Whether a module is a sequence, or a wrapper around one: its children follow each other."""
+    """Return whether a module is a sequence, or a wrapper around one: its children follow each other."""
     children = _children(module, "")
     if any(True for _ in module.parameters(recurse=False)) or not children:
         return False
@@ -315,7 +315,7 @@ class EdgeDetector:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Whether maps depend on what was changed, and why it is thought so.
+    """The outcome of a check: whether maps depend on what was changed, and the reason.
 
     Attributes
     ----------
@@ -518,7 +518,7 @@ def judge_change(
     *,
     seed: int = 0,
 ) -> Sensitivity:
-    """Say whether maps answer to a change of the model.
+    """Judge whether maps depend on a change of the model.
 
     Each similarity is set between two references: maps of the same cell made twice by the same model (above) and maps
     of different cells by the same model (below, what maps share because cells lie in the middle of their crops, or
@@ -572,13 +572,13 @@ def compare_maps(first: Maps, second: Maps, *, signed: bool) -> dict[str, npt.ND
 
 
 def similarity_to_others(maps: Maps, seed: int, *, signed: bool) -> dict[str, npt.NDArray[np.float64]]:
-    """Similarity of each cell's map to a few other cells' maps, as the mean over those, by measure."""
+    """Return the similarity of each cell's map to a few other cells' maps, as the mean over those, by measure."""
     found = [compare_maps(maps, maps[row], signed=signed) for row in other_cells(len(maps), seed)]
     return {name: np.mean([similar[name] for similar in found], axis=0) for name in found[0]}
 
 
 def _batches(classifier: Classifier, images: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
-    """Some of the images, enough to estimate a channel's mean and deviation."""
+    """Return some of the images, enough to estimate a channel's mean and deviation."""
     few = images[: max(64, batch_size)]
     return [few[start : start + batch_size].to(classifier.device) for start in range(0, len(few), batch_size)]
 
@@ -587,7 +587,7 @@ def _batches(classifier: Classifier, images: torch.Tensor, batch_size: int) -> l
 def _predictions(
     classifier: Classifier, images: torch.Tensor, targets: torch.Tensor, batch_size: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Predicted class and probability of the target."""
+    """Return the predicted class and the probability of the target."""
     logits = torch.cat(
         [classifier(images[i : i + batch_size].to(classifier.device)).cpu() for i in range(0, len(images), batch_size)]
     )

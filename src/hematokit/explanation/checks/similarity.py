@@ -1,4 +1,4 @@
-"""How alike attribution maps are: rank correlation, structural similarity, and means over cells with intervals."""
+"""Similarity of attribution maps: rank correlation, structural similarity, and means over cells with intervals."""
 
 from __future__ import annotations
 
