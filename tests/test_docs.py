@@ -25,7 +25,7 @@ from PIL import Image
 
 import hematokit
 import hematokit.training
-from hematokit.cli.main import VERBS, main
+from hematokit.cli.main import COMMANDS, main
 from hematokit.conformance.checking import RULES
 from hematokit.conformance.rules import rule_description, rule_name
 from hematokit.models.construction import choose_backbone
@@ -342,7 +342,7 @@ def generated() -> ModuleType:
 def test_the_reference_has_every_command(generated: ModuleType) -> None:
     page = generated.expand(read("reference/cli.md"))
     headings = re.findall(r"^## (hematokit.*)$", page, re.MULTILINE)
-    assert {f"hematokit {verb.rstrip('_')}" for verb in VERBS} <= set(headings)
+    assert {f"hematokit {command.rstrip('_')}" for command in COMMANDS} <= set(headings)
     assert {"hematokit store info", "hematokit store verify"} <= set(headings)
     for heading in headings:
         section = page.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hematokit.cli.main import VERBS, build_app, main
+from hematokit.cli.main import COMMANDS, build_app, main
 from hematokit.errors import describe_missing_module
 from pluginkit import run_hematokit
 from tinykit import TINY
@@ -32,18 +32,18 @@ def test_import_of_the_package_is_light() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("verb", sorted(name.rstrip("_") for name in VERBS))
-def test_every_verb_helps_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([verb, "--help"]) == 0
+@pytest.mark.parametrize("command", sorted(name.rstrip("_") for name in COMMANDS))
+def test_every_command_helps_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
     output = capsys.readouterr().out
-    assert verb == "store" or "Example: hematokit" in " ".join(output.split())
+    assert command == "store" or "Example: hematokit" in " ".join(output.split())
 
 
-def test_the_verbs_are_all_there() -> None:
+def test_the_commands_are_all_there() -> None:
     import typer
 
     names = set(typer.main.get_command(build_app()).commands)  # type: ignore[attr-defined]
-    assert {verb.rstrip("_") for verb in VERBS} <= names
+    assert {command.rstrip("_") for command in COMMANDS} <= names
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from hematokit.cli.console import print_comparison
+from hematokit.cli.compare import print_comparison
 from hematokit.errors import EvaluationError
 from hematokit.pipelines.compare import RunComparison, compare
 from hematokit.pipelines.evaluate import evaluate

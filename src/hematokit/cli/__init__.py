@@ -1,1 +1,1 @@
-"""The command line: one module per verb; each parses, calls one function of the layers below, and prints."""
+"""The command line: one module per command; each parses, calls one function of the packages below, and prints."""

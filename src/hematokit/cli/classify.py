@@ -7,17 +7,23 @@ from typing import Annotated
 
 import typer
 
-from hematokit.cli.common import JsonOption, echo, plugin_options, print_json, progress_bar
-from hematokit.cli.field_options import (
+from hematokit.cli.common import JsonOption, print_result, progress_bar
+from hematokit.cli.options import (
+    BatchSizeOption,
     DetectorOption,
+    DeviceOption,
     FieldsArgument,
     ForcePixelSizeOption,
+    ModelPixelSizeOption,
     PixelSizeOption,
+    RuntimeOption,
     SchedulerOption,
     SetOption,
     SmearsOption,
+    UnsureBelowOption,
+    options_help,
+    plugin_options,
 )
-from hematokit.cli.option_words import options_help
 
 __all__ = ["register"]
 
@@ -33,22 +39,17 @@ def classify_command(
     output: Annotated[Path, typer.Option(help="Folder to write.")],
     detector: DetectorOption = "nuclei",
     assignments: SetOption = None,
-    unsure_below: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Probability below which a cell counts as unsure.")
-    ] = 0.5,
+    unsure_below: UnsureBelowOption = 0.5,
     exclude_border: Annotated[
         bool, typer.Option("--exclude-border", help="Do not count cells that the border of their field cuts.")
     ] = False,
     pixel_size: PixelSizeOption = None,
     force_pixel_size: ForcePixelSizeOption = False,
-    model_pixel_size: Annotated[
-        float | None,
-        typer.Option(help="Micrometres per pixel of the images the model was trained on, if it does not say."),
-    ] = None,
+    model_pixel_size: ModelPixelSizeOption = None,
     smears: SmearsOption = None,
-    runtime: Annotated[str, typer.Option(help="auto, torch, onnxruntime or openvino.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Cells classified at a time.")] = 64,
+    runtime: RuntimeOption = "auto",
+    device: DeviceOption = "auto",
+    batch_size: BatchSizeOption = 64,
     scheduler: SchedulerOption = "local",
     as_json: JsonOption = False,
 ) -> None:
@@ -60,10 +61,10 @@ def classify_command(
 
     Smears of several fields: hematokit classify fields/ --model runs/coatnet --output results --smears smears.csv
     """
-    from hematokit.pipelines.classify import classify as run_classification
+    from hematokit.pipelines.classify import classify
 
     with progress_bar("classify", "fields") as progress:
-        result = run_classification(
+        result = classify(
             fields,
             model,
             output,
@@ -81,8 +82,4 @@ def classify_command(
             scheduler=scheduler,
             progress=progress,
         )
-    if as_json:
-        print_json(result.to_dict())
-        return
-    for line in result.lines():
-        echo(line)
+    print_result(result, as_json)

@@ -1,10 +1,12 @@
-"""What every verb shares: progress bars, output for machines, and option types."""
+"""Output, progress bars, the recorded command line and memory settings, for all commands."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import PurePosixPath, PureWindowsPath
@@ -12,17 +14,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from hematokit.errors import PluginError
-from hematokit.yaml_text import typed_text
-
 if TYPE_CHECKING:
     from hematokit.progress import Progress
 
-__all__ = ["JsonOption", "echo", "plugin_options", "print_json", "print_result", "progress_bar", "recorded_command"]
+__all__ = [
+    "JsonOption",
+    "echo",
+    "keep_freed_memory",
+    "print_json",
+    "print_result",
+    "progress_bar",
+    "recorded_command",
+]
 
 GIVEN: ContextVar[tuple[str, ...]] = ContextVar("GIVEN", default=())
-"""The words of the command that is running."""
+"""The arguments of the command that is running."""
 
+# Numbers of mallopt(3), as in glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_MIB = 2**20
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output, for machines.")]
 
@@ -35,7 +45,7 @@ def echo(line: str = "") -> None:
 def recorded_command() -> list[str]:
     """Return the running command as it is written into runs and bundles; empty where there is none.
 
-    Of absolute paths only the last part is kept: the folders of a laboratory are nobody else's business.
+    Of absolute paths only the last part is kept: the folders of a laboratory are private.
     """
     return ["hematokit", *("=".join(map(_last_part, word.split("="))) for word in GIVEN.get())] if GIVEN.get() else []
 
@@ -109,7 +119,7 @@ def progress_bar(description: str, unit: str = "cells") -> Iterator[Progress]:
 def _line_progress(description: str, unit: str) -> Progress:
     import time
 
-    # The first line waits too: work that ends within ten seconds needs no running commentary.
+    # The first line waits too: work that ends within ten seconds needs none.
     last = time.monotonic()
 
     def report(done: int, total: int | None, message: str) -> None:
@@ -123,31 +133,28 @@ def _line_progress(description: str, unit: str) -> Progress:
     return report
 
 
-def plugin_options(assignments: Sequence[str], kind: str) -> dict[str, Any]:
-    """Return the options of a plugin from ``--set``: ``{"min_diameter_um": "5"}`` for ``detector.min_diameter_um=5``.
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that tensors give back, instead of returning it to the system at once.
 
-    Parameters
-    ----------
-    assignments : sequence of str
-        The values of ``--set``.
-    kind : str
-        The type of plugin whose options may be given: ``"detector"``.
+    A step of training frees and takes the same few large blocks again. glibc asks the system for each block above 32
+    MiB, which then fills it with zeros, page by page: for a CoAtNet on a CPU that took a quarter of the time (see
+    ``docs/results.md``). The price is a somewhat higher peak, as what was freed stays with the process.
+
+    For programs, which own their process; a library must not decide this for its caller. Settings of the user's own
+    (``MALLOC_...`` in the environment) are respected.
 
     Returns
     -------
-    dict of str to str
-        Text by name; the option's declared type decides its value later.
-
-    Raises
-    ------
-    PluginError
-        If one is not ``KIND.NAME=VALUE``.
+    bool
+        Whether anything was set: only glibc has this.
     """
-    options: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        head, dot, name = key.strip().replace("-", "_").partition(".")
-        if not equals or head != kind or not dot or not name:
-            raise PluginError(f"--set {assignment!r} is not {kind}.NAME=VALUE; 'hematokit plugins' lists the options")
-        options[name] = typed_text(text)
-    return options
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    import ctypes
+
+    try:
+        library = ctypes.CDLL(None)
+        blocks = library.mallopt(_MMAP_THRESHOLD, 128 * _MIB)
+        return bool(blocks and library.mallopt(_TRIM_THRESHOLD, 512 * _MIB))
+    except (OSError, AttributeError):
+        return False

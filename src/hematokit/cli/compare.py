@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hematokit.cli.common import JsonOption, print_json, progress_bar
+from hematokit.cli.options import BatchSizeOption
 
-__all__ = ["register"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hematokit.pipelines.compare import RunComparison
+
+__all__ = ["print_comparison", "register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -25,17 +31,17 @@ def compare_command(
         bool, typer.Option("--common", help="Compare the cells in common where the runs have different ones.")
     ] = False,
     device: Annotated[str, typer.Option(help="For runs that are not evaluated yet: auto, cpu, cuda.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Cells classified at a time.")] = 64,
+    batch_size: BatchSizeOption = 64,
     as_json: JsonOption = False,
 ) -> None:
     """Put runs side by side on the same cells, test their differences, name the best; writes JSON, CSV, HTML.
 
     Example: hematokit compare runs/coatnet runs/efficientnetv2 runs/resnext50
     """
-    from hematokit.pipelines.compare import compare as run_comparison
+    from hematokit.pipelines.compare import compare
 
     with progress_bar("evaluate", "cells") as progress:
-        result = run_comparison(
+        result = compare(
             runs,
             split=split,
             output=output,
@@ -47,6 +53,75 @@ def compare_command(
     if as_json:
         print_json({**result.metrics, "paths": {name: str(path) for name, path in result.paths.items()}})
         return
-    from hematokit.cli.console import print_comparison
-
     print_comparison(result)
+
+
+def print_comparison(result: RunComparison, console: Console | None = None) -> None:
+    """Print the runs side by side, the tests, the verdict and the path of the report.
+
+    Parameters
+    ----------
+    result : RunComparison
+    console : rich.console.Console, optional
+        Standard output by default. Off a terminal it is as wide as the table needs.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from hematokit.evaluation.metrics import LOW_SUPPORT, OVERALL_METRICS
+    from hematokit.reports.rendering import METRIC_NAMES
+    from hematokit.reports.text import figure, interval, p_value
+
+    def equals(value: float) -> str:
+        shown = p_value(value)
+        return shown if shown.startswith("<") else f"= {shown}"
+
+    console = console or Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(file=console.file, width=max(100, 28 + 22 * len(result.comparison.scores)), highlight=False)
+    comparison = result.comparison
+    names = list(comparison.scores)
+    # Text, not str: a run's name may hold what rich would take for markup.
+    table = Table("class", title="F1 (precision / recall)")
+    for name in [*names, "cells"]:
+        table.add_column(Text(name), justify="right")
+    for code in comparison.codes:
+        entries = {name: comparison.scores[name].per_class.get(code) for name in names}
+        highest = max((entry.f1 for entry in entries.values() if entry and entry.f1 is not None), default=None)
+        support = next(entry.support for entry in entries.values() if entry)
+        cells = []
+        for entry in entries.values():
+            if entry is None:
+                cells.append(Text("–"))
+                continue
+            style = "bold" if entry.f1 is not None and entry.f1 == highest else ""
+            cells.append(Text(f"{figure(entry.f1)} ({figure(entry.precision)} / {figure(entry.recall)})", style=style))
+        table.add_row(Text(f"{code} *" if support < LOW_SUPPORT else code), *cells, Text(f"{support:,}"))
+    table.add_section()
+    for metric in OVERALL_METRICS:
+        values = {name: getattr(comparison.scores[name], metric) for name in names}
+        highest = max((value for value in values.values() if value is not None), default=None)
+        cells = [
+            Text(
+                f"{figure(values[name])} [{interval(comparison.scores[name].intervals[metric])}]",
+                style="bold" if values[name] == highest else "",
+            )
+            for name in names
+        ]
+        table.add_row(Text(METRIC_NAMES[metric]), *cells, Text(f"{comparison.cells:,}"))
+    console.print(table)
+    console.print(Text(f"* fewer than {LOW_SUPPORT} test cells. [..]: 95 % intervals."))
+    for name, count in comparison.dropped.items():
+        if count:
+            console.print(Text(f"Not in common with the others, and left out: {count:,} cells of {name}"))
+    for pair in comparison.pairs:
+        bounds = f" [{pair.interval[0]:+.3f}, {pair.interval[1]:+.3f}]" if pair.interval else ""
+        console.print(
+            Text(
+                f"{pair.first} - {pair.second}: macro F1 {pair.macro_f1_difference:+.3f}{bounds}, "
+                f"p {equals(pair.macro_f1_p_adjusted)}; accuracy (McNemar) p {equals(pair.mcnemar_p_adjusted)}"
+            )
+        )
+    console.print(Text(comparison.verdict, style="bold"), soft_wrap=True)
+    console.print(Text(f"Report: {result.paths['report']}"), soft_wrap=True)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hematokit.cli.common import JsonOption, echo, plugin_options, print_json, progress_bar
-from hematokit.cli.field_options import (
+from hematokit.cli.common import JsonOption, print_result, progress_bar
+from hematokit.cli.options import (
     DetectorOption,
     FieldsArgument,
     ForcePixelSizeOption,
@@ -16,8 +16,9 @@ from hematokit.cli.field_options import (
     SchedulerOption,
     SetOption,
     SmearsOption,
+    options_help,
+    plugin_options,
 )
-from hematokit.cli.option_words import options_help
 
 __all__ = ["register"]
 
@@ -46,10 +47,10 @@ def detect_command(
 
     A detector's option: hematokit detect field.png --output detected --set detector.min_diameter_um=5
     """
-    from hematokit.pipelines.detect import detect as run_detection
+    from hematokit.pipelines.detect import detect
 
     with progress_bar("detect", "fields") as progress:
-        result = run_detection(
+        result = detect(
             fields,
             output,
             detector=detector,
@@ -60,8 +61,4 @@ def detect_command(
             scheduler=scheduler,
             progress=progress,
         )
-    if as_json:
-        print_json(result.to_dict())
-        return
-    for line in result.lines():
-        echo(line)
+    print_result(result, as_json)

@@ -8,9 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
-from hematokit.cli.field_options import DetectorOption, ForcePixelSizeOption, PixelSizeOption
-from hematokit.cli.option_words import options_help
+from hematokit.cli.common import JsonOption, echo, keep_freed_memory, print_json, print_result, progress_bar
+from hematokit.cli.options import (
+    DetectorOption,
+    DeviceOption,
+    ForcePixelSizeOption,
+    PixelSizeOption,
+    UnsureBelowOption,
+    options_help,
+)
 from hematokit.errors import ExplanationError, PluginError
 from hematokit.yaml_text import typed_text
 
@@ -74,9 +80,7 @@ def explain_command(
     train_per_class: Annotated[
         int, typer.Option(min=0, help="With --sanity: cells of each class to retrain on; 0: all.")
     ] = 100,
-    unsure_below: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Probability below which a cell counts as unsure.")
-    ] = 0.5,
+    unsure_below: UnsureBelowOption = 0.5,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="A picture of each cell.")] = True,
     detector: DetectorOption = "nuclei",
     pixel_size: PixelSizeOption = None,
@@ -85,7 +89,7 @@ def explain_command(
         float | None,
         typer.Option(help="With --field: micrometres per pixel of the images the model was trained on."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    device: DeviceOption = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Cells at a time.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw of cells and of the noise.")] = 0,
     as_json: JsonOption = False,
@@ -106,8 +110,6 @@ def explain_command(
 
     Doubt: hematokit explain runs/coatnet --split test --per-class 0 --methods grad-cam --doubt --output doubt
     """
-    from hematokit.cli.allocator import keep_freed_memory
-
     keep_freed_memory()
     if more and not images:
         raise ExplanationError(f"unexpected {str(more[0])!r}; images are given with --images")
@@ -181,9 +183,9 @@ def explain_command(
                 **common,
             )
         else:
-            from hematokit.pipelines.explain import explain as run_explanation
+            from hematokit.pipelines.explain import explain
 
-            result = run_explanation(
+            result = explain(
                 model,
                 output,
                 store=store,
@@ -194,11 +196,7 @@ def explain_command(
                 progress=progress,
                 **common,
             )
-    if as_json:
-        print_json(result.to_dict())
-        return
-    for line in result.lines():
-        echo(line)
+    print_result(result, as_json)
 
 
 def _check(

@@ -7,14 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
+from hematokit.cli.common import JsonOption, print_result, progress_bar
 from hematokit.errors import ModelError
+
+__all__ = ["register"]
 
 Format = Literal["onnx", "bioimageio", "wsinfer", "huggingface"]
 Input = Literal["patches", "images"]
-
-
-__all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -65,7 +64,7 @@ def export_command(
     """
     if fp16 and int8:
         raise ModelError("--fp16 and --int8 were given; give one of them")
-    from hematokit.pipelines.export import export as run_export
+    from hematokit.pipelines.export import export
 
     with progress_bar("export", "steps") as progress:
         steps = 0
@@ -75,7 +74,7 @@ def export_command(
             progress(steps, None, text)
             steps += 1
 
-        result = run_export(
+        result = export(
             model,
             output,
             format=format,
@@ -89,8 +88,4 @@ def export_command(
             overwrite=overwrite,
             log=log,
         )
-    if as_json:
-        print_json(result.to_dict())
-        return
-    for line in result.lines():
-        echo(line)
+    print_result(result, as_json)

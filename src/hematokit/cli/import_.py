@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hematokit.cli.common import JsonOption, print_result, progress_bar
-from hematokit.cli.field_options import ForcePixelSizeOption
+from hematokit.cli.options import CodecOption, ForcePixelSizeOption, PatchSizeOption
 
 __all__ = ["register"]
 
@@ -26,12 +26,10 @@ def import_command(
         typer.Option(help="CSV of path, label[, smear_id, patient_id, pixel_size_um] for the files in SRC."),
     ] = None,
     taxonomy: Annotated[Path | None, typer.Option(help="YAML file with your own classes.")] = None,
-    patch_size: Annotated[int | None, typer.Option(help="Side of a new store's patches in px [default: 250].")] = None,
+    patch_size: PatchSizeOption = None,
     resize: Annotated[bool, typer.Option("--resize", help="Scale crops of another size.")] = False,
     pad: Annotated[bool, typer.Option("--pad", help="Fill up smaller crops by reflection.")] = False,
-    codec: Annotated[
-        str | None, typer.Option(help="raw (faster) or zstd (about a fifth smaller), for a new store [default: raw].")
-    ] = None,
+    codec: CodecOption = None,
     near_duplicates: Annotated[
         bool,
         typer.Option("--near-duplicates/--no-near-duplicates", help="Search for crops that show the same cell."),
@@ -40,7 +38,7 @@ def import_command(
         float | None, typer.Option(help="Micrometres per pixel of the files, if they do not say it themselves.")
     ] = None,
     force_pixel_size: ForcePixelSizeOption = False,
-    json: JsonOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Import single-cell crops (JPEG, PNG, TIFF, BMP) into a patch store.
 
@@ -70,4 +68,4 @@ def import_command(
             force_pixel_size=force_pixel_size,
             progress=progress,
         )
-    print_result(summary, json)
+    print_result(summary, as_json)

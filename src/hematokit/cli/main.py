@@ -1,4 +1,4 @@
-"""The ``hematokit`` command: gathers the verbs and turns errors into one line and an exit code."""
+"""The ``hematokit`` program: gathers the commands and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hematokit.plugins import load_plugins
 
 __all__ = ["build_app", "main"]
 
-VERBS = (
+COMMANDS = (
     "demo",
     "import_",
     "store",
@@ -46,7 +46,7 @@ For research use only; not a medical device.
 
 
 def build_app() -> typer.Typer:
-    """Return the command line with all built-in verbs and those of plugins."""
+    """Return the command line with all built-in commands and those of plugins."""
     app = typer.Typer(
         name="hematokit",
         help=HELP,
@@ -64,8 +64,8 @@ def build_app() -> typer.Typer:
     ) -> None:
         """Hold the options of the whole program."""
 
-    for verb in VERBS:
-        importlib.import_module(f"hematokit.cli.{verb}").register(app)
+    for command in COMMANDS:
+        importlib.import_module(f"hematokit.cli.{command}").register(app)
     load_plugins().register_commands(app)
     return app
 

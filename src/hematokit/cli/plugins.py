@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from hematokit.cli.common import JsonOption, echo, plugin_options, print_json, progress_bar
-from hematokit.cli.option_words import describe_option
+from hematokit.cli.common import JsonOption, echo, print_json, progress_bar
+from hematokit.cli.options import describe_option, plugin_options
 
 if TYPE_CHECKING:
     from hematokit.conformance import RuleResult

@@ -9,13 +9,19 @@ from urllib.parse import urlsplit
 
 import typer
 
-from hematokit.cli.common import JsonOption, echo, plugin_options, print_json
-from hematokit.cli.field_options import DetectorOption, SetOption
-
-_KEY_HINT: Final = "Requests need the API key, as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'; the page asks for it"
-
+from hematokit.cli.common import JsonOption, echo, print_json
+from hematokit.cli.options import (
+    DetectorOption,
+    DeviceOption,
+    ModelPixelSizeOption,
+    RuntimeOption,
+    SetOption,
+    plugin_options,
+)
 
 __all__ = ["register"]
+
+_KEY_HINT: Final = "Requests need the API key, as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'; the page asks for it"
 
 
 def register(app: typer.Typer) -> None:
@@ -35,12 +41,9 @@ def serve_command(
     ] = None,
     detector: DetectorOption = "nuclei",
     assignments: SetOption = None,
-    model_pixel_size: Annotated[
-        float | None,
-        typer.Option(help="Micrometres per pixel of the images the model was trained on, if it does not say."),
-    ] = None,
-    runtime: Annotated[str, typer.Option(help="auto, torch, onnxruntime or openvino.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    model_pixel_size: ModelPixelSizeOption = None,
+    runtime: RuntimeOption = "auto",
+    device: DeviceOption = "auto",
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Cells classified at a time; by default 16 on a CPU, 64 elsewhere."),
@@ -58,8 +61,7 @@ def serve_command(
 
     For others: hematokit serve runs/coatnet --host 0.0.0.0 --api-key-file key.txt
     """
-    from hematokit.serving import ServeSettings
-    from hematokit.serving import serve as run_server
+    from hematokit.serving import ServeSettings, serve
     from hematokit.serving.settings import is_every_interface, read_api_key, read_port
 
     settings = ServeSettings(
@@ -85,4 +87,4 @@ def serve_command(
             echo(_KEY_HINT if settings.api_key else "Only this machine can reach it")
             echo("For research use only. Ctrl-C ends it")
 
-    run_server(model, settings, runtime=runtime, device=device, access_log=access_log, started=started)
+    serve(model, settings, runtime=runtime, device=device, access_log=access_log, started=started)

@@ -23,7 +23,7 @@ def split_command(
         tuple[float, float, float], typer.Option(help="Shares of train, val and test; they sum to 1.")
     ] = (0.7, 0.15, 0.15),
     seed: Annotated[int, typer.Option(help="Another seed makes another split.")] = 0,
-    json: JsonOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Divide a store's cells into train, val and test, each class by the given shares.
 
@@ -36,4 +36,4 @@ def split_command(
 
     with progress_bar("searching duplicates") as progress:
         summary = split_store(store, fractions, seed, progress=progress)
-    print_result(summary, json)
+    print_result(summary, as_json)

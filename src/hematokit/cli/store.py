@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 def info_command(
     store: _Store,
     rejects: Annotated[bool, typer.Option("--rejects", help="List the files that imports refused, and why.")] = False,
-    json: JsonOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what a store holds: counts, classes, sizes, split, rejects, hash.
 
@@ -41,10 +41,10 @@ def info_command(
     from hematokit.store import describe_store
 
     info = describe_store(store, rejects=rejects)
-    print_result(info, json)
+    print_result(info, as_json)
 
 
-def verify_command(store: _Store, json: JsonOption = False) -> None:
+def verify_command(store: _Store, as_json: JsonOption = False) -> None:
     """Read every patch and compare it with the hash taken at import; exit code 1 if one is damaged.
 
     Example: hematokit store verify marrow.zarr
@@ -53,12 +53,12 @@ def verify_command(store: _Store, json: JsonOption = False) -> None:
 
     with progress_bar("verifying") as progress:
         report = verify_store(store, progress=progress)
-    print_result(report, json)
+    print_result(report, as_json)
     if not report.ok:
         raise typer.Exit(1)
 
 
-def corrections_command(store: _Store, json: JsonOption = False) -> None:
+def corrections_command(store: _Store, as_json: JsonOption = False) -> None:
     """List what people corrected in a store: when, who, which cell, from what to what, and what was undone.
 
     Example: hematokit store corrections marrow.zarr
@@ -67,7 +67,7 @@ def corrections_command(store: _Store, json: JsonOption = False) -> None:
     from hematokit.store.corrections import corrections_table
 
     table = corrections_table(open_store(store).corrections)
-    if json:
+    if as_json:
         print_json(table.to_dict("records"))
         return
     for row in table.to_dict("records"):
@@ -81,7 +81,7 @@ def set_pixel_size_command(
     store: _Store,
     pixel_size: Annotated[float, typer.Argument(metavar="UM", help="Micrometres per pixel of the patches.")],
     force: Annotated[bool, typer.Option("--force", help="Replace a pixel size that is known, too.")] = False,
-    json: JsonOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """State the pixel size of the cells of a store that do not have one; the patches do not change.
 
@@ -92,13 +92,13 @@ def set_pixel_size_command(
     from hematokit.store import set_pixel_size
 
     change = set_pixel_size(store, pixel_size, force=force)
-    print_result(change, json)
+    print_result(change, as_json)
 
 
 def set_smears_command(
     store: _Store,
     table: Annotated[Path, typer.Argument(help="CSV with the columns file, smear_id, patient_id.")],
-    json: JsonOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Set the smears and patients of fields and crops that are in a store, where they were wrong or missing.
 
@@ -111,4 +111,4 @@ def set_smears_command(
 
     with progress_bar("searching duplicates") as progress:
         summary = set_smears(store, table, progress=progress)
-    print_result(summary, json)
+    print_result(summary, as_json)

@@ -7,16 +7,19 @@ from typing import Annotated
 
 import typer
 
-from hematokit.cli.common import JsonOption, plugin_options, print_result, progress_bar
-from hematokit.cli.field_options import (
+from hematokit.cli.common import JsonOption, print_result, progress_bar
+from hematokit.cli.options import (
+    CodecOption,
     DetectorOption,
     FieldsArgument,
     ForcePixelSizeOption,
+    PatchSizeOption,
     PixelSizeOption,
     SetOption,
     SmearsOption,
+    options_help,
+    plugin_options,
 )
-from hematokit.cli.option_words import options_help
 
 __all__ = ["register"]
 
@@ -51,10 +54,8 @@ def tile_command(
     pixel_size: PixelSizeOption = None,
     force_pixel_size: ForcePixelSizeOption = False,
     taxonomy: Annotated[Path | None, typer.Option(help="YAML file with your own classes, for a new store.")] = None,
-    patch_size: Annotated[int | None, typer.Option(help="Side of a new store's patches in px [default: 250].")] = None,
-    codec: Annotated[
-        str | None, typer.Option(help="raw (faster) or zstd (about a fifth smaller), for a new store [default: raw].")
-    ] = None,
+    patch_size: PatchSizeOption = None,
+    codec: CodecOption = None,
     near_duplicates: Annotated[
         bool,
         typer.Option("--near-duplicates/--no-near-duplicates", help="Search for fields that show the same cell."),
@@ -62,7 +63,7 @@ def tile_command(
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace the cells of fields that are in the store with others.")
     ] = False,
-    json: JsonOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Put whole fields into a patch store: image, cells, and a patch around each cell.
 
@@ -97,4 +98,4 @@ def tile_command(
             replace=replace,
             progress=progress,
         )
-    print_result(summary, json)
+    print_result(summary, as_json)

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hematokit.cli.common import JsonOption, echo, print_json, progress_bar, recorded_command
-from hematokit.cli.option_words import options_help
+from hematokit.cli.common import JsonOption, echo, keep_freed_memory, print_json, progress_bar, recorded_command
+from hematokit.cli.options import options_help
 from hematokit.files import shell_word
 
 __all__ = ["register"]
@@ -69,7 +69,6 @@ def train_command(
 
     Example: hematokit train bm.zarr --backbone coatnet --variant pico --output runs/coatnet --epochs 30
     """
-    from hematokit.cli.allocator import keep_freed_memory
     from hematokit.pipelines.train import train
     from hematokit.training.settings import load_settings, parse_assignments
 

@@ -63,10 +63,10 @@ def test_mistakes_are_one_line_and_code_two(
     assert "Traceback" not in captured.err
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "compare"])
-def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([verb, "--help"]) == 0
-    assert f"Example: hematokit {verb} runs/coatnet" in capsys.readouterr().out
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert f"Example: hematokit {command} runs/coatnet" in capsys.readouterr().out
 
 
 def test_train_json_has_the_warnings(tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

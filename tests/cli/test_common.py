@@ -1,4 +1,4 @@
-"""Memory that a command keeps for its tensors."""
+"""What the commands share: memory that one keeps for its tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 # Takes and returns one large block a few times, and counts the pages that the system had to hand out.
 COUNT = """
 import ctypes, resource
-from hematokit.cli.allocator import keep_freed_memory
+from hematokit.cli.common import keep_freed_memory
 print(keep_freed_memory())
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p

@@ -1,4 +1,4 @@
-"""The verbs import, store and split, as a user types them."""
+"""The commands import, store and split, as a user types them."""
 
 from __future__ import annotations
 
@@ -140,11 +140,11 @@ def test_fractions_must_sum_to_1(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert "sum to 1.5, not 1" in run.err
 
 
-@pytest.mark.parametrize("verb", [["import"], ["split"], ["store", "info"], ["store", "verify"]])
-def test_help_has_an_example(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    run = Run(capsys, [*verb, "--help"])
+@pytest.mark.parametrize("command", [["import"], ["split"], ["store", "info"], ["store", "verify"]])
+def test_help_has_an_example(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(capsys, [*command, "--help"])
     assert run.code == 0
-    assert f"hematokit {' '.join(verb)} " in run.out.split("Example:")[1]
+    assert f"hematokit {' '.join(command)} " in run.out.split("Example:")[1]
 
 
 def test_the_pixel_size_is_given_at_import_or_stated_later(

@@ -1,4 +1,4 @@
-"""The verb tile, as a user types it."""
+"""The command tile, as a user types it."""
 
 from __future__ import annotations
 

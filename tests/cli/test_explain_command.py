@@ -31,7 +31,7 @@ Run = Callable[..., Any]
 
 @pytest.fixture
 def run(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the verb on the tiny run; gives the exit code, the JSON document or lines, and what went to errors."""
+    """Run the command on the tiny run; gives the exit code, the JSON document or lines, and what went to errors."""
 
     def call(*words: object, output: str = "why") -> Any:
         arguments = ["explain", str(tiny_run), "--output", str(tmp_path / output), "--device", "cpu", *map(str, words)]
