@@ -24,7 +24,6 @@ import pytest
 from PIL import Image
 
 import hematokit
-import hematokit.training
 from hematokit.cli.main import COMMANDS, main
 from hematokit.conformance.checking import RULES
 from hematokit.conformance.rules import rule_description, rule_name
@@ -240,7 +239,7 @@ def test_short_pages_run(
     shutil.copytree(tiny_run, here / "runs" / "coatnet")
     if page in PREPARE:
         PREPARE[page](here)
-    monkeypatch.setattr(hematokit.training, "train", check_training)
+    monkeypatch.setattr("hematokit.pipelines.train.train", check_training)
     run_page(page, capsys)
 
 
@@ -255,7 +254,7 @@ def test_the_plugin_guide_runs(
     page, site = "how-to/write-a-plugin.md", here / "site"
     package = "hematokit-stain-jitter"
     shutil.copytree(tiny_store, here / "marrow.zarr")
-    monkeypatch.setattr(hematokit.training, "train", check_training)
+    monkeypatch.setattr("hematokit.pipelines.train.train", check_training)
     changed = False
     for block in blocks(page, "bash", "console", "python"):
         file = re.match(r"# (\S+/\S+\.py)\n", block.text)

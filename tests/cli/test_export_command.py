@@ -261,7 +261,7 @@ def test_killed_while_exporting(tiny_run: Path, tmp_path: Path) -> None:
     """No file of that name is there, and the next export makes it."""
     target = tmp_path / "tiny.onnx"
     code = (
-        "import os, signal, sys; from hematokit.pipelines import export\n"
+        "import os, signal, sys; from hematokit import export\n"
         "def log(text):\n"
         "    if text.startswith('comparing'): os.kill(os.getpid(), signal.SIGKILL)\n"
         "export(sys.argv[1], sys.argv[2], log=log)"
@@ -366,7 +366,7 @@ def test_files_that_classify_cannot_take(tiny_run: Path, tmp_path: Path, capsys:
 def test_killed_while_writing_a_folder(tiny_run: Path, tmp_path: Path, format: str) -> None:
     target = tmp_path / "folder"
     code = (
-        "import os, signal, sys; from hematokit.pipelines import export\n"
+        "import os, signal, sys; from hematokit import export\n"
         "def log(text):\n"
         "    if text.startswith('comparing'): os.kill(os.getpid(), signal.SIGKILL)\n"
         "export(sys.argv[1], sys.argv[2], format=sys.argv[3], pixel_size_um=0.1, log=log)"
