@@ -40,7 +40,7 @@ LOADING = {
     "hemato-newer-import": "from hematokit import SegmenterSpec\n",
     "hemato-newer-name": "import hematokit\nhematokit.SegmenterSpec\n",
     "hemato-newer-hook": "import hematokit\n@hematokit.hookimpl\ndef register_segmenters(register):\n    pass\n",
-    "hemato-command": "import hematokit\n@hematokit.hookimpl\ndef register_commands(app):\n"
+    "hemato-command": AUGMENTER.format(name="with-command") + "@hematokit.hookimpl\ndef register_commands(app):\n"
     "    @app.command('train')\n    def train():\n        print('mine now')\n"
     "    @app.command('hello')\n    def hello():\n        print('hello')\n",
     "hemato-odd-command": "import hematokit\n@hematokit.hookimpl\ndef register_commands(app):\n"
@@ -186,7 +186,7 @@ def listing(site: Path) -> dict:
 )
 def test_what_fails_is_said_in_one_line(listing: dict, package: str, words: str) -> None:
     info = next(item for item in listing["plugins"] if item["package"] == package)
-    assert info["status"] == "failed"
+    assert (info["status"], info["provides"]) == ("failed", {})
     assert words in info["reason"]
     assert "\n" not in info["reason"]
 
@@ -195,7 +195,7 @@ def test_everything_else_works(listing: dict) -> None:
     augmenters = {item["name"]: item["package"] for item in listing["augmenters"]}
     assert augmenters["fine"] == "hemato-fine"
     assert augmenters["chatty"] == "hemato-prints"
-    assert {"newer", "older", "versionless"}.isdisjoint(augmenters)
+    assert {"newer", "older", "versionless", "with-command"}.isdisjoint(augmenters)
     assert {"coatnet", "timm"} <= {item["name"] for item in listing["backbones"]}
 
 

@@ -138,8 +138,12 @@ class PluginRegistry:
         return f"{said}, which is not installed; run: pip install {package}"
 
     def register_commands(self, app: typer.Typer) -> None:
-        """Let plugins add commands; one that fails, or takes the name of a command, is noted and adds none."""
+        """Let plugins add commands; one that fails, or takes the name of a command, is noted and provides nothing."""
         add_commands(app, self._command_plugins)
+        for info, _ in self._command_plugins:
+            if info.status == "failed":
+                self.withdraw(info)
+        self._command_plugins = [each for each in self._command_plugins if each[0].status != "failed"]
 
     def add(self, info: PluginInfo, specs: list[tuple[str, AnySpec]]) -> None:
         """Add a plugin's specs, all together or, if anything is wrong with one, none.
@@ -166,6 +170,13 @@ class PluginRegistry:
         for kind, spec in specs:
             self.kinds[kind].add(spec, info)
             info.provides.setdefault(kind, []).append(spec.name)
+
+    def withdraw(self, info: PluginInfo) -> None:
+        """Remove all specs of a plugin."""
+        for kind, names in info.provides.items():
+            for name in names if kind in self.kinds else []:
+                self.kinds[kind].remove(name)
+        info.provides = {}
 
     def _load_third_party(self, environment: Mapping[str, str]) -> None:
         only = _names(environment[ONLY_VARIABLE]) if ONLY_VARIABLE in environment else None
@@ -258,9 +269,7 @@ def registered(*specs: AnySpec, package: str = "test-package", version: str = "1
         yield
     finally:
         registry.plugins.remove(info)
-        for kind, names in info.provides.items():
-            for name in names:
-                registry.kinds[kind].remove(name)
+        registry.withdraw(info)
 
 
 def _declared_hooks(plugin: object, module: str) -> str:
