@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torchmetrics.functional.classification import (
+    binary_precision_recall_curve,
     multiclass_average_precision,
     multiclass_confusion_matrix,
 )
@@ -35,7 +36,16 @@ from hematokit.evaluation.intervals import (
 )
 from hematokit.taxonomy import Taxonomy
 
-__all__ = ["CLASS_METRICS", "LOW_SUPPORT", "OVERALL_METRICS", "ClassScores", "Scores", "score", "validation_scores"]
+__all__ = [
+    "CLASS_METRICS",
+    "LOW_SUPPORT",
+    "OVERALL_METRICS",
+    "ClassScores",
+    "Scores",
+    "score",
+    "validation_scores",
+    "precision_recall_curve",
+]
 
 LOW_SUPPORT: Final = 30
 """Classes with fewer test cells than this are flagged: take their figures with care."""
@@ -305,6 +315,34 @@ def score(
         confusion=confusion,
         reliability=tuple(reliability_bins(values, truth)),
     )
+
+
+def precision_recall_curve(
+    positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the precision-recall curve of one class against the rest, from the highest threshold on.
+
+    Parameters
+    ----------
+    positive : ndarray (n,) of bool
+        Which cells are of the class.
+    scores : ndarray (n,), float
+        Their probability of it.
+
+    Returns
+    -------
+    precision, recall : ndarray (k,), float64
+        Recall rises strictly. Of the thresholds with one recall the first counts: the steps then enclose the average
+        precision, exactly.
+    """
+    precision, recall, _ = binary_precision_recall_curve(
+        torch.from_numpy(np.clip(np.asarray(scores, dtype=np.float64), 0.0, 1.0)),
+        torch.from_numpy(positive.astype(np.int64)),
+    )
+    # torchmetrics appends the point (1, 0), which no threshold reaches.
+    heights, places = precision.numpy()[:-1][::-1], recall.numpy()[:-1][::-1]
+    rises = np.flatnonzero(np.diff(places, prepend=0.0) > 0)
+    return heights[rises], places[rises]
 
 
 def _average_precision(values: npt.NDArray[np.float64], target: torch.Tensor) -> npt.NDArray[np.float64]:

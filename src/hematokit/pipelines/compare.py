@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pandas as pd
 
@@ -14,20 +14,18 @@ from hematokit.errors import EvaluationError, HematokitError
 from hematokit.evaluation.comparison import Comparison, compare_predictions
 from hematokit.evaluation.evaluating import data_identity
 from hematokit.evaluation.files import METRICS, PREDICTIONS, read_predictions
-from hematokit.evaluation.metrics import CLASS_METRICS, LOW_SUPPORT, OVERALL_METRICS
+from hematokit.evaluation.metrics import CLASS_METRICS
 from hematokit.files import one_line_write_errors, write_atomically
 from hematokit.models import ModelConfig, find_bundle
 from hematokit.models.bundle import read_config
 from hematokit.pipelines.evaluate import evaluate, evaluation_folder
 from hematokit.progress import Progress, no_progress
-from hematokit.reports.rendering import environment
+from hematokit.reports.evaluation import render_comparison
 from hematokit.reports.text import command
 from hematokit.store import open_store
 from hematokit.taxonomy import CellClass
 
-__all__ = ["TABLE_METRICS", "RunComparison", "compare", "comparison_table"]
-
-TABLE_METRICS: Final = ("precision", "recall", "f1", "ovr_accuracy", "average_precision")
+__all__ = ["RunComparison", "compare", "comparison_table"]
 
 
 @dataclass(frozen=True)
@@ -116,21 +114,13 @@ def compare(
     comparison = compare_predictions(tables, common=common, seed=seed)
     table = comparison_table(comparison)
     words = ["hematokit", "compare", *paths, "--split", split, "--output", output, *(["--common"] if common else [])]
-    page = (
-        environment()
-        .get_template("compare.html.j2")
-        .render(
-            comparison=comparison,
-            classes=classes,
-            supports=dict(zip(table["code"], table["support"], strict=True)),
-            split=split,
-            runs=dict(zip(names, map(str, paths), strict=True)),
-            columns=TABLE_METRICS,
-            low=LOW_SUPPORT,
-            headline=OVERALL_METRICS,
-            best=_best(comparison),
-            reproduce=command(*words),
-        )
+    page = render_comparison(
+        comparison,
+        classes=classes,
+        supports=dict(zip(table["code"], table["support"], strict=True)),
+        split=split,
+        runs=dict(zip(names, map(str, paths), strict=True)),
+        reproduce=command(*words),
     )
     return RunComparison(comparison, table, _write(Path(output), comparison, table, page))
 
@@ -160,22 +150,6 @@ def comparison_table(comparison: Comparison) -> pd.DataFrame:
                 row[f"{name}:{metric}_low"], row[f"{name}:{metric}_high"] = bounds or (None, None)
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _best(comparison: Comparison) -> dict[tuple[str, str], float]:
-    """Highest value of each (class or "", metric), to be set in bold; a tie is shared."""
-    best: dict[tuple[str, str], float] = {}
-    for scores in comparison.scores.values():
-        figures = [("", metric, getattr(scores, metric)) for metric in OVERALL_METRICS]
-        figures += [
-            (code, metric, getattr(entry, metric))
-            for code, entry in scores.per_class.items()
-            for metric in CLASS_METRICS
-        ]
-        for code, metric, value in figures:
-            if value is not None:
-                best[code, metric] = max(value, best.get((code, metric), 0.0))
-    return best
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

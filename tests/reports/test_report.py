@@ -20,7 +20,7 @@ from hematokit.errors import EvaluationError
 from hematokit.evaluation.evaluating import Evaluation
 from hematokit.models import TrainingRecord, load_model
 from hematokit.pipelines.evaluate import evaluate
-from hematokit.reports import evaluation_figures as figures
+from hematokit.reports import evaluation as figures
 from hematokit.reports import text
 from hematokit.reports.evaluation import render_report
 from hematokit.store import open_store
