@@ -15,8 +15,7 @@ import pandas as pd
 from hematokit._version import __version__
 from hematokit.errors import EvaluationError, HematokitError, ModelError
 from hematokit.evaluation.metrics import OVERALL_METRICS, Scores, score
-from hematokit.evaluation.predictor import scale_mismatch
-from hematokit.evaluation.sources import ALL_CELLS, EvaluatedCells, ImageCells, StoreCells
+from hematokit.evaluation.sources import ALL_CELLS, EvaluatedCells, ImageCells, StoreCells, scale_mismatch
 from hematokit.models.config import TrainingRecord
 from hematokit.models.model import Model
 from hematokit.progress import Progress, no_progress
@@ -24,7 +23,7 @@ from hematokit.store import PatchStore, open_store
 from hematokit.store.smears import on_several_sides, some_of
 from hematokit.taxonomy import MATEK_21, REST, Taxonomy
 
-__all__ = ["REST", "Evaluation", "evaluate_images", "evaluate_store"]
+__all__ = ["Evaluation", "evaluate_images", "evaluate_store"]
 
 METRICS_VERSION: Final = 1
 

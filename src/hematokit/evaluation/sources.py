@@ -1,4 +1,4 @@
-"""Where the cells to evaluate come from: a split of a store, or a folder of images.
+"""Where the cells to evaluate come from: a split of a store, by default the one of the training, or a folder of images.
 
 Both give a table of cells and their patches in batches, the next batch being read while the last one is classified.
 """
@@ -17,13 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.errors import EvaluationError, ImageError
+from hematokit.errors import EvaluationError, HematokitError, ImageError
 from hematokit.files import shell_word
 from hematokit.imaging.fieldfiles import stated_pixel_size
 from hematokit.imaging.reading import IMAGE_SUFFIXES, decode_rgb, printable, read_bytes
-from hematokit.store import PatchStore
+from hematokit.models.model import Model
+from hematokit.store import PatchStore, open_store, summarize_pixel_sizes
 
-__all__ = ["ALL_CELLS", "EvaluatedCells", "ImageCells", "StoreCells"]
+__all__ = ["ALL_CELLS", "EvaluatedCells", "ImageCells", "StoreCells", "open_training_store", "scale_mismatch"]
 
 ALL_CELLS: Final = "all"
 """Name that stands for every cell of a store, whatever its split."""
@@ -248,3 +249,56 @@ def _image_files(folder: Path) -> Iterator[Path]:
 
 def _reject_frame(rows: list[tuple[str, str, str]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["source", "reason", "message"], dtype=object)
+
+
+def open_training_store(
+    model: Model, model_path: Path, store: str | Path | None, kind: type[HematokitError]
+) -> PatchStore:
+    """Open the store given or, without one, the store that the classifier was trained on.
+
+    Parameters
+    ----------
+    model : Model
+    model_path : Path
+        Where it was loaded from, for messages.
+    store : path, optional
+    kind : type
+        Error to raise.
+
+    Returns
+    -------
+    PatchStore
+
+    Raises
+    ------
+    HematokitError
+        Of that `kind`, if none is given and the classifier names none or one that is gone.
+    StoreError
+        If the store cannot be opened.
+    """
+    if store is not None:
+        return open_store(store)
+    stated = Path(model.config.training.store or "")
+    if not stated.name:
+        raise kind(f"{model_path} does not say which store it was trained on; give one with --store")
+    if not stated.exists():
+        raise kind(
+            f"store {stated}, on which {model_path} was trained, is not there any more; give its place with --store"
+        )
+    return open_store(stated)
+
+
+def scale_mismatch(model: Model, cells: pd.DataFrame, store: PatchStore | None = None) -> str:
+    """Say in one line why cells may not have the scale that a classifier was trained at; empty if they have it.
+
+    Parameters
+    ----------
+    model : Model
+    cells : DataFrame
+        With the column ``pixel_size_um``.
+    store : PatchStore, optional
+        Where they are from. An unknown pixel size is no doubt in the classifier's own training store, nor of image
+        files, which rarely state it.
+    """
+    own = store is not None and model.config.training.store_hash == store.content_hash
+    return summarize_pixel_sizes(cells).mismatch(model.pixel_size_um, unknown=store is not None and not own)

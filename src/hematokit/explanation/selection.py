@@ -14,8 +14,7 @@ import pandas as pd
 
 from hematokit.annotations.cells import unsure_cells
 from hematokit.errors import EvaluationError, ExplanationError, ImageError
-from hematokit.evaluation.predictor import open_training_store
-from hematokit.evaluation.sources import ALL_CELLS, StoreCells
+from hematokit.evaluation.sources import ALL_CELLS, StoreCells, open_training_store
 from hematokit.imaging.fieldfiles import stated_pixel_size
 from hematokit.imaging.reading import IMAGE_SUFFIXES, decode_rgb, printable, read_bytes
 

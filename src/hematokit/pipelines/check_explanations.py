@@ -22,7 +22,7 @@ import torch
 from hematokit._version import __version__
 from hematokit.detection.windows import make_detector
 from hematokit.errors import ExplanationError, PluginError, StoreError
-from hematokit.evaluation.predictor import scale_mismatch
+from hematokit.evaluation.sources import scale_mismatch
 from hematokit.explanation.checks.data_randomisation import (
     SMALL_TRAINING,
     RetrainedModel,
@@ -51,7 +51,7 @@ from hematokit.reports.checks import (
     sanity_documents,
 )
 from hematokit.store import PatchStore, StoreWriter, create_store, open_store, summarize_pixel_sizes
-from hematokit.training.data import REST
+from hematokit.taxonomy import REST
 
 if TYPE_CHECKING:
     from hematokit.plugins.specs import Explainer

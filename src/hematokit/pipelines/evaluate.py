@@ -9,7 +9,7 @@ from pathlib import Path
 from hematokit.errors import EvaluationError
 from hematokit.evaluation.evaluating import Evaluation, evaluate_images, evaluate_store
 from hematokit.evaluation.files import PICTURE, REPORT, write_evaluation
-from hematokit.evaluation.predictor import open_training_store
+from hematokit.evaluation.sources import open_training_store
 from hematokit.models import find_model, load_model
 from hematokit.progress import Progress, no_progress
 from hematokit.reports.evaluation import render_picture, render_report

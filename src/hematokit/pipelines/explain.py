@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit.errors import ExplanationError
-from hematokit.evaluation.predictor import scale_mismatch
+from hematokit.evaluation.sources import scale_mismatch
 from hematokit.explanation.field_map import maps_to_patch
 from hematokit.explanation.folder import (
     CELLS_FILE,

@@ -20,7 +20,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit.errors import HematokitError, ModelError
-from hematokit.evaluation.evaluating import REST
 from hematokit.explanation.field_map import maps_to_patch
 from hematokit.explanation.running import explain_cells
 from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, sync_folder, write_atomically
@@ -36,7 +35,7 @@ from hematokit.reports.attributions import AttributedCell, class_figure
 from hematokit.reports.model_card import CardPicture, model_card
 from hematokit.reports.rendering import to_png
 from hematokit.store import PatchStore, open_store
-from hematokit.taxonomy import MATEK_21, Taxonomy, load_taxonomy
+from hematokit.taxonomy import MATEK_21, REST, Taxonomy, load_taxonomy
 
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier

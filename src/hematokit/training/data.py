@@ -25,7 +25,7 @@ from hematokit.store import PatchStore, PixelSizes, summarize_pixel_sizes
 from hematokit.store.smears import on_several_sides, some_of
 from hematokit.taxonomy import REST, CellClass, Taxonomy
 
-__all__ = ["PatchFeed", "REST", "Selection", "TrainingData", "available_memory", "local_processes", "select_cells"]
+__all__ = ["PatchFeed", "Selection", "TrainingData", "available_memory", "local_processes", "select_cells"]
 
 _READ = 256  # rows read at a time while a cache fills
 
