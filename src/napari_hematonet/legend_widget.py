@@ -91,11 +91,11 @@ class Counted:
         thread.
         """
         from hematokit.annotations.cells import called_classes
-        from hematokit.review.table import count_by_class, summarize
+        from hematokit.review.table import differential_by_class, summarize
 
         summary = summarize(cells, taxonomy, unsure_below)
         shown = pd.Series(called_classes(cells), index=cells.index)
-        table = count_by_class(cells, shown, taxonomy, summary)
+        table = differential_by_class(cells, shown, taxonomy, summary)
         return cls(summary, table, int(cells["reviewed"].to_numpy(bool).sum()))
 
 

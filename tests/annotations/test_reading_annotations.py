@@ -42,9 +42,9 @@ def opened(tmp_path: Path) -> Iterator[Field]:
 def read(path: Path, text: str, **more: object) -> AnnotatedCells:
     path.write_text(text, encoding="utf-8")
     files = AnnotationFiles(path, [Path("field1.png")], more.pop("class_names", None))  # type: ignore[arg-type]
-    marks = files.of_field(Path("field1.png"), HEIGHT, WIDTH)
+    annotations = files.of_field(Path("field1.png"), HEIGHT, WIDTH)
     classes = ClassNames(MATEK_21, more.pop("mapping", None))  # type: ignore[arg-type]
-    return check_annotations(marks, HEIGHT, WIDTH, classes, **more)  # type: ignore[arg-type]
+    return check_annotations(annotations, HEIGHT, WIDTH, classes, **more)  # type: ignore[arg-type]
 
 
 def boxes(known: AnnotatedCells) -> list[tuple[int, int, int, int]]:
@@ -168,8 +168,8 @@ def test_yolo_polygons_confidences_and_names(tmp_path: Path) -> None:
 def test_a_number_without_a_name_is_no_code(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text("names: {0: BLA, 2: LYT}\n")
     (tmp_path / "a.txt").write_text("1 0.5 0.5 0.1 0.2\n3 0.2 0.2 0.1 0.2\n2 0.7 0.7 0.1 0.2\n")
-    marks = AnnotationFiles(tmp_path / "a.txt", [Path("a.png")]).of_field(Path("a.png"), 300, 400).annotations
-    assert [mark.name for mark in marks] == ["class 1", "class 3", "LYT"]
+    annotations = AnnotationFiles(tmp_path / "a.txt", [Path("a.png")]).of_field(Path("a.png"), 300, 400).annotations
+    assert [annotation.name for annotation in annotations] == ["class 1", "class 3", "LYT"]
 
 
 def test_names_of_yolo_classes(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_a_box_over_the_border_is_cut_and_counted(tmp_path: Path) -> None:
     assert known.cut == 2
 
 
-def test_marks_of_another_image_are_refused_whole(tmp_path: Path) -> None:
+def test_annotations_of_another_image_are_refused_whole(tmp_path: Path) -> None:
     size = "<size><width>{}</width><height>{}</height></size>"
     assert len(read(tmp_path / "a.xml", voc(("BLA", 1, 1, 9, 9), size=size.format(WIDTH, HEIGHT))).cells) == 1
     assert len(read(tmp_path / "a.xml", voc(("BLA", 1, 1, 9, 9), size=size.format(0, 0))).cells) == 1
@@ -332,7 +332,7 @@ def test_only_some_classes(tmp_path: Path) -> None:
 # --- which file for which field ---------------------------------------------------------------------------------------
 
 
-def marks_of(files: AnnotationFiles, path: str) -> int:
+def annotation_count(files: AnnotationFiles, path: str) -> int:
     return len(files.of_field(Path(path), HEIGHT, WIDTH).annotations)
 
 
@@ -345,16 +345,16 @@ def test_a_folder_has_a_file_for_each_field(tmp_path: Path) -> None:
     (tmp_path / "d.xml").write_text(voc())
     paths = ["a.png", "b.ome.tif", "c.jpg", "d.jpg", "e.jpg"]
     files = AnnotationFiles(tmp_path, [Path(path) for path in paths])
-    assert [marks_of(files, path) for path in paths[:3]] == [1, 0, 0]
+    assert [annotation_count(files, path) for path in paths[:3]] == [1, 0, 0]
     for path, reason in (("d.jpg", "ambiguous-cells"), ("e.jpg", "no-cells")):
         with pytest.raises(ImageError) as caught:
-            marks_of(files, path)
+            annotation_count(files, path)
         assert caught.value.reason == reason
     with pytest.raises(FieldError, match="called as one of the fields"):
         AnnotationFiles(tmp_path, [Path("x.png")])
     twice = AnnotationFiles(tmp_path, [Path("one/a.png"), Path("two/a.png")])
     with pytest.raises(ImageError, match="2 fields are called a"):
-        marks_of(twice, "one/a.png")
+        annotation_count(twice, "one/a.png")
 
 
 def test_one_table_for_many_fields(tmp_path: Path) -> None:
@@ -364,19 +364,19 @@ def test_one_table_for_many_fields(tmp_path: Path) -> None:
     )
     paths = ["/data/A/one.png", "A/two.png", "/data/B/two.png", "somewhere/three.tif", "four.png"]
     files = AnnotationFiles(table, [Path(path) for path in paths])
-    assert [marks_of(files, path) for path in paths[:4]] == [2, 1, 2, 1]
+    assert [annotation_count(files, path) for path in paths[:4]] == [2, 1, 2, 1]
     with pytest.raises(ImageError, match="no row of field four"):
-        marks_of(files, "four.png")
+        annotation_count(files, "four.png")
     # Only the file's name is given, and two rows have it.
     with pytest.raises(ImageError, match="both may mean"):
-        marks_of(AnnotationFiles(table, [Path("two.png"), Path("one.png")]), "two.png")
+        annotation_count(AnnotationFiles(table, [Path("two.png"), Path("one.png")]), "two.png")
 
 
 def test_a_table_by_field_id(tmp_path: Path) -> None:
     (tmp_path / "cells.csv").write_text("field_id,y,x\nsmear 1,5,5\nsmear_2,5,5\nsmear_2,6,6\n")
     paths = [Path("smear 1.png"), Path("smear 2.png")]
     files = AnnotationFiles(tmp_path / "cells.csv", paths)
-    assert [marks_of(files, str(path)) for path in paths] == [1, 2]
+    assert [annotation_count(files, str(path)) for path in paths] == [1, 2]
 
 
 @pytest.mark.parametrize(("name", "text"), [("a.xml", voc()), ("a.txt", ""), ("a.json", "[]"), ("a.csv", "y,x\n1,1\n")])
@@ -410,8 +410,8 @@ def test_every_white_cell_of_txl(real_data: Path) -> None:
     for path in fields:
         with Image.open(path) as image:
             width, height = image.size
-        marks = files.of_field(path, height, width)
-        known = check_annotations(marks, height, width, ClassNames(MATEK_21, {"WBC": ""}), ["WBC"])
+        annotations = files.of_field(path, height, width)
+        known = check_annotations(annotations, height, width, ClassNames(MATEK_21, {"WBC": ""}), ["WBC"])
         assert known.cut == 0
         counts.update(WBC=len(known.cells))
         counts.update(reasons(known))

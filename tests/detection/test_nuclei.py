@@ -110,7 +110,7 @@ def test_whatever_is_given_a_table_comes_back(name: str, pixel_size_um: float | 
         assert Box(cell.y0, cell.x0, cell.height, cell.width).inside(height, width)
 
 
-def test_the_same_picture_gives_the_same_cells() -> None:
+def test_the_same_image_gives_the_same_cells() -> None:
     pixels = synthesize_field(500, 600, cells=6, seed=4).pixels
     before = pixels.copy()
     first, second = detect(pixels), detect(pixels)
@@ -139,13 +139,13 @@ def test_drawn_fields_with_and_without_the_pixel_size() -> None:
             assert 0 <= cell.score <= 1
 
 
-def test_a_picture_at_half_and_double_scale_has_the_same_cells() -> None:
+def test_an_image_at_half_and_double_scale_has_the_same_cells() -> None:
     for seed in (3, 4):
         field = synthesize_field(900, 1000, cells=25, seed=seed, smear=seed)
-        picture = Image.fromarray(field.pixels)
+        image = Image.fromarray(field.pixels)
         for scale in (0.5, 2.0):
             size = (round(1000 * scale), round(900 * scale))
-            found = detect(np.asarray(picture.resize(size, Image.Resampling.LANCZOS)))
+            found = detect(np.asarray(image.resize(size, Image.Resampling.LANCZOS)))
             places = found.assign(y=found["y"] / scale, x=found["x"] / scale)
             assert match_cells(places, whole_cells(field)).recall >= 0.85
             assert match_cells(places, field.table()).precision >= 0.85

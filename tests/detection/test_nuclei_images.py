@@ -20,27 +20,27 @@ BACKGROUND, RED_CELL = (225, 222, 228), (205, 160, 155)
 NUCLEUS, CYTOPLASM = (85, 40, 135), (205, 175, 215)
 
 
-def disc(picture, y, x, diameter_um, colour):
-    rows, columns = np.ogrid[: picture.shape[0], : picture.shape[1]]
-    picture[(rows + 0.5 - y) ** 2 + (columns + 0.5 - x) ** 2 <= (diameter_um * PX / 2) ** 2] = colour
+def disc(image, y, x, diameter_um, colour):
+    rows, columns = np.ogrid[: image.shape[0], : image.shape[1]]
+    image[(rows + 0.5 - y) ** 2 + (columns + 0.5 - x) ** 2 <= (diameter_um * PX / 2) ** 2] = colour
 
 
 def smear(height=600, width=800, red_cells=True):
     """A field of red cells on a grid, with a free place in the middle."""
-    picture = np.full((height, width, 3), BACKGROUND, np.uint8)
+    image = np.full((height, width, 3), BACKGROUND, np.uint8)
     if red_cells:
         for y in range(50, height, 90):
             for x in range(50, width, 90):
                 if abs(y - height / 2) > 120 or abs(x - width / 2) > 150:
-                    disc(picture, y, x, 7.2, RED_CELL)
-                    disc(picture, y, x, 2.0, (222, 200, 200))
-    return picture
+                    disc(image, y, x, 7.2, RED_CELL)
+                    disc(image, y, x, 2.0, (222, 200, 200))
+    return image
 
 
-def photograph(picture, seed=0):
+def photograph(image, seed=0):
     """Blur a drawing as a microscope does, and add a camera's noise."""
-    blurred = ndimage.gaussian_filter(picture.astype(float), (1.5, 1.5, 0))
-    noise = np.random.default_rng(seed).normal(0, 2, picture.shape)
+    blurred = ndimage.gaussian_filter(image.astype(float), (1.5, 1.5, 0))
+    noise = np.random.default_rng(seed).normal(0, 2, image.shape)
     return np.clip(blurred + noise, 0, 255).astype(np.uint8)
 
 
@@ -76,7 +76,7 @@ def detector():
     hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3))),
     st.sampled_from([None, 0.02, 0.1, 1.0, 10.0]),
 )
-def test_never_raises_and_keeps_to_the_picture(pixels, pixel_size_um):
+def test_never_raises_and_keeps_to_the_image(pixels, pixel_size_um):
     height, width = pixels.shape[:2]
     for cell in NucleusDetector(min_score=0.0, min_diameter_um=0.5).detect(pixels, pixel_size_um).itertuples():
         assert cell.y0 >= 0
@@ -87,31 +87,31 @@ def test_never_raises_and_keeps_to_the_picture(pixels, pixel_size_um):
 
 @pytest.mark.parametrize("pixel_size_um", [None, 1 / PX])
 def test_lobes_of_a_segmented_nucleus_are_one_cell(detector, pixel_size_um):
-    picture = smear()
-    disc(picture, 300, 400, 13, CYTOPLASM)
+    image = smear()
+    disc(image, 300, 400, 13, CYTOPLASM)
     for y, x in ((270, 370), (268, 412), (305, 436), (335, 405)):
-        disc(picture, y, x, 3.8, NUCLEUS)
-    cells = detector.detect(photograph(picture), pixel_size_um)
+        disc(image, y, x, 3.8, NUCLEUS)
+    cells = detector.detect(photograph(image), pixel_size_um)
     assert len(cells) == 1
     assert abs(cells["y"][0] - 300) < 12
     assert abs(cells["x"][0] - 402) < 12
 
 
 def test_platelets_and_dirt_are_no_cells(detector):
-    picture = smear()
+    image = smear()
     for y, x in ((280, 330), (300, 400), (310, 460)):
-        disc(picture, y, x, 2.2, (150, 110, 175))
-    disc(picture, 340, 360, 8, (60, 58, 60))
-    assert len(detector.detect(photograph(picture), None)) == 0
+        disc(image, y, x, 2.2, (150, 110, 175))
+    disc(image, 340, 360, 8, (60, 58, 60))
+    assert len(detector.detect(photograph(image), None)) == 0
 
 
 def test_cells_cut_by_the_border_say_so(detector):
-    picture = smear()
-    disc(picture, 300, 400, 8, NUCLEUS)
+    image = smear()
+    disc(image, 300, 400, 8, NUCLEUS)
     for y, x in ((10, 400), (300, 5), (590, 400), (300, 795)):
-        disc(picture, y, x, 11, BACKGROUND)
-        disc(picture, y, x, 8, NUCLEUS)
-    cells = detector.detect(photograph(picture), None)
+        disc(image, y, x, 11, BACKGROUND)
+        disc(image, y, x, 8, NUCLEUS)
+    cells = detector.detect(photograph(image), None)
     inside = (cells["y"].sub(300).abs() < 10) & (cells["x"].sub(400).abs() < 10)
     assert len(cells) == 5
     assert cells["touches_border"].tolist() == (~inside).tolist()
@@ -119,9 +119,9 @@ def test_cells_cut_by_the_border_say_so(detector):
 
 @pytest.mark.parametrize("colour", [0, 255, (209, 196, 212)])
 def test_a_letterbox_changes_nothing(detector, colour):
-    picture = smear()
-    disc(picture, 300, 400, 8, NUCLEUS)
-    pixels = photograph(picture)
+    image = smear()
+    disc(image, 300, 400, 8, NUCLEUS)
+    pixels = photograph(image)
     boxed = np.full((800, 800, 3), colour, np.uint8)
     boxed[100:700] = pixels
     plain, framed = detector.detect(pixels, None), detector.detect(boxed, None)
@@ -132,20 +132,20 @@ def test_a_letterbox_changes_nothing(detector, colour):
 
 @pytest.mark.parametrize("gain", [(1.0, 0.8, 0.9), (0.75, 0.85, 1.0), (0.5, 0.5, 0.5)], ids=["pink", "blue", "dim"])
 def test_a_cast_changes_nothing(detector, gain):
-    picture = smear()
-    disc(picture, 300, 400, 8, NUCLEUS)
-    pixels = photograph(picture)
+    image = smear()
+    disc(image, 300, 400, 8, NUCLEUS)
+    pixels = photograph(image)
     cells = detector.detect((pixels * np.array(gain)).astype(np.uint8), None)
     assert len(cells) == 1
     assert hits(cells, [(285, 385, 315, 415)]) == 1
 
 
 def test_uneven_light_changes_nothing(detector):
-    picture = smear()
-    disc(picture, 300, 400, 8, NUCLEUS)
+    image = smear()
+    disc(image, 300, 400, 8, NUCLEUS)
     y, x = np.mgrid[-1:1:600j, -1:1:800j]
     light = 1 - 0.35 * (x * x + y * y) / 2
-    cells = detector.detect((photograph(picture) * light[..., None]).astype(np.uint8), None)
+    cells = detector.detect((photograph(image) * light[..., None]).astype(np.uint8), None)
     assert len(cells) == 1
 
 

@@ -1,4 +1,4 @@
-"""Whether a field is worth reading: blur, blank fields, pale stain, and that windows add up."""
+"""Quality of a field: blur, blank fields, pale stain, and that windows add up."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_most_real_fields_are_fit_for_reading(real_data: Path) -> None:
 
 
 @pytest.mark.parametrize("grey", [0, 128, 255])
-def test_an_empty_picture_is_blank_and_says_so(grey: int) -> None:
+def test_an_empty_image_is_blank_and_says_so(grey: int) -> None:
     found = assess(np.full((300, 400, 3), grey, np.uint8), cells=NONE)
     assert found.flag == "blank"
     assert found.reasons
@@ -87,6 +87,6 @@ def test_windows_add_up_to_the_field(drawn: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (0, 5, 3), (3, 700, 3)])
-def test_odd_pictures_are_judged_all_the_same(shape: tuple[int, int, int]) -> None:
+def test_odd_images_are_assessed_too(shape: tuple[int, int, int]) -> None:
     assert assess(np.full(shape, 90, np.uint8), cells=NONE).flag != "ok"
     assert set(assess(np.full(shape, 90, np.uint8), cells=NONE).to_dict()) >= {"focus", "staining", "flag", "reasons"}

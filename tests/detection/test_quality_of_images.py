@@ -1,4 +1,4 @@
-"""Whether a field is worth reading, on real fields and against noise, magnification and pale stain."""
+"""Quality of a field, on real fields and against noise, magnification and pale stain."""
 
 from __future__ import annotations
 

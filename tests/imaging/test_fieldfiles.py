@@ -87,7 +87,7 @@ def test_tiffs_with_jpeg_tiles_are_what_tifffile_decodes(subsampling: tuple[int,
 
 
 @pytest.mark.parametrize("ending", ["png", "bmp", "PNG"])
-def test_lossless_pictures_come_back_bit_exact(ending: str, tmp_path: Path) -> None:
+def test_lossless_images_come_back_bit_exact(ending: str, tmp_path: Path) -> None:
     Image.fromarray(noise()).save(tmp_path / f"a.b.{ending}")
     with open_field(tmp_path / f"a.b.{ending}") as field:
         assert_reads(field, noise())

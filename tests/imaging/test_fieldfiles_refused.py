@@ -19,7 +19,7 @@ from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import Box
 
 
-def picture(height: int = 90, width: int = 130) -> np.ndarray:
+def rgb_image(height: int = 90, width: int = 130) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
     return np.stack([50 + y, x, 200 - (x + y) // 2], axis=-1).astype(np.uint8)
 
@@ -66,24 +66,24 @@ OTHERS: dict[str, tuple[np.ndarray, dict[str, object], str]] = {
     "palette": (grey, {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)}, "not-rgb"),
     "bilevel": (grey > 3, {}, "not-rgb"),
     "CMYK": (samples_of(4), {"photometric": "separated"}, "not-rgb"),
-    "CIELab": (picture(), {"photometric": "cielab"}, "not-rgb"),
-    "floating point": (picture().astype(np.float32), RGB, "not-rgb"),
-    "32 bits": (picture().astype(np.uint32), RGB, "not-rgb"),
-    "signed": (picture().astype(np.int16), RGB, "not-rgb"),
+    "CIELab": (rgb_image(), {"photometric": "cielab"}, "not-rgb"),
+    "floating point": (rgb_image().astype(np.float32), RGB, "not-rgb"),
+    "32 bits": (rgb_image().astype(np.uint32), RGB, "not-rgb"),
+    "signed": (rgb_image().astype(np.int16), RGB, "not-rgb"),
     "two channels": (samples_of(2), {"photometric": "minisblack", "planarconfig": "contig"}, "not-rgb"),
     "five samples": (samples_of(5), RGB, "not-rgb"),
     "a fourth channel": (samples_of(4, 255), RGB | {"extrasamples": ["unspecified"]}, "not-rgb"),
     "transparent": (samples_of(4, 254), RGB | {"extrasamples": ["unassalpha"]}, "not-rgb"),
-    "two pages": (np.stack([picture()] * 2), RGB, "several-images"),
+    "two pages": (np.stack([rgb_image()] * 2), RGB, "several-images"),
     "a stack": (np.stack([grey] * 5), {"photometric": "minisblack"}, "several-images"),
     "three planes": (
         np.stack([grey] * 3),
         {"photometric": "minisblack", "metadata": {"axes": "ZYX"}},
         "several-images",
     ),
-    "a volume": (np.stack([picture()] * 16), RGB | {"volumetric": True, "tile": (16, 16, 16)}, "several-images"),
-    "raw luma and chroma": (picture(), {"photometric": "ycbcr", "compression": "zlib"}, "not-rgb"),
-    "an unusual compression": (picture(), RGB | {"compression": "jpegxl"}, "unreadable"),
+    "a volume": (np.stack([rgb_image()] * 16), RGB | {"volumetric": True, "tile": (16, 16, 16)}, "several-images"),
+    "raw luma and chroma": (rgb_image(), {"photometric": "ycbcr", "compression": "zlib"}, "not-rgb"),
+    "an unusual compression": (rgb_image(), RGB | {"compression": "jpegxl"}, "unreadable"),
 }
 
 
@@ -117,8 +117,8 @@ def test_other_ome_tiffs_are_refused(kind: str, tmp_path: Path) -> None:
 
 def test_two_images_in_one_ome_tiff_are_refused(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.ome.tif") as writer:
-        writer.write(picture(), metadata={"axes": "YXS"})
-        writer.write(picture(40, 40), metadata={"axes": "YXS"})
+        writer.write(rgb_image(), metadata={"axes": "YXS"})
+        writer.write(rgb_image(40, 40), metadata={"axes": "YXS"})
     assert refused(tmp_path / "a.ome.tif").reason == "several-images"
 
 
@@ -138,22 +138,22 @@ def test_entities_in_ome_xml_are_not_expanded(tmp_path: Path) -> None:
     text = (
         f'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY l0 "lol">{lol}]><OME><Image><Pixels SizeC="&l9;"/></Image></OME>'
     )
-    tifffile.imwrite(tmp_path / "a.ome.tif", picture(), description=text, metadata=None)
-    np.testing.assert_array_equal(read_all(tmp_path / "a.ome.tif"), picture())
+    tifffile.imwrite(tmp_path / "a.ome.tif", rgb_image(), description=text, metadata=None)
+    np.testing.assert_array_equal(read_all(tmp_path / "a.ome.tif"), rgb_image())
 
 
 def test_transparency_is_found_where_it_is_read(tmp_path: Path) -> None:
-    pixels = np.dstack([picture(), np.full((90, 130), 255, np.uint8)])
+    pixels = np.dstack([rgb_image(), np.full((90, 130), 255, np.uint8)])
     pixels[80, 120, 3] = 254
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unassalpha"], tile=(16, 16))
     with open_field(tmp_path / "a.tif") as field:
-        np.testing.assert_array_equal(field.read(Box(0, 0, 80, 120)), picture()[:80, :120])
+        np.testing.assert_array_equal(field.read(Box(0, 0, 80, 120)), rgb_image()[:80, :120])
         with pytest.raises(ImageError, match="transparent"):
             field.read(Box(70, 110, 20, 20))
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "I;16", "1", "LA"])
-def test_other_pictures_are_refused(mode: str, tmp_path: Path) -> None:
+def test_other_images_are_refused(mode: str, tmp_path: Path) -> None:
     ending = "jpg" if mode == "CMYK" else "png"
     Image.new(mode, (30, 20)).save(tmp_path / f"a.{ending}")
     assert refused(tmp_path / f"a.{ending}").reason == "not-rgb"
@@ -164,7 +164,7 @@ def test_other_pictures_are_refused(mode: str, tmp_path: Path) -> None:
 
 def test_a_png_that_claims_too_many_pixels_is_refused_before_decoding(tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    Image.fromarray(picture()).save(buffer, "PNG")
+    Image.fromarray(rgb_image()).save(buffer, "PNG")
     data = buffer.getvalue()
     header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + data[24:29]
     (tmp_path / "a.png").write_bytes(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:])
@@ -218,7 +218,7 @@ def test_an_uncompressed_tiff_of_one_strip_is_read_by_windows(tmp_path: Path) ->
 
 
 def samples(folder: Path) -> list[Path]:
-    image = picture()
+    image = rgb_image()
     tifffile.imwrite(folder / "strips.tif", image, metadata=None, rowsperstrip=16)
     tifffile.imwrite(folder / "strip.tif", image, metadata=None)
     tifffile.imwrite(folder / "tiles.tif", image, tile=(32, 32), compression="zlib", predictor=True)
@@ -299,7 +299,7 @@ def test_a_jpeg_tile_filled_up_with_zeros_is_an_error(tmp_path: Path) -> None:
 
 def test_a_sparse_tiff_is_not_read_as_black(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
-    tifffile.imwrite(path, picture(), tile=(32, 32), compression="zlib")
+    tifffile.imwrite(path, rgb_image(), tile=(32, 32), compression="zlib")
     with tifffile.TiffFile(path, mode="r+") as file:
         offsets, counts = (list(file.pages[0].tags[name].value) for name in ("TileOffsets", "TileByteCounts"))
         offsets[3] = counts[3] = 0

@@ -1,4 +1,4 @@
-"""Where corrections of a picture without a store go."""
+"""Where corrections of an image without a store go."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hematokit.imaging.fieldfiles import open_field
 from hematokit.review.journal import data_folder, journal_of
 
 
-def picture(path: Path, seed: int = 0, size: tuple[int, int] = (500, 700)) -> Path:
+def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (500, 700)) -> Path:
     pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8)
     Image.fromarray(pixels).save(path)
     return path
@@ -26,14 +26,14 @@ def journal(path: Path, name: str = "a") -> Path:
 
 def test_the_same_pixels_have_the_same_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEMATOKIT_DATA", str(tmp_path / "data"))
-    found = journal(picture(tmp_path / "a.png"))
+    found = journal(write_image(tmp_path / "a.png"))
     (tmp_path / "elsewhere").mkdir()
-    assert journal(picture(tmp_path / "elsewhere" / "b.tif")) == found
+    assert journal(write_image(tmp_path / "elsewhere" / "b.tif")) == found
     assert found.parent == tmp_path / "data" / "corrections"
     assert not found.exists()
     others = [
-        journal(picture(tmp_path / "c.png", seed=1)),
-        journal(picture(tmp_path / "d.png", size=(500, 701))),
+        journal(write_image(tmp_path / "c.png", seed=1)),
+        journal(write_image(tmp_path / "d.png", size=(500, 701))),
         journal(tmp_path / "a.png", "another name"),
     ]
     assert len({found, *others}) == 4
@@ -49,4 +49,4 @@ def test_the_folder_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HEMATOKIT_DATA", str(tmp_path / "file"))
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(StoreError, match="HEMATOKIT_DATA"):
-        journal(picture(tmp_path / "a.png"))
+        journal(write_image(tmp_path / "a.png"))

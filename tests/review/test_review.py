@@ -369,13 +369,13 @@ def test_exports_say_what_was_corrected_by_whom_and_when(review: Review, journal
     assert "reviewed by" not in signed[1]
 
 
-def test_exported_cells_are_known_cells_with_the_classes_that_count(tmp_path: Path) -> None:
+def test_exported_cells_are_annotations_with_the_classes_that_count(tmp_path: Path) -> None:
     review = Review(made_up_cells(25), MATEK_21, who="Ada")
     first, second = review.cells["cell_id"][:2]
     review.correct([first], "EOS")
     review.delete([second])
     review.export(tmp_path / "f.geojson")
-    marks = AnnotationFiles(tmp_path / "f.geojson", [Path("f.png")]).of_field(Path("f.png"), 1000, 1000)
-    again = check_annotations(marks, 1000, 1000, ClassNames(MATEK_21)).cells
+    annotations = AnnotationFiles(tmp_path / "f.geojson", [Path("f.png")]).of_field(Path("f.png"), 1000, 1000)
+    again = check_annotations(annotations, 1000, 1000, ClassNames(MATEK_21)).cells
     assert len(again) == 24
     assert sorted(again["label"]) == sorted(review.shown_label())

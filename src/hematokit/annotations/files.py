@@ -25,7 +25,7 @@ from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.imaging.reading import printable
 from hematokit.yaml_text import Scalar, parse_yaml
 
-__all__ = ["AnnotationFiles", "read_class_names", "read_annotation_table"]
+__all__ = ["AnnotationFiles", "read_class_names"]
 
 _TABLES: Final = (".csv", ".tsv")
 _GEOJSON: Final = (".geojson", ".json")
@@ -63,7 +63,7 @@ class AnnotationFiles:
         self._shown = printable(str(path))
         self._class_names = class_names
         self._same_name = Counter(field_name(field) for field in fields)
-        self._table: AnnotationTable | None = None
+        self._table: _AnnotationTable | None = None
         self._by_name: dict[str, list[Path]] = {}
         if path.is_dir():
             self._list_folder(fields)
@@ -73,7 +73,7 @@ class AnnotationFiles:
             raise FieldError(f"--cells {self._shown} is no .csv, .geojson, .xml (VOC) or .txt (YOLO) file")
         else:
             if path.suffix.lower() in _TABLES:
-                self._table = read_annotation_table(path)
+                self._table = _read_annotation_table(path)
             if len(fields) > 1 and not (self._table is not None and self._table.names_fields):
                 what = "has no column field_id or source" if self._table is not None else "is the file of one field"
                 raise FieldError(
@@ -130,7 +130,7 @@ class AnnotationFiles:
             )
         return self._read(files[0], height, width)
 
-    def _of_table(self, table: AnnotationTable, path: Path) -> FieldAnnotations:
+    def _of_table(self, table: _AnnotationTable, path: Path) -> FieldAnnotations:
         annotations = table.of_field(path, alone=self._same_name[field_name(path)] <= 1)
         if annotations is None:
             raise ImageError(
@@ -143,7 +143,7 @@ class AnnotationFiles:
         suffix = file.suffix.lower()
         if suffix in _TABLES:
             try:
-                table = read_annotation_table(file)
+                table = _read_annotation_table(file)
             except FieldError as error:
                 raise ImageError("unreadable-cells", str(error)) from error
             # All rows of a file with the field's name are its cells, whatever field they name.
@@ -198,7 +198,7 @@ def read_class_names(path: Path) -> list[str]:
 
 
 @dataclass(frozen=True)
-class AnnotationTable:
+class _AnnotationTable:
     """A table of annotations, grouped by the field that its rows name.
 
     Attributes
@@ -276,7 +276,7 @@ def _names_field(key: tuple[str, str], name: str) -> bool:
     return bool(source) and field_name(Path(source.replace("\\", "/"))) == name
 
 
-def read_annotation_table(path: Path) -> AnnotationTable:
+def _read_annotation_table(path: Path) -> _AnnotationTable:
     """Read a CSV of cells, separated by commas, semicolons or tabs, with a header.
 
     Bounding boxes are ``xmin, ymin, xmax, ymax``, or ``y0, x0, height, width`` with or without a centre ``y, x``; a
@@ -307,7 +307,7 @@ def read_annotation_table(path: Path) -> AnnotationTable:
             f"{shown} has the columns {printable(', '.join(columns)) or 'none'}, but needs xmin, ymin, xmax, ymax, or "
             "y0, x0, height, width, or y, x; name them in its first line"
         )
-    table = AnnotationTable(shown, bool(have.intersection((*_FIELD, *_SOURCE))))
+    table = _AnnotationTable(shown, bool(have.intersection((*_FIELD, *_SOURCE))))
     for number, line in records:
         row = dict.fromkeys(columns, "") | {name: word.strip() for name, word in zip(columns, line, strict=False)}
         key = (_first(row, _FIELD), _first(row, _SOURCE))

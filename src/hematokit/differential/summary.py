@@ -31,7 +31,6 @@ __all__ = [
     "as_percents",
     "cells_needed",
     "grouped_interval",
-    "ratio_interval",
     "simultaneous_intervals",
 ]
 
@@ -171,7 +170,7 @@ def grouped_interval(
     return wilson_interval(found / total, count)
 
 
-def ratio_interval(bounds: Interval | None) -> tuple[float, float | None] | None:
+def _ratio_interval(bounds: Interval | None) -> tuple[float, float | None] | None:
     """Return the interval of ``M / E`` from that of ``M / (M + E)``; an upper bound of ``None`` is infinity."""
     if bounds is None:
         return None
@@ -503,8 +502,8 @@ class Summarizer:
             myeloid,
             erythroid,
             myeloid / erythroid if erythroid else None,
-            ratio_interval(wilson_interval(myeloid / (myeloid + erythroid), myeloid + erythroid)),
-            ratio_interval(grouped_interval(by_field[0], sizes, clustering)),
+            _ratio_interval(wilson_interval(myeloid / (myeloid + erythroid), myeloid + erythroid)),
+            _ratio_interval(grouped_interval(by_field[0], sizes, clustering)),
             "" if erythroid else "no erythroid cell was counted",
         )
 

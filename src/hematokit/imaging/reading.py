@@ -37,7 +37,6 @@ from hematokit.imaging.damage import find_damage
 from hematokit.imaging.geometry import turn_pixels
 
 __all__ = [
-    "IMAGE_FORMATS",
     "IMAGE_SUFFIXES",
     "MAX_BYTES",
     "MAX_PIXELS",
@@ -49,7 +48,7 @@ __all__ = [
     "read_rgb",
 ]
 
-IMAGE_FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
+_IMAGE_FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
 """Pillow's names of the formats that are read; no other decoder is used."""
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp"})
@@ -240,7 +239,7 @@ def open_image(data: bytes) -> Image.Image:
     """
     with _OPEN_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        return Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS)
 
 
 def _check_header(image: Image.Image, shown: str, max_pixels: int, expect: tuple[int, int] | None) -> None:

@@ -27,7 +27,6 @@ __all__ = [
     "Light",
     "StainMaps",
     "background",
-    "is_colourless",
     "optical_density",
     "image_frame",
     "downsample",
@@ -242,7 +241,7 @@ def stain_maps(image: Image, light: Light, *, sigma: float = 0.0) -> StainMaps:
         Smoothing in pixels.
     """
     stain = optical_density(image, light, 1, sigma=sigma)
-    if is_colourless(image):
+    if _is_colourless(image):
         nuclei = np.maximum(stain, 0.0) * np.float32(0.6)
         return StainMaps(nuclei, nuclei, stain)
     violet = stain - optical_density(image, light, 2, sigma=sigma)
@@ -257,7 +256,7 @@ def stain_maps(image: Image, light: Light, *, sigma: float = 0.0) -> StainMaps:
     return StainMaps(nuclei, violet, stain)
 
 
-def is_colourless(image: Image) -> bool:
+def _is_colourless(image: Image) -> bool:
     """Return whether an image (H, W, 3) in [0, 255] has the same values in all channels, apart from noise."""
     step = max(1, int(np.sqrt(image.shape[0] * image.shape[1] / 50000)))
     thinned = image[::step, ::step].astype(np.float32)

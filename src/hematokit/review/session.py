@@ -26,7 +26,7 @@ from hematokit.review.table import (
     QUEUE_ORDERS,
     ReviewCells,
     complete_cells,
-    count_by_class,
+    differential_by_class,
     order_queue,
     summarize,
     whole_taxonomy,
@@ -185,7 +185,7 @@ class Review:
             ``percent`` (of the counted cells, 0 to 100; not a number for classes counted apart), ``low``, ``high``
             (its 95 % interval), ``reviewed`` (number of reviewed cells) and ``unsure`` (low-confidence cells).
         """
-        return count_by_class(self.cells, self.shown_label(), self.taxonomy, self.summary())
+        return differential_by_class(self.cells, self.shown_label(), self.taxonomy, self.summary())
 
     def summary(self) -> Summary:
         """Return totals, blasts and the myeloid:erythroid ratio with their intervals, as `Differential.overall`.

@@ -21,7 +21,7 @@ __all__ = [
     "QUEUE_ORDERS",
     "ReviewCells",
     "complete_cells",
-    "count_by_class",
+    "differential_by_class",
     "counted_taxonomy",
     "order_queue",
     "summarize",
@@ -101,8 +101,10 @@ def order_queue(
     return [str(cell_id) for cell_id in cells["cell_id"].iloc[sorted_rows].tolist()]
 
 
-def count_by_class(cells: pd.DataFrame, shown: pd.Series[str], taxonomy: Taxonomy, summary: Summary) -> pd.DataFrame:
-    """Return counts by class; see `Review.differential`."""
+def differential_by_class(
+    cells: pd.DataFrame, shown: pd.Series[str], taxonomy: Taxonomy, summary: Summary
+) -> pd.DataFrame:
+    """Return the differential by class; see `Review.differential`."""
     reviewed = shown[cells["reviewed"].to_numpy(bool)].value_counts()
     rows = []
     for entry in taxonomy:

@@ -12,7 +12,7 @@ from scipy import ndimage
 from hematokit.synthetic.anatomy import Cell, Density, Granules, Spot, Streak
 from hematokit.synthetic.canvas import Canvas, Plane, Texture, ramp
 
-__all__ = ["DrawnCell", "RedCellLook", "disc_stamp", "draw_cell", "draw_platelets", "draw_red_cell", "draw_specks"]
+__all__ = ["DrawnCell", "RedCellLook", "draw_cell", "draw_platelets", "draw_red_cell", "draw_specks"]
 
 _BINS = 720  # of the outline, by direction
 
@@ -64,7 +64,7 @@ def _spots(target: Plane, spots: tuple[Spot, ...], y: Plane, x: Plane) -> None:
 
 
 @lru_cache(maxsize=256)
-def disc_stamp(radius_4th: int, rim: float) -> Plane:
+def _disc_stamp(radius_4th: int, rim: float) -> Plane:
     radius = radius_4th / 4
     reach = int(np.ceil(radius + 1))
     grid = np.arange(-reach, reach + 1)
@@ -90,7 +90,7 @@ def _granules(shape: tuple[int, int], kind: Granules, cell: Cell, centre: tuple[
     cover = np.zeros((shape[0] + 2 * margin, shape[1] + 2 * margin), np.float32)
     seen = (rows >= -half) & (columns >= -half) & (rows < shape[0] + half) & (columns < shape[1] + half)
     for row, column, quarter in zip(rows[seen], columns[seen], quarters[seen], strict=True):
-        stamp = disc_stamp(int(quarter), kind.rim)
+        stamp = _disc_stamp(int(quarter), kind.rim)
         half = stamp.shape[0] // 2
         top, left = row + margin - half, column + margin - half
         part = cover[top : top + stamp.shape[0], left : left + stamp.shape[1]]
@@ -351,7 +351,7 @@ def draw_specks(canvas: Canvas, rng: np.random.Generator, count: int) -> None:
         depth = rng.uniform(0.6, 1.3) if lump else rng.uniform(0.15, 0.6)
         stain = np.asarray((0.9, 0.8, 0.5) if lump else (0.35, 0.9, 0.12), np.float32) * np.float32(depth)
         for dy, dx in rng.normal(0.0, 3.5 / px if swarm > 1 else 0.0, (swarm, 2)):
-            stamp = disc_stamp(int(rng.uniform(10, 24) if lump else rng.uniform(3, 8)), 0.0)
+            stamp = _disc_stamp(int(rng.uniform(10, 24) if lump else rng.uniform(3, 8)), 0.0)
             if lump:
                 stamp = ndimage.gaussian_filter(stamp, 1.0)
             row, column, size = int(y + dy), int(x + dx), stamp.shape[0]

@@ -32,15 +32,15 @@ from hematokit.synthetic.canvas import (
     tint,
 )
 
-__all__ = ["RECIPES", "Recipe", "blank_cell", "draw_radius", "fold", "hof", "nucleoli", "vacuoles", "within"]
+__all__ = ["RECIPES", "Recipe"]
 
 
-def draw_radius(rng: Rng, mean: float, spread: float = 0.09) -> float:
+def _draw_radius(rng: Rng, mean: float, spread: float = 0.09) -> float:
     """Return a radius in um: normal around the mean, clipped at two standard deviations."""
     return mean * (1.0 + spread * float(np.clip(rng.normal(), -2.0, 2.0)))
 
 
-def blank_cell(rng: Rng, code: str, radius: float, roughness: float = 0.022) -> Cell:
+def _blank_cell(rng: Rng, code: str, radius: float, roughness: float = 0.022) -> Cell:
     """Return a cell of that size with a random outline and without content."""
     blebs = int(rng.choice([0, 2, 5], p=[0.72, 0.22, 0.06]))
     return Cell(
@@ -67,23 +67,23 @@ def blank_cell(rng: Rng, code: str, radius: float, roughness: float = 0.022) -> 
     )
 
 
-def within(rng: Rng, nucleus: NDArray[np.float64]) -> tuple[float, float, float]:
+def _within(rng: Rng, nucleus: NDArray[np.float64]) -> tuple[float, float, float]:
     """Return a point well inside the nucleus, and the radius of its lobe."""
     y, x, radius = nucleus[rng.integers(len(nucleus))]
     away, angle = 0.65 * radius * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi)
     return float(y + away * np.sin(angle)), float(x + away * np.cos(angle)), float(radius)
 
 
-def nucleoli(rng: Rng, nucleus: NDArray[np.float64], count: int, size: float) -> tuple[Spot, ...]:
+def _nucleoli(rng: Rng, nucleus: NDArray[np.float64], count: int, size: float) -> tuple[Spot, ...]:
     """Return pale round spots in the nucleus."""
     spots = []
     for _ in range(count):
-        y, x, _radius = within(rng, nucleus)
+        y, x, _radius = _within(rng, nucleus)
         spots.append(Spot(y, x, float(size * rng.uniform(0.7, 1.3)), -float(rng.uniform(0.25, 0.45))))
     return tuple(spots)
 
 
-def hof(nucleus: NDArray[np.float64], radius: float, size: float, change: float) -> Spot:
+def _hof(nucleus: NDArray[np.float64], radius: float, size: float, change: float) -> Spot:
     """Return the pale zone of the Golgi body: beside the nucleus, on the side of the cytoplasm."""
     centre = np.average(nucleus[:, :2], axis=0, weights=nucleus[:, 2])
     away = float(np.hypot(*centre))
@@ -93,7 +93,7 @@ def hof(nucleus: NDArray[np.float64], radius: float, size: float, change: float)
     return Spot(float(y), float(x), size * radius, change)
 
 
-def vacuoles(rng: Rng, radius: float, count: int, size: float = 0.5) -> tuple[Spot, ...]:
+def _vacuoles(rng: Rng, radius: float, count: int, size: float = 0.5) -> tuple[Spot, ...]:
     """Return pale round holes in the cytoplasm."""
     spots = []
     for _ in range(count):
@@ -104,9 +104,9 @@ def vacuoles(rng: Rng, radius: float, count: int, size: float = 0.5) -> tuple[Sp
     return tuple(spots)
 
 
-def fold(rng: Rng, nucleus: NDArray[np.float64]) -> tuple[Spot, ...]:
+def _fold(rng: Rng, nucleus: NDArray[np.float64]) -> tuple[Spot, ...]:
     """Return a fold of the nucleus: a pale or dark line across it, as a row of small spots."""
-    start, end = np.array(within(rng, nucleus)[:2]), np.array(within(rng, nucleus)[:2])
+    start, end = np.array(_within(rng, nucleus)[:2]), np.array(_within(rng, nucleus)[:2])
     sign = -0.22 if rng.random() < 0.5 else 0.22
     places = [start + (end - start) * share for share in np.linspace(-0.4, 1.4, 6)]
     return tuple(Spot(float(place[0]), float(place[1]), 0.45, sign) for place in places)
@@ -137,7 +137,7 @@ _LINE: dict[str, tuple[float, ...]] = {
 def _granulocyte(rng: Rng, code: str) -> Cell:
     stage = float(np.clip(_STAGES.index(code) + np.clip(rng.normal(0.0, 0.26), -0.6, 0.6), 0.0, 5.0))
     at = {name: float(np.interp(stage, np.arange(6), values)) for name, values in _LINE.items()}
-    radius = draw_radius(rng, at["radius"], 0.10)
+    radius = _draw_radius(rng, at["radius"], 0.10)
     lobes = int(rng.choice([2, 3, 4, 5], p=[0.17, 0.43, 0.3, 0.1])) if at["constriction"] > 0.05 else 1
     nucleus = lobe_chain(
         rng,
@@ -155,14 +155,14 @@ def _granulocyte(rng: Rng, code: str) -> Cell:
     low = min(int(stage), 4)
     cytoplasm = mix(colours[low], colours[low + 1], stage - low)
     chromatin = mix(mix(PURPLE, REDDISH, float(rng.uniform(0, 1)) if stage < 2.5 else 0.0), DARK, at["dark"])
-    folds = fold(rng, nucleus) if stage < 2.5 and rng.random() < 0.3 else ()
+    folds = _fold(rng, nucleus) if stage < 2.5 and rng.random() < 0.3 else ()
     young = max(0.0, 1.0 - abs(stage - 0.3) / 1.2)
     count = int(at["azurophilic"] * rng.uniform(0.5, 1.6))
     granules = Granules(tint(rng, AZUROPHILIC, 0.2), float(rng.uniform(0.1, 0.16)), count, 0.35)
     red, green, blue = mix(AZUROPHILIC, FINE, (stage - 0.5) / 1.5)
     fine = at["fine"] * float(rng.uniform(0.4, 1.3))
     return replace(
-        blank_cell(rng, code, radius),
+        _blank_cell(rng, code, radius),
         cytoplasm=tint(rng, cytoplasm, 0.15),
         rim=at["rim"],
         mottle=0.24,
@@ -171,8 +171,8 @@ def _granulocyte(rng: Rng, code: str) -> Cell:
         clump=at["clump"],
         contrast=at["contrast"],
         net=at["net"],
-        spots=nucleoli(rng, nucleus, int(rng.binomial(4, 0.6 * young)), 0.75) + folds,
-        vacuoles=(hof(nucleus, radius, 0.32, -0.45),) if 0.5 < stage < 2.6 else (),
+        spots=_nucleoli(rng, nucleus, int(rng.binomial(4, 0.6 * young)), 0.75) + folds,
+        vacuoles=(_hof(nucleus, radius, 0.32, -0.45),) if 0.5 < stage < 2.6 else (),
         granules=(granules,) if count else (),
         stipple=(red * fine, green * fine, blue * fine),
         stipple_size=float(rng.uniform(0.1, 0.16)),
@@ -181,7 +181,7 @@ def _granulocyte(rng: Rng, code: str) -> Cell:
 
 def _eosinophil(rng: Rng, code: str) -> Cell:
     abnormal = code == "ABE"
-    radius = draw_radius(rng, 7.0 if abnormal else 6.5)
+    radius = _draw_radius(rng, 7.0 if abnormal else 6.5)
     immature = rng.random() < (0.7 if abnormal else 0.3)
     nucleus = lobe_chain(
         rng,
@@ -200,7 +200,7 @@ def _eosinophil(rng: Rng, code: str) -> Cell:
     if abnormal:
         granules.append(Granules(tint(rng, BASOPHILIC), 0.42, int(rng.uniform(35, 75)), 0.55))
     return replace(
-        blank_cell(rng, code, radius),
+        _blank_cell(rng, code, radius),
         cytoplasm=tint(rng, mix(ORANGE, LILAC, 0.6 * float(rng.random()) + (0.2 if immature else 0.0)), 0.12),
         nucleus=nucleus,
         chromatin=tint(rng, mix(PURPLE, DARK, 0.1 if immature else 0.4)),
@@ -213,13 +213,13 @@ def _eosinophil(rng: Rng, code: str) -> Cell:
 
 
 def _basophil(rng: Rng, code: str) -> Cell:
-    radius = draw_radius(rng, 5.8)
+    radius = _draw_radius(rng, 5.8)
     nucleus = lobe_chain(
         rng, thickness=0.42 * radius, length=0.8 * radius, bend=float(rng.uniform(0.5, 2.5)),
         lobes=int(rng.integers(1, 4)), constriction=0.4, wobble=0.2, limit=0.92 * radius, offset=0.1 * radius,
     )  # fmt: skip
     return replace(
-        blank_cell(rng, code, radius),
+        _blank_cell(rng, code, radius),
         cytoplasm=tint(rng, mix(LILAC, PINK, float(rng.random())), 0.15),
         nucleus=nucleus,
         nucleus_edge=0.5,
@@ -227,12 +227,12 @@ def _basophil(rng: Rng, code: str) -> Cell:
         membrane=0.0,
         contrast=0.2,
         granules=(Granules(tint(rng, BASOPHILIC), 0.34, int(rng.uniform(60, 150)), 0.7),),
-        vacuoles=vacuoles(rng, radius, int(rng.integers(0, 5)), 0.35),
+        vacuoles=_vacuoles(rng, radius, int(rng.integers(0, 5)), 0.35),
     )
 
 
 def _monocyte(rng: Rng, code: str) -> Cell:
-    radius = draw_radius(rng, 7.4)
+    radius = _draw_radius(rng, 7.4)
     nucleus = lobe_chain(
         rng,
         thickness=radius * float(rng.uniform(0.42, 0.56)),
@@ -245,7 +245,7 @@ def _monocyte(rng: Rng, code: str) -> Cell:
         offset=0.15 * radius,
     )
     return replace(
-        blank_cell(rng, code, radius, 0.03),
+        _blank_cell(rng, code, radius, 0.03),
         cytoplasm=tint(rng, mix(GREY_BLUE, BLUE, 0.45 * float(rng.random())), 0.2),
         mottle=0.16,
         rim=0.1,
@@ -255,15 +255,15 @@ def _monocyte(rng: Rng, code: str) -> Cell:
         clump=0.33,
         contrast=0.27,
         net=0.65,
-        spots=fold(rng, nucleus),
-        vacuoles=vacuoles(rng, radius, int(rng.poisson(2.5)), 0.45),
+        spots=_fold(rng, nucleus),
+        vacuoles=_vacuoles(rng, radius, int(rng.poisson(2.5)), 0.45),
         granules=(Granules(tint(rng, AZUROPHILIC, 0.2), 0.11, int(rng.uniform(0, 120))),),
     )
 
 
 def _lymphoid(rng: Rng, code: str) -> Cell:
     immature, hairy = code == "LYI", code == "HAC"
-    radius = draw_radius(rng, {"LYI": 6.1, "HAC": 5.9}.get(code, 4.7), 0.14 if code == "LYT" else 0.1)
+    radius = _draw_radius(rng, {"LYI": 6.1, "HAC": 5.9}.get(code, 4.7), 0.14 if code == "LYT" else 0.1)
     # Activated lymphocytes are large and look like immature ones.
     loose = float(np.clip((radius - 4.4) / 2.0, 0.0, 1.0)) if code == "LYT" else (0.8 if immature else 0.55)
     share = float(rng.uniform(0.85, 0.96)) - 0.08 * loose - (0.1 if hairy else 0.0)
@@ -276,7 +276,7 @@ def _lymphoid(rng: Rng, code: str) -> Cell:
         offset=radius * (1.0 - share) * float(rng.uniform(0.2, 0.9)),
     )
     cell = replace(
-        blank_cell(rng, code, radius, 0.02),
+        _blank_cell(rng, code, radius, 0.02),
         cytoplasm=tint(rng, mix(GREY_BLUE, BLUE, float(rng.random()) * (0.3 if hairy else 1.0)), 0.2),
         rim=0.15,
         nucleus=nucleus,
@@ -284,7 +284,7 @@ def _lymphoid(rng: Rng, code: str) -> Cell:
         clump=0.55 - 0.25 * loose,
         contrast=0.30 - 0.07 * loose,
         net=0.2 + 0.4 * loose,
-        spots=nucleoli(rng, nucleus, int(rng.random() < 0.7) if immature else 0, 0.6),
+        spots=_nucleoli(rng, nucleus, int(rng.random() < 0.7) if immature else 0, 0.6),
     )
     if hairy:
         count = int(rng.integers(40, 90))
@@ -300,7 +300,7 @@ def _lymphoid(rng: Rng, code: str) -> Cell:
 
 
 def _plasma_cell(rng: Rng, code: str) -> Cell:
-    radius = draw_radius(rng, 6.3, 0.14)
+    radius = _draw_radius(rng, 6.3, 0.14)
     share = float(rng.uniform(0.48, 0.6))
     nucleus = lobe_chain(
         rng, thickness=radius * share, length=0.12 * radius, bend=0.1, limit=0.95 * radius, offset=0.45 * radius
@@ -318,7 +318,7 @@ def _plasma_cell(rng: Rng, code: str) -> Cell:
         for hour in hours
     )
     return replace(
-        blank_cell(rng, code, radius),
+        _blank_cell(rng, code, radius),
         elongation=1.0 + abs(float(rng.normal(0.12, 0.14))),
         cytoplasm=tint(rng, DEEP_BLUE, 0.18),
         rim=0.15,
@@ -328,7 +328,7 @@ def _plasma_cell(rng: Rng, code: str) -> Cell:
         clump=0.5,
         contrast=0.25,
         spots=clock,
-        vacuoles=(hof(nucleus, radius, 0.36, -0.6), *vacuoles(rng, radius, int(rng.poisson(0.8)), 0.4)),
+        vacuoles=(_hof(nucleus, radius, 0.36, -0.6), *_vacuoles(rng, radius, int(rng.poisson(0.8)), 0.4)),
     )
 
 
@@ -336,7 +336,7 @@ def _erythroid(rng: Rng, code: str) -> Cell:
     early = code == "PEB"
     # Stage 0 is a proerythroblast; 1 to 3 basophilic, polychromatic and orthochromatic erythroblasts.
     stage = float(np.clip(rng.normal(0.0, 0.3), 0.0, 0.8)) if early else float(rng.uniform(0.7, 3.0))
-    radius = draw_radius(rng, float(np.interp(stage, [0, 1, 2, 3], [8.3, 6.0, 4.9, 4.4])))
+    radius = _draw_radius(rng, float(np.interp(stage, [0, 1, 2, 3], [8.3, 6.0, 4.9, 4.4])))
     share = float(np.interp(stage, [0, 1, 2, 3], [0.74, 0.72, 0.62, 0.48])) * float(rng.normal(1.0, 0.04))
     nucleus = lobe_chain(
         rng,
@@ -349,7 +349,7 @@ def _erythroid(rng: Rng, code: str) -> Cell:
     stains = (DEEP_BLUE, mix(DEEP_BLUE, BLUE, 0.6), (0.55, 0.58, 0.16), (0.27, 0.36, 0.18))
     low = min(int(stage), 2)
     return replace(
-        blank_cell(rng, code, radius, 0.03),
+        _blank_cell(rng, code, radius, 0.03),
         cytoplasm=tint(rng, mix(stains[low], stains[low + 1], stage - low), 0.15),
         rim=0.25 if early else 0.05,
         mottle=0.12 if early else 0.07,
@@ -358,8 +358,8 @@ def _erythroid(rng: Rng, code: str) -> Cell:
         clump=float(np.interp(stage, [0, 1, 3], [0.2, 0.5, 0.6])),
         contrast=float(np.interp(stage, [0, 1.5, 3], [0.2, 0.34, 0.2])),
         net=0.5 if early else 0.15,
-        spots=nucleoli(rng, nucleus, int(rng.integers(1, 4)) if early else 0, 0.9),
-        vacuoles=(hof(nucleus, radius, 0.3, -0.5),) if early else (),
+        spots=_nucleoli(rng, nucleus, int(rng.integers(1, 4)) if early else 0, 0.9),
+        vacuoles=(_hof(nucleus, radius, 0.3, -0.5),) if early else (),
     )
 
 

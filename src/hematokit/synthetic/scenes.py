@@ -25,34 +25,29 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "Disc",
     "SyntheticCell",
     "SyntheticCrop",
     "SyntheticField",
     "crop_counts",
-    "expected_number",
-    "press",
-    "scatter",
-    "surround",
     "synthesize_crops",
     "synthesize_field",
 ]
 
-Disc = tuple[float, float, float]
+_Disc = tuple[float, float, float]
 """Row, column and radius in px of an occupied disc."""
 
 
-def expected_number(rng: np.random.Generator, canvas: Canvas, per_10000_um2: float) -> int:
+def _expected_number(rng: np.random.Generator, canvas: Canvas, per_10000_um2: float) -> int:
     """Return a random number of objects of that density on the canvas and a margin of 4 um around it."""
     height, width = (side * canvas.pixel_size_um + 8.0 for side in (canvas.height, canvas.width))
     return int(rng.poisson(per_10000_um2 * height * width / 1e4))
 
 
-def scatter(
+def _scatter(
     rng: np.random.Generator,
     canvas: Canvas,
     radii: NDArray[np.float64],
-    placed: list[Disc],
+    placed: list[_Disc],
     *,
     tries: int = 6,
     clumping: float = 0.0,
@@ -87,7 +82,7 @@ def scatter(
     return found
 
 
-def press(rng: np.random.Generator, cells: Sequence[Cell], places: Sequence[tuple[int, int]], px: float) -> list[Cell]:
+def _press(rng: np.random.Generator, cells: Sequence[Cell], places: Sequence[tuple[int, int]], px: float) -> list[Cell]:
     """Return cells flattened where they touch: neighbours share a straight border, as in a dense marrow.
 
     Parameters
@@ -124,7 +119,7 @@ def press(rng: np.random.Generator, cells: Sequence[Cell], places: Sequence[tupl
 
 
 def _chains(
-    rng: np.random.Generator, canvas: Canvas, count: int, radius: float, placed: list[Disc]
+    rng: np.random.Generator, canvas: Canvas, count: int, radius: float, placed: list[_Disc]
 ) -> list[tuple[int, int]]:
     """Return centres of red cells in rouleaux: bent rows of three to nine."""
     taken = np.reshape(placed, (-1, 3))
@@ -143,7 +138,7 @@ def _chains(
     return centres
 
 
-def surround(canvas: Canvas, smear: Smear, rng: np.random.Generator, placed: list[Disc]) -> None:
+def _surround(canvas: Canvas, smear: Smear, rng: np.random.Generator, placed: list[_Disc]) -> None:
     """Draw red cells around the placed discs, and platelets and debris anywhere."""
     px = canvas.pixel_size_um
     if smear.curd:
@@ -152,13 +147,13 @@ def surround(canvas: Canvas, smear: Smear, rng: np.random.Generator, placed: lis
         flakes = np.maximum(texture(4.2) - 0.3, 0.0) * np.maximum(texture(24.0) + 0.3, 0.0)
         for channel, stain in enumerate((0.9, 1.1, 0.2)):
             canvas.density[..., channel] += np.float32(smear.curd * stain) * flakes
-    count = expected_number(rng, canvas, smear.red_cells)
+    count = _expected_number(rng, canvas, smear.red_cells)
     stacked = int(rng.binomial(count, smear.rouleaux))
     # Red cells may overlap each other and nucleated cells, as in the thick parts of a smear.
     crowded = [(y, x, radius * 0.8) for y, x, radius in placed]
     centres = _chains(rng, canvas, stacked, 3.5 / px, crowded)
     loose = np.full(count - stacked, 3.5 / px * (0.88 - 0.22 * min(1.0, smear.red_cells / 240.0)))
-    centres += [(y, x) for _, y, x in scatter(rng, canvas, loose, crowded, tries=10, clumping=0.5)]
+    centres += [(y, x) for _, y, x in _scatter(rng, canvas, loose, crowded, tries=10, clumping=0.5)]
     # Parts of a smear are free of them: waves of a fifth of a millimetre thin them out.
     waves = rng.uniform(0, 2 * np.pi, (3, 2)), rng.uniform(25.0, 70.0, 3) / px
     for y, x in centres:
@@ -168,8 +163,8 @@ def surround(canvas: Canvas, smear: Smear, rng: np.random.Generator, placed: lis
         )
         if height * smear.patchiness < 1.0:
             draw_red_cell(canvas, rng, y, x, smear.red_cell, bluish=bool(rng.random() < smear.polychromasia))
-    draw_platelets(canvas, rng, expected_number(rng, canvas, smear.platelets))
-    draw_specks(canvas, rng, expected_number(rng, canvas, smear.debris))
+    draw_platelets(canvas, rng, _expected_number(rng, canvas, smear.platelets))
+    draw_specks(canvas, rng, _expected_number(rng, canvas, smear.debris))
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,14 +316,14 @@ def _synthesize_crop(code: str, index: int, seed: int, size: int, smears: int) -
     cell = make_cell(code, rng)
     middle = np.rint(size / 2 + np.clip(rng.normal(0.0, 2.5, 2), -6, 6)).astype(int)
     px = canvas.pixel_size_um
-    placed: list[Disc] = [(float(middle[0]), float(middle[1]), cell.extent / px)]
-    count = expected_number(rng, canvas, smear.nucleated)
+    placed: list[_Disc] = [(float(middle[0]), float(middle[1]), cell.extent / px)]
+    count = _expected_number(rng, canvas, smear.nucleated)
     others = [make_cell(other, rng) for other in _draw_codes(rng, count)]
     radii = np.array([other.extent / px for other in others])
-    spots = scatter(rng, canvas, radii, placed, tries=12, clumping=smear.clumping)
-    surround(canvas, smear, rng, placed)
+    spots = _scatter(rng, canvas, radii, placed, tries=12, clumping=smear.clumping)
+    _surround(canvas, smear, rng, placed)
     places = [(int(middle[0]), int(middle[1])), *((y, x) for _, y, x in spots)]
-    own_cell, *around = press(rng, [cell, *(others[number] for number, _, _ in spots)], places, px)
+    own_cell, *around = _press(rng, [cell, *(others[number] for number, _, _ in spots)], places, px)
     cells = [_place_cell(canvas, other, *place) for other, place in zip(around, places[1:], strict=True)]
     own = _place_cell(canvas, own_cell, *places[0])
     if own is None:
@@ -438,11 +433,11 @@ def synthesize_field(
         rng.shuffle(codes)
     made = [make_cell(code, rng) for code in codes]
     radii = np.array([cell.extent / canvas.pixel_size_um for cell in made])
-    placed: list[Disc] = []
-    spots = scatter(rng, canvas, radii, placed, tries=50, clumping=look.clumping)
-    surround(canvas, look, rng, placed)
+    placed: list[_Disc] = []
+    spots = _scatter(rng, canvas, radii, placed, tries=50, clumping=look.clumping)
+    _surround(canvas, look, rng, placed)
     places = [(y, x) for _, y, x in spots]
-    pressed = press(rng, [made[number] for number, _, _ in spots], places, canvas.pixel_size_um)
+    pressed = _press(rng, [made[number] for number, _, _ in spots], places, canvas.pixel_size_um)
     truth = [_place_cell(canvas, cell, *place) for cell, place in zip(pressed, places, strict=True)]
     seen = tuple(cell for cell in truth if cell is not None)
     return SyntheticField(develop(canvas, look, rng), seen, look.smear_id, look.patient_id)

@@ -23,7 +23,6 @@ from hematokit.imaging.reading import printable
 
 __all__ = [
     "ArrayLevel",
-    "DEPTHS",
     "Field",
     "Level",
     "MAX_CACHE_BYTES",
@@ -31,10 +30,7 @@ __all__ = [
     "Source",
     "TurnedLevel",
     "check_size",
-    "choose_depth",
     "drop_alpha",
-    "lookup_table",
-    "sample_maximum",
     "unreadable",
 ]
 
@@ -162,14 +158,14 @@ def drop_alpha(pixels: npt.NDArray[Any], opaque: int, shown: str) -> npt.NDArray
     return pixels[..., :3]
 
 
-DEPTHS = (8, 10, 12, 14, 16)
+_DEPTHS = (8, 10, 12, 14, 16)
 """Bits in use of 16 that cameras have."""
 
 _SAMPLE_PIXELS = 4_000_000  # a level of up to this size is read whole
 _SAMPLE_GRID, _SAMPLE_SIDE = 8, 128  # of a larger one: 8 x 8 boxes of 128 px
 
 
-def choose_depth(maximum: int, significant_bits: int | None) -> int:
+def _choose_depth(maximum: int, significant_bits: int | None) -> int:
     """Return the number of 16 bits that the camera used.
 
     Parameters
@@ -182,21 +178,21 @@ def choose_depth(maximum: int, significant_bits: int | None) -> int:
     Returns
     -------
     int
-        The stated number, if it is below 16 and holds the maximum; else the smallest of `DEPTHS` that does.
+        The stated number, if it is below 16 and holds the maximum; else the smallest of `_DEPTHS` that does.
     """
     if significant_bits is not None and 8 <= significant_bits < 16 and maximum < 1 << significant_bits:
         return significant_bits
-    return next(depth for depth in DEPTHS if maximum < 1 << depth)
+    return next(depth for depth in _DEPTHS if maximum < 1 << depth)
 
 
-def lookup_table(depth: int) -> npt.NDArray[np.uint8]:
+def _lookup_table(depth: int) -> npt.NDArray[np.uint8]:
     """Return the 8-bit value of each 16-bit value: linear, rounded, 255 from ``2 ** depth - 1``."""
     white = (1 << depth) - 1
     values = np.minimum(np.arange(1 << 16, dtype=np.uint32), white)
     return ((values * 255 + white // 2) // white).astype(np.uint8)
 
 
-def sample_maximum(levels: Sequence[Level]) -> int:
+def _sample_maximum(levels: Sequence[Level]) -> int:
     """Return the largest value of a field's smallest level, or of evenly spread boxes in it where it is large."""
     level = levels[-1]
     if level.height * level.width <= _SAMPLE_PIXELS:
@@ -261,10 +257,10 @@ class Field:
         self._table: npt.NDArray[np.uint8] | None = None
         if base.dtype == np.uint16:
             try:
-                depth = choose_depth(sample_maximum(source.levels), source.significant_bits)
+                depth = _choose_depth(_sample_maximum(source.levels), source.significant_bits)
             except Exception as error:
                 raise unreadable(self._shown, error) from error
-            self._table = lookup_table(depth)
+            self._table = _lookup_table(depth)
             notes = (*notes, f"16 bits per channel, shown as 8: white at {(1 << depth) - 1}")
         self.notes = tuple(printable(note) for note in (*source.notes, *notes))
 

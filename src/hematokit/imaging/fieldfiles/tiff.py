@@ -26,11 +26,11 @@ from hematokit.imaging.reading import printable
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-__all__ = ["OmeImage", "open_tiff", "read_omexml", "stated_in_tiff"]
+__all__ = ["open_tiff", "stated_in_tiff"]
 
 
 @dataclass(frozen=True)
-class OmeImage:
+class _OmeImage:
     """The image of an OME-TIFF.
 
     Attributes
@@ -57,7 +57,7 @@ class OmeImage:
     pixel_size: PixelSize = nothing
 
 
-def read_omexml(text: str) -> OmeImage | None:
+def _read_omexml(text: str) -> _OmeImage | None:
     """Read OME-XML.
 
     Parameters
@@ -67,7 +67,7 @@ def read_omexml(text: str) -> OmeImage | None:
 
     Returns
     -------
-    OmeImage or None
+    _OmeImage or None
         None if the text is no OME-XML, or damaged.
     """
     if "<OME" not in text[:4096] and ":OME" not in text[:4096]:
@@ -89,7 +89,7 @@ def _find(element: Element, name: str) -> Iterator[Element]:
     return (child for child in element.iter() if child.tag == name or child.tag.endswith("}" + name))
 
 
-def _describe(images: int, pixels: Element) -> OmeImage:
+def _describe(images: int, pixels: Element) -> _OmeImage:
     about = pixels.attrib
     bits = about.get("SignificantBits")
     channels = list(_find(pixels, "Channel"))
@@ -100,7 +100,7 @@ def _describe(images: int, pixels: Element) -> OmeImage:
         y = about.get("PhysicalSizeY", x)
         unit_x, unit_y = about.get("PhysicalSizeXUnit", "µm"), about.get("PhysicalSizeYUnit", "µm")
         size = from_lengths(x, y, unit_x, unit_y, "PhysicalSize in its OME-XML")
-    return OmeImage(
+    return _OmeImage(
         images=images,
         channels=int(about["SizeC"]) if "SizeC" in about else None,
         planes=int(about.get("SizeZ", 1)) * int(about.get("SizeT", 1)),
@@ -157,7 +157,7 @@ def stated_in_tiff(data: bytes) -> PixelSize:
         with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
             page: Any = file.pages[0]
             text = page.description or ""
-            return _pixel_size(page, text, read_omexml(text))
+            return _pixel_size(page, text, _read_omexml(text))
     except Exception:
         # Damage is reported when the pixels are read.
         return nothing
@@ -168,7 +168,7 @@ def _read_structure(file: Any, shown: str, orient: bool) -> Source:
     file_size = os.fstat(descriptor).st_size
     pages = _top_pages(file, shown)
     text = pages[0].description or ""
-    ome = read_omexml(text)
+    ome = _read_omexml(text)
     base, rest = _split_pages(pages, text, ome, shown)
     for page in base:
         _check_page(page, len(base), shown)
@@ -194,7 +194,7 @@ def _read_structure(file: Any, shown: str, orient: bool) -> Source:
     )
 
 
-def _orientation(page: Any, text: str, ome: OmeImage | None) -> int:
+def _orientation(page: Any, text: str, ome: _OmeImage | None) -> int:
     """Return the orientation to apply; that of a smaller level is the field's."""
     if ome is not None or text.startswith("Aperio"):
         # Their axes are those of the file: Bio-Formats, OpenSlide and QuPath ignore the tag.
@@ -221,7 +221,7 @@ def _several(shown: str, what: str) -> ImageError:
     return ImageError("several-images", f"{shown} holds {what}; save the one image that is the field by itself")
 
 
-def _split_pages(pages: list[Any], text: str, ome: OmeImage | None, shown: str) -> tuple[list[Any], list[Any]]:
+def _split_pages(pages: list[Any], text: str, ome: _OmeImage | None, shown: str) -> tuple[list[Any], list[Any]]:
     """Return the pages of the field at full resolution, and those that may be smaller levels of it."""
     first = pages[0]
     channels = _stated_channels(text, ome, shown)
@@ -247,7 +247,7 @@ def _split_pages(pages: list[Any], text: str, ome: OmeImage | None, shown: str) 
     return base, [page for page in rest if len(base) == 1]
 
 
-def _stated_channels(text: str, ome: OmeImage | None, shown: str) -> int | None:
+def _stated_channels(text: str, ome: _OmeImage | None, shown: str) -> int | None:
     """Return the number of channels that the metadata state; raise for stacks and fluorescence."""
     if ome is not None:
         if ome.images > 1:
@@ -360,7 +360,7 @@ def _check_page(page: Any, pages: int, shown: str) -> None:
         raise not_rgb(f"stores luma and chroma (YCbCr) with {COMPRESSIONS[compression]} compression")
 
 
-def _pixel_size(page: Any, text: str, ome: OmeImage | None) -> PixelSize:
+def _pixel_size(page: Any, text: str, ome: _OmeImage | None) -> PixelSize:
     """Return the pixel size from the most specific metadata."""
     if ome is not None and ome.pixel_size != nothing:
         return ome.pixel_size
