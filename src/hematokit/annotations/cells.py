@@ -32,7 +32,7 @@ __all__ = [
     "name_cells",
     "order_columns",
     "text_column",
-    "unsure_cells",
+    "low_confidence_cells",
 ]
 
 TABLE_COLUMNS: Final = (
@@ -232,7 +232,7 @@ def called_classes(cells: pd.DataFrame) -> npt.NDArray[np.object_]:
     return np.where(reviewed | (predicted == ""), label, predicted).astype(object)
 
 
-def unsure_cells(cells: pd.DataFrame, unsure_below: float) -> npt.NDArray[np.bool_]:
+def low_confidence_cells(cells: pd.DataFrame, unsure_below: float) -> npt.NDArray[np.bool_]:
     """Return which cells are low-confidence: probability below the threshold or missing, and not reviewed.
 
     Parameters

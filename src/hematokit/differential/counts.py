@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.annotations.cells import UNSURE_BELOW, called_classes, text_column, unsure_cells
+from hematokit.annotations.cells import UNSURE_BELOW, called_classes, low_confidence_cells, text_column
 from hematokit.errors import FieldError
 from hematokit.imaging.reading import printable
 from hematokit.taxonomy import CellClass, Taxonomy
@@ -250,7 +250,7 @@ def count_cells(
         cells["touches_border"].to_numpy(bool) if "touches_border" in cells.columns else np.zeros(len(cells), bool)
     )
     taken = ~touching if exclude_border else np.ones(len(cells), bool)
-    unsure = unsure_cells(cells, unsure_below)
+    unsure = low_confidence_cells(cells, unsure_below)
 
     def counted(which: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         flat = np.bincount(where[which] * len(place) + index[which], minlength=len(order) * len(place))

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.annotations.cells import unsure_cells
+from hematokit.annotations.cells import low_confidence_cells
 from hematokit.errors import EvaluationError, ExplanationError, ImageError
 from hematokit.evaluation.sources import ALL_CELLS, StoreCells, open_training_store
 from hematokit.imaging.fieldfiles import stated_pixel_size
@@ -325,7 +325,7 @@ def uncertain_cells(predictions: pd.DataFrame, codes: Sequence[str], *, unsure_b
     """
     known = predictions["label"].isin(list(codes))
     wrong = known & (predictions["label"] != predictions["predicted"])
-    unsure = pd.Series(unsure_cells(predictions, unsure_below), index=predictions.index)
+    unsure = pd.Series(low_confidence_cells(predictions, unsure_below), index=predictions.index)
     columns = [f"p_{code}" for code in codes]
     chosen = predictions[wrong | unsure]
     probabilities = chosen[columns].to_numpy(np.float64)

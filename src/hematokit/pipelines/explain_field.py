@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.annotations.cells import name_cells, unsure_cells
+from hematokit.annotations.cells import low_confidence_cells, name_cells
 from hematokit.detection.windows import examine_field, make_detector
 from hematokit.errors import ExplanationError
 from hematokit.explanation.field_map import cell_boxes, downsample_layer, maps_to_patch, write_layer
@@ -141,7 +141,7 @@ def _choose(cells: pd.DataFrame, wanted: Sequence[str] | str, unsure_below: floa
     if given == [ALL]:
         return cells
     if given == [UNSURE]:
-        chosen = cells[unsure_cells(cells, unsure_below)]
+        chosen = cells[low_confidence_cells(cells, unsure_below)]
         if not len(chosen):
             raise ExplanationError(
                 f"no cell of {printable(str(field))} is unsure: all have a probability of {unsure_below:g} or more; "

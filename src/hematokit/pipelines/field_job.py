@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pandas as pd
 from pydantic import TypeAdapter
 
-from hematokit.annotations.cells import name_cells, unsure_cells
+from hematokit.annotations.cells import low_confidence_cells, name_cells
 from hematokit.annotations.writing import read_parquet, write_csv, write_geojson, write_parquet
 from hematokit.detection.windows import examine_field, make_detector
 from hematokit.errors import FieldError, HematokitError
@@ -385,7 +385,7 @@ class FieldJob:
                     batch_size=self.batch_size,
                     progress=_counted(note, task, "cells classified"),
                 )
-                unsure = int(unsure_cells(cells, self.unsure_below).sum())
+                unsure = int(low_confidence_cells(cells, self.unsure_below).sum())
                 clock.lap("classify")
             self._write(task, opened, cells, model.taxonomy if model is not None else MATEK_21)
             clock.lap("files")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from hematokit.annotations.cells import name_cells, unsure_cells
+from hematokit.annotations.cells import low_confidence_cells, name_cells
 from hematokit.detection.windows import examine_field, make_detector
 from hematokit.errors import FieldError, HematokitError
 from hematokit.imaging.fieldfiles import open_field
@@ -239,7 +239,7 @@ class FieldJob:
                     batch_size=self.batch_size,
                     progress=_progress_note(note, task, "cells classified"),
                 )
-                unsure, taxonomy = int(unsure_cells(cells, self.unsure_below).sum()), model.taxonomy
+                unsure, taxonomy = int(low_confidence_cells(cells, self.unsure_below).sum()), model.taxonomy
                 clock.lap("classify")
             overlay = draw_overlay(opened, cells, taxonomy, unsure_below=self.unsure_below)
             self.fields.write(task.field_id, cells, taxonomy, pixel_size_um=opened.pixel_size_um, overlay=overlay)

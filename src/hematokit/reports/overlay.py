@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from hematokit.annotations.cells import UNSURE_BELOW, called_classes, unsure_cells
+from hematokit.annotations.cells import UNSURE_BELOW, called_classes, low_confidence_cells
 from hematokit.differential.counts import counting_groups
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _png(image: Image.Image) -> bytes:
 
 def _marks(cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float, scale: float, unit: float) -> list[_Mark]:
     colours = {entry.code: colour_rgb(entry.colour) for entry in taxonomy}
-    called, unsure = called_classes(cells), unsure_cells(cells, unsure_below)
+    called, unsure = called_classes(cells), low_confidence_cells(cells, unsure_below)
     contours = list(cells["contour"]) if "contour" in cells.columns else [None] * len(cells)
     boxes = cells[["y0", "x0", "height", "width"]].to_numpy(np.float64)
     marks = []
@@ -403,7 +403,7 @@ class _Line:
 
 
 def _legend_lines(cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float) -> list[_Line]:
-    called, unsure = called_classes(cells), unsure_cells(cells, unsure_below)
+    called, unsure = called_classes(cells), low_confidence_cells(cells, unsure_below)
     if not len(cells):
         return [_Line("No nucleated cell was found.", muted=True)]
     if not (called != "").any():

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.annotations.cells import UNSURE_BELOW, called_classes, order_columns, unsure_cells
+from hematokit.annotations.cells import UNSURE_BELOW, called_classes, low_confidence_cells, order_columns
 from hematokit.annotations.writing import write_csv, write_geojson, write_parquet
 from hematokit.differential.summary import Summary
 from hematokit.errors import FieldError
@@ -148,7 +148,7 @@ class Review:
 
     def unsure(self) -> pd.Series[bool]:
         """Return whether each cell of `cells` is low-confidence: below the threshold, and not reviewed."""
-        return pd.Series(unsure_cells(self.cells, self.unsure_below), index=self.cells.index, name="unsure")
+        return pd.Series(low_confidence_cells(self.cells, self.unsure_below), index=self.cells.index, name="unsure")
 
     def queue(self, order: str = "least sure", code: str | None = None) -> list[str]:
         """Return cells in the order of a review, those not reviewed yet first.
