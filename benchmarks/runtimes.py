@@ -68,8 +68,8 @@ def compiled(model: Any) -> Compute:
 def int8(model: Any, calibration: np.ndarray) -> Compute:
     """A quantised file, as the export makes it, its batches side by side as those of the other engines."""
     from hematokit.models.formats.quantising import to_int8
-    from hematokit.models.onnx_graph import onnx_bytes
     from hematokit.models.runtimes.onnx_classifier import OnnxClassifier
+    from hematokit.models.runtimes.onnx_graph import onnx_bytes
 
     return OnnxClassifier(to_int8(onnx_bytes(model), calibration), model.config).logits
 
@@ -124,7 +124,7 @@ def with_image_size(path: Path, size: int, folder: Path) -> Path:
 def measure(path: Path, arguments: Any) -> dict[str, Any]:
     """All contestants on one model."""
     from hematokit import load_model
-    from hematokit.models.parity import sample_patches
+    from hematokit.models.runtimes.parity import sample_patches
     from hematokit.pipelines.export import ExportCrops
 
     model = load_model(path, "cpu", runtime="torch")

@@ -397,7 +397,7 @@ DEMO_NAME: Final = "demo model (drawn cells)"
 
 def demo_folder() -> Path:
     """Where the demonstration is kept; need not exist."""
-    from hematokit.models.runtimes.choosing import cache_folder
+    from hematokit.models.runtimes.exported import cache_folder
 
     return cache_folder() / "demo"
 

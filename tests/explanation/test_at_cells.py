@@ -20,7 +20,7 @@ from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import Box, patch_box
 from hematokit.models import load_model
 from hematokit.models.field_cells import cut_patches
-from hematokit.models.parity import sample_patches
+from hematokit.models.runtimes.parity import sample_patches
 from hematokit.plugins import MadeExplainer
 from hematokit.plugins.specs import ExplainerSpec
 

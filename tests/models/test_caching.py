@@ -24,7 +24,7 @@ from hematokit import HematokitError, classify, load_model
 from hematokit.explanation.at_cells import explainable
 from hematokit.models import cached_model, export_onnx
 from hematokit.models.bundle import bundle_identity
-from hematokit.models.parity import sample_patches
+from hematokit.models.runtimes.parity import sample_patches
 from hematokit.pipelines.field_run import FieldJob, prepare_run, run_fields
 from hematokit.results.reading import find_model_of, open_results
 from hematokit.synthetic import synthesize_field

@@ -22,9 +22,9 @@ from hematokit.models import Classifier, OnnxClassifier
 from hematokit.models.classifier import ORIGIN
 from hematokit.models.formats.quantising import to_fp16
 from hematokit.models.integrity import seal_onnx
-from hematokit.models.onnx_graph import onnx_bytes
-from hematokit.models.parity import sample_patches
-from hematokit.models.predictions import prediction_frame
+from hematokit.models.model import prediction_frame
+from hematokit.models.runtimes.onnx_graph import onnx_bytes
+from hematokit.models.runtimes.parity import sample_patches
 from hematokit.pipelines.train import train
 from hematokit.plugins.specs import InputSpec
 from hematokit.synthetic import synthesize_field

@@ -25,7 +25,7 @@ from hematokit.models.formats import onnx_file
 from hematokit.models.formats.onnx_file import CARD_KEY, OnnxSettings
 from hematokit.models.formats.quantising import JudgedCrops, measure_cost
 from hematokit.models.integrity import seal_onnx
-from hematokit.models.parity import measure_parity, sample_patches
+from hematokit.models.runtimes.parity import measure_parity, sample_patches
 from hematokit.taxonomy import Taxonomy
 
 onnx = pytest.importorskip("onnx")

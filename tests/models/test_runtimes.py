@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from hematokit import MATEK_21, HematokitError, load_model, open_store
 from hematokit.errors import ModelError
 from hematokit.models import Classifier, OnnxClassifier, export_onnx
-from hematokit.models import onnx_graph as exporting_module
+from hematokit.models.runtimes import onnx_graph as exporting_module
 from hematokit.models.construction import build_backbone, choose_backbone
-from hematokit.models.onnx_graph import CONFIG_KEY, onnx_bytes
-from hematokit.models.parity import check_agreement, sample_patches
-from hematokit.models.runtimes import choosing as runtimes_module
-from hematokit.models.runtimes.choosing import cache_folder
+from hematokit.models.runtimes import exported as runtimes_module
 from hematokit.models.runtimes.engines import thread_count
+from hematokit.models.runtimes.exported import cache_folder
+from hematokit.models.runtimes.onnx_graph import CONFIG_KEY, onnx_bytes
+from hematokit.models.runtimes.parity import check_agreement, sample_patches
 from hematokit.plugins.specs import InputSpec
 from tinykit import seal_bundle
 
@@ -270,7 +270,7 @@ def test_old_files_leave_the_cache(tiny_run: Path, cache: Path, quick: list[Clas
 def test_two_processes_at_once(tiny_run: Path, cache: Path) -> None:
     code = (
         "import sys, numpy as np; from hematokit import load_model\n"
-        "from hematokit.models.parity import sample_patches\n"
+        "from hematokit.models.runtimes.parity import sample_patches\n"
         "model = load_model(sys.argv[1], runtime='onnxruntime')\n"
         "print(model.logits(sample_patches(64)).argmax(axis=1).tolist())"
     )

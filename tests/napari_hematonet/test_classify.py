@@ -467,11 +467,11 @@ def test_a_model_that_does_not_fit_on_the_gpu_is_loaded_on_the_cpu(
     """What asks for the GPU the next time gets the GPU, if it has room by then."""
     import torch
 
-    from hematokit.models import caching
+    from hematokit.models import loading
 
     said: list[str] = []
     devices: list[str] = []
-    load = caching.load_files
+    load = loading._load
 
     def full(files: Any, device: str, runtime: str) -> Any:
         devices.append(device)
@@ -479,9 +479,9 @@ def test_a_model_that_does_not_fit_on_the_gpu_is_loaded_on_the_cpu(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return load(files, device, runtime)
 
-    monkeypatch.setattr(caching, "load_files", full)
-    monkeypatch.setattr(caching, "_computed_by", lambda path, device, runtime: (device, runtime))
-    monkeypatch.setattr(caching, "_LOADED", {})
+    monkeypatch.setattr(loading, "_load", full)
+    monkeypatch.setattr(loading, "_computed_by", lambda path, device, runtime: (device, runtime))
+    monkeypatch.setattr(loading, "_LOADED", {})
     for _ in range(2):
         assert str(jobs.get_model(str(tiny_run), "cuda:0", "torch", said.append).device) == "cpu"
     assert devices == ["cuda:0", "cpu", "cuda:0"]

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from hematokit.errors import BusyError, ServingError
-from hematokit.models.predictions import prediction_frame
+from hematokit.models.model import prediction_frame
 from hematokit.serving.batching import Batcher, QueuedModel
 from hematokit.taxonomy import MATEK_21
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 
 from hematokit.errors import ModelError, PluginError
-from hematokit.models.integrity import read_tensor_file
+from hematokit.models.construction import read_tensor_file
 
 __all__ = ["Network", "find_weights", "library", "load_network", "read_checkpoint", "usual_model"]
 

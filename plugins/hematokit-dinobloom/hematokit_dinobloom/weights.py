@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 
 from hematokit.errors import ModelError
-from hematokit.models.integrity import read_tensor_file
+from hematokit.models.construction import read_tensor_file
 
 __all__ = ["Accounting", "load_weights", "read_checkpoint"]
 

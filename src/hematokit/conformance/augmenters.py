@@ -15,7 +15,7 @@ import torch
 from hematokit.conformance.packages import PluginUnderTest, builds, spec
 from hematokit.conformance.rules import Rule, RuleBroken, RuleWarning
 from hematokit.errors import HematokitError
-from hematokit.models.parity import sample_patches
+from hematokit.models.runtimes.parity import sample_patches
 
 __all__ = ["RULES", "AugmenterUnderTest"]
 

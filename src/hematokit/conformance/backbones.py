@@ -22,7 +22,7 @@ from hematokit.explanation.running import explain_cells
 from hematokit.models import export_onnx, load_model, save_bundle
 from hematokit.models.classifier import Classifier
 from hematokit.models.construction import build_backbone, choose_backbone, load_weights
-from hematokit.models.parity import check_agreement, sample_patches
+from hematokit.models.runtimes.parity import check_agreement, sample_patches
 from hematokit.taxonomy import MATEK_21
 
 __all__ = ["RULES", "BackboneUnderTest"]

@@ -17,7 +17,7 @@ from hematokit.errors import HematokitError
 from hematokit.explanation.running import explain_cells
 from hematokit.models.classifier import Classifier
 from hematokit.models.construction import build_backbone, choose_backbone
-from hematokit.models.parity import sample_patches
+from hematokit.models.runtimes.parity import sample_patches
 from hematokit.plugins.specs import InputSpec
 from hematokit.taxonomy import MATEK_21
 

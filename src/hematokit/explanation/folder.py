@@ -32,7 +32,7 @@ from hematokit.errors import ExplanationError
 from hematokit.explanation.running import ChooseTargets, ExplainedBatch, explain_in_batches
 from hematokit.explanation.selection import uncertain_cells
 from hematokit.files import TEMPORARY_PREFIX, one_line_read_errors, one_line_write_errors, write_json
-from hematokit.models.predictions import prediction_frame
+from hematokit.models.model import prediction_frame
 from hematokit.parquet import write_table
 from hematokit.plugins import MadeExplainer, is_other_version, load_plugins
 from hematokit.progress import Progress, no_progress

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from hematokit._version import __version__
-from hematokit.errors import ModelError
+from hematokit.errors import ModelError, PluginError
 from hematokit.files import write_atomically
 from hematokit.imaging.reading import printable
 from hematokit.models.config import (
@@ -38,10 +38,13 @@ from hematokit.models.integrity import (
     verify_manifest,
     write_manifest,
 )
+from hematokit.plugins import load_plugins
 from hematokit.plugins.hookspecs import PROJECT
 
 if TYPE_CHECKING:
     # Only for annotations: a bundle that another runtime computes must open without torch.
+    import torch
+
     from hematokit.models.classifier import Classifier
     from hematokit.models.construction import BackboneChoice
 
@@ -51,6 +54,7 @@ __all__ = [
     "find_bundle",
     "find_model",
     "is_onnx",
+    "open_bundle",
     "read_config",
     "read_model",
     "save_bundle",
@@ -310,6 +314,99 @@ def _parse_bytes(raw: bytes, folder: Path) -> ModelConfig:
 
 def _unreadable(folder: Path, error: Exception) -> ModelError:
     return ModelError(f"{folder / CONFIG} cannot be read ({' '.join(str(error).split())}); copy the bundle again")
+
+
+def open_bundle(files: ModelFiles, device: str | torch.device = "auto") -> Classifier:
+    """Build the classifier of a bundle; nothing is unpickled, and no code of the bundle is run.
+
+    Parameters
+    ----------
+    files : ModelFiles
+        Of a bundle, as `read_model` returns them.
+    device : str or torch.device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+
+    Returns
+    -------
+    Classifier
+        In evaluation mode, on the device.
+
+    Raises
+    ------
+    ModelError
+        If the weights are damaged, not finite or of another backbone.
+    PluginError
+        If the plugin that provides the backbone is not installed.
+    """
+    import torch
+
+    from hematokit.models.classifier import Classifier, resolve_device
+    from hematokit.models.construction import build_backbone
+
+    folder, config = files.path, files.config
+    assert config is not None  # an ONNX file has no weights for torch
+    choice = _rebuild_choice(folder, config)
+    backbone = build_backbone(choice, len(config.taxonomy))
+    _load_state(backbone, files)
+    classifier = Classifier(
+        backbone,
+        config.taxonomy,
+        choice.input,
+        config.input.patch_size,
+        config.temperature,
+        config=config,
+        identity=files.identity,
+    )
+    target = device if isinstance(device, torch.device) else resolve_device(device)
+    return classifier.to(target).to(memory_format=torch.channels_last).eval()
+
+
+def _rebuild_choice(folder: Path, config: ModelConfig) -> BackboneChoice:
+    from hematokit.models.construction import choose_backbone
+
+    wanted = config.backbone
+    try:
+        choice = choose_backbone(wanted.name, wanted.variant, config.input.size, wanted.options)
+    except PluginError as error:
+        if wanted.package != "hematokit" and wanted.name not in load_plugins().backbones:
+            absence = load_plugins().explain_absence(wanted.package, wanted.package_version)
+            raise PluginError(f"bundle {folder} needs backbone {wanted.name!r} of {absence}") from error
+        raise
+    # What the bundle was trained with counts, not what the plugin would choose today.
+    return replace(choice, input=config.input.spec)
+
+
+def _load_state(backbone: torch.nn.Module, files: ModelFiles) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path = files.path / WEIGHTS
+    try:
+        state = load(files.content)
+    except SafetensorError as error:
+        text = " ".join(str(error).split())
+        raise ModelError(f"{path} is missing or damaged ({text}); copy the bundle again") from error
+    _check_finite(backbone, state, path)
+    try:
+        backbone.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{path} does not fit the backbone its config.json names ({' '.join(str(error).split())[:160]}); "
+            "the two files are not of one bundle: copy it again"
+        ) from error
+
+
+def _check_finite(backbone: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Refuse weights that are not finite, except where the architecture itself has such a constant (a mask)."""
+    own = backbone.state_dict()
+    for name, values in state.items():
+        if values.is_floating_point() and not values.isfinite().all():
+            built = own.get(name)
+            if built is None or not values.equal(built.to(values)):
+                raise ModelError(
+                    f"{path} has weights that are not finite ({printable(name)}); the training went wrong or the file "
+                    "is damaged: copy the bundle again, or train the model again"
+                )
 
 
 def model_card(config: ModelConfig) -> str:

@@ -1,10 +1,10 @@
-"""The classifier: patch -> input -> normalisation -> backbone -> logits -> calibrated probabilities."""
+"""The classifier: patch -> input -> normalisation -> backbone -> logits -> calibrated probabilities; and its device."""
 
 from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -12,21 +12,20 @@ import torch
 from torch.nn import functional
 
 from hematokit.errors import HematokitError, ModelError, PluginError, describe_error
-from hematokit.models.predictions import check_finite, check_patches, prediction_frame
+from hematokit.models.config import ModelConfig
+from hematokit.models.model import check_finite, check_patches, prediction_frame
 from hematokit.plugins.specs import InputSpec
 from hematokit.progress import Progress, no_progress
 from hematokit.taxonomy import Taxonomy
 
-if TYPE_CHECKING:
-    from hematokit.models.config import ModelConfig
-
 __all__ = [
     "ORIGIN",
     "Classifier",
+    "describe_device",
     "fit_to_input",
     "input_region",
-    "prediction_frame",
     "resizing_matrix",
+    "resolve_device",
     "shrink_patches",
 ]
 
@@ -325,3 +324,41 @@ def resizing_matrix(side: int, spec: InputSpec) -> torch.Tensor | None:
     # Resizing the rows of the unit matrix, its columns left as they are, gives the weights themselves.
     unit = torch.eye(side)[None, None]
     return functional.interpolate(unit, size=(size, side), mode="bilinear", antialias=True, align_corners=False)[0, 0]
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Turn a user's word into a device.
+
+    Parameters
+    ----------
+    name : str
+        ``"auto"`` (a GPU where there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+
+    Raises
+    ------
+    ModelError
+        If the device does not exist here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ModelError(f"device {name!r}: no usable NVIDIA GPU here; use --device cpu or auto")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"device {name!r} is not available here ({str(error).splitlines()[0]}); use auto or cpu"
+        ) from None
+    return device
+
+
+def describe_device(device: torch.device) -> str:
+    """Name a device for people: ``"cpu (2 threads)"``, ``"cuda (NVIDIA H100)"``."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    if device.type == "cpu":
+        return f"cpu ({torch.get_num_threads()} threads)"
+    return str(device)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from hematokit.plugins import PluginChoice, load_plugins
 from hematokit.plugins.hookspecs import PROJECT
 from hematokit.plugins.specs import BackboneSpec, InputSpec, Variant
 
-__all__ = ["BackboneChoice", "build_backbone", "choose_backbone", "load_weights"]
+__all__ = ["BackboneChoice", "build_backbone", "choose_backbone", "load_weights", "read_tensor_file"]
 
 
 @dataclass(frozen=True)
@@ -254,3 +255,38 @@ def _head_keys(module: torch.nn.Module) -> set[str]:
         return set()
     ids = {id(parameter) for parameter in head.parameters()}
     return {name for name, parameter in module.named_parameters() if id(parameter) in ids}
+
+
+def read_tensor_file(path: Path, give: str) -> Any:
+    """Read a ``.safetensors`` file, or what ``torch.save`` wrote; nothing else is unpickled.
+
+    For plugins whose weights have a form of their own; `load_weights` reads timm's.
+
+    Parameters
+    ----------
+    path : Path
+    give : str
+        What to give instead, for the message.
+
+    Returns
+    -------
+    Any
+        Mostly a dict of tensors, or one with such a dict inside: the caller looks.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be read so.
+    """
+    try:
+        if path.suffix.lower() == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch's own message goes on to recommend the unsafe way.
+        reason = " ".join(str(error).split())[:100]
+        raise ModelError(
+            f"weights file {path} cannot be read safely ({type(error).__name__}: {reason}); give {give}"
+        ) from error

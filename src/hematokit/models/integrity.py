@@ -6,8 +6,6 @@ one received another way. The model card is left out: users may add to it.
 
 An ONNX file carries its hash itself, as the last entry of its metadata: it is the SHA-256 of all bytes before it. The
 entry is plain protobuf, so other programs read the file as before.
-
-Reading a file of tensors without running anything in it.
 """
 
 from __future__ import annotations
@@ -17,9 +15,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
-
-import torch
+from typing import Final
 
 from hematokit.errors import ModelError
 from hematokit.files import one_line_read_errors, write_atomically
@@ -34,48 +30,11 @@ __all__ = [
     "is_sealed",
     "read_file",
     "read_onnx",
-    "read_tensor_file",
     "seal_onnx",
     "sha256",
     "verify_manifest",
     "write_manifest",
 ]
-
-
-def read_tensor_file(path: Path, give: str) -> Any:
-    """Read a ``.safetensors`` file, or what ``torch.save`` wrote; nothing else is unpickled.
-
-    For plugins whose weights have a form of their own; `hematokit.models.construction.load_weights` reads timm's.
-
-    Parameters
-    ----------
-    path : Path
-    give : str
-        What to give instead, for the message.
-
-    Returns
-    -------
-    Any
-        Mostly a dict of tensors, or one with such a dict inside: the caller looks.
-
-    Raises
-    ------
-    ModelError
-        If it cannot be read so.
-    """
-    try:
-        if path.suffix.lower() == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch's own message goes on to recommend the unsafe way.
-        reason = " ".join(str(error).split())[:100]
-        raise ModelError(
-            f"weights file {path} cannot be read safely ({type(error).__name__}: {reason}); give {give}"
-        ) from error
-
 
 MANIFEST: Final = "SHA256SUMS"
 SEAL_KEY: Final = "hematokit.sha256"

@@ -1,28 +1,43 @@
-"""Loading a trained model, whatever it is kept in: a bundle, a run or an ONNX file; computed by torch or without it."""
+"""Loading a trained model, whatever it is kept in: a bundle, a run or an ONNX file; computed by torch or without it.
+
+`load_model` loads one, `cached_model` returns the one that is loaded: the only cache of models, for the command line,
+the viewer and the server.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Final, Literal, get_args, overload
+from weakref import WeakValueDictionary
 
-from hematokit.errors import ModelError, PluginError
+from hematokit.errors import ModelError
 from hematokit.imaging.reading import printable
-from hematokit.models.bundle import WEIGHTS, ModelFiles, find_model, read_model
-from hematokit.models.config import ModelConfig
-from hematokit.plugins import load_plugins
+from hematokit.models.bundle import ModelFiles, find_model, open_bundle, read_model
+from hematokit.models.model import Model
+from hematokit.models.runtimes.engines import ENGINES, INSTALL, is_installed
+from hematokit.models.runtimes.exported import open_exported
+from hematokit.models.runtimes.onnx_classifier import OnnxClassifier
 
 if TYPE_CHECKING:
     # Only for annotations: a model that another runtime computes must open without torch.
     import torch
 
     from hematokit.models.classifier import Classifier
-    from hematokit.models.construction import BackboneChoice
-    from hematokit.models.runtimes.onnx_classifier import OnnxClassifier
 
-__all__ = ["Runtime", "load_files", "load_model", "load_torch"]
+__all__ = ["Runtime", "cached_model", "choose_runtime", "load_model"]
+
+_log = logging.getLogger(__name__)
 
 Runtime = Literal["torch", "onnxruntime", "openvino", "auto"]
+
+_AUTO: Final = "onnxruntime"
+_LOADED: Final[WeakValueDictionary[tuple[str, str, str], Model]] = WeakValueDictionary()
+"""By identity, device and runtime: every model that something still uses."""
+_LAST: Final[list[Model]] = []
+"""The model used last, kept even if nothing uses it. Others are not: a process may use many models."""
+_LOADING: Final = threading.RLock()
 
 
 @overload
@@ -49,7 +64,7 @@ def load_model(
         ``"auto"``, ``"cpu"``, ``"cuda"``, ...
     runtime : str, optional
         What computes it: ``"torch"``; ``"onnxruntime"`` or ``"openvino"``, on the CPU, from a file that is exported and
-        checked against torch at the first use and then kept (`hematokit.models.runtimes.choosing`); ``"auto"``, on the
+        checked against torch at the first use and then kept (`hematokit.models.runtimes.exported`); ``"auto"``, on the
         CPU onnxruntime where it is installed, else torch. By default torch, and for an ONNX file ``"auto"``.
 
     Returns
@@ -66,89 +81,140 @@ def load_model(
     PluginError
         If the plugin that provides the backbone is not installed.
     """
-    return load_files(read_model(find_model(path)), device, runtime)
+    return _load(read_model(find_model(path)), device, runtime)
 
 
-def load_files(
-    files: ModelFiles, device: str | torch.device = "auto", runtime: str | None = None
-) -> Classifier | OnnxClassifier:
-    """Load a classifier from files that were read; parameters, result and errors as of `load_model`."""
-    if files.config is not None and runtime in (None, "torch"):
-        return load_torch(files, device)
-    from hematokit.models.runtimes.choosing import load_with_runtime
-
-    return load_with_runtime(files, device, runtime or "auto")
-
-
-def load_torch(files: ModelFiles, device: str | torch.device = "auto") -> Classifier:
-    """Load the classifier of a bundle; parameters, result and errors as of `load_model`."""
-    import torch
-
-    from hematokit.models.classifier import Classifier
-    from hematokit.models.construction import build_backbone
-    from hematokit.models.devices import resolve_device
-
-    folder, config = files.path, files.config
-    assert config is not None  # an ONNX file has no weights for torch
-    choice = _rebuild_choice(folder, config)
-    backbone = build_backbone(choice, len(config.taxonomy))
-    _load_state(backbone, files)
-    classifier = Classifier(
-        backbone,
-        config.taxonomy,
-        choice.input,
-        config.input.patch_size,
-        config.temperature,
-        config=config,
-        identity=files.identity,
-    )
-    target = device if isinstance(device, torch.device) else resolve_device(device)
-    return classifier.to(target).to(memory_format=torch.channels_last).eval()
-
-
-def _rebuild_choice(folder: Path, config: ModelConfig) -> BackboneChoice:
-    from hematokit.models.construction import choose_backbone
-
-    wanted = config.backbone
+def _load(files: ModelFiles, device: str | torch.device, runtime: str | None) -> Classifier | OnnxClassifier:
+    default = "auto" if files.config is None else "torch"
+    engine = choose_runtime(files.path, device, runtime or default)
+    if engine == "torch":
+        return open_bundle(files, device)
+    if files.config is None:
+        return OnnxClassifier(files.content, engine=engine, what=str(files.path))
     try:
-        choice = choose_backbone(wanted.name, wanted.variant, config.input.size, wanted.options)
-    except PluginError as error:
-        if wanted.package != "hematokit" and wanted.name not in load_plugins().backbones:
-            absence = load_plugins().explain_absence(wanted.package, wanted.package_version)
-            raise PluginError(f"bundle {folder} needs backbone {wanted.name!r} of {absence}") from error
-        raise
-    # What the bundle was trained with counts, not what the plugin would choose today.
-    return replace(choice, input=config.input.spec)
+        return open_exported(files, files.config, engine)
+    except ModelError as error:
+        if runtime != "auto":
+            raise
+        model = open_bundle(files, device)
+        _log.warning("torch computes the model: %s", error)
+        return model
 
 
-def _load_state(backbone: torch.nn.Module, files: ModelFiles) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    path = files.path / WEIGHTS
-    try:
-        state = load(files.content)
-    except SafetensorError as error:
-        text = " ".join(str(error).split())
-        raise ModelError(f"{path} is missing or damaged ({text}); copy the bundle again") from error
-    _check_finite(backbone, state, path)
-    try:
-        backbone.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise ModelError(
-            f"{path} does not fit the backbone its config.json names ({' '.join(str(error).split())[:160]}); "
-            "the two files are not of one bundle: copy it again"
-        ) from error
+@overload
+def cached_model(path: str | Path, device: str, runtime: Literal["torch"], *, identity: str = "") -> Classifier: ...
 
 
-def _check_finite(backbone: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Refuse weights that are not finite, except where the architecture itself has such a constant (a mask)."""
-    own = backbone.state_dict()
-    for name, values in state.items():
-        if values.is_floating_point() and not values.isfinite().all():
-            built = own.get(name)
-            if built is None or not values.equal(built.to(values)):
+@overload
+def cached_model(path: str | Path, device: str = "auto", runtime: str = "auto", *, identity: str = "") -> Model: ...
+
+
+def cached_model(path: str | Path, device: str = "auto", runtime: str = "auto", *, identity: str = "") -> Model:
+    """Load a model, or return the loaded one with the same content. It is shared, so it must not be changed.
+
+    Parameters
+    ----------
+    path : path
+        Bundle, run or ONNX file.
+    device : str
+        As `hematokit.load_model` takes it.
+    runtime : str
+        As `hematokit.load_model` takes it.
+    identity : str, optional
+        The model that is wanted, as `hematokit.models.bundle.bundle_identity` gives it. If it is loaded, the files are
+        not read again, and may have changed since.
+
+    Returns
+    -------
+    Model
+        Its ``identity`` is computed from the content that was loaded.
+
+    Raises
+    ------
+    ModelError
+        If the files are those of another model than `identity` says, or as of `hematokit.load_model`.
+    PluginError
+        As of `hematokit.load_model`.
+    """
+    with _LOADING:
+        wanted = (identity, device, runtime)
+        model = _LOADED.get(wanted) if identity else None
+        if model is None:
+            files = read_model(find_model(path))
+            if identity not in ("", files.identity):
                 raise ModelError(
-                    f"{path} has weights that are not finite ({printable(name)}); the training went wrong or the file "
-                    "is damaged: copy the bundle again, or train the model again"
+                    f"{printable(str(path))} is another model than the one used so far (SHA-256 "
+                    f"{files.identity[:12]}, not {identity[:12]}): it was trained again or replaced; restore it, or "
+                    "classify again into another folder"
                 )
+            wanted = (files.identity, device, runtime)
+            model = _LOADED.get(wanted) or _LOADED.get((files.identity, *_computed_by(files.path, device, runtime)))
+        if model is None:
+            # Before the next one is loaded: two large ones may not fit into the memory.
+            _LAST.clear()
+            model = _load(files, device, runtime)
+            _LOADED[model.identity, str(model.device), model.runtime] = model
+        _LOADED[wanted] = model
+        _LAST[:] = [model]
+        return model
+
+
+def _computed_by(path: Path, device: str, runtime: str) -> tuple[str, str]:
+    """Device and runtime as a loaded model states them."""
+    chosen = choose_runtime(path, device, runtime)
+    if chosen != "torch":
+        return "cpu", chosen
+    from hematokit.models.classifier import resolve_device
+
+    return str(resolve_device(device)), chosen
+
+
+def choose_runtime(path: Path, device: str | torch.device, runtime: str) -> str:
+    """Say what computes a model.
+
+    Parameters
+    ----------
+    path : Path
+        Bundle folder or ONNX file, as `hematokit.models.find_model` returns it.
+    device : str or torch.device
+        onnxruntime and OpenVINO take ``"auto"`` and ``"cpu"``.
+    runtime : str
+        As `load_model` takes it.
+
+    Returns
+    -------
+    str
+        ``"torch"``, ``"onnxruntime"`` or ``"openvino"``.
+
+    Raises
+    ------
+    ModelError
+        If the runtime is unknown, not installed, cannot use the device or cannot compute such a file.
+    """
+    if runtime not in get_args(Runtime):
+        raise ModelError(f"runtime {runtime!r} does not exist; choose among {', '.join(get_args(Runtime))}")
+    onnx = path.is_file()
+    if onnx and runtime == "torch":
+        raise ModelError(
+            f"{path} is an ONNX file, which torch does not compute; use --runtime auto, or give the bundle"
+        )
+    if runtime == "auto" and not onnx and not (is_installed(_AUTO) and _is_cpu(device)):
+        return "torch"
+    engine = _AUTO if runtime == "auto" else runtime
+    if engine not in ENGINES:
+        return engine
+    if str(device) not in ("auto", "cpu"):
+        raise ModelError(f"runtime {engine} computes on the CPU, not on {device}; use --device cpu, or torch")
+    if not is_installed(engine):
+        others = [name for name in ENGINES if is_installed(name)] if runtime == "auto" else []
+        hint = f", or use --runtime {others[0]}" if others else ""
+        raise ModelError(f"runtime {engine} needs the package {engine}; {INSTALL[engine]}{hint}")
+    return engine
+
+
+def _is_cpu(device: str | torch.device) -> bool:
+    if str(device) == "auto":
+        from hematokit.models.classifier import resolve_device
+
+        return resolve_device("auto").type == "cpu"
+    return str(device) == "cpu"

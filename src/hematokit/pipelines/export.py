@@ -29,8 +29,8 @@ from hematokit.models.formats.onnx_file import OnnxSettings
 from hematokit.models.formats.packages import drawn_crops
 from hematokit.models.formats.quantising import JudgedCrops, Precision
 from hematokit.models.loading import load_model
-from hematokit.models.onnx_graph import Layout
-from hematokit.models.parity import sample_patches
+from hematokit.models.runtimes.onnx_graph import Layout
+from hematokit.models.runtimes.parity import sample_patches
 from hematokit.reports.attributions import AttributedCell, class_figure
 from hematokit.reports.model_card import CardPicture, model_card
 from hematokit.reports.rendering import to_png

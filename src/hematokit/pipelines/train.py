@@ -15,10 +15,9 @@ from hematokit.errors import ModelError, TrainingError
 from hematokit.evaluation.calibration import fit_temperature
 from hematokit.files import shell_word, write_json
 from hematokit.models.bundle import save_bundle
-from hematokit.models.classifier import Classifier
+from hematokit.models.classifier import Classifier, describe_device, resolve_device
 from hematokit.models.config import SplitRecord, TrainingRecord
 from hematokit.models.construction import BackboneChoice, build_backbone, choose_backbone
-from hematokit.models.devices import describe_device, resolve_device
 from hematokit.progress import Progress, no_progress
 from hematokit.store import PatchStore, open_store
 from hematokit.training.augmenters import make_augmenters, recorded_options

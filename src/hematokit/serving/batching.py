@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit.errors import BusyError, ServingError
-from hematokit.models.predictions import prediction_frame
+from hematokit.models.model import prediction_frame
 
 if TYPE_CHECKING:
     from hematokit.models.model import Model

@@ -1,8 +1,8 @@
 """A BioImage.IO model package: one zip file that bioimageio.core, JDLL, deepImageJ and their kin run.
 
-The weights are the ONNX graph of `hematokit.models.onnx_graph`, which takes the raw patch: its input is 8-bit RGB with
-the channel last, and no consumer has to resize or normalise. The crops inside, by which a consumer tests the package,
-are drawn: no picture of a training set leaves with a model.
+The weights are the ONNX graph of `hematokit.models.runtimes.onnx_graph`, which takes the raw patch: its input is 8-bit
+RGB with the channel last, and no consumer has to resize or normalise. The crops inside, by which a consumer tests the
+package, are drawn: no image of a training set leaves with a model.
 
 The format is BioImage.IO's model description 0.5: Ouyang et al. (2022), BioImage Model Zoo,
 doi:10.1101/2022.06.07.495102.
@@ -26,8 +26,8 @@ from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, write_atomi
 from hematokit.models.config import TrainingSettings
 from hematokit.models.formats.packages import NOTICE, about, drawn_crops, gate, resized, with_usage, write_card
 from hematokit.models.integrity import seal_onnx
-from hematokit.models.onnx_graph import onnx_bytes
-from hematokit.models.predictions import prediction_frame
+from hematokit.models.model import prediction_frame
+from hematokit.models.runtimes.onnx_graph import onnx_bytes
 
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier

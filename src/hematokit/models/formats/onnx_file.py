@@ -17,7 +17,8 @@ from hematokit.files import one_line_write_errors, write_atomically
 from hematokit.models.formats.packages import NOTICE, UNSTATED, gate, without_pictures
 from hematokit.models.formats.quantising import JudgedCrops, Precision, measure_cost, to_fp16, to_int8
 from hematokit.models.integrity import seal_onnx
-from hematokit.models.onnx_graph import (
+from hematokit.models.runtimes.engines import Engine, is_installed, open_engine
+from hematokit.models.runtimes.onnx_graph import (
     EMBEDDINGS,
     OUTPUT_NAME,
     PARITY_KEY,
@@ -26,8 +27,7 @@ from hematokit.models.onnx_graph import (
     onnx_bytes,
     raw_graph,
 )
-from hematokit.models.parity import BATCHES, EXPORT_TOLERANCE
-from hematokit.models.runtimes.engines import Engine, is_installed, open_engine
+from hematokit.models.runtimes.parity import BATCHES, EXPORT_TOLERANCE
 
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier
@@ -54,7 +54,7 @@ class OnnxSettings:
     Attributes
     ----------
     layout : str
-        What it takes, see `hematokit.models.onnx_graph.onnx_bytes`.
+        What it takes, see `hematokit.models.runtimes.onnx_graph.onnx_bytes`.
     embeddings : bool
         Whether it gives embeddings, too.
     precision : str

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from hematokit._version import __version__
 from hematokit.errors import HematokitError, ModelError
 from hematokit.files import write_atomically
-from hematokit.models.parity import EXPORT_TOLERANCE, measure_parity
+from hematokit.models.runtimes.parity import EXPORT_TOLERANCE, measure_parity
 
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier
@@ -63,7 +63,7 @@ def gate(
     Returns
     -------
     dict
-        The numbers, see `hematokit.models.parity.Parity`.
+        The numbers, see `hematokit.models.runtimes.parity.Parity`.
 
     Raises
     ------

@@ -17,9 +17,9 @@ from hematokit.errors import ModelError
 from hematokit.imaging.reading import printable
 from hematokit.models.config import ModelConfig, parse_config
 from hematokit.models.integrity import read_onnx, sha256
-from hematokit.models.onnx_graph import CONFIG_KEY, EMBEDDINGS, OUTPUT_NAME, PARITY_KEY
-from hematokit.models.predictions import check_finite, check_patches, prediction_frame
+from hematokit.models.model import check_finite, check_patches, prediction_frame
 from hematokit.models.runtimes.engines import Engine, open_engine, stream_count
+from hematokit.models.runtimes.onnx_graph import CONFIG_KEY, EMBEDDINGS, OUTPUT_NAME, PARITY_KEY
 from hematokit.plugins.hookspecs import PROJECT
 from hematokit.progress import Progress, no_progress
 

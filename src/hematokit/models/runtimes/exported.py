@@ -1,4 +1,4 @@
-"""What computes a model: torch; or onnxruntime or OpenVINO on the CPU, which are faster and start without torch.
+"""Bundles that onnxruntime or OpenVINO compute, which are faster on the CPU than torch and start without it.
 
 A bundle is exported to ONNX once, compared with torch on a few patches, and kept in the user's cache folder under a
 name that changes with the model, the engine and the versions of everything involved. The cache may be deleted at any
@@ -14,24 +14,18 @@ import os
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import Any, Final
 
 from hematokit.errors import ModelError
 from hematokit.files import TEMPORARY_PREFIX, user_folder, write_atomically, write_json
-from hematokit.models.bundle import ModelFiles
+from hematokit.models.bundle import ModelFiles, open_bundle
 from hematokit.models.config import ModelConfig
 from hematokit.models.integrity import seal_onnx, sha256
-from hematokit.models.loading import Runtime, load_torch
-from hematokit.models.parity import check_agreement
-from hematokit.models.runtimes.engines import ENGINES, INSTALL, is_installed
 from hematokit.models.runtimes.onnx_classifier import OnnxClassifier
+from hematokit.models.runtimes.onnx_graph import onnx_bytes
+from hematokit.models.runtimes.parity import check_agreement
 
-if TYPE_CHECKING:
-    import torch
-
-    from hematokit.models.classifier import Classifier
-
-__all__ = ["cache_folder", "choose_runtime", "load_with_runtime"]
+__all__ = ["cache_folder", "open_exported"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,86 +33,27 @@ _UNUSED_DAYS: Final = 90
 _LAYOUT: Final = 2
 """Of the cache; 2 since the files carry their hash."""
 _PACKAGES: Final = ("hematokit", "torch", "timm", "onnx", "onnxscript")
-_AUTO: Final = "onnxruntime"
 
 
-def choose_runtime(path: Path, device: str | torch.device, runtime: str) -> str:
-    """Say what computes a model.
-
-    Parameters
-    ----------
-    path : Path
-        Bundle folder or ONNX file, as `hematokit.models.find_model` returns it.
-    device : str or torch.device
-        onnxruntime and OpenVINO take ``"auto"`` and ``"cpu"``.
-    runtime : str
-        As `hematokit.load_model` takes it.
-
-    Returns
-    -------
-    str
-        ``"torch"``, ``"onnxruntime"`` or ``"openvino"``.
-
-    Raises
-    ------
-    ModelError
-        If the runtime is unknown, not installed, cannot use the device or cannot compute such a file.
-    """
-    if runtime not in get_args(Runtime):
-        raise ModelError(f"runtime {runtime!r} does not exist; choose among {', '.join(get_args(Runtime))}")
-    onnx = path.is_file()
-    if onnx and runtime == "torch":
-        raise ModelError(
-            f"{path} is an ONNX file, which torch does not compute; use --runtime auto, or give the bundle"
-        )
-    if runtime == "auto" and not onnx and not (is_installed(_AUTO) and _is_cpu(device)):
-        return "torch"
-    engine = _AUTO if runtime == "auto" else runtime
-    if engine not in ENGINES:
-        return engine
-    if str(device) not in ("auto", "cpu"):
-        raise ModelError(f"runtime {engine} computes on the CPU, not on {device}; use --device cpu, or torch")
-    if not is_installed(engine):
-        others = [name for name in ENGINES if is_installed(name)] if runtime == "auto" else []
-        hint = f", or use --runtime {others[0]}" if others else ""
-        raise ModelError(f"runtime {engine} needs the package {engine}; {INSTALL[engine]}{hint}")
-    return engine
-
-
-def _is_cpu(device: str | torch.device) -> bool:
-    if str(device) == "auto":
-        from hematokit.models.devices import resolve_device
-
-        return resolve_device("auto").type == "cpu"
-    return str(device) == "cpu"
-
-
-def load_with_runtime(files: ModelFiles, device: str | torch.device, runtime: str) -> Classifier | OnnxClassifier:
-    """Load a model for a runtime; parameters, result and errors as of `hematokit.load_model`.
+def open_exported(files: ModelFiles, config: ModelConfig, engine: str) -> OnnxClassifier:
+    """Open a bundle's exported model, from the cache if it is there; a damaged one is made again.
 
     Parameters
     ----------
     files : ModelFiles
-    device : str or torch.device
-    runtime : str
+        Of a bundle.
+    config : ModelConfig
+        Its configuration.
+    engine : str
+        ``"onnxruntime"`` or ``"openvino"``.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be exported, or the engine does not repeat torch's answers.
+    PluginError
+        If the plugin that provides the backbone is not installed.
     """
-    engine = choose_runtime(files.path, device, runtime)
-    if engine == "torch":
-        return load_torch(files, device)
-    if files.config is None:
-        return OnnxClassifier(files.content, engine=engine, what=str(files.path))
-    try:
-        return _load_exported(files, files.config, engine)
-    except ModelError as error:
-        if runtime != "auto":
-            raise
-        model = load_torch(files, device)
-        _log.warning("torch computes the model: %s", error)
-        return model
-
-
-def _load_exported(files: ModelFiles, config: ModelConfig, engine: str) -> OnnxClassifier:
-    """Open a bundle's exported model, from the cache if it is there; a damaged one is made again."""
     path = cache_folder() / "onnx" / f"{_fingerprint(files, config, engine)}.onnx"
     said = _kept(path.with_suffix(".json"))
     if "refused" in said:
@@ -153,9 +88,7 @@ def _kept(path: Path) -> dict[str, Any]:
 
 def _export(files: ModelFiles, config: ModelConfig, engine: str, path: Path) -> OnnxClassifier:
     """Export, compare with torch, keep. Processes that do so at the same time write the same, each file in one go."""
-    from hematokit.models.onnx_graph import onnx_bytes
-
-    reference = load_torch(files, "cpu")
+    reference = open_bundle(files, "cpu")
     content = seal_onnx(onnx_bytes(reference))
     model = OnnxClassifier(content, config, engine, identity=files.identity)
     refused = None
