@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from hematokit import MATEK_21, HematokitError, load_model, open_store
 from hematokit.errors import ModelError
 from hematokit.models import Classifier, OnnxClassifier, export_onnx
-from hematokit.models.runtimes import onnx_graph as exporting_module
 from hematokit.models.construction import build_backbone, choose_backbone
 from hematokit.models.runtimes import exported as runtimes_module
 from hematokit.models.runtimes.engines import thread_count
@@ -60,7 +59,7 @@ def quick(filled: Path, monkeypatch: pytest.MonkeyPatch) -> list[Classifier]:
         calls.append(classifier)
         return content
 
-    monkeypatch.setattr(exporting_module, "onnx_bytes", export)
+    monkeypatch.setattr(runtimes_module, "onnx_bytes", export)
     return calls
 
 
@@ -345,10 +344,10 @@ def test_other_answers_are_never_given_silently(
     """As if the exporter had got a weight wrong."""
     import onnx
 
-    graph = onnx.load_from_string(exporting_module.onnx_bytes(load_model(tiny_run, "cpu")))
+    graph = onnx.load_from_string(onnx_bytes(load_model(tiny_run, "cpu")))
     weight = max(graph.graph.initializer, key=lambda tensor: np.prod(tensor.dims))
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.3), weight.name))
-    monkeypatch.setattr(exporting_module, "onnx_bytes", lambda classifier: graph.SerializeToString())
+    monkeypatch.setattr(runtimes_module, "onnx_bytes", lambda classifier: graph.SerializeToString())
     with pytest.raises(
         HematokitError, match=r"does not repeat torch's answers: logits differ by up to [\d.]+ .* torch$"
     ):
