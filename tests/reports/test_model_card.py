@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from huggingface_hub import ModelCard
 from PIL import Image
 
 import hematokit
 from hematokit.cli.main import build_app
 from hematokit.errors import EvaluationError, ExplanationError, ModelError
 from hematokit.models import Classifier, load_model
-from hematokit.pipelines.export import drawn_example
+from hematokit.pipelines.export import drawn_example, export
 from hematokit.reports.model_card import model_card
 from hematokit.taxonomy import CellClass, Taxonomy
 
@@ -172,6 +173,27 @@ def test_whether_the_cells_were_new_is_said(
     hematokit.evaluate(run, split=split, output=tmp_path / split, device="cpu", bootstrap=10)
     text = section(model_card(model, evaluation=tmp_path / split), "Validation")
     assert said in " ".join(text.split())
+
+
+def test_the_hub_reads_the_figures_of_the_evaluation(run: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "hub", format="huggingface", licence="CC-BY-4.0")
+    read = ModelCard.load(tmp_path / "hub" / "README.md")
+    assert (read.data.library_name, read.data.license) == ("timm", "cc-by-4.0")
+    figures = json.loads((run / "evaluation" / "test" / "metrics.json").read_text())
+    found = {(result.metric_type, result.metric_name): result.metric_value for result in read.data.eval_results}
+    assert found == {
+        ("balanced_accuracy", "Balanced accuracy"): figures["balanced_accuracy"],
+        ("f1", "Macro F1"): figures["macro_f1"],
+        ("f1", "Weighted F1"): figures["weighted_f1"],
+        ("accuracy", "Accuracy"): figures["accuracy"],
+    }
+    (dataset,) = {(result.dataset_name, result.dataset_split) for result in read.data.eval_results}
+    assert dataset == ("tiny.zarr", "test")
+    assert read.text.lstrip().startswith(r"# timm (test\_resnet)")
+    # Without an evaluation beside the bundle there are none.
+    shutil.copytree(run / "bundle", tmp_path / "alone")
+    export(tmp_path / "alone", tmp_path / "none", format="huggingface")
+    assert ModelCard.load(tmp_path / "none" / "README.md").data.eval_results is None
 
 
 def test_the_licence_is_said_or_that_there_is_none(model: Classifier) -> None:

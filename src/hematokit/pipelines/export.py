@@ -32,7 +32,7 @@ from hematokit.models.loading import load_model
 from hematokit.models.runtimes.onnx_graph import Layout
 from hematokit.models.runtimes.parity import sample_patches
 from hematokit.reports.attributions import AttributedCell, class_figure
-from hematokit.reports.model_card import CardPicture, model_card
+from hematokit.reports.model_card import CardPicture, evaluation_results, model_card
 from hematokit.reports.rendering import to_png
 from hematokit.store import PatchStore, open_store
 from hematokit.taxonomy import MATEK_21, REST, Taxonomy, load_taxonomy
@@ -329,6 +329,8 @@ def export(
         log("writing the model card")
         run = bundle.parent if (bundle.parent / "config.yaml").is_file() else None
         card = model_card(classifier, run, explanation=drawn_example(classifier), licence=licence)
+        if format == "huggingface":
+            options["results"] = evaluation_results(classifier.config, run)
         facts = writer.write(
             classifier, target, card=card, samples=crops.compared(), log=log, licence=licence, **options
         )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import jinja2
 import numpy as np
 import numpy.typing as npt
+from huggingface_hub import EvalResult
 from markupsafe import Markup
 from PIL import Image
 
@@ -38,7 +39,7 @@ from hematokit.yaml_text import typed_text
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier
 
-__all__ = ["CardPicture", "given_example", "model_card", "reproducing", "reproducing_words"]
+__all__ = ["CardPicture", "evaluation_results", "given_example", "model_card", "reproducing", "reproducing_words"]
 
 _OPTIONS: Final = (
     *("variant", "image_size", "epochs", "batch_size", "lr", "weight_decay", "warmup", "balance", "target_per_class"),
@@ -318,6 +319,47 @@ def _markdown(text: object) -> Markup:
 
 def _bracket(bounds: Sequence[float] | None) -> str:
     return f" ({interval((bounds[0], bounds[1]))})" if bounds else ""
+
+
+def evaluation_results(config: ModelConfig, run: Path | None) -> list[EvalResult]:
+    """Return the figures of a run's evaluation as metadata of a card that a hub reads.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Of the run's bundle.
+    run : Path or None
+
+    Returns
+    -------
+    list of EvalResult
+        Balanced accuracy, macro F1, weighted F1 and accuracy on the test split, those that could be measured; empty
+        without an evaluation of this very model.
+
+    Raises
+    ------
+    EvaluationError
+        If the figures are damaged.
+    """
+    scores, _ = _scores(config, run, None)
+    if not scores:
+        return []
+    about = scores["evaluated"]
+    return [
+        EvalResult(
+            task_type="image-classification",
+            # Its name only, not where it is on somebody's computer.
+            dataset_type="hematokit-store",
+            dataset_name=Path(str(about["store"])).name,
+            dataset_split=str(about["split"]),
+            dataset_revision=str(about["store_hash"]),
+            metric_type="f1" if name.endswith("f1") else name,
+            metric_name=METRIC_NAMES[name],
+            metric_value=scores[name],
+        )
+        for name in _HEADLINE
+        if scores[name] is not None
+    ]
 
 
 def _scores(config: ModelConfig, run: Path | None, evaluation: Path | None) -> tuple[dict[str, Any], str]:

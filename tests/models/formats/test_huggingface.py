@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from formatkit import CARD, FAMILIES, MakeModel, Patches, ignore
@@ -77,6 +78,8 @@ def test_the_licence_stands_where_the_hub_reads_it(
     write(make_model(), tmp_path / "out", card=CARD, samples=crops(64), log=ignore, licence=licence)
     head = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
     assert {key: value for key, value in head.items() if key.startswith("license")} == front
+    read = ModelCard.load(tmp_path / "out" / "README.md").data
+    assert (read.license, read.get("license_name")) == (front.get("license"), front.get("license_name"))
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["hematokit"]["license"] == (licence or "not stated")
     assert "research use only" in config["hematokit"]["notice"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCardData
 
 from hematokit.errors import ModelError
 from hematokit.models.formats.packages import gate, without_pictures, write_card
@@ -47,8 +48,8 @@ def test_a_consumer_that_fails_at_some_batch_is_one_line() -> None:
 
 
 def test_pictures_of_a_card_become_files_beside_it(tmp_path: Path) -> None:
-    card, picture = write_card(tmp_path, CARD, "---\nfront: matter\n---\n")
-    assert card.read_text() == "---\nfront: matter\n---\n# card\n\n![what is to be seen](card-1.png)\n\nend\n"
+    card, picture = write_card(tmp_path, CARD, ModelCardData(front="matter"))
+    assert card.read_text() == "---\nfront: matter\n---\n\n# card\n\n![what is to be seen](card-1.png)\n\nend\n"
     assert picture.read_bytes() == PICTURE
 
 

@@ -6,13 +6,13 @@ prepare a patch, and the temperature, are in ``config.json``, and in words in th
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from huggingface_hub import EvalResult, ModelCardData
 
 from hematokit.errors import ModelError, describe_error
 from hematokit.files import one_line_write_errors
@@ -30,15 +30,6 @@ SUFFIX: Final = ""
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
 
-_HEAD: Final = """library_name: timm
-pipeline_tag: image-classification
-tags:
-- image-classification
-- timm
-- cytology
-- research-use-only
-"""
-
 _HUB_LICENCES: Final = (
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "agpl-3.0", "lgpl-3.0", "openrail", "cc0-1.0"),
     *("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0"),
@@ -54,6 +45,7 @@ def write(
     samples: npt.NDArray[np.uint8],
     log: Callable[[str], None],
     licence: str = "",
+    results: Sequence[EvalResult] = (),
 ) -> dict[str, Any]:
     """Write ``model.safetensors``, ``config.json`` and ``README.md``, and hold them against the classifier.
 
@@ -71,6 +63,8 @@ def write(
         Told what is being done.
     licence : str
         Of the weights; empty: not stated.
+    results : sequence of EvalResult
+        Figures of an evaluation, for the metadata of the card.
 
     Returns
     -------
@@ -90,7 +84,7 @@ def write(
         target.mkdir()
         log("writing the weights")
         _save(model.backbone, target, description)
-        write_card(target, _usage(card, model), _head(licence))
+        write_card(target, _usage(card, model), _metadata(model, licence, results))
     log("comparing what timm loads")
     try:
         network = _load(target)
@@ -102,14 +96,18 @@ def write(
     return {"parity": parity, "timm_transform": _with_timms_input(network, model, samples)}
 
 
-def _head(licence: str) -> str:
-    """The front matter that the hub reads; JSON strings are YAML, whatever is in them."""
-    lines = _HEAD
-    if licence.lower() in _HUB_LICENCES:
-        lines += f"license: {licence.lower()}\n"
-    elif licence:
-        lines += f"license: other\nlicense_name: {json.dumps(licence)}\n"
-    return f"---\n{lines}---\n\n"
+def _metadata(model: Classifier, licence: str, results: Sequence[EvalResult]) -> ModelCardData:
+    """What the hub reads at the head of a card."""
+    listed = licence.lower() in _HUB_LICENCES
+    return ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "cytology", "research-use-only"],
+        license=(licence.lower() if listed else "other") if licence else None,
+        license_name=None if listed else licence or None,
+        model_name=str(model.config.backbone) if results else None,
+        eval_results=list(results) or None,
+    )
 
 
 def _config(model: Classifier, licence: str) -> dict[str, Any]:

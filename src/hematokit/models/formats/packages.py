@@ -17,6 +17,8 @@ from hematokit.files import write_atomically
 from hematokit.models.runtimes.parity import EXPORT_TOLERANCE, measure_parity
 
 if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
     from hematokit.models.classifier import Classifier
 
 __all__ = [
@@ -149,7 +151,7 @@ def resized(pixels: Patches, side: int) -> Patches:
     return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS))
 
 
-def write_card(folder: Path, card: str, head: str = "") -> list[Path]:
+def write_card(folder: Path, card: str, metadata: ModelCardData | None = None) -> list[Path]:
     """Write a card as ``README.md``; its pictures become files beside it.
 
     Web pages that show a README strip pictures that are written inside it.
@@ -160,8 +162,8 @@ def write_card(folder: Path, card: str, head: str = "") -> list[Path]:
         Where to write.
     card : str
         Markdown; pictures are data URLs.
-    head : str
-        Goes before it: the front matter that a hub reads.
+    metadata : ModelCardData, optional
+        Goes before it, as YAML that a hub reads.
 
     Returns
     -------
@@ -178,7 +180,11 @@ def write_card(folder: Path, card: str, head: str = "") -> list[Path]:
         return f"![{match[1]}]({path.name})"
 
     text = _PICTURE.sub(put_beside, card)
-    write_atomically(folder / CARD, head + text)
+    if metadata is not None:
+        from huggingface_hub import ModelCard
+
+        text = str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}"))
+    write_atomically(folder / CARD, text)
     return [folder / CARD, *pictures]
 
 
