@@ -17,15 +17,21 @@ from hematokit.errors import EvaluationError, ExplanationError, ImageError
 from hematokit.evaluation.sources import ALL_CELLS, StoreCells, open_training_store
 from hematokit.imaging.fieldfiles import stated_pixel_size
 from hematokit.imaging.reading import IMAGE_SUFFIXES, decode_rgb, printable, read_bytes
+from hematokit.models.field_cells import cut_patches
+from hematokit.results.fields import file_stamp
 
 if TYPE_CHECKING:
+    from hematokit.imaging.fieldfiles import Field
     from hematokit.models import Classifier
     from hematokit.store import PatchStore
 
 __all__ = [
+    "ALL",
     "PREDICTED",
     "TRUE",
+    "UNSURE",
     "ChosenCells",
+    "cells_of_field",
     "cells_of_images",
     "cells_of_store",
     "check_threshold",
@@ -35,6 +41,8 @@ __all__ = [
     "uncertain_cells",
 ]
 
+ALL: Final = "all"
+UNSURE: Final = "unsure"
 PREDICTED: Final = "predicted"
 TRUE: Final = "true"
 _COLUMNS: Final = (
@@ -215,6 +223,72 @@ def cells_of_images(paths: Iterable[Path], codes: Sequence[str], patch_size: int
         return np.stack([_read_image(files[place][1], patch_size) for place in positions.tolist()])
 
     return ChosenCells(cells, read, _digest(cells["cell_id"], digests))
+
+
+def cells_of_field(
+    field: Field,
+    path: Path,
+    cells: pd.DataFrame,
+    wanted: Sequence[str] | str = ALL,
+    *,
+    patch_size: int,
+    side: int,
+    unsure_below: float = 0.5,
+) -> ChosenCells:
+    """Choose cells of an open field.
+
+    Parameters
+    ----------
+    field : Field
+        The opened field; patches are cut from it as they are read.
+    path : Path
+        Its file or folder.
+    cells : DataFrame
+        Its cells, classified.
+    wanted : sequence of str or str
+        Ids of cells; ``"all"``; or ``"unsure"``, those of low confidence.
+    patch_size : int
+        Side of the model's patches in pixels.
+    side : int
+        Pixels of the field that a patch takes.
+    unsure_below : float
+        Probability of the predicted class below which a cell has low confidence.
+
+    Raises
+    ------
+    ExplanationError
+        If a cell does not exist, or none has low confidence.
+    """
+    name = printable(str(path))
+    given = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
+    if given == [UNSURE]:
+        cells = cells[low_confidence_cells(cells, unsure_below)]
+        if not len(cells):
+            raise ExplanationError(
+                f"no cell of {name} is unsure: all have a probability of {unsure_below:g} or more; raise "
+                "--unsure-below, or name cells"
+            )
+    elif given != [ALL]:
+        table = cells.set_index("cell_id", drop=False)
+        unknown = [cell_id for cell_id in given if cell_id not in table.index]
+        if unknown:
+            raise ExplanationError(
+                f"{name} has no cell {printable(unknown[0])!r}; ids are those of hematokit classify, such as "
+                f"{cells['cell_id'].iloc[0]}, or take {ALL} or {UNSURE}"
+            )
+        cells = table.loc[given]
+    # Contours are for figures of detection; a plain table opens everywhere.
+    chosen = cells.drop(columns=["contour", "reviewed"], errors="ignore").reset_index(drop=True)
+
+    def read(positions: Positions) -> Patches:
+        return cut_patches(field, chosen.iloc[positions], patch_size, side=side)
+
+    digest = hashlib.sha256(f"{file_stamp(path)}\n{side}\n".encode())
+    digest.update("\n".join(chosen["cell_id"]).encode("utf-8", "surrogateescape"))
+    if field.orientation != 1:
+        # Earlier versions ignored the orientation: their maps are of other pixels under the same ids.
+        digest.update(f"\norientation {field.orientation}".encode())
+    return ChosenCells(chosen, read, digest.hexdigest())
 
 
 def _image_files(paths: Iterable[Path]) -> list[tuple[Path | None, Path]]:

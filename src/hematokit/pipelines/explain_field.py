@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,34 +9,30 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
-from hematokit.annotations.cells import low_confidence_cells, name_cells
+from hematokit.annotations.cells import name_cells
 from hematokit.detection.windows import examine_field, make_detector
 from hematokit.errors import ExplanationError
 from hematokit.explanation.field_map import cell_boxes, downsample_layer, maps_to_patch, write_layer
 from hematokit.explanation.folder import writing
 from hematokit.explanation.running import make_explainers
-from hematokit.explanation.selection import PREDICTED, ChosenCells, check_threshold
+from hematokit.explanation.selection import ALL, PREDICTED, cells_of_field, check_threshold
 from hematokit.files import write_atomically
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.imaging.reading import printable
 from hematokit.models import find_bundle, load_model
-from hematokit.models.field_cells import classify_cells, cut_patches, model_pixel_size, patch_side, scale_warnings
+from hematokit.models.field_cells import classify_cells, field_patch_side, model_pixel_size, scale_warnings
 from hematokit.pipelines.explain import DEFAULT_METHODS, ExplanationResult, ExplanationRun
 from hematokit.progress import Progress, no_progress
 from hematokit.reports.attributions import saliency_overlay
-from hematokit.results.fields import file_stamp
 
 if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
     from hematokit.models import Classifier
 
-__all__ = ["ALL", "UNSURE", "explain_field"]
+__all__ = ["explain_field"]
 
-ALL: Final = "all"
-UNSURE: Final = "unsure"
 _SALIENCY: Final = "saliency"
 _LONGEST: Final = 2452
 """Longer side of the field in the figures, in pixels."""
@@ -105,18 +100,25 @@ def explain_field(
     finder = make_detector(detector, detector_options)
     classifier = load_model(bundle, device=device, runtime="torch")
     with open_field(Path(field), pixel_size_um=pixel_size_um, force_pixel_size=force_pixel_size) as opened:
-        field_id = safe_name(opened.name)
         progress(0, None, "finding cells")
-        found = name_cells(examine_field(opened, finder).cells, field_id, printable(str(field)))
-        if not len(found):
+        detected = name_cells(examine_field(opened, finder).cells, safe_name(opened.name), printable(str(field)))
+        if not len(detected):
             raise ExplanationError(f"{printable(str(field))} has no cells that detector {detector!r} finds")
+
         scale = model_pixel_size(classifier, model_pixel_size_um)
-        side = patch_side(classifier.patch_size, opened.pixel_size_um, scale)
+        side = field_patch_side(opened, classifier, scale)
         classified = classify_cells(
-            opened, found, classifier, model_pixel_size_um=scale, batch_size=batch_size, progress=progress
+            opened, detected, classifier, model_pixel_size_um=scale, batch_size=batch_size, progress=progress
         )
-        wanted = _choose(classified, cells, unsure_below, field)
-        chosen = _chosen(opened, wanted, classifier.patch_size, side, file_stamp(Path(field)))
+        chosen = cells_of_field(
+            opened,
+            Path(field),
+            classified,
+            cells,
+            patch_size=classifier.patch_size,
+            side=side,
+            unsure_below=unsure_below,
+        )
 
         run = ExplanationRun(
             output,
@@ -134,41 +136,6 @@ def explain_field(
         if doubt:
             run.explain_uncertain(unsure_below)
         return run.result(started, [*opened.notes, *scale_warnings(scale, opened.pixel_size_um is None)])
-
-
-def _choose(cells: pd.DataFrame, wanted: Sequence[str] | str, unsure_below: float, field: str | Path) -> pd.DataFrame:
-    given = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
-    if given == [ALL]:
-        return cells
-    if given == [UNSURE]:
-        chosen = cells[low_confidence_cells(cells, unsure_below)]
-        if not len(chosen):
-            raise ExplanationError(
-                f"no cell of {printable(str(field))} is unsure: all have a probability of {unsure_below:g} or more; "
-                "raise --unsure-below, or name cells"
-            )
-        return chosen.reset_index(drop=True)
-    table = cells.set_index("cell_id", drop=False)
-    unknown = [cell_id for cell_id in given if cell_id not in table.index]
-    if unknown:
-        raise ExplanationError(
-            f"{printable(str(field))} has no cell {printable(unknown[0])!r}; ids are those of hematokit classify, such "
-            f"as {cells['cell_id'].iloc[0]}, or take {ALL} or {UNSURE}"
-        )
-    return table.loc[given].reset_index(drop=True)
-
-
-def _chosen(opened: Field, cells: pd.DataFrame, size: int, side: int, stamp: str) -> ChosenCells:
-    def read(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        return cut_patches(opened, cells.iloc[positions], size, side=side)
-
-    digest = hashlib.sha256(f"{stamp}\n{side}\n".encode())
-    digest.update("\n".join(cells["cell_id"]).encode("utf-8", "surrogateescape"))
-    if opened.orientation != 1:
-        # Earlier versions ignored the orientation: their maps are of other pixels under the same ids.
-        digest.update(f"\norientation {opened.orientation}".encode())
-    # Contours are for figures of detection; a plain table opens everywhere.
-    return ChosenCells(cells.drop(columns=["contour", "reviewed"], errors="ignore"), read, digest.hexdigest())
 
 
 def _lay_over(run: ExplanationRun, opened: Field, classifier: Classifier, side: int) -> Path:
