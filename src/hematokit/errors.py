@@ -32,7 +32,7 @@ __all__ = [
 
 
 def describe_error(error: BaseException) -> str:
-    """Say in one line what a stranger's code raised: its type, and at most 300 characters in all."""
+    """Return one line about an error of third-party code: its type and text, at most 300 characters in all."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
@@ -92,7 +92,7 @@ def _same_name(one: str, other: str) -> bool:
 
 @contextmanager
 def naming(who: str) -> Iterator[None]:
-    """Turn what a stranger's code raises into one line that names it.
+    """Turn any error of third-party code into one line that names the code.
 
     Lack of memory goes through as it is: callers have means against it.
 

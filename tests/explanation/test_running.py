@@ -1,4 +1,4 @@
-"""Running explainers over cells, including those of strangers."""
+"""Running explainers over cells, including third-party ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hematokit.store import open_store
 
 
 class Brightness:
-    """A stranger's explainer: the mean over colours, plus the target."""
+    """A third-party explainer: the mean over colours, plus the target."""
 
     def __init__(self, wrong: str = "") -> None:
         self.wrong = wrong
@@ -50,7 +50,7 @@ def patches(tiny_store: Path) -> np.ndarray:
     return store.patches(store.cells["cell_id"].to_numpy()[chosen].tolist())
 
 
-def test_a_strangers_explainer_gets_images_and_the_predicted_classes(model: Any, patches: np.ndarray) -> None:
+def test_a_third_party_explainer_gets_images_and_the_predicted_classes(model: Any, patches: np.ndarray) -> None:
     predicted = model.logits(patches).argmax(1)
     images = model.prepare(torch.from_numpy(patches)).numpy()
     maps = explain_cells(model, patches, methods=named(Brightness()), batch_size=3)["brightness"]
@@ -83,7 +83,7 @@ def test_several_targets_of_an_explainer_that_knows_one_at_a_time(model: Any, pa
         ("shape", r"\(7, 63, 64\), not maps \(7, 64"),
     ],
 )
-def test_what_a_stranger_does_wrong_is_said_with_its_package(
+def test_an_error_of_a_third_party_explainer_names_its_package(
     model: Any, patches: np.ndarray, wrong: str, said: str
 ) -> None:
     with pytest.raises(PluginError, match=f"explainer 'brightness' of package strange-package.*{said}"):

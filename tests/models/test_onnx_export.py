@@ -398,7 +398,7 @@ def test_large_logits_are_judged_by_their_size(classifier: Classifier) -> None:
 
 
 class NoHalves(torch.nn.Module):
-    """A stranger's backbone: one piece."""
+    """A third-party backbone: one piece."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()

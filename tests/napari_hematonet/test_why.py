@@ -63,7 +63,7 @@ class _Slow:
 
 class _Broken:
     def attribute(self, classifier: Any, images: Any, targets: Any) -> Any:
-        raise ZeroDivisionError("in a stranger's code")
+        raise ZeroDivisionError("in third-party code")
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ def open_results(folder: str | Path) -> Results:
     images = {str(field_id): place(str(image)) for image, field_id in known.items()}
     fields = []
     for field_id in sorted(images):
-        # Ids become names of folders; what a stranger's run.json says must not lead elsewhere.
+        # Ids become names of folders; the run.json of others must not lead elsewhere.
         if Path(field_id).name != field_id or (only is not None and field_id != only):
             continue
         own = path / FIELDS_FOLDER / field_id
