@@ -1,30 +1,33 @@
-"""Work beside the window: one piece of it in a thread, how far it is, and how it is stopped."""
+"""Work beside the window: one piece of it in a thread or in the process that computes, and how it is stopped."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import logging
 import os
+import secrets
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from multiprocessing.connection import Client, Connection
+from typing import TYPE_CHECKING, Any, Final
 
-from superqt.utils import GeneratorWorker
+from qtpy.QtCore import QObject, Signal
 
-from hematokit.errors import HematokitError, describe_error, describe_missing_module
+from hematokit.errors import HematokitError
+from napari_hematonet.worker import FIELD_FACTS, StoppedError, reason_of
 
-__all__ = ["Background", "Failed", "Note", "StoppedError"]
+if TYPE_CHECKING:
+    from hematokit.imaging.fieldfiles import Field
 
-_log = logging.getLogger("napari_hematonet")
+__all__ = ["WORKER", "Background", "Failed", "WorkerProcess"]
 
+_LOOK: Final = 0.1
+"""Seconds after which a thread that waits for the worker notices that it has been stopped."""
 
-@dataclass(frozen=True)
-class Note:
-    """Something that the user should know; the work goes on."""
-
-    text: str
+_ENDED: Final = "the process that computes has ended unexpectedly (its output may say why); try again"
 
 
 @dataclass(frozen=True)
@@ -34,42 +37,89 @@ class Failed:
     reason: str
 
 
-class StoppedError(KeyboardInterrupt):
-    """Raised inside the work when nobody waits for it any more; everything in hematokit ends cleanly on it."""
+class WorkerProcess:
+    """The process that runs `napari_hematonet.worker`: started at the first job, and again where it has ended.
 
-
-class _Worker(GeneratorWorker):  # type: ignore[misc] # Qt has no types here
-    """A worker that napari waits for when it closes, as for its own, and that ends silently when nobody is left.
-
-    superqt's own way to run exchanges the handling of warnings of the whole program meanwhile. Two workers that overlap
-    leave it with one that sends warnings to the first of them; when that has gone, any warning anywhere is a traceback.
+    It ends by itself when this process does.
     """
 
-    def run(self) -> None:
-        """Do the work; called by Qt, in the thread."""
-        _step_back()
-        # RuntimeError: the window has closed, and has taken the signals along.
-        with contextlib.suppress(RuntimeError):
-            self.started.emit()
-            self._running = True
-            self.work()
-        self._running = False
-        with contextlib.suppress(RuntimeError):
-            self.finished.emit()
-            self._finished.emit(self)
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._address = ""
+        self._key = b""
 
+    def connect(self) -> Connection:
+        """Open a connection for one job; may take a second.
 
-def _step_back() -> None:
-    """Let the window go first where both want a processor: this thread, and those that compute for it, come second.
+        Raises
+        ------
+        HematokitError
+            If the process cannot be started.
+        """
+        with self._lock:
+            if self._process is not None and self._process.poll() is None:
+                # It may be about to end.
+                with contextlib.suppress(OSError, EOFError):
+                    return Client(self._address, authkey=self._key)
+                self._process.kill()
+                self._process.wait()
+            self._start()
+            try:
+                return Client(self._address, authkey=self._key)
+            except (OSError, EOFError) as error:
+                raise HematokitError(_ENDED) from error
 
-    Linux only, where each thread has a priority of its own that the threads it starts inherit.
-    """
-    if sys.platform == "linux":
+    def _start(self) -> None:
+        self._key = secrets.token_bytes(32)
+        # As this process imports: a script, a test or napari's bundle may have added to the path.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-P", "-c", "from napari_hematonet.worker import main; main()"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            self._process.stdin.write(f"{self._key.hex()}\n")
+            self._process.stdin.flush()
+        self._address = self._process.stdout.readline().strip()
+        if not self._address:
+            raise HematokitError(_ENDED)
 
 
-@dataclass
+WORKER: Final = WorkerProcess()
+
+
+class _Signals(QObject):  # type: ignore[misc] # Qt has no types here
+    """Carries what a thread says to the thread of the windows."""
+
+    stepped = Signal(object)
+    ended = Signal()
+    over = Signal()
+
+    def __init__(self, background: Background) -> None:
+        super().__init__()
+        self._background = background
+        self.over.connect(self._forget)
+
+    def _forget(self) -> None:
+        _RUNNING.discard(self._background)
+
+
+_RUNNING: Final[set[Background]] = set()
+"""Work whose thread may still send signals."""
+
+
+@atexit.register
+def _stop_all() -> None:
+    for background in list(_RUNNING):
+        background.stopped = True
+    for background in list(_RUNNING):
+        background.join(1.0)
+
+
+@dataclass(eq=False)
 class Background:
     """One piece of work in a thread.
 
@@ -86,26 +136,8 @@ class Background:
 
     progress: tuple[int, int | None, str] = (0, None, "")
     stopped: bool = False
-    _worker: Any = field(default=None, repr=False)
-    _may_go_on: threading.Event = field(default_factory=threading.Event, repr=False)
-
-    def wait(self) -> None:
-        """Let the windows have the processor until they call `go_on`, or for `_PATIENCE`.
-
-        Called by the work, right after a step that has much built in the window: side by side, both take twice as long.
-
-        Raises
-        ------
-        StoppedError
-            If the work has been stopped.
-        """
-        self._may_go_on.wait(_PATIENCE)
-        if self.stopped:
-            raise StoppedError
-
-    def go_on(self) -> None:
-        """End a `wait`, one to come too."""
-        self._may_go_on.set()
+    _signals: Any = field(default=None, repr=False)
+    _thread: threading.Thread | None = field(default=None, repr=False)
 
     def tell(self, done: int, total: int | None, message: str) -> None:
         """Keep how far the work is; the `Progress` that is given to it.
@@ -116,6 +148,58 @@ class Background:
             If the work has been stopped.
         """
         self.progress = (done, total, message)
+        if self.stopped:
+            raise StoppedError
+
+    def compute(
+        self, function: Callable[..., Iterator[object]], *arguments: object, field: Field | None = None
+    ) -> Iterator[object]:
+        """Run a function of `napari_hematonet.jobs` in the worker process; to be called by the work.
+
+        Parameters
+        ----------
+        function : callable
+            A generator of a module; it also gets ``tell``, its `Progress`, and ``field`` if there is one.
+        *arguments : object
+            What can be pickled.
+        field : Field, optional
+            Read here.
+
+        Yields
+        ------
+        object
+            What the function yields.
+
+        Raises
+        ------
+        HematokitError
+            In one line, what the function raised, or that the process has ended.
+        StoppedError
+            If the work has been stopped.
+        """
+        facts = None if field is None else {name: getattr(field, name) for name in FIELD_FACTS}
+        with WORKER.connect() as connection:
+            try:
+                connection.send((function, arguments, facts))
+                while True:
+                    while not connection.poll(_LOOK):
+                        self._go_on()
+                    kind, what = connection.recv()
+                    self._go_on()
+                    if kind == "step":
+                        yield what
+                    elif kind == "progress":
+                        self.progress = what
+                    elif kind == "ask":
+                        connection.send(_read(field, *what))
+                    elif kind == "failed":
+                        raise HematokitError(what)
+                    else:
+                        return
+            except (OSError, EOFError) as error:
+                raise HematokitError(_ENDED) from error
+
+    def _go_on(self) -> None:
         if self.stopped:
             raise StoppedError
 
@@ -136,70 +220,50 @@ class Background:
         on_end : callable
             Called once, whatever happened; not after `stop`.
         """
+        signals = self._signals = _Signals(self)
+        signals.stepped.connect(on_step)
+        signals.ended.connect(on_end)
+        _RUNNING.add(self)
 
-        def guarded_work() -> Iterator[object]:
+        def run() -> None:
             try:
-                with _giving_way():
-                    yield from stoppable()
+                for step in work():
+                    if self.stopped:
+                        break
+                    _emit(signals.stepped, step)
             except StoppedError:
-                return
-            except HematokitError as error:
-                yield Failed(str(error))
-            except ModuleNotFoundError as error:
-                yield Failed(describe_missing_module(error))
-            except MemoryError:
-                yield Failed("there is not enough memory for this; close other programs, or work on a smaller region")
+                pass
             except Exception as error:
-                _log.exception("work in the background failed")
-                yield Failed(f"this failed unexpectedly ({describe_error(error)}); please report it")
+                _emit(signals.stepped, Failed(reason_of(error)))
+            _emit(signals.ended)
+            _emit(signals.over)
 
-        def stoppable() -> Iterator[object]:
-            for step in work():
-                if self.stopped:
-                    return
-                yield step
+        self._thread = threading.Thread(target=run, name="HematoNet", daemon=True)
+        self._thread.start()
 
-        worker = _Worker(guarded_work)
-        worker.yielded.connect(on_step)
-        worker.finished.connect(on_end)
-        self._worker = worker
-        worker.start()
+    def join(self, seconds: float) -> None:
+        """Wait for the end of the thread."""
+        if self._thread is not None:
+            self._thread.join(seconds)
 
     def stop(self) -> None:
         """Stop: nothing more is heard of the work, which ends by itself at its next chance."""
         self.stopped = True
-        self._may_go_on.set()
         # Called when windows are going, too: signals and their receivers may be gone already.
-        with contextlib.suppress(RuntimeError, TypeError):
-            self._worker.quit()
-            self._worker.yielded.disconnect()
-            self._worker.finished.disconnect()
+        with contextlib.suppress(RuntimeError, TypeError, AttributeError):
+            self._signals.stepped.disconnect()
+            self._signals.ended.disconnect()
 
 
-_PATIENCE: Final = 2.0
-"""Seconds that work waits for the windows at most."""
-
-_GIVE_WAY: Final = 0.0005
-_NICENESS: Final = 10
-_INTERVAL: Final = threading.Lock()
-_busy: Final[list[float]] = []
+def _emit(signal: Any, *values: object) -> None:
+    # RuntimeError: the window has closed, and has taken the signals along.
+    with contextlib.suppress(RuntimeError):
+        signal.emit(*values)
 
 
-@contextlib.contextmanager
-def _giving_way() -> Iterator[None]:
-    """Let the thread of the windows have the interpreter back soon while work goes on beside it.
-
-    Drawing gives the interpreter away at each of its hundreds of calls to OpenGL, and Python lets another thread keep
-    it for 5 ms by default: a second for one picture.
-    """
-    with _INTERVAL:
-        _busy.append(sys.getswitchinterval())
-        sys.setswitchinterval(min(_GIVE_WAY, _busy[-1]))
+def _read(field: Field | None, method: str, argument: object) -> tuple[object, str]:
+    """Call a method of a field for the worker: its value, or why there is none."""
     try:
-        yield
-    finally:
-        with _INTERVAL:
-            before = max(_busy)
-            _busy.pop()
-            if not _busy:
-                sys.setswitchinterval(before)
+        return getattr(field, method)(argument), ""
+    except Exception as error:
+        return None, reason_of(error)

@@ -48,7 +48,7 @@ _BORDER: Final = 0.07  # of a cell's width
 _UNSURE_BORDER: Final = 0.04
 
 
-_AROUND: Final = 1.15  # times a cell's width: the ring lies around the cell, not on it
+_AROUND: Final = 1.15  # times a cell's width: the ring is around the cell, not on it
 
 
 _SMALLEST: Final = 4.0  # pixels
@@ -91,7 +91,7 @@ def class_colours(taxonomy: Taxonomy) -> dict[str, tuple[float, float, float, fl
 
 
 def placement_of(layer: Layer) -> dict[str, Any]:
-    """Return how a layer lies in the world, as arguments for another layer of the same dimensions.
+    """Return the place of a layer in the world, as arguments for another layer of the same dimensions.
 
     ``scale``, ``translate``, ``rotate``, ``shear``, ``affine``, ``units`` and ``axis_labels``.
     """

@@ -2,112 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
 import pandas as pd
 
 from hematokit.review.session import Review, whole_taxonomy
 from napari_hematonet.cells_layer import add_cells_layer
-from napari_hematonet.jobs import computed_by
 from napari_hematonet.settings import reviewer
 from napari_hematonet.state import FieldState, cells_layers, guarded, later, notify, state_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import napari
-    from napari.layers import Image, Layer, Points
+    from napari.layers import Image, Points
     from qtpy.QtCore import QObject
 
     from hematokit.detection.windows import Examination
     from hematokit.imaging.fieldfiles import Field
     from napari_hematonet.jobs import ClassifyRequest
+    from napari_hematonet.models import ModelInfo
 
-__all__ = ["ComingCells", "cells_words", "nothing_words", "warm_drawing"]
-
-_log = logging.getLogger("napari_hematonet")
-
-_DONE: Final = "_hematokit_warm"
-_MARK_DRAWN: Final = 500
-"""Milliseconds after which the mark has been drawn; it is taken away then."""
-
-
-def warm_drawing(viewer: napari.Viewer) -> None:
-    """Draw one invisible point, once for a viewer; the list of layers does not change.
-
-    Parameters
-    ----------
-    viewer : napari.Viewer
-        With a window; without one, nothing happens.
-    """
-    # There is no public way to draw what is no layer; where napari's inside has changed, the first cells come slower.
-    try:
-        canvas = viewer.window._qt_viewer.canvas
-        if getattr(canvas, _DONE, False) or not canvas.native.isVisible():
-            return
-        setattr(canvas, _DONE, True)
-        mark = _mark(canvas)
-    except Exception as error:
-        _log.debug("the drawing of points could not be prepared: %r", error)
-        return
-
-    def take_away() -> None:
-        # The window may have closed meanwhile, and all in it with it.
-        try:
-            mark.node.parent = None
-            mark.close()
-        except Exception as error:
-            _log.debug("the mark could not be taken away: %r", error)
-
-    later(canvas.native, _MARK_DRAWN, take_away)
-
-
-def _mark(canvas: Any) -> Any:
-    from napari._vispy.utils.visual import create_vispy_layer
-    from napari.layers import Points
-
-    points = Points(
-        np.zeros((1, 2)), size=1, face_color="transparent", border_color="transparent", text={"string": [" "]}
-    )
-    mark = create_vispy_layer(points, font_info=canvas.font_info())
-    mark.node.parent = canvas.view.scene
-    canvas.native.update()
-    return mark
-
-
-def parts_to_draw(viewer: napari.Viewer, layer: Layer) -> list[Callable[[], None]]:
-    """Hide the parts that a layer is drawn of (its marks, those of selected points, text), to be shown one by one.
-
-    The first drawing of each part takes some ten milliseconds, all at once would be seen as a stall.
-
-    Parameters
-    ----------
-    viewer : napari.Viewer
-    layer : Layer
-        Just added.
-
-    Returns
-    -------
-    list of callable
-        Each shows one part. Empty, and nothing hidden, where napari's inside has changed.
-    """
-    try:
-        parts = list(viewer.window._qt_viewer.layer_to_visual[layer].node._subvisuals)
-        for part in parts:
-            part.visible = False
-    except Exception as error:
-        _log.debug("the parts of a layer could not be told apart: %r", error)
-        return []
-
-    def show(part: Any) -> Callable[[], None]:
-        return lambda: setattr(part, "visible", True)
-
-    return [show(part) for part in parts]
+__all__ = ["ComingCells", "cells_words", "nothing_words"]
 
 
 def cells_words(layer: Points, count: int, examination: Examination | None) -> str:
@@ -126,7 +42,7 @@ def cells_words(layer: Points, count: int, examination: Examination | None) -> s
     said = f"{count:,} cells, {unsure:,} of them unsure"
     if state is not None and state.classifier is not None:
         # As it is now: it may have had to go from the GPU to the CPU.
-        said += f"; {computed_by(state.classifier)}"
+        said += f"; {state.classifier.computed_by}"
     said += "."
     if examination is not None and examination.quality.flag != "ok":
         said += f" Warning: {'; '.join(examination.quality.reasons) or examination.quality.flag}."
@@ -145,13 +61,13 @@ def cells_words(layer: Points, count: int, examination: Examination | None) -> s
     return said + _remarks(state.field.notes)
 
 
-def nothing_words(request: ClassifyRequest) -> tuple[str, str]:
+def nothing_words(field: Field, region: bool) -> tuple[str, str]:
     """Say that no cell was found: as a line that stays, and as a notification that says what may help."""
-    said = f"no cells were found in {'the region' if request.region else 'this image'}"
+    said = f"no cells were found in {'the region' if region else 'this image'}"
     asked = "is it a stained smear, in focus?"
-    if request.field.pixel_size_um is not None:
-        asked = f"is it a stained smear, in focus, and is a pixel {request.field.pixel_size_um:.3g} µm?"
-    return f"{said[:1].upper()}{said[1:]}.{_remarks(request.field.notes)}", f"{said}; {asked} Another detector may help"
+    if field.pixel_size_um is not None:
+        asked = f"is it a stained smear, in focus, and is a pixel {field.pixel_size_um:.3g} µm?"
+    return f"{said[:1].upper()}{said[1:]}.{_remarks(field.notes)}", f"{said}; {asked} Another detector may help"
 
 
 def _remarks(notes: tuple[str, ...]) -> str:
@@ -176,6 +92,8 @@ class ComingCells:
     ----------
     viewer : napari.Viewer
     image : Image layer
+    field : Field
+        Its pixels.
     request : ClassifyRequest
     unsure_below : float
     owner : QObject
@@ -190,9 +108,16 @@ class ComingCells:
     """
 
     def __init__(
-        self, viewer: napari.Viewer, image: Image, request: ClassifyRequest, unsure_below: float, owner: QObject
+        self,
+        viewer: napari.Viewer,
+        image: Image,
+        field: Field,
+        request: ClassifyRequest,
+        unsure_below: float,
+        owner: QObject,
     ) -> None:
         self.image = image
+        self.field = field
         self.layer: Points | None = None
         self.count = 0
         self._viewer = viewer
@@ -200,20 +125,20 @@ class ComingCells:
         self._owner = owner
         self._request = request
         self._unsure_below = unsure_below
-        self._model: Any = None
+        self._model: ModelInfo | None = None
         self._journal: Path | None = None
         self._earlier = 0
         self._waiting: list[pd.DataFrame] = []
         self._next = 0.0
-        self._unseen: list[Callable[[], object]] = []
+        self._covered = True
         self._first = True
 
-    def set_model(self, model: Any, journal: Path | None = None, earlier: int = 0) -> None:
+    def set_model(self, model: ModelInfo, journal: Path | None = None, earlier: int = 0) -> None:
         """Say which model classifies, and where corrections go.
 
         Parameters
         ----------
-        model : Classifier or OnnxClassifier
+        model : ModelInfo
             Its classes are those of the cells.
         journal : Path, optional
             Corrections are written there; what it holds already is laid over the cells.
@@ -222,7 +147,7 @@ class ComingCells:
         """
         self._model, self._journal, self._earlier = model, journal, earlier
 
-    def go_on_with(self, model: Any) -> None:
+    def go_on_with(self, model: ModelInfo) -> None:
         """Say that a copy of the model classifies the rest, on another device."""
         self._model = model
         if self.layer is not None:
@@ -235,46 +160,25 @@ class ComingCells:
         if time.perf_counter() >= self._next:
             self.show()
 
-    def prepare(self, ready: Callable[[], object]) -> None:
+    def prepare(self) -> None:
         """Make the layer, empty and unseen, before the first cells are there; show it a moment later.
 
-        Building the layer, its controls, its OpenGL programs, and the first cells in one go would be seen as a stall.
-
-        Parameters
-        ----------
-        ready : callable
-            Called when all is drawn, or the layer has gone.
+        Building the layer, its controls and the first cells in one go would be seen as a stall.
         """
-        if self.layer is not None:
-            ready()
-            return
-        self.layer = layer = self._empty()
-        self._unseen = [lambda: self._uncover(layer), *parts_to_draw(self._viewer, layer)]
+        if self.layer is None:
+            self.layer = self._empty()
+            later(self._owner, _DRAWN, guarded(self._reveal))
 
-        @guarded
-        def step() -> None:
-            if self._unseen and self.layer is layer:
-                self._unseen.pop(0)()
-                later(self._owner, _DRAWN, step)
-            else:
-                ready()
-
-        later(self._owner, _DRAWN, step)
-
-    def _uncover(self, layer: Points) -> None:
+    def _reveal(self) -> None:
         """Show the layer if its image is shown; it becomes the active one, unless the user has gone on to another."""
-        if not self.image.visible or layer not in self._viewer.layers:
+        layer, covered, self._covered = self.layer, self._covered, False
+        if layer is None or not covered or not self.image.visible or layer not in self._viewer.layers:
             return
         layers = self._viewer.layers
         selected, first = set(layers.selection), self._active_at_first
         gone_on = layers.selection.active not in (first, self.image) and (first is None or first in layers)
         layer.visible = True
         layers.selection = {layer} if not gone_on else selected
-
-    def _reveal(self) -> None:
-        """Show what is still hidden of the layer."""
-        while self._unseen:
-            self._unseen.pop(0)()
 
     def show(self) -> None:
         """Show all cells that are here."""
@@ -284,8 +188,7 @@ class ComingCells:
         self._waiting.clear()
         begun = time.perf_counter()
         if self.layer is None:
-            self.layer = layer = self._empty()
-            self._unseen = [lambda: self._uncover(layer)]
+            self.layer = self._empty()
         if self._first:
             self._first = False
             self._put_away_earlier(self.layer)
@@ -310,10 +213,11 @@ class ComingCells:
             self._earlier = 0
 
     def _empty(self) -> Points:
-        field: Field = self._request.field
+        field, model = self.field, self._model
+        assert model is not None  # the job loads it before it finds cells
         review = Review(
             pd.DataFrame(),
-            whole_taxonomy(self._model.taxonomy),
+            whole_taxonomy(model.taxonomy),
             field_id=self._request.field_id,
             who=reviewer(),
             unsure_below=self._unsure_below,
@@ -326,7 +230,7 @@ class ComingCells:
             image_layer_name=self.image.name,
             field=field,
             model_path=self._request.model_path,
-            classifier=self._model,
+            classifier=model,
             detector=self._request.detector,
             pixel_size_um=field.pixel_size_um,
             model_pixel_size_um=self._request.model_pixel_size_um,

@@ -33,6 +33,7 @@ from napari_hematonet.state import (
     notify,
     scale_bar_of,
     selected_cells,
+    unwrapped,
 )
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def watch_layers(viewer: napari.Viewer) -> None:
     A hidden layer of cells becomes the active layer when it is shown, and not before. Keys pressed over the list of
     layers are the cells', and do not remove a layer of cells.
     """
-    viewer = getattr(viewer, "__wrapped__", viewer)
+    viewer = unwrapped(viewer)
     if viewer in _watched:
         return
     _watched.add(viewer)

@@ -90,7 +90,7 @@ class ModelChoice(QWidget):  # type: ignore[misc] # Qt has no types here
         self.list.setObjectName("model")
         self.list.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.list.setMinimumContentsLength(16)
-        self.list.currentIndexChanged.connect(self._told)
+        self.list.currentIndexChanged.connect(self._chosen_path)
         row = QHBoxLayout()
         row.setContentsMargins(0, 0, 0, 0)
         self.demo_button = self._button(
@@ -129,7 +129,7 @@ class ModelChoice(QWidget):  # type: ignore[misc] # Qt has no types here
             self.list.addItem("no model yet: choose one below", "")
         self.list.setCurrentIndex(0)
         self.list.blockSignals(False)
-        self._told()
+        self._chosen_path()
 
     def _append(self, path: str) -> None:
         self.list.addItem(_named(path), path)
@@ -153,7 +153,7 @@ class ModelChoice(QWidget):  # type: ignore[misc] # Qt has no types here
         remember_model(chosen)
 
     @guarded
-    def _told(self) -> None:
+    def _chosen_path(self) -> None:
         self.list.setToolTip(printable(self.path))
         self.changed.emit(self.path)
 
@@ -247,7 +247,7 @@ def _ellipse(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _draw_region(viewer: napari.Viewer, image: Layer) -> Shapes:
-    """Add a layer to draw a region in, where the image lies, with the rectangle in hand."""
+    """Add a layer to draw a region in, at the place of the image, with the rectangle in hand."""
     layer = viewer.add_shapes(
         name="region",
         ndim=image.ndim,

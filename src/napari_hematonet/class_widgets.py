@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from hematokit.taxonomy import Taxonomy
 
-__all__ = ["Bar", "ClassList", "ProbabilityBars"]
+__all__ = ["Bar", "ClassList", "ProbabilityBars", "swatch"]
 
 _SWATCH: Final = 12
 
@@ -46,7 +46,7 @@ class ClassList(QListWidget):  # type: ignore[misc] # Qt has no types here
         self.clear()
         self._names = {entry.code: entry.name for entry in taxonomy}
         for entry in taxonomy:
-            self.addItem(QListWidgetItem(_swatch(entry.colour), entry.code))
+            self.addItem(QListWidgetItem(swatch(entry.colour), entry.code))
 
     def show_counts(self, counts: Mapping[Any, int], keys: Mapping[str, str]) -> None:
         """Say how many cells count as each class, and which key gives it; both by code."""
@@ -65,7 +65,8 @@ class ClassList(QListWidget):  # type: ignore[misc] # Qt has no types here
         self.chosen.emit(list(self._names)[self.row(item)])
 
 
-def _swatch(colour: str) -> QIcon:
+def swatch(colour: str) -> QIcon:
+    """Return a square in the colour of a class, ``#rrggbb``."""
     pixels = QPixmap(_SWATCH, _SWATCH)
     pixels.fill(QColor(colour))
     return QIcon(pixels)

@@ -14,36 +14,29 @@ from hematokit.errors import HematokitError
 from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.imaging.reading import printable
 from hematokit.plugins import load_plugins
-from napari_hematonet.background import Background, Failed, Note
-from napari_hematonet.cells_coming import ComingCells, cells_words, nothing_words, warm_drawing
+from napari_hematonet.background import Background, Failed
+from napari_hematonet.cells_coming import ComingCells, cells_words, nothing_words
 from napari_hematonet.choices import FieldChoice, ModelChoice, remember_model
 from napari_hematonet.docks import join_docks, open_dock
 from napari_hematonet.images import field_of, orientation_note
-from napari_hematonet.jobs import (
-    Cells,
-    ClassifyRequest,
-    Found,
-    Loaded,
-    Moved,
-    classify_steps,
-    make_demo_model,
-    runtime_choices,
-    warm_up,
-)
+from napari_hematonet.jobs import Cells, ClassifyRequest, Found, Loaded, Moved, classify_steps, make_demo_model
+from napari_hematonet.models import runtime_choices, warm_up
 from napari_hematonet.settings import setting
-from napari_hematonet.state import guarded, later, notify, scale_bar_of
+from napari_hematonet.state import guarded, notify, scale_bar_of, unwrapped
+from napari_hematonet.worker import Note
 
 if TYPE_CHECKING:
     import napari
 
     from hematokit.detection.windows import Examination
+    from hematokit.imaging.fieldfiles import Field
 
 __all__ = ["ClassifyWidget"]
 
 _READY: Final = "Press Run to classify the image's cells"
 _NO_MODEL: Final = "No model yet: 'Demo model' trains one on drawn cells"
 _LOOK: Final = 250
-"""Milliseconds between two looks at how far the work is: whatever changes in the window has all of it drawn anew."""
+"""Milliseconds between two looks at how far the work is: any change in the window has all of it drawn again."""
 
 
 class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
@@ -56,8 +49,7 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
 
     def __init__(self, napari_viewer: napari.Viewer) -> None:
         super().__init__()
-        # napari gives widgets its viewer behind a fence that warns of what our other modules do with layers.
-        self._viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
+        self._viewer = unwrapped(napari_viewer)
         self._job: Background | None = None
         self._cells: ComingCells | None = None
         self._found: Examination | None = None
@@ -70,10 +62,9 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self._timer.setInterval(_LOOK)
         self._timer.timeout.connect(self._look)
         self._viewer.layers.events.removed.connect(self._layer_removed)
-        # When the dock stands, and not in the turn in which it is built.
-        later(self, _LOOK, lambda: warm_drawing(self._viewer))
-        self._warming = Background()
-        self._warming.start(warm_up, self._warmed, self._warm)
+        warming = self._warming = Background()
+        self.destroyed.connect(warming.stop)
+        warming.start(lambda: warming.compute(warm_up), self._warmed, self._warm)
 
     # --- the form -----------------------------------------------------------------------------------------------------
 
@@ -219,7 +210,7 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         if self._job is not None:
             return
         try:
-            request = self._request()
+            request, field = self._request()
         except HematokitError as error:
             # All of it: napari's notification shows the beginning until it is unfolded.
             self._say(str(error), passing=True)
@@ -228,12 +219,12 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         scale_bar_of(self._viewer).visible = True
         image = self._field.layer
         assert image is not None  # _request refuses that
-        self._cells = ComingCells(self._viewer, image, request, float(self.threshold.value), self)
+        self._cells = ComingCells(self._viewer, image, field, request, float(self.threshold.value), self)
         self._asked, self._found = request, None
-        self._begin(lambda job: classify_steps(request, job))
+        self._begin(lambda job: job.compute(classify_steps, request, field=field))
 
-    def _request(self) -> ClassifyRequest:
-        """What the form says.
+    def _request(self) -> tuple[ClassifyRequest, Field]:
+        """What the form says, and the field that it is about.
 
         Raises
         ------
@@ -246,8 +237,7 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         assert image is not None  # field_of refuses that
         if note := orientation_note(image):
             notify(note, "warning")
-        return ClassifyRequest(
-            field,
+        request = ClassifyRequest(
             safe_name(field.name),
             str(field.path),
             model,
@@ -257,6 +247,7 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             str(self.runtime.value),
             float(self.model_pixel_size.value) or None,
         )
+        return request, field
 
     @guarded
     def make_demo(self) -> None:
@@ -267,7 +258,7 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             notify(
                 "training a small model on drawn cells; this takes some minutes, and the viewer can be used meanwhile"
             )
-            self._begin(lambda job: make_demo_model(job, device))
+            self._begin(lambda job: job.compute(make_demo_model, device))
 
     def _begin(self, work: Callable[[Background], Iterator[object]]) -> None:
         job = self._job = Background()
@@ -308,11 +299,8 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             remember_model(self.model.path)
         elif isinstance(step, Found):
             self._found = step.examination
-            job = self._job
-            if job is not None and self._cells is not None and len(self._found.cells):
-                self._cells.prepare(job.go_on)
-            elif job is not None:
-                job.go_on()
+            if self._cells is not None and len(self._found.cells):
+                self._cells.prepare()
         elif isinstance(step, Cells) and self._cells is not None:
             self._cells.add(step.table)
         elif isinstance(step, Moved) and self._cells is not None:
@@ -342,7 +330,7 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             hidden = "" if cells.layer.visible else " They are hidden: click the eye of their layer to show them."
             self._say(cells_words(cells.layer, cells.count, self._found) + hidden)
         elif self._asked is not None:
-            line, advice = nothing_words(self._asked)
+            line, advice = nothing_words(cells.field, bool(self._asked.region))
             self._say(line)
             notify(advice, "warning")
 

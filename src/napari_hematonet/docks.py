@@ -19,7 +19,7 @@ _OURS: Final = "hematokit_tab"
 """Property of our widgets: what their tab says."""
 
 _LAID_OUT: Final = 50
-"""Milliseconds after which a window has laid its docks out anew."""
+"""Milliseconds after which a window has laid its docks out again."""
 
 
 def join_docks(widget: QWidget, tab: str, on_turn: Callable[[bool], object] | None = None) -> None:

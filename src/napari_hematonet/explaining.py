@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -16,18 +15,18 @@ from qtpy.QtCore import QObject, Signal
 
 from hematokit.errors import ExplanationError
 from hematokit.imaging.geometry import Box
-from napari_hematonet._libraries import keep_triton_out
-from napari_hematonet.background import Background, Failed, Note
+from napari_hematonet.background import Background, Failed
 from napari_hematonet.cell_points import placement_of
+from napari_hematonet.jobs import Doing, ExplainRequest, explained_cells
+from napari_hematonet.models import WantedModel
 from napari_hematonet.state import WHY_KEY, guarded
+from napari_hematonet.worker import Note
 
 if TYPE_CHECKING:
     import napari
     from napari.layers import Image, Points
 
     from hematokit.explanation.at_cells import ExplainedCell
-    from hematokit.models import Classifier
-    from hematokit.plugins import MadeExplainer
     from napari_hematonet.state import FieldState
 
 __all__ = ["Crop", "MapLayer", "Reason", "Request", "WHY_LAYER", "WhyJob"]
@@ -67,13 +66,6 @@ class _Done:
 
     done: int
     total: int
-
-
-@dataclass(frozen=True)
-class _Doing:
-    """What takes its time, in words."""
-
-    text: str
 
 
 @dataclass(frozen=True)
@@ -127,8 +119,6 @@ class WhyJob(QObject):  # type: ignore[misc] # Qt has no types here
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
         self._kept: OrderedDict[tuple[Any, ...], ExplainedCell] = OrderedDict()
-        self._explainers: dict[str, MadeExplainer] = {}
-        self._loaded: Classifier | None = None
         self._running: list[Background] = []
         self._waiting: Request | None = None
         # A viewer that closes deletes this object; the thread must not go on for nobody.
@@ -152,7 +142,7 @@ class WhyJob(QObject):  # type: ignore[misc] # Qt has no types here
         self._give_up()
 
     def _give_up(self) -> None:
-        # Not `Background.stop`, which forgets the end too: explainers of two threads would share one network.
+        # Not `Background.stop`, which forgets the end too: the next request begins there.
         for background in self._running:
             background.stopped = True
 
@@ -179,7 +169,7 @@ class WhyJob(QObject):  # type: ignore[misc] # Qt has no types here
             self.noted.emit(step.text)
         elif isinstance(step, _Done):
             self.progressed.emit(step.done, step.total)
-        elif isinstance(step, _Doing):
+        elif isinstance(step, Doing):
             self.doing.emit(step.text)
 
     @guarded
@@ -191,25 +181,6 @@ class WhyJob(QObject):  # type: ignore[misc] # Qt has no types here
             self.busy_changed.emit(False)
 
     # What follows runs in the thread; there is one at a time.
-
-    def _classifier(self, state: FieldState) -> Classifier:
-        from hematokit.explanation.at_cells import explainable
-
-        if getattr(state.classifier, "runtime", "") != "torch" and not Path(state.model_path).exists():
-            raise ExplanationError(
-                f"the model of these cells is no longer there, so nothing can be explained: {state.model_path}"
-            )
-        classifier = explainable(state.classifier, state.model_path, identity=state.model_identity)
-        # This reference keeps it: the cache keeps only the model used last, which may be the one that classifies.
-        self._loaded = classifier
-        return classifier
-
-    def _explainer(self, method: str) -> MadeExplainer:
-        from hematokit.explanation.running import make_explainer
-
-        if method not in self._explainers:
-            self._explainers[method] = make_explainer(method)
-        return self._explainers[method]
 
     def _known(self, key: tuple[Any, ...]) -> ExplainedCell | None:
         found = self._kept.get(key)
@@ -237,8 +208,7 @@ def _stopper(running: list[Background]) -> Callable[..., None]:
 
 
 def _work(job: WhyJob, request: Request, background: Background) -> Iterator[object]:
-    keep_triton_out()
-    from hematokit.explanation.at_cells import cell_crop, explain_at, joined_map
+    from hematokit.explanation.at_cells import ExplainedCell, cell_crop, joined_map
     from hematokit.reports.attributions import map_picture
 
     started = time.monotonic()
@@ -257,27 +227,21 @@ def _work(job: WhyJob, request: Request, background: Background) -> Iterator[obj
         scale = state.model_pixel_size_um
         yield Crop(pairs[0][0], cell_crop(state.field, one, state.classifier, model_pixel_size_um=scale))
     if missing:
-        notes: list[str] = []
-        rows = table.loc[[pair[0] for _, pair in missing]]
-        targets = [pair[1] for _, pair in missing]
-        yield _Doing("Loading the model …")
-        classifier = job._classifier(state)
-        yield _Doing(f"Computing {request.method} …")
-        explained_cells = explain_at(
-            state.field,
-            rows,
-            classifier,
-            job._explainer(request.method),
-            targets,
-            model_pixel_size_um=state.model_pixel_size_um,
-            progress=background.tell,
-            log=notes.append,
+        asked = ExplainRequest(
+            WantedModel.of(state),
+            table.loc[[pair[0] for _, pair in missing]],
+            tuple(pair[1] for _, pair in missing),
+            request.method,
+            state.model_pixel_size_um,
         )
-        for (key, _), explained in zip(missing, explained_cells, strict=True):
-            job._keep(key, explained)
-            found[key] = explained
-            yield from (Note(text) for text in notes)
-            notes.clear()
+        waiting = [key for key, _ in missing]
+        for step in background.compute(explained_cells, asked, field=state.field):
+            if not isinstance(step, ExplainedCell):
+                yield step
+                continue
+            key = waiting.pop(0)
+            job._keep(key, step)
+            found[key] = step
             yield _Done(len(found), len(pairs))
     answers = [found[key] for key in keys]
     box, joined = joined_map(answers, state.field.height, state.field.width)
@@ -320,7 +284,7 @@ class MapLayer:
         self.layer: Image | None = None
 
     def show(self, reason: Reason, cells: Points) -> None:
-        """Show a map: where the layer of cells lies in the world, the map lies."""
+        """Show a map at the place of the layer of cells in the world."""
         from napari.utils.transforms import Affine
 
         plane = reason.request.state.plane

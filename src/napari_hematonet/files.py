@@ -53,7 +53,7 @@ _NOTHING: Final[list[LayerData]] = [(None,)]  # what napari takes for "read, and
 
 
 def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[LayerData]] | None:
-    """Return the function that reads a path; None if it is nothing of ours. napari calls this.
+    """Return the function that reads a path; None if it is not a format of HematoNet. napari calls this.
 
     Taken are stores of hematokit, folders of results, the folder of one field in either, OME-Zarr images, OME-TIFF, and
     vendors' files.

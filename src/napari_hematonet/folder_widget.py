@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, FloatSpinBox
 from qtpy.QtCore import QEvent, Qt, QTimer
@@ -28,9 +28,10 @@ from napari_hematonet.background import Background, Failed
 from napari_hematonet.choices import ModelChoice, remember_model
 from napari_hematonet.docks import join_docks
 from napari_hematonet.files import add_to_viewer, results_layers
-from napari_hematonet.jobs import classified_folder, runtime_choices
+from napari_hematonet.jobs import FolderDone, classified_folder
+from napari_hematonet.models import runtime_choices
 from napari_hematonet.settings import setting
-from napari_hematonet.state import guarded, notify
+from napari_hematonet.state import guarded, notify, unwrapped
 
 if TYPE_CHECKING:
     import napari
@@ -53,8 +54,7 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
 
     def __init__(self, napari_viewer: napari.Viewer) -> None:
         super().__init__()
-        # napari gives widgets its viewer behind a fence that warns of what our other modules do with layers.
-        self._viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
+        self._viewer = unwrapped(napari_viewer)
         self._job: Background | None = None
         self._report: Path | None = None
         # Whose fields are listed, and whose were when the run began.
@@ -174,7 +174,7 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         job = self._job = Background()
         self.destroyed.connect(job.stop)
         self._set_running(True)
-        job.start(lambda: classified_folder(job, folder, model, output, options), self._step, self._ended)
+        job.start(lambda: job.compute(classified_folder, folder, model, output, options), self._step, self._ended)
 
     def _set_running(self, running: bool) -> None:
         self.run_button.setEnabled(not running)
@@ -206,12 +206,13 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             return
         # Before the worker has ended, the progress would be shown once more, over the summary.
         self._timer.stop()
-        result: Any = step
-        said = [line for line in result.lines() if not line.startswith("Cells:")]
+        if not isinstance(step, FolderDone):
+            return
+        said = [line for line in step.lines if not line.startswith("Cells:")]
         if self._listed == self._listed_before:
-            self.show_results(result.output)
+            self.show_results(step.output)
         else:
-            said.append(f"The list is of {self._listed}, as you chose; 'Earlier results…' lists {result.output}")
+            said.append(f"The list is of {self._listed}, as you chose; 'Earlier results…' lists {step.output}")
         self.status.setText("\n".join(printable(line) for line in said))
 
     @guarded

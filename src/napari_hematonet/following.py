@@ -240,12 +240,11 @@ class Follower(QObject):  # type: ignore[misc] # Qt has no types here
         self.selection_changed.emit()
 
     def _listen(self, review: Any) -> None:
-        # A review keeps its listeners for good, so each is told once, and a dead dock says nothing.
+        # A review keeps its listeners for good, so it gets one for each dock, and that of a closed dock does nothing.
         if any(known is review for known in self._reviews):
             return
         self._reviews.append(review)
-        told: Callable[[str, list[str]], None] = _teller(self, review)
-        review.on_change(told)
+        review.on_change(_teller(self, review))
 
     @guarded
     def _selected(self, *_: Any) -> None:

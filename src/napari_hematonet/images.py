@@ -275,7 +275,7 @@ def to_field(image: Layer, world: npt.ArrayLike) -> npt.NDArray[np.float64]:
     Parameters
     ----------
     image : Layer
-        The image, or the layer of its cells, which lies as it does.
+        The image, or the layer of its cells, which is at the same place.
     world : array-like, shape (n, d) or (d,)
         As ``viewer.cursor.position`` and ``layer.data_to_world`` give them.
 

@@ -1,4 +1,9 @@
-"""The work that takes time, as generators that yield their steps."""
+"""The work that takes time, as generators that yield their steps.
+
+They run in the worker process, except where their docstring says so: nothing here imports napari or Qt, and torch is
+imported by the functions that compute. What goes in and comes out can be pickled. ``tell`` is the `Progress` of a job;
+raising from it ends the job.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +13,34 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
 from hematokit.errors import FieldError, StoreError
 from hematokit.files import shell_word
-from napari_hematonet._libraries import keep_triton_out, loading_beside_the_window
-from napari_hematonet.background import Background, Note
+from napari_hematonet.models import ModelInfo, WantedModel, get_model
+from napari_hematonet.worker import Note
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from hematokit.detection.windows import Examination
+    from hematokit.explanation.at_cells import ExplainedCell
     from hematokit.imaging.fieldfiles import Field
-    from hematokit.pipelines.field_run import FieldsResult
+    from hematokit.models import Model
+    from hematokit.plugins import MadeExplainer
     from hematokit.progress import Progress
     from napari_hematonet.state import FieldState
 
 __all__ = [
-    "Added",
+    "DEMO_NAME",
     "Cells",
     "ClassifyRequest",
-    "DEMO_NAME",
+    "Doing",
+    "ExplainRequest",
+    "FolderDone",
     "Found",
     "Loaded",
     "Moved",
@@ -38,15 +48,16 @@ __all__ = [
     "classified_cell",
     "classified_folder",
     "classify_steps",
-    "computed_by",
     "demo_folder",
+    "explained_cells",
     "find_demo_model",
-    "get_model",
     "make_demo_model",
-    "runtime_choices",
     "stored_cells",
-    "warm_up",
 ]
+
+
+_EXPLAINERS: Final[WeakKeyDictionary[Model, dict[str, MadeExplainer]]] = WeakKeyDictionary()
+"""Explainers remember what they found out about a model."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,6 @@ class ClassifyRequest:
 
     Attributes
     ----------
-    field : Field
     field_id, source : str
     model_path : str
     device : str
@@ -68,7 +78,6 @@ class ClassifyRequest:
         Pixel size the model was trained at, instead of what it records.
     """
 
-    field: Field
     field_id: str
     source: str
     model_path: str
@@ -85,31 +94,23 @@ class Loaded:
 
     Attributes
     ----------
-    model : Classifier or OnnxClassifier
-    computed_by : str
-        Runtime and device, for people.
+    model : ModelInfo
     journal : Path or None
         Where the corrections of the image are kept; None if they cannot be.
     earlier : int
         Corrections that it holds already.
     """
 
-    model: Any
-    computed_by: str
+    model: ModelInfo
     journal: Path | None = None
     earlier: int = 0
 
 
 @dataclass(frozen=True)
 class Moved:
-    """Another copy of the model goes on, on the CPU.
+    """A copy of the model goes on, on the CPU."""
 
-    Attributes
-    ----------
-    model : Classifier
-    """
-
-    model: Any
+    model: ModelInfo
 
 
 @dataclass(frozen=True)
@@ -126,14 +127,14 @@ class Cells:
     table: pd.DataFrame
 
 
-def classify_steps(request: ClassifyRequest, background: Background) -> Iterator[object]:
+def classify_steps(request: ClassifyRequest, *, field: Field, tell: Progress) -> Iterator[object]:
     """Load the model, find the cells, classify them.
 
     Parameters
     ----------
     request : ClassifyRequest
-    background : Background
-        Told how far it is.
+    field : Field
+    tell : Progress
 
     Yields
     ------
@@ -153,38 +154,37 @@ def classify_steps(request: ClassifyRequest, background: Background) -> Iterator
     def note(text: str) -> None:
         notes.append(Note(text))
 
-    background.tell(0, None, "loading the model")
+    tell(0, None, "loading the model")
     detector = make_detector(request.detector)
-    journal, earlier = _journal(request, note)
+    journal, earlier = _journal(field, request.field_id, note)
     model = get_model(request.model_path, request.device, request.runtime, note)
     yield from _taken(notes)
-    yield Loaded(model, computed_by(model), journal, earlier)
-    background.tell(0, None, "looking for cells")
+    yield Loaded(ModelInfo.of(model, request.model_path), journal, earlier)
+    tell(0, None, "looking for cells")
     parts = classify_live(
-        request.field,
+        field,
         detector,
         model,
         field_id=request.field_id,
         source=request.source,
         region=request.region,
         model_pixel_size_um=request.model_pixel_size_um,
-        progress=background.tell,
+        progress=tell,
         note=note,
-        moved=lambda copy: notes.append(Moved(copy)),
+        moved=lambda copy: notes.append(Moved(ModelInfo.of(copy, request.model_path))),
     )
     for part in parts:
         yield from _taken(notes)
         if isinstance(part, Examination):
             # The first batch takes a while; meanwhile the form would say that cells are looked for.
-            background.tell(0, len(part.cells), "classifying cells")
+            tell(0, len(part.cells), "classifying cells")
             yield Found(part)
-            background.wait()
         else:
             yield Cells(part)
     yield from _taken(notes)
 
 
-def _journal(request: ClassifyRequest, note: Callable[[str], None]) -> tuple[Path | None, int]:
+def _journal(field: Field, field_id: str, note: Callable[[str], None]) -> tuple[Path | None, int]:
     """Where the corrections of the image go, and how many cells it speaks of already.
 
     Raises
@@ -196,7 +196,7 @@ def _journal(request: ClassifyRequest, note: Callable[[str], None]) -> tuple[Pat
     from hematokit.store.corrections import read_corrections, standing_corrections
 
     try:
-        path = journal_of(request.field, request.field_id)
+        path = journal_of(field, field_id)
     except StoreError as error:
         note(f"corrections of this image are kept only until you close the viewer: {error}")
         return None, 0
@@ -209,107 +209,6 @@ def _taken(notes: list[Note | Moved]) -> list[Note | Moved]:
     return taken
 
 
-def get_model(
-    path: str,
-    device: str = "auto",
-    runtime: str = "torch",
-    note: Callable[[str], None] = lambda text: None,
-    *,
-    identity: str = "",
-) -> Any:
-    """Load a model, or return the one that is loaded (`hematokit.models.cached_model`).
-
-    Parameters
-    ----------
-    path : str
-        Run, bundle or ONNX file.
-    device, runtime : str
-        As `hematokit.load_model` takes them; of an ONNX file, torch stands for whatever is installed.
-    note : callable
-        Told if a graphics processor has too little memory for it, and the CPU computes.
-    identity : str, optional
-        The model that is wanted, where that is known.
-
-    Raises
-    ------
-    ModelError, PluginError
-        As `hematokit.models.cached_model`.
-    """
-    keep_triton_out()
-    from hematokit.models import cached_model
-    from hematokit.models.bundle import is_onnx
-    from hematokit.pipelines.interactive import is_out_of_memory
-
-    if runtime == "torch" and is_onnx(path):
-        runtime = "auto"
-    try:
-        return cached_model(path, device, runtime, identity=identity)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-    # Outside the handler, where the error no longer holds the half of the model that did fit.
-    note("the graphics processor's memory is full: going on on the CPU, which takes longer")
-    return cached_model(path, "cpu", runtime, identity=identity)
-
-
-def runtime_choices() -> list[tuple[str, str]]:
-    """Return what may compute a model here, as words and name for `hematokit.load_model`; torch, which all have, first.
-
-    The others compute on the CPU, from a file that is exported at the first use.
-    """
-    from hematokit.models.runtimes.engines import ENGINES, is_installed
-
-    others = [engine for engine in ENGINES if is_installed(engine)]
-    words = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-    return [
-        ("PyTorch", "torch"),
-        *((f"{words.get(engine, engine)} (CPU)", engine) for engine in others),
-        *([("automatic", "auto")] if others else []),
-    ]
-
-
-def computed_by(model: Any) -> str:
-    """Say which runtime and device compute a model: ``"onnxruntime on the CPU"``."""
-    device = str(model.device)
-    name = "the CPU" if device == "cpu" else device
-    if device.startswith("cuda"):
-        import torch
-
-        name = f"the GPU ({torch.cuda.get_device_name(model.device)})"
-    return f"{getattr(model, 'runtime', 'torch')} on {name}"
-
-
-def warm_up() -> Iterator[object]:
-    """Import what classifying needs, before the user wants it, and say which devices there are.
-
-    Yields
-    ------
-    list of (str, str)
-        Name of a device and what to call it; ``auto`` first.
-    """
-    with loading_beside_the_window():
-        import timm  # noqa: F401
-        import torch
-
-        import hematokit.models.classifier
-        import hematokit.pipelines.interactive  # noqa: F401
-        from hematokit.models import resolve_device
-
-    gpus = [(f"cuda:{n}", f"GPU {n}: {torch.cuda.get_device_name(n)}") for n in range(torch.cuda.device_count())]
-    chosen = resolve_device("auto").type
-    best = {"cuda": gpus[0][1] if gpus else "GPU", "mps": "Apple GPU"}.get(chosen, "CPU")
-    others = [("mps", "Apple GPU")] if chosen == "mps" else []
-    yield [("auto", f"automatic ({best})"), *gpus, *others, ("cpu", "CPU")]
-
-
-@dataclass(frozen=True)
-class Added:
-    """A missed cell with its class: one row of a cells table."""
-
-    state: FieldState
-    row: pd.DataFrame
-
-
 @dataclass(frozen=True)
 class Stored:
     """A store has been written; what is said of it."""
@@ -317,39 +216,40 @@ class Stored:
     message: str
 
 
-def classified_cell(state: FieldState, y: float, x: float) -> Iterator[Added]:
-    """Make a cell at a place, in pixels of the field, and classify it at once.
+def classified_cell(
+    wanted: WantedModel,
+    cells: pd.DataFrame,
+    place: tuple[float, float],
+    field_id: str,
+    model_pixel_size_um: float | None,
+    *,
+    field: Field,
+    tell: Progress,
+) -> Iterator[ModelInfo | pd.DataFrame]:
+    """Make a cell at a place ``(y, x)`` in pixels of the field, and classify it at once.
+
+    Yields
+    ------
+    ModelInfo, DataFrame
+        The model; the cell, one row of a cells table.
 
     Raises
     ------
     FieldError
-        If the image or the model has gone, or the place is outside the image.
+        If there is no model, or the place is outside the image.
     ModelError
         If the model cannot be loaded.
     """
     from hematokit.pipelines.interactive import classify_one
 
-    if state.field is None:
-        raise FieldError("the image of these cells is not there; open the image again")
-    if state.classifier is None and state.model_path:
-        state.classifier = get_model(state.model_path, identity=state.model_identity)
-    model = state.classifier
-    if model is None:
-        raise FieldError("these cells come without a model, so a missed one cannot be classified; classify the field")
-    row = classify_one(
-        state.field,
-        model,
-        y,
-        x,
-        cells=state.review.cells,
-        field_id=state.review.field_id,
-        model_pixel_size_um=state.model_pixel_size_um,
-    )
-    yield Added(state, row)
+    tell(0, None, "classifying the cell")
+    model = wanted.load()
+    yield ModelInfo.of(model, wanted.path)
+    yield classify_one(field, model, *place, cells=cells, field_id=field_id, model_pixel_size_um=model_pixel_size_um)
 
 
 def stored_cells(state: FieldState, store: Path, tell: Progress) -> Iterator[Stored]:
-    """Write the reviewed cells of a field to a store.
+    """Write the reviewed cells of a field to a store; in the process of the viewer, whose review it reads.
 
     Raises
     ------
@@ -412,15 +312,14 @@ _SETTLED: Final = 5.0
 """Seconds after which the pace of a step is known well enough to say when it ends."""
 
 
-def make_demo_model(background: Background, device: str = "auto") -> Iterator[object]:
+def make_demo_model(device: str = "auto", *, tell: Progress) -> Iterator[Path]:
     """Train the demonstration's model, or go on where that was stopped.
 
     Parameters
     ----------
-    background : Background
-        Told how far it is.
     device : str
         Device to train on.
+    tell : Progress
 
     Yields
     ------
@@ -434,10 +333,9 @@ def make_demo_model(background: Background, device: str = "auto") -> Iterator[ob
     """
     made = find_demo_model()
     if made is None:
-        keep_triton_out()
         from hematokit.pipelines.demo import train_demo
 
-        going = _Going(background)
+        going = _Going(tell)
         made = train_demo(demo_folder(), device=device, progress=going.tell, step=going.begin)
     yield made
 
@@ -445,15 +343,15 @@ def make_demo_model(background: Background, device: str = "auto") -> Iterator[ob
 class _Going:
     """Says what is being done, and how long that takes yet."""
 
-    def __init__(self, background: Background) -> None:
-        self._background = background
+    def __init__(self, tell: Progress) -> None:
+        self._tell = tell
         self.begin("Drawing cells")
 
     def begin(self, step: str) -> None:
         """Take note of what begins."""
         self._step = step
         self._first: tuple[float, int] | None = None
-        self._background.tell(0, None, step)
+        self._tell(0, None, step)
 
     def tell(self, done: int, total: int | None, message: str) -> None:
         """Tell how far it is; what the step itself says is for a terminal."""
@@ -463,7 +361,7 @@ class _Going:
         words = self._step
         if total and done > first and now - begun > _SETTLED:
             words = f"{words}, {_left((now - begun) / (done - first) * (total - done))}"
-        self._background.tell(done, total, words)
+        self._tell(done, total, words)
 
 
 def _left(seconds: float) -> str:
@@ -471,10 +369,97 @@ def _left(seconds: float) -> str:
     return "less than a minute left" if minutes <= 1 else f"some {minutes} minutes left"
 
 
+@dataclass(frozen=True)
+class FolderDone:
+    """The fields of a folder have been classified.
+
+    Attributes
+    ----------
+    output : Path
+        Folder of the results.
+    lines : tuple of str
+        What the command would print.
+    """
+
+    output: Path
+    lines: tuple[str, ...]
+
+
 def classified_folder(
-    job: Background, folder: Path, model: str, output: Path, options: dict[str, Any]
-) -> Iterator[FieldsResult]:
-    keep_triton_out()
+    folder: Path, model: str, output: Path, options: dict[str, Any], *, tell: Progress
+) -> Iterator[FolderDone]:
+    """Classify the fields of a folder, as ``hematokit classify`` does.
+
+    Raises
+    ------
+    HematokitError
+        As `hematokit.classify`.
+    """
     from hematokit.pipelines.classify import classify
 
-    yield classify([folder], model, output, progress=job.tell, **options)
+    result = classify([folder], model, output, progress=tell, **options)
+    yield FolderDone(result.output, tuple(result.lines()))
+
+
+@dataclass(frozen=True)
+class ExplainRequest:
+    """Which cells are to be explained, with what.
+
+    Attributes
+    ----------
+    wanted : WantedModel
+    cells : DataFrame
+        Rows of the cells table.
+    targets : tuple of str
+        For each cell, the code of the class that is asked about.
+    method : str
+        Name of the explainer.
+    model_pixel_size_um : float or None
+        Pixel size the model was trained at, instead of what it records.
+    """
+
+    wanted: WantedModel
+    cells: pd.DataFrame
+    targets: tuple[str, ...]
+    method: str
+    model_pixel_size_um: float | None
+
+
+@dataclass(frozen=True)
+class Doing:
+    """What takes its time, in words."""
+
+    text: str
+
+
+def explained_cells(request: ExplainRequest, *, field: Field, tell: Progress) -> Iterator[Doing | Note | ExplainedCell]:
+    """Explain cells of a field one after the other.
+
+    Raises
+    ------
+    ExplanationError, ModelError, PluginError
+        As `WantedModel.load_explainable` and `hematokit.explanation.at_cells.explain_at`.
+    """
+    from hematokit.explanation.at_cells import explain_at
+    from hematokit.explanation.running import make_explainer
+
+    yield Doing("Loading the model …")
+    classifier = request.wanted.load_explainable()
+    made = _EXPLAINERS.setdefault(classifier, {})
+    if request.method not in made:
+        made[request.method] = make_explainer(request.method)
+    yield Doing(f"Computing {request.method} …")
+    notes: list[str] = []
+    for explained in explain_at(
+        field,
+        request.cells,
+        classifier,
+        made[request.method],
+        request.targets,
+        model_pixel_size_um=request.model_pixel_size_um,
+        progress=tell,
+        log=notes.append,
+    ):
+        yield from (Note(text) for text in notes)
+        notes.clear()
+        yield explained

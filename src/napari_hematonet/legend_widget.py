@@ -1,4 +1,4 @@
-"""The differential in words and tables, as the legend shows, copies and exports it."""
+"""The dock "Legend and differential": the classes with their colours and counts; which of them are shown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 from qtpy.QtCore import Qt, QTimer
-from qtpy.QtGui import QColor, QFont, QGuiApplication, QIcon, QPixmap
+from qtpy.QtGui import QFont, QGuiApplication
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QFileDialog,
@@ -28,9 +28,10 @@ from hematokit.files import one_line_write_errors, write_atomically, write_json
 from hematokit.imaging.reading import printable
 from napari_hematonet.background import Background, Failed
 from napari_hematonet.cell_points import hidden_classes, show_classes
+from napari_hematonet.class_widgets import swatch
 from napari_hematonet.docks import join_docks
 from napari_hematonet.following import Follower, FollowingDock
-from napari_hematonet.state import FieldState, guarded, nothing_shown, notify
+from napari_hematonet.state import FieldState, guarded, nothing_shown, notify, unwrapped
 
 if TYPE_CHECKING:
     import napari
@@ -163,7 +164,7 @@ def write_differential(review: Review, path: str | Path) -> None:
 
 
 _WAIT: Final = 200
-"""Milliseconds after a change before the counts are made anew: changes come in flocks while a job runs."""
+"""Milliseconds after a change before the counts are made again: changes come in flocks while a job runs."""
 
 _AT_ONCE: Final = 5_000
 """Cells that are counted in a few hundredths of a second; more are counted in the background."""
@@ -187,8 +188,7 @@ class LegendWidget(FollowingDock):
 
     def __init__(self, napari_viewer: napari.Viewer) -> None:
         super().__init__()
-        # napari gives widgets its viewer behind a fence that warns of what our other modules do with layers.
-        self._viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
+        self._viewer = unwrapped(napari_viewer)
         self._alone: tuple[str, ...] = ()
         self._counted: Counted | None = None
         self._counting: Background | None = None
@@ -394,7 +394,7 @@ class LegendWidget(FollowingDock):
             for entry in table[table["lineage"] == group].to_dict("records"):
                 item = QTreeWidgetItem(top)
                 item.setData(0, _CODE, entry["code"])
-                item.setIcon(0, _swatch(entry["colour"]))
+                item.setIcon(0, swatch(entry["colour"]))
                 item.setToolTip(0, f"{printable(entry['name'])} ({entry['code']})")
                 for column in range(len(COLUMNS)):
                     item.setTextAlignment(column, _side(column))
@@ -499,12 +499,6 @@ def _ticked(shown: bool) -> Qt.CheckState:
 def _side(column: int) -> Qt.AlignmentFlag:
     side = Qt.AlignmentFlag.AlignLeft if column == 0 else Qt.AlignmentFlag.AlignRight
     return side | Qt.AlignmentFlag.AlignVCenter
-
-
-def _swatch(colour: str) -> QIcon:
-    pixels = QPixmap(_ICON, _ICON)
-    pixels.fill(QColor(colour))
-    return QIcon(pixels)
 
 
 def _escaped(text: str) -> str:

@@ -1,15 +1,17 @@
-"""How the dock "Review" looks: its buttons and lists, and what it says of a cell."""
+"""The dock "Review": going through cells and giving them their class."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import pandas as pd
 from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout
 
-from hematokit.errors import StoreError
+from hematokit.errors import FieldError, StoreError
 from hematokit.imaging.reading import printable
 from hematokit.review.session import QUEUE_ORDERS
 from napari_hematonet.background import Background, Failed
@@ -30,22 +32,21 @@ from napari_hematonet.following import (
     usable_key,
 )
 from napari_hematonet.images import to_field
-from napari_hematonet.jobs import Added, Stored, classified_cell, stored_cells
+from napari_hematonet.jobs import Stored, classified_cell, stored_cells
+from napari_hematonet.models import WantedModel
 from napari_hematonet.settings import class_keys, key_of, reviewer
-from napari_hematonet.state import METADATA_KEY, cells_layers, guarded, is_shown, nothing_shown, notify
+from napari_hematonet.state import METADATA_KEY, cells_layers, guarded, is_shown, nothing_shown, notify, unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import napari
     import numpy as np
-    import pandas as pd
     from napari.layers import Points
 
-    from hematokit.progress import Progress
     from napari_hematonet.state import FieldState
 
-__all__ = ["ReviewWidget"]
+__all__ = ["Added", "ReviewWidget", "missed_cell"]
 
 _UNDO: Final = "Ctrl+Z"
 _REDO: Final = "Ctrl+Shift+Z"
@@ -137,8 +138,7 @@ class ReviewWidget(_ReviewForm):
 
     def __init__(self, napari_viewer: napari.Viewer) -> None:
         super().__init__()
-        # napari gives widgets its viewer behind a fence: what is asked for twice is two things there.
-        self.viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
+        self.viewer = unwrapped(napari_viewer)
         self._working: list[Background] = []
         self.follower = Follower(self.viewer, self)
         pick_with_mouse(self.viewer)
@@ -305,7 +305,7 @@ class ReviewWidget(_ReviewForm):
             return
         y, x = to_field(layer, position)
         self.status.setText("Classifying the cell …")
-        self._start(lambda tell: classified_cell(state, float(y), float(x)))
+        self._start(lambda job: missed_cell(job, state, float(y), float(x)))
 
     def _add(self, added: Added) -> None:
         if not any(is_shown(layer, self.viewer) for layer in self._layers_of(added.state)):
@@ -356,14 +356,14 @@ class ReviewWidget(_ReviewForm):
         self.export_button.setEnabled(False)
         self.status.setText(f"Writing to {path} …")
         target = path if path.suffix else path.with_suffix(".zarr")
-        self._exporting = self._start(lambda tell: stored_cells(state, target, tell))
+        self._exporting = self._start(lambda job: stored_cells(state, target, job.tell))
 
     # --- in the background --------------------------------------------------------------------------------------------
 
-    def _start(self, work: Callable[[Progress], Iterator[object]]) -> Background:
+    def _start(self, work: Callable[[Background], Iterator[object]]) -> Background:
         background = Background()
         self._working.append(background)
-        background.start(lambda: work(background.tell), self._step, lambda: self._end(background))
+        background.start(lambda: work(background), self._step, lambda: self._end(background))
         return background
 
     _exporting: Background | None = None
@@ -495,3 +495,30 @@ class ReviewWidget(_ReviewForm):
             self.cell.setText(_cell_words(cells.loc[rows[0]], codes[0]))
         if len(codes) == 1:
             self.classes.mark(codes[0])
+
+
+@dataclass(frozen=True)
+class Added:
+    """A missed cell with its class: one row of a cells table."""
+
+    state: FieldState
+    row: pd.DataFrame
+
+
+def missed_cell(job: Background, state: FieldState, y: float, x: float) -> Iterator[Added]:
+    """Make a cell at a place, in pixels of the field, and classify it at once.
+
+    Raises
+    ------
+    HematokitError
+        If the image or the model has gone, or the place is outside the image.
+    """
+    if state.field is None:
+        raise FieldError("the image of these cells is not there; open the image again")
+    review = state.review
+    arguments = (WantedModel.of(state), review.cells, (y, x), review.field_id, state.model_pixel_size_um)
+    for step in job.compute(classified_cell, *arguments, field=state.field):
+        if isinstance(step, pd.DataFrame):
+            yield Added(state, step)
+        elif state.classifier is None:
+            state.classifier = step

@@ -39,6 +39,7 @@ __all__ = [
     "scale_bar_of",
     "selected_cells",
     "state_of",
+    "unwrapped",
 ]
 
 METADATA_KEY: Final = "hematokit"
@@ -71,8 +72,9 @@ class FieldState:
         The pixels; None where the image of a results folder has gone.
     model_path : str
         Model that classified the cells; empty if they were read from a file.
-    classifier : object, optional
-        The loaded model, if there is one.
+    classifier : ModelInfo or Model, optional
+        The model that classified the cells: what is known of one that the worker process has loaded, or one that
+        somebody has loaded in this process.
     detector : str
         Name of the detector that found the cells.
     pixel_size_um : float or None
@@ -124,6 +126,11 @@ class FieldState:
         return self
 
 
+def unwrapped(viewer: napari.Viewer) -> napari.Viewer:
+    """Return the viewer itself: napari gives plugins a proxy, which warns of what our modules do with layers."""
+    return getattr(viewer, "__wrapped__", viewer)
+
+
 def state_of(layer: Layer | None) -> FieldState | None:
     """Return the state of a layer of cells; None for any other layer."""
     state = None if layer is None else layer.metadata.get(METADATA_KEY)
@@ -153,7 +160,7 @@ def current_layer(viewer: napari.Viewer) -> Points | None:
     The active layer, if it is one; else the one whose image is active; else the one that was meant before, whatever
     layer is active or added; else the newest.
     """
-    viewer = getattr(viewer, "__wrapped__", viewer)
+    viewer = unwrapped(viewer)
     layers = [layer for layer in cells_layers(viewer) if is_shown(layer, viewer)]
     if not layers:
         return None

@@ -1,4 +1,4 @@
-"""How the dock "Why" looks: a cell and its map, the bars of its classes, what is asked, and the buttons."""
+"""The dock "Why": a cell, its probabilities, and what in it spoke for a class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from napari_hematonet.docks import in_front, join_docks
 from napari_hematonet.explaining import Crop, MapLayer, Reason, Request, WhyJob
 from napari_hematonet.following import Follower, FollowingDock, Keys, go_on, pick_with_mouse, step_keys
 from napari_hematonet.settings import setting
-from napari_hematonet.state import guarded, nothing_shown, notify
+from napari_hematonet.state import guarded, nothing_shown, notify, unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,8 +125,7 @@ class WhyWidget(_WhyForm):
 
     def __init__(self, napari_viewer: napari.Viewer) -> None:
         super().__init__()
-        # napari gives widgets its viewer behind a fence: what is asked for twice is two things there.
-        self.viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
+        self.viewer = unwrapped(napari_viewer)
         self.job = WhyJob(self)
         self.follower = Follower(self.viewer, self)
         pick_with_mouse(self.viewer)

@@ -7,11 +7,13 @@ a machine without it the tests that need a window are skipped and say so, but no
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +82,19 @@ def no_corrections_of_others(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
     folder = tmp_path_factory.mktemp("data")
     monkeypatch.setenv("HEMATOKIT_DATA", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def jobs_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs run in threads of this process, through the same connections, so that tests can replace what they call."""
+    from napari_hematonet import background, worker
+
+    def connect() -> Any:
+        ours, theirs = multiprocessing.Pipe()
+        threading.Thread(target=worker.answer, args=(theirs,), daemon=True).start()
+        return ours
+
+    monkeypatch.setattr(background.WORKER, "connect", connect)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from napari_hematonet import jobs
 from napari_hematonet.background import Background
 from napari_hematonet.classify_widget import ClassifyWidget
 from napari_hematonet.explaining import Request, WhyJob
-from napari_hematonet.jobs import classified_cell
+from napari_hematonet.review_widget import missed_cell
 from napari_hematonet.state import FieldState, cells_layers, current_layer, state_of
 from tinykit import seal_bundle
 
@@ -121,7 +121,7 @@ def test_a_field_of_another_pixel_size_is_rescaled_to_the_model(
         assert "Warning" not in said
         # A cell that is added, and the reason for one, are of the same patch.
         first = cells.iloc[0]
-        (added,) = classified_cell(state, float(first["y"]), float(first["x"]))
+        (added,) = missed_cell(Background(), state, float(first["y"]), float(first["x"]))
         assert added.row["p_BLA"].item() == pytest.approx(first["p_BLA"], abs=2e-5)
         found: list[Any] = []
         job = WhyJob()

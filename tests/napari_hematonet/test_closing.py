@@ -8,35 +8,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+from fieldkit import wait_for
+
 SCRIPT = """
-import sys, threading, time
+import sys, time
 import napari
+import numpy as np
 from qtpy.QtWidgets import QApplication
 from hematokit.synthetic import synthesize_field
-from napari_hematonet import jobs
+from napari_hematonet.background import WORKER
 from napari_hematonet.state import cells_layers
 
-model = jobs.get_model(sys.argv[1], "cpu")
-asked = threading.Event()
-
-class Slow:
-    def __getattr__(self, name):
-        return getattr(model, name)
-    def predict(self, patches, batch_size=64):
-        asked.set()
-        time.sleep(0.2)
-        return model.predict(patches, batch_size)
-
-jobs.get_model = lambda *_: Slow()
 viewer = napari.Viewer(show_welcome_screen=False)
-viewer.add_image(synthesize_field(600, 800, cells=24, seed=5).pixels, name="field")
+tile = synthesize_field(600, 800, cells=24, seed=5).pixels
+viewer.add_image(np.tile(tile, (7, 7, 1)), name="field")
 form = viewer.window.add_plugin_dock_widget("hematokit", "Classify field")[1]
 viewer.window.add_plugin_dock_widget("hematokit", "Legend and differential")
 viewer.window.add_plugin_dock_widget("hematokit", "Why")
 form.model.choose(sys.argv[1])
 form.run_button.click()
 shown = lambda: any(len(cells.data) for cells in cells_layers(viewer))
-wanted = asked.is_set if sys.argv[2] == "before" else shown
+started = lambda: WORKER._process is not None
+wanted = started if sys.argv[2] == "before" else shown
 end = time.monotonic() + 60
 while not wanted() and time.monotonic() < end:
     QApplication.processEvents()
@@ -47,7 +41,7 @@ end = time.monotonic() + 1.0
 while time.monotonic() < end:
     QApplication.processEvents()
     time.sleep(0.005)
-print("closed")
+print(WORKER._process.pid, "closed")
 """
 
 
@@ -64,5 +58,7 @@ def test_closing_the_viewer_while_it_works_ends_the_program_well(qapp: Any, tiny
             check=False,
         )
         assert done.returncode == 0, (when, done.returncode, done.stderr[-2000:])
-        assert done.stdout.split()[-1:] == ["closed"], when
+        worker, closed = done.stdout.split()[-2:]
+        assert closed == "closed", when
+        wait_for(lambda worker=worker: not psutil.pid_exists(int(worker)))
         assert "Traceback" not in done.stdout + done.stderr, (when, done.stderr[-2000:])

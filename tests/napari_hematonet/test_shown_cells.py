@@ -20,11 +20,12 @@ from test_readers import write_results
 from cellkit import made_up_cells
 from hematokit.explanation import at_cells
 from hematokit.imaging.geometry import Box
+from hematokit.pipelines import interactive
 from hematokit.review.session import Review
 from hematokit.store.corrections import read_corrections
 from hematokit.synthetic import synthesize_field
 from hematokit.taxonomy import MATEK_21
-from napari_hematonet import jobs, review_widget
+from napari_hematonet import jobs
 from napari_hematonet.cell_points import show_classes
 from napari_hematonet.cells_layer import add_cells_layer
 from napari_hematonet.classify_widget import ClassifyWidget
@@ -653,14 +654,14 @@ def test_a_missed_cell_that_comes_late_is_not_added_to_a_hidden_field(
     a, b = two
     review = dock(viewer, ReviewWidget)
     begun, go = threading.Event(), threading.Event()
-    real = review_widget.classified_cell
+    real = interactive.classify_one
 
-    def classified_cell(*arguments: Any) -> Any:
+    def slow(*arguments: Any, **options: Any) -> Any:
         begun.set()
         go.wait(20)
-        yield from real(*arguments)
+        return real(*arguments, **options)
 
-    monkeypatch.setattr(review_widget, "classified_cell", classified_cell)
+    monkeypatch.setattr(interactive, "classify_one", slow)
     for hide in (True, False):
         begun.clear()
         go.clear()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
+from hematokit.explanation import at_cells
 from hematokit.explanation.at_cells import explain_at, joined_map
 from hematokit.explanation.running import make_explainer
 from hematokit.imaging.geometry import patch_box
@@ -23,6 +25,7 @@ from hematokit.plugins import registered
 from hematokit.plugins.specs import ExplainerSpec
 from napari_hematonet.explaining import WHY_LAYER
 from napari_hematonet.following import select_cells
+from napari_hematonet.models import get_model
 from napari_hematonet.state import WHY_KEY
 from napari_hematonet.why_widget import WhyWidget
 
@@ -105,6 +108,26 @@ def test_a_click_shows_crop_probabilities_and_the_map_exactly_on_the_cell(
     # Keys and clicks are still the cells', and the rings are drawn over the map.
     assert viewer.layers.selection.active is opened.layer
     assert viewer.layers.index(layer) < viewer.layers.index(opened.layer)
+
+
+def test_a_click_makes_one_forward_pass(
+    viewer: Any, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(at_cells, "_COPIES", WeakKeyDictionary())
+    opened = open_classified(viewer, tiny_run, tmp_path)
+    passes: list[int] = []
+    # Explanations go through copies of the model, which have its hooks.
+    hook = get_model(str(tiny_run), "cpu").backbone.register_forward_hook(lambda *_: passes.append(1))
+    dock(opened)
+    counts = []
+    for number in (0, 3, 4):
+        passes.clear()
+        opened.click(*CENTRES[number])
+        wait_for(lambda number=number: answered(opened, opened.id_at(number)))
+        counts.append(len(passes))
+    hook.remove()
+    # At first Grad-CAM looks for its layer, with an empty image.
+    assert counts == [2, 1, 1]
 
 
 def test_why_not_another_class_and_back_from_what_is_kept(viewer: Any, tiny_run: Path, tmp_path: Path) -> None:
@@ -357,6 +380,7 @@ def test_a_network_without_feature_layers_says_which_explainers_can(
 ) -> None:
     opened = open_classified(viewer, tiny_run, tmp_path)
     opened.state.classifier.backbone.feature_info = []  # as of many a transformer
+    opened.state.model_path = ""
     why = dock(opened)
     opened.click(*CENTRES[0])
     wait_for(lambda: errors(told))

@@ -166,9 +166,9 @@ def explain_at(
     batch_size : int
         Cells at a time.
     progress : Progress
-        Told before every forward pass, so that raising from it cancels soon.
+        Called before every forward pass, so that raising from it cancels soon.
     log : callable
-        Told in a line if the accelerator's memory is too small and the CPU goes on.
+        Called with a line if the accelerator's memory is too small and the CPU goes on.
 
     Yields
     ------
