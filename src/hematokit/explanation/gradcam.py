@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,6 +20,9 @@ from torch.nn import functional
 from hematokit.errors import PluginError
 from hematokit.explanation.gradients import INPUT_METHODS, check_batch, explaining
 from hematokit.plugins import load_plugins
+
+if TYPE_CHECKING:
+    from hematokit.models.classifier import Classifier
 
 __all__ = ["GradCam", "GuidedGradCamExplainer", "LayerFinder", "find_layer", "spatial_layers"]
 
@@ -44,7 +47,7 @@ class LayerFinder:
         self.wanted = wanted
         self._found: WeakKeyDictionary[torch.nn.Module, dict[int, str]] = WeakKeyDictionary()
 
-    def __call__(self, classifier: Any, size: int) -> torch.nn.Module:
+    def __call__(self, classifier: Classifier, size: int) -> torch.nn.Module:
         """Return the layer of a classifier's backbone for inputs of `size` pixels."""
         paths = self._found.setdefault(classifier.backbone, {})
         if size not in paths:
@@ -54,7 +57,7 @@ class LayerFinder:
         return layer
 
 
-def find_layer(classifier: Any, wanted: str, size: int) -> torch.nn.Module:
+def find_layer(classifier: Classifier, wanted: str, size: int) -> torch.nn.Module:
     """Find the layer of a classifier's backbone that a user names.
 
     Parameters
@@ -109,7 +112,7 @@ def find_layer(classifier: Any, wanted: str, size: int) -> torch.nn.Module:
     return layer
 
 
-def spatial_layers(classifier: Any, size: int) -> dict[str, tuple[int, int]]:
+def spatial_layers(classifier: Classifier, size: int) -> dict[str, tuple[int, int]]:
     """Height and width of the stages of a backbone, in the order of computing.
 
     Parameters
@@ -141,9 +144,9 @@ def spatial_layers(classifier: Any, size: int) -> dict[str, tuple[int, int]]:
     }
 
 
-def _own_choice(classifier: Any) -> torch.nn.Module:
+def _own_choice(classifier: Classifier) -> torch.nn.Module:
     """Return the attribution layer that the backbone's plugin names; without a plugin, timm's last stage."""
-    if getattr(classifier, "has_config", False):
+    if classifier.has_config:
         spec = load_plugins().backbones.get(classifier.config.backbone.name)
         if spec.attribution_layer is not None:
             try:
@@ -179,11 +182,11 @@ def _is_spatial(shape: tuple[int, ...], channels: int | None) -> bool:
     return len(shape) == 4 and (channels is None or shape[1] == channels)
 
 
-def _output_shape(classifier: Any, layer: torch.nn.Module, size: int) -> tuple[int, ...] | None:
+def _output_shape(classifier: Classifier, layer: torch.nn.Module, size: int) -> tuple[int, ...] | None:
     return _shapes(classifier, [layer], size).get(layer)
 
 
-def _shapes(classifier: Any, layers: list[torch.nn.Module], size: int) -> dict[torch.nn.Module, tuple[int, ...]]:
+def _shapes(classifier: Classifier, layers: list[torch.nn.Module], size: int) -> dict[torch.nn.Module, tuple[int, ...]]:
     """Run one empty image and return the shape of each layer's output."""
     seen: dict[torch.nn.Module, tuple[int, ...]] = {}
 
@@ -235,7 +238,7 @@ class GradCam:
         self._find = LayerFinder(layer)
         self.positive = positive
 
-    def attribute(self, classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def attribute(self, classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return maps (B, H, W), float32, of images (B, 3, H, W) in [0, 1] for the classes (B,) among the logits.
 
         Raises
@@ -245,7 +248,7 @@ class GradCam:
         """
         return self.attribute_many(classifier, images, targets[:, None])[:, 0]
 
-    def attribute_many(self, classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def attribute_many(self, classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return maps (B, T, H, W) for several classes (B, T) of each image.
 
         The part before the layer is computed once for all classes of an image.
@@ -261,7 +264,7 @@ class GradCam:
         maps = functional.interpolate(coarse.detach().float(), size=size, mode="bilinear", align_corners=False)
         return maps.view(len(images), targets.shape[1], *size)
 
-    def notes(self, classifier: Any) -> list[str]:
+    def notes(self, classifier: Classifier) -> list[str]:
         """Warn where the maps are very coarse."""
         size = classifier.input_spec.size
         layer = self._find(classifier, size)
@@ -315,7 +318,7 @@ class GuidedGradCamExplainer:
         self.per_pass = per_pass
         self._find = LayerFinder(layer)
 
-    def attribute(self, classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def attribute(self, classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return signed maps (B, H, W), float32, of images (B, 3, H, W) in [0, 1] for the classes (B,).
 
         Raises
@@ -339,7 +342,7 @@ class GuidedGradCamExplainer:
                 maps.append((regions * gradient).float().sum(1))
         return torch.cat(maps) if maps else images[:, 0]
 
-    def notes(self, classifier: Any) -> list[str]:
+    def notes(self, classifier: Classifier) -> list[str]:
         """Warn how little such maps depend on the weights, and where the published rule was extended."""
         others = sorted({type(m).__name__ for m in classifier.backbone.modules() if _guided(m)} - {"ReLU"})
         extended = [f"its rule is for ReLU and was applied to {', '.join(others)} too"] if others else []

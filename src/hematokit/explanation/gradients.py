@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from captum.attr import IntegratedGradients as CaptumIntegratedGradients
 from captum.attr import Occlusion as CaptumOcclusion
+
+if TYPE_CHECKING:
+    from hematokit.models.classifier import Classifier
 
 __all__ = [
     "INPUT_METHODS",
@@ -29,7 +32,7 @@ INPUT_METHODS = "smoothgrad, integrated-gradients, occlusion"
 
 
 @contextmanager
-def explaining(classifier: Any) -> Iterator[None]:
+def explaining(classifier: Classifier) -> Iterator[None]:
     """Put a classifier into evaluation mode with parameters that need no gradients; undo both afterwards.
 
     Without gradients of weights the graph keeps no input of any layer for their sake, which is what bounds the memory,
@@ -50,7 +53,9 @@ def explaining(classifier: Any) -> Iterator[None]:
             module.training = mode
 
 
-def check_batch(classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def check_batch(
+    classifier: Classifier, images: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return images as a plain tensor in channels_last, and targets as (B, T) on the images' device.
 
     Parameters
@@ -118,11 +123,11 @@ class SmoothGrad:
         self.seed = seed
         self.per_pass = per_pass
 
-    def attribute(self, classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def attribute(self, classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return maps (B, H, W), float32, of images (B, 3, H, W) in [0, 1] for the classes (B,) among the logits."""
         return self.attribute_many(classifier, images, targets[:, None])[:, 0]
 
-    def attribute_many(self, classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def attribute_many(self, classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return maps (B, T, H, W) for several classes (B, T) of each image, with one forward pass for all classes."""
         images, targets = check_batch(classifier, images, targets)
         noise = self._draw(images)
@@ -147,7 +152,7 @@ class SmoothGrad:
         return stacked.contiguous(memory_format=torch.channels_last)
 
 
-def _summed_gradients(classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _summed_gradients(classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return gradients of each target's logit (T,), added up over images (n, 3, H, W): (T, 3, H, W)."""
     images = images.requires_grad_()
     logits = classifier(images).float()
@@ -181,7 +186,7 @@ class IntegratedGradients:
         self.baseline = baseline
         self.per_pass = per_pass
 
-    def attribute(self, classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def attribute(self, classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return signed maps (B, H, W), float32, of images (B, 3, H, W) in [0, 1] for the classes (B,)."""
         images, targets = check_batch(classifier, images, targets)
         maps = torch.empty(len(images), *images.shape[2:], device=images.device)
@@ -231,7 +236,7 @@ class Occlusion:
         self.baseline = baseline
         self.per_pass = per_pass
 
-    def attribute(self, classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def attribute(self, classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return signed maps (B, H, W), float32, of images (B, 3, H, W) in [0, 1] for the classes (B,)."""
         images, targets = check_batch(classifier, images, targets)
         height, width = images.shape[2:]

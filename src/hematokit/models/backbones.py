@@ -44,7 +44,7 @@ class _TimmFactory:
         given = {key: value for key, value in options.items() if value is not None}
         arguments: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained, **overlay, **given}
         try:
-            # Attention over positions is built for one size and must be told; convolutional models refuse the word.
+            # Attention over positions is built for one size; convolutional models refuse the argument.
             module: torch.nn.Module = timm.create_model(name, img_size=input_size, **arguments)
         except TypeError as error:
             if "img_size" not in str(error):

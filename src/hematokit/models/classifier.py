@@ -166,7 +166,7 @@ class Classifier(torch.nn.Module):
         batch_size : int
             Patches at a time.
         progress : Progress
-            Told after each batch.
+            Called after each batch.
 
         Returns
         -------
@@ -214,7 +214,7 @@ class Classifier(torch.nn.Module):
         batch_size : int
             Patches at a time.
         progress : Progress
-            Told after each batch.
+            Called after each batch.
 
         Returns
         -------

@@ -250,7 +250,7 @@ class TrainingRecord(_Record):
         try:
             return cls.model_validate(entries)
         except ValidationError as error:
-            found = {str(fault["loc"][0]): fault for fault in reversed(error.errors())}
+            found = {str(fault["loc"][0]): fault for fault in error.errors()}
             made = cls.model_validate({key: value for key, value in entries.items() if key not in found})
             made._faults = tuple(f"{_place(fault['loc'])}: {fault['msg']}" for fault in found.values())
             return made

@@ -149,7 +149,7 @@ def cut_patches(field: Field, cells: pd.DataFrame, size: int, *, side: int | Non
     Returns
     -------
     ndarray of uint8, shape (n, size, size, 3)
-        What lies outside the field is filled up by reflection.
+        Pixels outside the field are filled by reflection.
     """
     patches = np.empty((len(cells), size, size, 3), np.uint8)
     taken = side or size
@@ -190,7 +190,7 @@ def classify_cells(
     batch_size : int
         Patches classified at a time, which bounds the memory.
     progress : Progress
-        Told after each batch.
+        Called after each batch.
 
     Returns
     -------

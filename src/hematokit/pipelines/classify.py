@@ -160,7 +160,7 @@ def classify(
         facts={
             "Model": str(model),
             "Backbone": f"{loaded.config.backbone.name}:{loaded.config.backbone.variant}",
-            "Computed by": f"{getattr(loaded, 'runtime', 'torch')} on {loaded.device}",
+            "Computed by": f"{loaded.runtime} on {loaded.device}",
             "Detector": detector,
             "Unsure below": f"{unsure_below:g}",
             "Reviewed by people": f"{int(predictions['reviewed'].sum())} of {len(predictions)} cells",

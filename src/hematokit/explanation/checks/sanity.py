@@ -303,7 +303,7 @@ class EdgeDetector:
     It shows that the check can fail, and how much of a map can be had without any model.
     """
 
-    def attribute(self, classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def attribute(self, classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return edge strengths (B, H, W) of images (B, 3, H, W); `classifier` and `targets` change nothing."""
         grey = functional.pad(images.float().mean(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
         rise = torch.tensor([1.0, 2.0, 1.0], device=images.device)

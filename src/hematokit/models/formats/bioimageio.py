@@ -65,7 +65,7 @@ def write(
     samples : ndarray, shape (n, P, P, 3), uint8
         Crops on which the package, run by bioimageio.core, has to repeat the classifier. They do not go into it.
     log : callable
-        Told what is being done.
+        Called with what is being done.
     licence : str
         Of the weights: an SPDX identifier, or words, which then become a file; empty: not stated.
 

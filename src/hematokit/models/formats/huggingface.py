@@ -47,7 +47,7 @@ def write(
     licence: str = "",
     results: Sequence[EvalResult] = (),
 ) -> dict[str, Any]:
-    """Write ``model.safetensors``, ``config.json`` and ``README.md``, and hold them against the classifier.
+    """Write ``model.safetensors``, ``config.json`` and ``README.md``, and compare them with the classifier.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def write(
     samples : ndarray, shape (n, P, P, 3), uint8
         Crops on which the model that timm loads has to repeat the classifier.
     log : callable
-        Told what is being done.
+        Called with what is being done.
     licence : str
         Of the weights; empty: not stated.
     results : sequence of EvalResult

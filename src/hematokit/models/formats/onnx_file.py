@@ -1,4 +1,4 @@
-"""A classifier as one ONNX file that says of itself what it is, held against the classifier before it is kept."""
+"""A classifier as one ONNX file that says of itself what it is, compared with the classifier before it is kept."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def write(
     licence: str = "",
     settings: OnnxSettings | None = None,
 ) -> dict[str, Any]:
-    """Write an ONNX file and hold it against the classifier.
+    """Write an ONNX file and compare it with the classifier.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def write(
     samples : ndarray, shape (n, P, P, 3), uint8
         Crops on which the file has to repeat the classifier, at batches of 1, 2 and 7.
     log : callable
-        Told what is being done.
+        Called with what is being done.
     licence : str
         Of the weights; empty: not stated.
     settings : OnnxSettings, optional
@@ -179,7 +179,7 @@ def _in_steps(compute: Callable[[Patches], Logits], patches: Patches) -> Logits:
 
 
 def _check_other_outputs(engine: Engine, model: Classifier, samples: Patches, settings: OnnxSettings) -> None:
-    """Hold probabilities and embeddings against torch's; the gate has looked at the logits only."""
+    """Compare probabilities and embeddings with torch's; the gate has looked at the logits only."""
     import torch
 
     few = samples[: max(BATCHES)]
@@ -195,7 +195,7 @@ def _check_other_outputs(engine: Engine, model: Classifier, samples: Patches, se
 
 
 def _other_engine(content: bytes, model: Classifier, samples: Patches, settings: OnnxSettings) -> dict[str, Any]:
-    """What OpenVINO makes of the graph, if it is installed; it does not decide about the file, but people are told."""
+    """What OpenVINO makes of the graph, if it is installed; it does not decide about the file, but is reported."""
     if not is_installed("openvino"):
         return {}
     try:
@@ -251,7 +251,7 @@ def _full_card(card: str, facts: dict[str, Any]) -> str:
             continue
         against = found.get("compared_with", "PyTorch in float32")
         lines.append(
-            f"- Held against {against}, {name}: logits of {found['patches']} crops differ by at most "
+            f"- Compared with {against}, {name}: logits of {found['patches']} crops differ by at most "
             f"{found['max_logit_difference']:.2g}, {found['classes_changed']} classes change"
         )
     if facts["cost"] is not None:

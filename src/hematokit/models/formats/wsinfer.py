@@ -47,7 +47,7 @@ def write(
     log: Callable[[str], None],
     licence: str = "",
 ) -> dict[str, Any]:
-    """Write ``torchscript_model.pt``, ``config.json`` and ``README.md``, and hold them against the classifier.
+    """Write ``torchscript_model.pt``, ``config.json`` and ``README.md``, and compare them with the classifier.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def write(
     samples : ndarray, shape (n, P, P, 3), uint8
         Crops on which the file, read again as WSInfer reads it, has to repeat the classifier.
     log : callable
-        Told what is being done.
+        Called with what is being done.
     licence : str
         Of the weights; empty: not stated.
 
@@ -120,7 +120,7 @@ def _usage(config: dict[str, Any]) -> str:
     side, scale = config["patch_size_pixels"], config["spacing_um_px"]
     return f"""## In QuPath and WSInfer
 
-QuPath: name the folder that this folder lies in as *User model directory* of the WSInfer window, and choose the model.
+QuPath: name the folder that this folder is in as *User model directory* of the WSInfer window, and choose the model.
 Tiles are squares of {side * scale:.4g} µm ({side} px of {scale:.4g} µm) with a cell in the middle.
 
 What follows describes the model. In `{WEIGHTS}` its preparation and its temperature are inside: it takes

@@ -113,7 +113,7 @@ class OnnxClassifier:
         batch_size : int
             Patches at a time; no more than 8 are taken, which is as fast and keeps memory flat.
         progress : Progress
-            Told after each batch.
+            Called after each batch.
 
         Returns
         -------

@@ -32,7 +32,7 @@ Computing = Callable[[Patches], Logits]
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the answers of two ways of computing one model lie apart.
+    """How much the answers of two ways of computing one model differ.
 
     Attributes
     ----------
@@ -111,7 +111,7 @@ def measure_parity(
 
 
 def check_agreement(reference: Computing, candidate: Computing, side: int, what: str) -> float:
-    """Hold a runtime against the reference, on sample patches.
+    """Compare a runtime with the reference, on sample patches.
 
     Parameters
     ----------
