@@ -230,7 +230,7 @@ def _check_inside(table: pd.DataFrame, height: int, width: int, path: Path) -> N
     if outside.any():
         raise ImageError(
             "outside-field",
-            f"{printable(str(path))} has {width}x{height} px, but {int(outside.sum())} reviewed cells lie outside; "
+            f"{printable(str(path))} has {width}x{height} px, but {int(outside.sum())} reviewed cells are outside; "
             "give the image that was reviewed",
         )
 

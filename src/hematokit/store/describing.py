@@ -22,7 +22,7 @@ from hematokit.taxonomy import Taxonomy
 __all__ = [
     "PixelSizes",
     "StoreInfo",
-    "count_by_class",
+    "class_counts",
     "count_without_split",
     "describe_store",
     "pixel_size_warnings",
@@ -134,7 +134,7 @@ def pixel_size_warnings(sizes: PixelSizes, store: Path) -> list[str]:
     ]
 
 
-def count_by_class(cells: pd.DataFrame, taxonomy: Taxonomy) -> dict[str, int]:
+def class_counts(cells: pd.DataFrame, taxonomy: Taxonomy) -> dict[str, int]:
     """Return the number of cells of each class that has any, in the taxonomy's order."""
     counts = cells["label"].value_counts()
     return {code: int(counts[code]) for code in taxonomy.codes if code in counts}
@@ -286,7 +286,7 @@ def describe_store(path: str | Path, *, rejects: bool = False) -> StoreInfo:
         codec=store.codec,
         bytes=_size(Path(path)),
         cells=len(cells),
-        classes=count_by_class(cells, store.taxonomy),
+        classes=class_counts(cells, store.taxonomy),
         unlabelled=int((cells["label"] == "").sum()),
         taxonomy=store.taxonomy.name,
         pixel_sizes=summarize_pixel_sizes(cells),

@@ -230,7 +230,7 @@ def assign_groups(
     fingerprints : Fingerprints, optional
         What an earlier call returned: only patches not in it are read. Patches no longer among `cells` leave it.
     progress : Progress
-        Told of patches fingerprinted, then of pairs compared.
+        Called with the patches fingerprinted, then with the pairs compared.
 
     Returns
     -------
@@ -464,7 +464,7 @@ def label_conflicts(cells: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True, slots=True)
 class Regrouped:
-    """What a search for duplicates found in the whole store.
+    """Duplicates in a whole store, as a search for them leaves it.
 
     Attributes
     ----------

@@ -83,7 +83,7 @@ def write_field(
     source : str
         The field's path as given; kept with the image.
     progress : Progress
-        Told of the bands of rows done.
+        Called with the bands of rows done.
 
     Returns
     -------

@@ -28,13 +28,13 @@ from hematokit.progress import Progress, no_progress
 from hematokit.store.creating import StoreTarget
 from hematokit.store.describing import (
     PixelSizes,
-    count_by_class,
+    class_counts,
     count_without_split,
     pixel_size_warnings,
     summarize_pixel_sizes,
 )
 from hematokit.store.duplicates import regroup
-from hematokit.store.loading import Fit, Loaded, load_in_order
+from hematokit.store.loading import CropFit, LoadedCrop, load_in_order
 from hematokit.store.patchstore import PatchStore
 from hematokit.store.schema import CELL_COLUMNS
 from hematokit.store.smears import count_other_smears, other_smears
@@ -47,7 +47,7 @@ __all__ = ["ImportSummary", "import_crops"]
 
 @dataclass(frozen=True)
 class ImportSummary:
-    """What an import did.
+    """Summary of an import.
 
     Attributes
     ----------
@@ -159,7 +159,7 @@ class _Import:
 
     writer: StoreWriter
     names: _Names
-    fit: Fit
+    fit: CropFit
     known: dict[str, tuple[str, str, str]]
     sizes: dict[str, tuple[float, int, int]]
     keys_by_source: dict[str, str]
@@ -170,7 +170,7 @@ class _Import:
     _batch: list[tuple[npt.NDArray[np.uint8], dict[str, Any]]] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, writer: StoreWriter, fit: Fit, fields: Iterable[str]) -> _Import:
+    def begin(cls, writer: StoreWriter, fit: CropFit, fields: Iterable[str]) -> _Import:
         cells = writer.cells
         keys, sources = cells["source_key"].tolist(), cells["source"].tolist()
         said = zip(cells["label"].tolist(), cells["smear_id"].tolist(), cells["patient_id"].tolist(), strict=True)
@@ -181,7 +181,7 @@ class _Import:
         taken = [*cells["cell_id"], *cells["field_id"], *fields]
         return cls(writer, _Names(taken), fit, known, sizes, dict(zip(sources, keys, strict=True)))
 
-    def take(self, loaded: Loaded) -> None:
+    def take(self, loaded: LoadedCrop) -> None:
         """Add a loaded item, or note why not."""
         item = loaded.item
         problem = loaded.problem or self._contradiction(loaded)
@@ -221,7 +221,7 @@ class _Import:
         if len(self._batch) == 64:
             self.flush()
 
-    def _compare_size(self, loaded: Loaded) -> None:
+    def _compare_size(self, loaded: LoadedCrop) -> None:
         """Note a cell that is in the store with another pixel size than is stated now."""
         before, height, width = self.sizes[loaded.key]
         now = loaded.pixel_size_um
@@ -234,7 +234,7 @@ class _Import:
                 "cells: 'hematokit store set-pixel-size --force' does"
             ] += 1
 
-    def _contradiction(self, loaded: Loaded) -> ImageError | None:
+    def _contradiction(self, loaded: LoadedCrop) -> ImageError | None:
         item, key = loaded.item, loaded.key
         known = self.known.get(key)
         if known is not None:
@@ -315,7 +315,7 @@ def import_crops(
     force_pixel_size : bool
         `pixel_size_um` (or the table's) wins over the metadata of the files.
     progress : Progress
-        Told the number of files done.
+        Called with the number of files done.
 
     Returns
     -------
@@ -327,13 +327,13 @@ def import_crops(
         If the source is missing, empty, or has unknown classes; if the store does not fit, is damaged, or is being
         written; if the disk is full.
     ImageError
-        If the pixel size is none.
+        If the pixel size is not one.
     """
     started = time.monotonic()
     check_given(pixel_size_um)
     src, store_path = Path(src), Path(store_path)
     target = StoreTarget.at(store_path, taxonomy=taxonomy, patch_size=patch_size, codec=codec)
-    fit = Fit(target.patch_size, resize, pad, pixel_size_um, force_pixel_size)
+    fit = CropFit(target.patch_size, resize, pad, pixel_size_um, force_pixel_size)
     with contextlib.ExitStack() as held:
         with open_source(src, target.taxonomy, None if labels is None else Path(labels)) as listing:
             store = target.open()
@@ -354,7 +354,7 @@ def import_crops(
         rejected=dict(sorted(Counter(reason for _, reason, _ in outcome.rejects).items())),
         ignored=dict(sorted(ignored.items())),
         cells=len(cells),
-        classes=count_by_class(cells, store.taxonomy),
+        classes=class_counts(cells, store.taxonomy),
         exact_duplicates=regrouped.exact,
         conflicting_duplicates=regrouped.conflicting,
         near_duplicates=regrouped.near,
@@ -379,7 +379,7 @@ def _count_notes(notes: Counter[str]) -> list[str]:
     return [*shown, f"{rest} more remarks like these"] if rest else shown
 
 
-def _add(store: PatchStore, writer: StoreWriter, listing: Listing, fit: Fit, progress: Progress) -> _Import:
+def _add(store: PatchStore, writer: StoreWriter, listing: Listing, fit: CropFit, progress: Progress) -> _Import:
     """Load all items, commit those that are cells, and collect the reasons of the others."""
     state = _Import.begin(writer, fit, store.fields["field_id"])
     committed = dict(zip(writer.cells["source_key"].tolist(), writer.cells["pixel_sha256"].tolist(), strict=True))

@@ -22,7 +22,7 @@ from hematokit.imaging.reading import decode_rgb, read_orientation
 from hematokit.store.schema import hash_pixels
 from hematokit.store.sources import Item
 
-__all__ = ["Fit", "Loaded", "load_in_order"]
+__all__ = ["CropFit", "LoadedCrop", "load_in_order"]
 
 # Far below the limits for fields: with all threads on the largest crops, memory stays under 1 GB.
 _MAX_CROP_BYTES = 64 * 1024 * 1024
@@ -31,7 +31,7 @@ _MAX_WORKERS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class CropFit:
     """How a crop becomes a patch of ``patch_size x patch_size`` pixels, and what its pixel size is.
 
     Attributes
@@ -110,7 +110,7 @@ class Fit:
 
 
 @dataclass(slots=True)
-class Loaded:
+class LoadedCrop:
     """What became of one item.
 
     Attributes
@@ -142,7 +142,7 @@ class Loaded:
     notes: tuple[str, ...] = ()
 
 
-def _load(item: Item, known: Mapping[str, str], fit: Fit) -> Loaded:
+def _load(item: Item, known: Mapping[str, str], fit: CropFit) -> LoadedCrop:
     try:
         if item.problem is not None:
             raise item.problem
@@ -152,18 +152,18 @@ def _load(item: Item, known: Mapping[str, str], fit: Fit) -> Loaded:
         size, _, notes = choose(stated_pixel_size(data), given, force=fit.force_given)
         if key in known:
             _check_orientation(item.source, data, known[key], fit)
-            return Loaded(item, key, pixel_size_um=size, notes=notes)
+            return LoadedCrop(item, key, pixel_size_um=size, notes=notes)
         image = decode_rgb(data, name=item.source, max_pixels=_MAX_CROP_PIXELS, expect=fit.exact_size)
         patch = np.ascontiguousarray(fit.apply(image, item.source))
         box = whole_image_box(*image.shape[:2])
-        return Loaded(item, key, patch, hash_pixels(patch), box, pixel_size_um=size, notes=notes)
+        return LoadedCrop(item, key, patch, hash_pixels(patch), box, pixel_size_um=size, notes=notes)
     except ImageError as error:
         if error.reason == "wrong-size":
             error = ImageError(error.reason, f"{error}; {fit.advice}")
-        return Loaded(item, problem=error)
+        return LoadedCrop(item, problem=error)
 
 
-def _check_orientation(source: str, data: bytes, pixel_sha256: str, fit: Fit) -> None:
+def _check_orientation(source: str, data: bytes, pixel_sha256: str, fit: CropFit) -> None:
     """Refuse a file whose patch in the store is from before the orientation that the file states was applied."""
     orientation = read_orientation(data)
     if orientation == 1:
@@ -183,7 +183,7 @@ def _check_orientation(source: str, data: bytes, pixel_sha256: str, fit: Fit) ->
         )
 
 
-def load_in_order(items: Iterable[Item], known: Mapping[str, str], fit: Fit) -> Iterator[Loaded]:
+def load_in_order(items: Iterable[Item], known: Mapping[str, str], fit: CropFit) -> Iterator[LoadedCrop]:
     """Load items in a few threads and yield them in the order given.
 
     Only a few items are loaded ahead of the one yielded, so memory does not grow with their number.
@@ -193,11 +193,11 @@ def load_in_order(items: Iterable[Item], known: Mapping[str, str], fit: Fit) -> 
     items : iterable of Item
     known : mapping of str to str
         Keys of the files that the store has, which need not be decoded, and the hashes of their patches.
-    fit : Fit
+    fit : CropFit
     """
     workers = max(1, min(_MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
     load = partial(_load, known=known, fit=fit)
-    ahead: deque[Future[Loaded]] = deque()
+    ahead: deque[Future[LoadedCrop]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="hematokit-import")
     try:
         for item in items:

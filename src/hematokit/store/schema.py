@@ -1,4 +1,4 @@
-"""What is written where in a store: the names, the table's columns, and the metadata beside them.
+"""The layout of a store: the names of its files, the columns of its tables, and the metadata beside them.
 
 A store is a folder in Zarr v3::
 
@@ -121,8 +121,8 @@ FIELD_COLUMNS = tuple(_FIELD_SCHEMA.names)
 """Columns of `PatchStore.fields`.
 
 ``name`` is the file's stem, from which ``field_id`` was made; ``sha256`` is over the file's bytes; ``pixel_size_um`` is
-not a number where unknown; ``cells_from`` says in JSON which detector with which options found the cells, or which
-known cells they are; ``stored_sha256`` is over the files of the field's folder in the store.
+not a number where unknown; ``cells_from`` is JSON: the detector of the cells and its options, or which annotations
+they are; ``stored_sha256`` is over the files of the field's folder in the store.
 """
 
 REJECT_COLUMNS = ("source", "reason", "message")
@@ -131,7 +131,7 @@ _REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in REJECT_COLUMNS])
 
 @dataclass
 class TableState:
-    """What is committed together with the rows of the cells table.
+    """The metadata that is committed together with the rows of the cells table.
 
     Attributes
     ----------
@@ -179,7 +179,7 @@ def from_columns(columns: Mapping[str, list[Any]]) -> pa.Table:
 
 
 def read_cells(store: Path) -> tuple[pa.Table, TableState]:
-    """Read the committed rows and what was committed with them.
+    """Read the committed rows and their metadata.
 
     Raises
     ------

@@ -105,7 +105,7 @@ class Item:
         The path as given by the user, for the cells table.
     label, label_source, smear_id, patient_id : str
     read : callable
-        Returns the file's bytes, at most as many as it is told, or raises `ImageError`.
+        Returns the file's bytes, at most as many as it is given, or raises `ImageError`.
     problem : ImageError or None
         Why the file cannot be used, where the listing alone shows that.
     pixel_size_um : float or None
@@ -279,7 +279,7 @@ class _FolderFiles:
 
         for folder, subfolders, files in os.walk(self._given, onerror=fail):
             if "zarr.json" in files:
-                subfolders.clear()  # a store that lies in the folder is no source
+                subfolders.clear()  # a store in the folder is no source
                 continue
             inside = os.path.relpath(folder, self._given)
             prefix = Path(inside).parts
@@ -342,7 +342,7 @@ class _ZipFiles:
         info = self.entries.get(name)
         problem = None
         if name.startswith("/") or ".." in name.split("/") or _DRIVE.match(name):
-            problem = ImageError("outside-folder", f"{shown} leads out of the zip file; make it anew without that")
+            problem = ImageError("outside-folder", f"{shown} leads out of the zip file; make it again without that")
         elif info is None:
             problem = ImageError("unreadable", f"{shown} is not in the zip file; correct the path")
         elif stat.S_ISLNK(info.external_attr >> 16):
@@ -362,11 +362,11 @@ class _ZipFiles:
                 data = file.read(limit + 1)
         except (zipfile.BadZipFile, zlib.error, LZMAError, OSError, EOFError, RuntimeError, ValueError) as error:
             detail = printable(str(error))
-            raise ImageError("unreadable", f"{shown} cannot be unpacked ({detail}); make the zip file anew") from error
+            raise ImageError("unreadable", f"{shown} cannot be unpacked ({detail}); make the zip file again") from error
         if len(data) > limit:
             raise too_large
         if not data:
-            raise ImageError("empty", f"{shown} is empty (0 bytes); make the zip file anew")
+            raise ImageError("empty", f"{shown} is empty (0 bytes); make the zip file again")
         return data
 
 

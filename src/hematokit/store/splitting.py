@@ -225,7 +225,7 @@ def split_store(
         Shares of train, val and test; they sum to 1.
     seed : int
     progress : Progress
-        Told how a search for duplicates goes.
+        Called with the progress of the search for duplicates.
 
     Returns
     -------

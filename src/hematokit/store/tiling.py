@@ -23,7 +23,7 @@ from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.imaging.geometry import cut_patch, patch_box
 from hematokit.imaging.reading import printable
 from hematokit.progress import Progress, no_progress
-from hematokit.store.describing import count_by_class, count_without_split, pixel_size_warnings, summarize_pixel_sizes
+from hematokit.store.describing import class_counts, count_without_split, pixel_size_warnings, summarize_pixel_sizes
 from hematokit.store.fields import field_folder, field_pixel_sizes, open_pixels, stored_orientation, write_field
 from hematokit.store.patchstore import PatchStore
 from hematokit.store.schema import CELL_COLUMNS, ROOT_FILE, hash_pixels
@@ -441,7 +441,7 @@ class TileTally:
             notes=tuple(f"{note} ({count} of {files} fields)" for note, count in sorted(self.notes.items())),
             cells=len(cells),
             stored_fields=len(store.fields),
-            classes=count_by_class(cells, store.taxonomy),
+            classes=class_counts(cells, store.taxonomy),
             unlabelled=int((cells["label"] == "").sum()),
             without_split=count_without_split(store),
             seconds=round(seconds, 3),

@@ -128,7 +128,7 @@ def verify_store(path: str | Path, *, progress: Progress = no_progress) -> Verif
     path : str or Path
         The store.
     progress : Progress
-        Told the number of cells done, then of fields.
+        Called with the number of cells done, then of fields.
 
     Returns
     -------

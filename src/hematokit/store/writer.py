@@ -1,8 +1,8 @@
 """Writing a store: its lock, its one writer, and failures of the disk as one-line errors.
 
 Patches go into whole shards past the committed rows; nothing of them counts until ``cells.parquet`` is replaced.
-A writer that is killed therefore leaves the store as it was at its last commit, and the next writer removes what lies
-beyond it.
+A writer that is killed therefore leaves the store as it was at its last commit, and the next writer removes what is
+behind it.
 """
 
 from __future__ import annotations
