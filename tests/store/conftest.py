@@ -1,4 +1,4 @@
-"""Small crops and stores for the tests of this room."""
+"""Small crops for the tests of the store."""
 
 from __future__ import annotations
 

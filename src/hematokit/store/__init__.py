@@ -3,6 +3,39 @@
 >>> import hematokit  # doctest: +SKIP
 >>> store = hematokit.open_store("marrow.zarr")  # doctest: +SKIP
 >>> store.cells.label.value_counts()  # doctest: +SKIP
+
+Modules
+-------
+In reading order: each imports only those above it.
+
+schema
+    The layout: names of files, columns of tables, metadata.
+corrections
+    The journal of corrections, and cells with corrections applied.
+smears
+    Smears and patients: a CSV that states them, and checks of their identifiers.
+fields
+    Whole fields as OME-Zarr images.
+patchstore
+    Reading: `PatchStore`, its cells, patches and fields.
+writer
+    Writing: the lock, `StoreWriter`, failures of the disk.
+creating
+    The store that a command adds to, created if need be.
+describing
+    Summaries: classes, pixel sizes, splits, corrections.
+duplicates
+    Duplicates, and the groups of cells that a split must not part.
+sources, loading, importing
+    Crops: files of a source, one file to one patch, the import.
+tiling
+    Fields with their cells and patches.
+splitting
+    Train, val and test.
+changing
+    Pixel size, smear and patient of cells that are in the store.
+verifying
+    Every patch and field compared with its hash.
 """
 
 from __future__ import annotations
