@@ -433,7 +433,12 @@ def test_every_page_is_in_a_table_of_contents() -> None:
 def test_files_named_in_the_architecture_exist() -> None:
     source = DOCS.parent / "src"
     page = (DOCS / "architecture.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`((?:hematokit/)?(?:\w+/)*\w+\.py|(?:\w+/)+)`", page)) - {"checks/", "bundle/", "formats/", "runtimes/"}
+    named = set(re.findall(r"`((?:hematokit/)?(?:\w+/)*\w+\.py|(?:\w+/)+)`", page)) - {
+        "checks/",
+        "bundle/",
+        "formats/",
+        "runtimes/",
+    }
     places = [source / "hematokit", source / "napari_hematonet", source, source.parent]
     assert len(named) > 50
     assert [name for name in sorted(named) if not any((place / name).exists() for place in places)] == []

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from hematokit import AugmenterSpec, Option, PluginError
+from hematokit import AugmenterSpec, Option, PluginError, train
 from hematokit.cli.main import main
 from hematokit.errors import TrainingError
 from hematokit.plugins import registered
@@ -124,3 +124,23 @@ def test_a_run_trains_with_two_and_records_its_command(tiny_store: Path, tmp_pat
     assert training.command == recorded
     assert training.augmenter == "hematonet,add-it"
     assert training.settings["augmenter_options"] == {"add-it": {"amount": 0, "of": "refs.txt"}}
+
+
+def test_every_step_of_every_epoch_has_a_seed_of_its_own(tiny_store: Path, tmp_path: Path) -> None:
+    seeds: dict[int, list[int]] = {}
+
+    def recording(to: int) -> object:
+        def record(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+            seeds.setdefault(to, []).append(generator.initial_seed())
+            return images
+
+        return record
+
+    options = {"to": Option(int, 0, "which list")}
+    with registered(AugmenterSpec("records", "Records seeds", recording, options), package="hemato-test"):
+        for number, seed in enumerate((0, 0, 1)):
+            settings = TINY | {"epochs": 2, "augmenter": "records", "augmenter_options": {"to": number}, "seed": seed}
+            train(tiny_store, tmp_path / str(number), settings=settings)
+    assert len(set(seeds[0])) == len(seeds[0]) > 4
+    assert seeds[1] == seeds[0]
+    assert not set(seeds[2]) & set(seeds[0])
