@@ -161,7 +161,16 @@ def _result_layers(results: Results, result: FieldResult, model: str, *, visible
     )
     identity = results.model_identity if model else ""
     scale = results.model_pixel_size_um
-    return [*layers, _cells(review, result.field_id, field, placement, visible, model, identity, scale)]
+    state = FieldState(
+        review,
+        result.field_id,
+        field,
+        model,
+        pixel_size_um=review.pixel_size_um,
+        model_identity=identity,
+        model_pixel_size_um=scale,
+    )
+    return [*layers, _cells_layer(state, placement, visible)]
 
 
 def store_layers(path: Path) -> list[LayerData]:
@@ -205,29 +214,12 @@ def _stored_layers(store: PatchStore, name: str, *, visible: bool) -> list[Layer
         journal=store.path / CORRECTIONS_FILE,
         pixel_size_um=field.pixel_size_um,
     )
-    return [_image_layer(field, name, visible=visible), _cells(review, name, field, field_placement(field), visible)]
+    state = FieldState(review, name, field, "", pixel_size_um=review.pixel_size_um)
+    return [_image_layer(field, name, visible=visible), _cells_layer(state, field_placement(field), visible)]
 
 
-def _cells(
-    review: Review,
-    name: str,
-    field: Field | None,
-    placement: dict[str, Any],
-    visible: bool,
-    model: str = "",
-    identity: str = "",
-    model_pixel_size_um: float | None = None,
-) -> LayerData:
-    state = FieldState(
-        review,
-        name,
-        field,
-        model,
-        pixel_size_um=review.pixel_size_um,
-        model_identity=identity,
-        model_pixel_size_um=model_pixel_size_um,
-    )
-    data, options, kind = cells_layer_data(state, name=f"cells of {name}", placement=placement)
+def _cells_layer(state: FieldState, placement: dict[str, Any], visible: bool) -> LayerData:
+    data, options, kind = cells_layer_data(state, name=f"cells of {state.image_layer_name}", placement=placement)
     return data, {**options, "visible": visible}, kind
 
 
