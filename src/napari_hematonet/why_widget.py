@@ -10,7 +10,7 @@ from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QImage, QPixmap
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
-from hematokit.explanation.at_cells import class_scores
+from hematokit.annotations.cells import class_scores
 from napari_hematonet.class_widgets import Bar, ProbabilityBars
 from napari_hematonet.docks import in_front, join_docks
 from napari_hematonet.explaining import Crop, MapLayer, Reason, Request, WhyJob

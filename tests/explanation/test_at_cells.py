@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from hematokit.errors import ExplanationError, ModelError
-from hematokit.explanation.at_cells import ExplainedCell, class_scores, explain_at, explainable, joined_map
+from hematokit.explanation.at_cells import ExplainedCell, explain_at, explainable, joined_map
 from hematokit.explanation.field_map import maps_to_patch
 from hematokit.explanation.running import explain_cells, make_explainer
 from hematokit.imaging.fieldfiles import open_field
@@ -183,9 +183,3 @@ def test_joined_maps_are_relative_and_end_at_the_field() -> None:
 def test_cells_too_far_apart_for_one_map() -> None:
     with pytest.raises(ExplanationError, match="too far for one map"):
         joined_map([explained(0, 0, 1.0), explained(30_000, 30_000, 1.0)], 40_000, 40_000)
-
-
-def test_scores_are_sorted_and_absent_ones_left_out() -> None:
-    row = pd.DataFrame({"cell_id": ["a"], "p_BLA": [0.2], "p_LYT": [0.7], "p_NGS": [np.nan]})
-    assert class_scores(row) == [("LYT", 0.7), ("BLA", 0.2)]
-    assert class_scores(row[["cell_id"]]) == []

@@ -27,6 +27,7 @@ __all__ = [
     "called_classes",
     "cell_box",
     "check_detections",
+    "class_scores",
     "detections_table",
     "empty_detections",
     "name_cells",
@@ -259,6 +260,25 @@ def below_threshold(probability: npt.ArrayLike, unsure_below: float) -> npt.NDAr
     """Return which probabilities (n,) are below the threshold; a missing one (not a number) is."""
     below: npt.NDArray[np.bool_] = ~(np.asarray(probability, np.float64) >= unsure_below)
     return below
+
+
+def class_scores(cells: pd.DataFrame) -> list[tuple[str, float]]:
+    """Return the classes of one cell and their probabilities, the likeliest first.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        One row of a cells table.
+
+    Returns
+    -------
+    list of (str, float)
+        Empty where the cell is not classified.
+    """
+    names = [name for name in cells.columns if name.startswith("p_")]
+    values = cells[names].iloc[0].to_numpy(np.float64, na_value=np.nan) if names else np.zeros(0)
+    known = [(name.removeprefix("p_"), float(value)) for name, value in zip(names, values, strict=True)]
+    return sorted((pair for pair in known if np.isfinite(pair[1])), key=lambda pair: -pair[1])
 
 
 def text_column(cells: pd.DataFrame, column: str) -> npt.NDArray[np.object_]:

@@ -23,13 +23,13 @@ from hematokit.imaging.geometry import Box
 from hematokit.imaging.reading import printable
 from hematokit.models.field_cells import cut_patches, field_patch_side
 from hematokit.plugins import MadeExplainer
-from hematokit.progress import Progress, no_progress
+from hematokit.progress import Progress, no_log, no_progress
 
 if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
     from hematokit.models import Classifier, Model
 
-__all__ = ["ExplainedCell", "cell_crop", "class_scores", "explain_at", "explainable", "joined_map"]
+__all__ = ["ExplainedCell", "cell_crop", "explain_at", "explainable", "joined_map"]
 
 _LARGEST_AREA: Final = 64_000_000
 """Pixels of a joined map, 256 MB as float32."""
@@ -41,10 +41,6 @@ Maps = npt.NDArray[np.float32]
 
 _COPIES: Final[WeakKeyDictionary[Classifier, dict[str, list[Classifier]]]] = WeakKeyDictionary()
 """Copies of a classifier that are not in use, by explainer: explainers remember what they found out about a network."""
-
-
-def _no_log(message: str) -> None:
-    """Say nothing."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,7 @@ def explain_at(
     model_pixel_size_um: float | None = None,
     batch_size: int = 4,
     progress: Progress = no_progress,
-    log: Callable[[str], None] = _no_log,
+    log: Callable[[str], None] = no_log,
 ) -> Iterator[ExplainedCell]:
     """Explain cells of an open field one after the other.
 
@@ -268,17 +264,3 @@ def joined_map(explained: Sequence[ExplainedCell], height: int, width: int) -> t
         )
     boxes = [cell.box for cell in explained]
     return area, blend_maps(area, boxes, range(len(boxes)), lambda number: explained[number].map)
-
-
-def class_scores(cells: pd.DataFrame) -> list[tuple[str, float]]:
-    """Return the classes of one cell and their probabilities, the likeliest first.
-
-    Parameters
-    ----------
-    cells : DataFrame
-        One row of a classified cells table; empty lists come of one that is not classified.
-    """
-    names = [name for name in cells.columns if name.startswith("p_")]
-    values = cells[names].iloc[0].to_numpy(np.float64, na_value=np.nan) if names else np.zeros(0)
-    known = [(name.removeprefix("p_"), float(value)) for name, value in zip(names, values, strict=True)]
-    return sorted((pair for pair in known if np.isfinite(pair[1])), key=lambda pair: -pair[1])
