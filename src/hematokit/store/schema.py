@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,11 +170,6 @@ def to_arrow(cells: pd.DataFrame) -> pa.Table:
         raise ValueError(f"the cells table lacks the columns {missing}")
     table = pa.Table.from_pandas(cells[list(CELL_COLUMNS)], schema=_SCHEMA, preserve_index=False)
     return table.replace_schema_metadata()
-
-
-def from_columns(columns: Mapping[str, list[Any]]) -> pa.Table:
-    """Build table rows from lists by column name."""
-    return pa.table({name: columns[name] for name in CELL_COLUMNS}, schema=_SCHEMA)
 
 
 def read_cells(store: Path) -> tuple[pa.Table, TableState]:

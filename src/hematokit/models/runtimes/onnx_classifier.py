@@ -99,11 +99,6 @@ class OnnxClassifier:
         """Return this model, which computes on the CPU."""
         return self
 
-    @property
-    def has_embeddings(self) -> bool:
-        """Whether the file gives embeddings."""
-        return any(port.name == EMBEDDINGS for port in self._engine.outputs)
-
     def logits(self, patches: np.ndarray, batch_size: int = 64, progress: Progress = no_progress) -> np.ndarray:
         """Return uncalibrated logits; may be called from several threads at once.
 
