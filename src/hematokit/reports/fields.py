@@ -1,6 +1,5 @@
-"""The report on a run of fields: the differential, the fields, and how it was made, in one HTML file.
-
-The histogram of cell types: a differential as one picture.
+"""The report on a run of fields: the differential, the fields, and how it was made, in one HTML file; and the
+histogram of cell types as a figure.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hematokit.reports import rendering as drawing
-from hematokit.reports.rendering import GRID, INK, MUTED, STYLE, data_url, environment
+from hematokit.reports.rendering import GRID, INK, MUTED, STYLE, data_url, environment, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -248,7 +246,7 @@ def render_field_report(
             apart=[(code, share) for code, share in shares if code in differential.groups.apart],
             units=_units(differential),
             histogram={
-                "url": data_url(drawing.to_svg(drawn), "image/svg+xml"),
+                "url": data_url(to_svg(drawn), "image/svg+xml"),
                 "alt": "Histogram of cell types: " + ", ".join(_alt(differential)),
                 "width": round(96 * drawn.get_figwidth()),
             },

@@ -1,8 +1,7 @@
 """The model card that leaves with an exported model: what it is, what it learned from, how good it is, its limits.
 
-Its sections follow Mitchell et al. (2019), Model cards for model reporting, doi:10.1145/3287560.3287596.
-
-How a model came about, as commands for its card.
+Its sections follow Mitchell et al. (2019), Model cards for model reporting, doi:10.1145/3287560.3287596. `reproducing`
+returns the commands that made the model, from its training record.
 """
 
 from __future__ import annotations
