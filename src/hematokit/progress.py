@@ -1,10 +1,10 @@
-"""How long work tells what it has done, without knowing who shows it."""
+"""How long work reports what it has done, without knowing who shows it."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["Progress", "no_progress", "part_of"]
+__all__ = ["Progress", "no_log", "no_progress", "part_of"]
 
 
 class Progress(Protocol):
@@ -16,6 +16,10 @@ class Progress(Protocol):
 
 def no_progress(done: int, total: int | None, message: str) -> None:
     """Show nothing."""
+
+
+def no_log(line: str) -> None:
+    """Show nothing: the default where work reports in lines of text."""
 
 
 def part_of(progress: Progress, before: int, total: int, message: str) -> Progress:

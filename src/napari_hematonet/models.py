@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from hematokit.errors import ExplanationError, FieldError
+from hematokit.progress import no_log
 
 if TYPE_CHECKING:
     from hematokit.models import Classifier, Model
@@ -143,7 +144,7 @@ def get_model(
     path: str,
     device: str = "auto",
     runtime: str = "torch",
-    note: Callable[[str], None] = lambda text: None,
+    note: Callable[[str], None] = no_log,
     *,
     identity: str = "",
 ) -> Model:

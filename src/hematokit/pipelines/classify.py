@@ -92,7 +92,7 @@ def classify(
     scheduler : str
         ``"local"``, or the address of a Dask scheduler.
     progress : Progress
-        Told how many fields are done.
+        Called with the number of fields done.
 
     Returns
     -------

@@ -16,7 +16,7 @@ from hematokit.pipelines.classify import classify
 from hematokit.pipelines.evaluate import evaluate
 from hematokit.pipelines.field_run import FieldsResult
 from hematokit.pipelines.train import train
-from hematokit.progress import Progress, no_progress
+from hematokit.progress import Progress, no_log, no_progress
 from hematokit.store import import_crops, open_store, set_pixel_size, split_store
 from hematokit.synthetic import PIXEL_SIZE_UM, SAMPLE_COUNTS, synthesize_field, write_sample
 from hematokit.training.runs import RunFolder
@@ -34,7 +34,7 @@ _NEW_SMEAR: Final = 10_000
 
 @dataclass(frozen=True)
 class FieldDemo:
-    """What came out of the drawn field, held against what was drawn.
+    """Detections and classes in the drawn field, compared with the ground truth.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ def run_demo(
     epochs: int = _EPOCHS,
     device: str = "auto",
     progress: Progress = no_progress,
-    log: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = no_log,
 ) -> DemoResult:
     """Draw the sample, import, split, train a small CoAtNet, evaluate, classify a field.
 
@@ -96,9 +96,9 @@ def run_demo(
     device : str
         Device to train on.
     progress : Progress
-        Told how each step comes along.
+        Called with the progress of each step.
     log : callable
-        Given one line per step.
+        Called with one line per step.
 
     Returns
     -------
@@ -137,8 +137,8 @@ def train_demo(
     epochs: int = _EPOCHS,
     device: str = "auto",
     progress: Progress = no_progress,
-    step: Callable[[str], None] = lambda line: None,
-    log: Callable[[str], None] = lambda line: None,
+    step: Callable[[str], None] = no_log,
+    log: Callable[[str], None] = no_log,
 ) -> Path:
     """Draw the sample, import, split, and train a small CoAtNet: what `run_demo` begins with, and the viewer needs.
 

@@ -1,6 +1,7 @@
-"""Writing a trained model in a format that other programs read: what ``hematokit export`` does.
+"""Export of a trained model to a format that other programs read: ``hematokit export``.
 
-Crops that an export is compared, calibrated and judged on: of the training store where it can be reached.
+`ExportCrops` are the crops that an export is compared, calibrated and judged on: those of the training store where it
+can be reached.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from hematokit.models.formats.quantising import JudgedCrops, Precision
 from hematokit.models.loading import load_model
 from hematokit.models.runtimes.onnx_graph import Layout
 from hematokit.models.runtimes.parity import sample_patches
+from hematokit.progress import no_log
 from hematokit.reports.attributions import AttributedCell, class_figure
 from hematokit.reports.model_card import CardPicture, evaluation_results, model_card
 from hematokit.reports.rendering import to_png
@@ -181,10 +183,6 @@ _AGAIN: Final = "give an --output in a folder that can be written, with room"
 _GREY: Final = "#7f7f7f"
 
 
-def _silent(text: str) -> None:
-    """Say nothing."""
-
-
 @dataclass(frozen=True)
 class ExportResult:
     """What an export wrote.
@@ -259,7 +257,7 @@ def export(
     taxonomy: str | Path | None = None,
     pixel_size_um: float | None = None,
     overwrite: bool = False,
-    log: Callable[[str], None] = _silent,
+    log: Callable[[str], None] = no_log,
 ) -> ExportResult:
     """Write a trained model for other programs, with its model card; nothing is kept that answers otherwise than torch.
 
@@ -288,7 +286,7 @@ def export(
     overwrite : bool
         Replace a file that exists; folders are never replaced.
     log : callable
-        Told what is being done.
+        Called with a line on what is being done.
 
     Returns
     -------

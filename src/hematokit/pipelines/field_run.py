@@ -24,7 +24,7 @@ from hematokit.imaging.reading import printable
 from hematokit.models.field_cells import classify_cells, scale_warnings
 from hematokit.pipelines.distributed import run_on_cluster
 from hematokit.plugins import MadeDetector
-from hematokit.progress import Progress, no_progress
+from hematokit.progress import Progress, no_log, no_progress
 from hematokit.reports.overlay import draw_overlay
 from hematokit.results.fields import CannotWriteError, FieldFolders, FieldOutcome, FieldTask, file_stamp
 from hematokit.results.folder import ResultsFolder, outcome_table, write_outcomes
@@ -51,10 +51,6 @@ WRITE_ADVICE = "make room and run the command again"
 _SHOWN = ("cells", "report", "differential")
 
 Note = Callable[[str], None]
-
-
-def _silent(text: str) -> None:
-    """Say nothing."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +169,7 @@ class FieldJob:
         self.fields.write_overlay(outcome.field_id, overlay)
         return self.fields.record(replace(outcome, corrections=digest))
 
-    def run(self, task: FieldTask, note: Note = _silent) -> FieldOutcome:
+    def run(self, task: FieldTask, note: Note = no_log) -> FieldOutcome:
         """Work on one field and write its files; ``field.json`` comes last and marks the field as done.
 
         A field that cannot be worked on becomes a failed outcome; what concerns all fields is raised.
@@ -182,7 +178,7 @@ class FieldJob:
         ----------
         task : FieldTask
         note : callable
-            Told in a few words what is going on inside a large field; raising from it stops the work.
+            Called with a line on the progress inside a large field; raising from it stops the work.
 
         Raises
         ------

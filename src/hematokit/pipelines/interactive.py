@@ -21,7 +21,7 @@ from hematokit.errors import FieldError
 from hematokit.imaging.geometry import Box, patch_box
 from hematokit.models.field_cells import classify_cells, classify_in_batches, field_patch_side
 from hematokit.plugins import MadeDetector
-from hematokit.progress import Progress, no_progress
+from hematokit.progress import Progress, no_log, no_progress
 
 if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
@@ -35,11 +35,11 @@ _MARGIN: Final = 384
 """Pixels around a region that the detector sees too, so that cells at its edge are found whole."""
 
 _FIRST_BATCH: Final = 8
-"""Fewer at a time than this are no quicker: most of the time of a call goes into beginning it."""
+"""Fewer at a time than this are no quicker: most of the time of a call is spent on starting it."""
 
 _SHORT: Final = 0.3
 _LONG: Final = 1.0
-"""Seconds a batch should take: cells appear soon and stopping is quick, yet little time goes into beginning anew."""
+"""Seconds a batch should take: cells appear soon, stopping is quick, and little time is spent on starting batches."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def classify_live(
     model_pixel_size_um: float | None = None,
     largest_batch: int = 64,
     progress: Progress = no_progress,
-    note: Callable[[str], None] = lambda text: None,
+    note: Callable[[str], None] = no_log,
     moved: Callable[[Model], None] = lambda model: None,
 ) -> Iterator[Examination | pd.DataFrame]:
     """Find the cells of a field, or of regions of it, and classify them piece by piece.
@@ -130,11 +130,11 @@ def classify_live(
     largest_batch : int
         Patches classified at a time at most.
     progress : Progress
-        Told windows examined, then cells classified. Raising from it ends the work.
+        Called with the number of windows examined, then of cells classified. Raising from it ends the work.
     note : callable
-        Told in one line when less memory has to do.
+        Called with a line if the memory of the device is too small.
     moved : callable
-        Given the copy of the model that goes on on the CPU; `model` itself stays on its device.
+        Called with the copy of the model that continues on the CPU; `model` itself stays on its device.
 
     Yields
     ------
@@ -175,13 +175,13 @@ def _predictions(
 
 
 def _examine(field: Field, detector: MadeDetector, region: Sequence[npt.ArrayLike], progress: Progress) -> Examination:
-    def told(done: int, total: int | None, message: str) -> None:
+    def report(done: int, total: int | None, message: str) -> None:
         progress(done, total, "looking for cells")
 
     if not len(region):
-        return examine_field(field, detector, progress=told)
+        return examine_field(field, detector, progress=report)
     box = _around([np.asarray(polygon, np.float64) for polygon in region], field)
-    examined = examine_field(cast("Field", FieldPart(field, box)), detector, progress=told)
+    examined = examine_field(cast("Field", FieldPart(field, box)), detector, progress=report)
     found = examined.cells
     found = found.assign(y=found["y"] + box.y0, x=found["x"] + box.x0, y0=found["y0"] + box.y0, x0=found["x0"] + box.x0)
     shift = np.array([box.y0, box.x0], np.float32)

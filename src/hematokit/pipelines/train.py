@@ -18,7 +18,7 @@ from hematokit.models.bundle import save_bundle
 from hematokit.models.classifier import Classifier, describe_device, resolve_device
 from hematokit.models.config import SplitRecord, TrainingRecord
 from hematokit.models.construction import BackboneChoice, build_backbone, choose_backbone
-from hematokit.progress import Progress, no_progress
+from hematokit.progress import Progress, no_log, no_progress
 from hematokit.store import PatchStore, open_store
 from hematokit.training.augmenters import make_augmenters, recorded_options
 from hematokit.training.data import PatchFeed, TrainingData, select_cells
@@ -116,7 +116,7 @@ def train(
     run, config, before = _settings(store, output, {**(settings or {}), **more}, resume)
     with _accelerator(config) as accelerator, stop_on_signals() as request:
         main = accelerator.is_main_process
-        say = log if log is not None and main else _quiet
+        say = log if log is not None and main else no_log
         shown = progress if main else no_progress
 
         # The data: classes and cells.
@@ -183,10 +183,6 @@ def train(
             seconds=state.seconds,
             warnings=tuple(warnings),
         )
-
-
-def _quiet(line: str) -> None:
-    """Say nothing."""
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
