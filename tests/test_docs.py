@@ -6,6 +6,7 @@ cannot do, such as installing; their hematokit commands are parsed. ``text`` blo
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import re
@@ -442,6 +443,19 @@ def test_files_named_in_the_architecture_exist() -> None:
     places = [source / "hematokit", source / "napari_hematonet", source, source.parent]
     assert len(named) > 50
     assert [name for name in sorted(named) if not any((place / name).exists() for place in places)] == []
+
+
+def test_packages_that_list_their_modules_list_all_of_them() -> None:
+    listed = 0
+    for file in (DOCS.parent / "src" / "hematokit").rglob("__init__.py"):
+        _, _, modules = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("Modules\n---")
+        if modules:
+            listed += 1
+            terms = {name for line in re.findall(r"^(\w+(?:, \w+)*)$", modules, re.M) for name in line.split(", ")}
+            there = {path.stem for path in file.parent.glob("[!_]*.py")}
+            there |= {path.parent.name for path in file.parent.glob("*/__init__.py")}
+            assert terms == there, file
+    assert listed > 10
 
 
 def test_research_use_is_said() -> None:

@@ -1,4 +1,14 @@
-"""Conformance tests of plugins: what the rest of hematokit expects of a package, and of each type of plugin."""
+"""Conformance tests of plugins: what the rest of hematokit expects of a package, and of each type of plugin.
+
+Modules
+-------
+rules
+    Rules and their outcomes.
+packages, backbones, augmenters, explainers, detectors
+    The rules for packages, and for each type of plugin.
+checking
+    `conformance_tests` and `check_plugin`.
+"""
 
 from __future__ import annotations
 

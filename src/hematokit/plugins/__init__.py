@@ -1,4 +1,20 @@
-"""The plugin manager and the registries of backbones, augmenters, explainers and detectors."""
+"""The plugin manager and the registries of backbones, augmenters, explainers and detectors.
+
+Modules
+-------
+specs
+    What a plugin registers.
+hookspecs
+    The hooks that a plugin implements.
+registry
+    Specs by name; a plugin with its options.
+commands
+    Commands that plugins add.
+loading
+    `load_plugins`: built-in and third-party plugins.
+template
+    The template of a plugin, for ``hematokit plugins new``.
+"""
 
 from __future__ import annotations
 

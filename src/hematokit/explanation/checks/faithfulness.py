@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = [
     "BASELINES",
     "CENTRED",
-    "REPLACEMENTS",
     "Faithfulness",
     "baseline_maps",
     "centred_gaussian",
@@ -43,7 +42,6 @@ CENTRED: Final = "centred Gaussian"
 BASELINES: Final = ("random pixels", "random blobs", CENTRED)
 """Maps that use neither model nor image; blobs are as coarse as Grad-CAM, single pixels as fine as a gradient."""
 
-REPLACEMENTS: Final = ("blur", "mean")
 
 _BLUR: Final = 1 / 12  # deviation, as a share of the side: nothing smaller than a nucleus is left
 _CENTRED_DEVIATION: Final = 1 / 6
