@@ -134,7 +134,7 @@ def _evaluated(words: Sequence[str]) -> list[str]:
         if here.startswith("--output="):
             after = here.partition("=")[2]
         if here == "--output" or here.startswith("--output="):
-            # Training makes a run, which evaluation writes into; the bundle of anything else has to be told where to.
+            # Training makes a run, which evaluation writes into; for any other bundle, the folder is given.
             return [after] if words[1:2] == ["train"] else [after, "--output", "FOLDER"]
     return ["NEW_RUN"]
 
