@@ -140,7 +140,7 @@ def save_bundle(
     state = {key: value.detach().cpu().contiguous() for key, value in classifier.backbone.state_dict().items()}
     files = {CONFIG: config.to_json().encode(), WEIGHTS: save(state, metadata={"format": "pt"})}
     write_atomically(folder / WEIGHTS, files[WEIGHTS])
-    write_atomically(folder / CARD, model_card(config).encode())
+    write_atomically(folder / CARD, _readme(config).encode())
     write_manifest(folder, files)
     # Last: a folder without config.json is no bundle, so an interrupted save is never taken for one.
     write_atomically(folder / CONFIG, files[CONFIG])
@@ -409,7 +409,7 @@ def _check_finite(backbone: torch.nn.Module, state: dict[str, torch.Tensor], pat
                 )
 
 
-def model_card(config: ModelConfig) -> str:
+def _readme(config: ModelConfig) -> str:
     """Return the bundle's README: what it is, what it was trained on, what it is not for."""
     training = config.training
     lines = [

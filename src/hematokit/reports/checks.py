@@ -18,7 +18,7 @@ from hematokit.explanation.checks.faithfulness import BASELINES, CENTRED
 from hematokit.explanation.checks.localisation import REGIONS
 from hematokit.explanation.checks.sanity import HALF, LEAST_CHANGE, REPEATED
 from hematokit.reports import check_figures
-from hematokit.reports.rendering import data_url, environment, to_png, to_svg
+from hematokit.reports.rendering import data_url, templates, to_png, to_svg
 
 if TYPE_CHECKING:
     from hematokit.explanation.checks.data_randomisation import DataRandomisation, RetrainedModels
@@ -163,7 +163,7 @@ def sanity_documents(
         "models": [_sanity_of(checks) for checks in checked],
     }
     views = [_sanity_view(checks, control) for checks in checked]
-    page = environment().get_template("sanity.html.j2")
+    page = templates().get_template("sanity.html.j2")
     html = page.render(
         title="Sanity checks of explanations",
         verdicts=table.to_dict("records"),
@@ -220,7 +220,7 @@ def faithfulness_documents(
         ],
     }
     views = [_faithfulness_view(found) for found in checked]
-    page = environment().get_template("faithfulness.html.j2")
+    page = templates().get_template("faithfulness.html.j2")
     html = page.render(
         title="Faithfulness of explanations",
         views=views,

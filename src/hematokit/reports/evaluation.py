@@ -31,7 +31,7 @@ from hematokit.reports.rendering import (
     MUTED,
     STYLE,
     data_url,
-    environment,
+    templates,
     thumbnail,
     to_png,
     to_svg,
@@ -105,7 +105,7 @@ def render_report(evaluation: Evaluation, model: str | Path, reproduce: list[str
     scores = evaluation.scores
     predicted = evaluation.predictions["predicted"].value_counts()
     return (
-        environment()
+        templates()
         .get_template("report.html.j2")
         .render(
             title=_title(model),
@@ -257,7 +257,7 @@ def render_comparison(
         A whole HTML document.
     """
     return (
-        environment()
+        templates()
         .get_template("compare.html.j2")
         .render(
             comparison=comparison,

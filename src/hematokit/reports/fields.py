@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hematokit.reports.rendering import GRID, INK, MUTED, STYLE, data_url, environment, to_svg
+from hematokit.reports.rendering import GRID, INK, MUTED, STYLE, data_url, templates, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -235,7 +235,7 @@ def render_field_report(
     drawn = cell_types_figure(differential, titled=False)
     shares = [(code, entry.classes[code]) for code in differential.taxonomy.codes]
     return (
-        environment()
+        templates()
         .get_template("fields.html.j2")
         .render(
             title="Differential count",

@@ -30,7 +30,7 @@ from hematokit.files import one_line_read_errors
 from hematokit.imaging.reading import printable, read_rgb
 from hematokit.models.classifier import input_region
 from hematokit.models.config import ModelConfig, SplitRecord, TrainingRecord, TrainingSettings
-from hematokit.reports.rendering import METRIC_NAMES, data_url, environment
+from hematokit.reports.rendering import METRIC_NAMES, data_url, templates
 from hematokit.reports.text import command, duration, interval
 from hematokit.training.settings import TrainConfig
 from hematokit.yaml_text import typed_text
@@ -305,7 +305,7 @@ def model_card(
 
 
 def _templates() -> jinja2.Environment:
-    made = environment().overlay()
+    made = templates().overlay()
     made.filters = {**made.filters, "md": _markdown, "bracket": _bracket}
     return made
 

@@ -20,7 +20,7 @@ from PIL import Image
 from hematokit._version import __version__
 from hematokit.reports import text
 
-__all__ = ["GRID", "INK", "METRIC_NAMES", "MUTED", "STYLE", "data_url", "environment", "thumbnail", "to_png", "to_svg"]
+__all__ = ["GRID", "INK", "METRIC_NAMES", "MUTED", "STYLE", "data_url", "templates", "thumbnail", "to_png", "to_svg"]
 
 INK: Final = "#1f2933"
 MUTED: Final = "#66727f"
@@ -105,7 +105,7 @@ METRIC_NAMES: Final = {
 
 
 @cache
-def environment() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
     """Templates of the reports. Everything put into them is escaped: class names and paths are other people's text."""
     folder = {
         entry.name: entry.read_text("utf-8") for entry in files("hematokit.reports").joinpath("templates").iterdir()
