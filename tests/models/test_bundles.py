@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from hematokit import MATEK_21, HematokitError, load_model, open_store
 from hematokit.models import Classifier, TrainingRecord, build_backbone, choose_backbone, save_bundle
-from hematokit.models.classifier import shrink_patches
+from hematokit.models.classifier import resize_patches
 from hematokit.plugins.specs import InputSpec
 from tinykit import seal_bundle
 
@@ -314,7 +314,7 @@ def test_resizing_matches_pillow() -> None:
     found = (images[0].permute(1, 2, 0) * 255).numpy()
     assert np.abs(found - expected).max() <= 1.01
     # The quick kernel that training uses is the same but for rounding.
-    small = shrink_patches(torch.from_numpy(pixels)[None], InputSpec(128))
+    small = resize_patches(torch.from_numpy(pixels)[None], InputSpec(128))
     assert small.dtype == torch.uint8
     assert np.abs(small[0].numpy().astype(float) - found).max() <= 1.01
 

@@ -26,7 +26,7 @@ __all__ = [
     "input_region",
     "resizing_matrix",
     "resolve_device",
-    "shrink_patches",
+    "resize_patches",
 ]
 
 
@@ -261,7 +261,7 @@ def input_region(side: int, spec: InputSpec) -> tuple[int, int]:
     return 0, side
 
 
-def shrink_patches(patches: torch.Tensor, spec: InputSpec) -> torch.Tensor:
+def resize_patches(patches: torch.Tensor, spec: InputSpec) -> torch.Tensor:
     """Resize uint8 patches ahead of training, where the specification asks for resizing; else return them as they are.
 
     The uint8 kernel is some twenty times faster on a CPU than the float one that `Classifier.prepare` uses, and

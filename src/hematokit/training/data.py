@@ -18,7 +18,7 @@ import torch
 
 from hematokit.errors import TrainingError
 from hematokit.files import shell_word
-from hematokit.models.classifier import shrink_patches
+from hematokit.models.classifier import resize_patches
 from hematokit.plugins.specs import InputSpec
 from hematokit.progress import Progress, no_progress
 from hematokit.store import PatchStore, PixelSizes, summarize_pixel_sizes
@@ -189,7 +189,7 @@ class PatchFeed:
     """Patches of one split, as uint8 batches on the device.
 
     Where they fit they are read once and kept, on the device or in memory; else batches are read ahead by threads
-    (tensorstore reads and decodes outside the interpreter's lock). Either way they are shrunk to the input's size
+    (tensorstore reads and decodes outside the interpreter's lock). Either way they are resized to the input's size
     before they move.
 
     Parameters
@@ -225,7 +225,7 @@ class PatchFeed:
         self.device = device
         self.workers = workers
         self.kept: torch.Tensor | None = None
-        probe = shrink_patches(torch.zeros((1, store.patch_size, store.patch_size, 3), dtype=torch.uint8), input_spec)
+        probe = resize_patches(torch.zeros((1, store.patch_size, store.patch_size, 3), dtype=torch.uint8), input_spec)
         self.shape = tuple(probe.shape[1:])
         self.place = self._choose(cache)
         if self.place != "none":
@@ -252,7 +252,7 @@ class PatchFeed:
                     future.cancel()
 
     def _read(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        return shrink_patches(torch.from_numpy(self.store.read_rows(rows)), self.input_spec)
+        return resize_patches(torch.from_numpy(self.store.read_rows(rows)), self.input_spec)
 
     def _move(self, patches: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cuda" and patches.device.type == "cpu":
