@@ -25,7 +25,7 @@ from hematokit.explanation.checks.sanity import (
     randomise_block,
     refit_norms,
 )
-from hematokit.pipelines.check_explanations import retrain_models
+from hematokit.pipelines.retrain import retrain_models
 from hematokit.store import open_store
 from tinykit import TINY
 

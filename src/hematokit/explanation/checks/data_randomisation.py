@@ -3,7 +3,7 @@
 The same network is trained twice with the same settings and the same seed: on the labels, and on labels that were
 shuffled among the training cells. Maps that stay alike say nothing about what tells the classes apart. A third
 training, on the true labels with another seed, shows how far maps of two models differ anyway. The trainings are those
-of `hematokit.pipelines.check_explanations.retrain_models`; here their maps are compared.
+of `hematokit.pipelines.retrain.retrain_models`; here their maps are compared.
 """
 
 from __future__ import annotations
