@@ -32,7 +32,6 @@ __all__ = [
     "FieldChoice",
     "ModelChoice",
     "recent_models",
-    "region_of",
     "remember_model",
 ]
 
@@ -202,7 +201,7 @@ class ModelChoice(QWidget):  # type: ignore[misc] # Qt has no types here
 _CORNERS: Final = 48  # of the polygon that stands for an ellipse
 
 
-def region_of(shapes: Shapes, image: Layer) -> tuple[npt.NDArray[np.float64], ...]:
+def _region_of(shapes: Shapes, image: Layer) -> tuple[npt.NDArray[np.float64], ...]:
     """Return the areas that shapes enclose.
 
     Parameters
@@ -307,9 +306,9 @@ class FieldChoice(QObject):  # type: ignore[misc] # Qt has no types here
         return self._named(self.image.value)
 
     def outlines(self, image: Layer) -> tuple[npt.NDArray[np.float64], ...]:
-        """Return the areas chosen as `region_of` does; empty for the whole of the image."""
+        """Return the areas chosen as `_region_of` does; empty for the whole of the image."""
         shapes = self._named(self.region.value)
-        return () if shapes is None else region_of(shapes, image)
+        return () if shapes is None else _region_of(shapes, image)
 
     def _named(self, name: object) -> Layer | None:
         return self._viewer.layers[name] if name and name in self._viewer.layers else None

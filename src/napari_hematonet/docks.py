@@ -13,7 +13,7 @@ from napari_hematonet.state import guarded
 if TYPE_CHECKING:
     import napari
 
-__all__ = ["dock_of", "in_front", "join_docks", "open_dock", "show_dock"]
+__all__ = ["in_front", "join_docks", "open_dock", "show_dock"]
 
 _OURS: Final = "hematokit_tab"
 """Property of our widgets: what their tab says."""
@@ -43,7 +43,7 @@ def join_docks(widget: QWidget, tab: str, on_turn: Callable[[bool], object] | No
     _Typing(widget)
 
 
-def dock_of(widget: QWidget) -> QDockWidget | None:
+def _dock_of(widget: QWidget) -> QDockWidget | None:
     """Return the dock that a widget is in, if any."""
     parent = widget.parent()
     while parent is not None and not isinstance(parent, QDockWidget):
@@ -53,7 +53,7 @@ def dock_of(widget: QWidget) -> QDockWidget | None:
 
 def show_dock(widget: QWidget) -> None:
     """Bring the dock of a widget to the front."""
-    dock = dock_of(widget)
+    dock = _dock_of(widget)
     if dock is not None:
         dock.show()
         dock.raise_()
@@ -106,7 +106,7 @@ class _Joining(QObject):  # type: ignore[misc] # Qt has no types here
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
         """Look for the widget's first appearance."""
-        if event.type() == QEvent.Type.Show and dock_of(self._widget) is not None:
+        if event.type() == QEvent.Type.Show and _dock_of(self._widget) is not None:
             self._widget.removeEventFilter(self)
             window = self._widget.window()
             self._size = self._sizes.get(id(window), window.size())
@@ -115,7 +115,7 @@ class _Joining(QObject):  # type: ignore[misc] # Qt has no types here
 
     @guarded
     def _join(self) -> None:
-        dock = dock_of(self._widget)
+        dock = _dock_of(self._widget)
         window = None if dock is None else dock.parent()
         if dock is None or not isinstance(window, QMainWindow):
             return

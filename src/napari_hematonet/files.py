@@ -35,12 +35,10 @@ if TYPE_CHECKING:
 __all__ = [
     "SAMPLE_NAME",
     "add_to_viewer",
-    "field_layers",
     "get_reader",
     "results_layers",
     "sample_field",
     "sample_field_with_truth",
-    "store_layers",
     "write_csv",
     "write_geojson",
     "write_parquet",
@@ -68,12 +66,12 @@ def _kind(folder: Path) -> Callable[[Path], list[LayerData]] | None:
     from hematokit.imaging.fieldfiles.omezarr import is_image_folder, stored_fields
 
     if stored_fields(folder) is not None:
-        return store_layers
+        return _store_layers
     if is_results_folder(folder) or (folder.parent.name == "fields" and is_results_folder(folder.parent.parent)):
         return results_layers
     if folder.parent.name == "fields" and stored_fields(folder.parent.parent) is not None:
-        return store_layers
-    return field_layers if is_image_folder(folder) else None
+        return _store_layers
+    return _field_layers if is_image_folder(folder) else None
 
 
 def _read(path: str | Sequence[str]) -> list[LayerData]:
@@ -83,7 +81,7 @@ def _read(path: str | Sequence[str]) -> list[LayerData]:
     for each in [path] if isinstance(path, str) else path:
         place = Path(each)
         try:
-            kind = (_kind(place) if place.is_dir() else None) or field_layers
+            kind = (_kind(place) if place.is_dir() else None) or _field_layers
             layers += kind(place)
         except HematokitError as error:
             notify(error, "error")
@@ -92,7 +90,7 @@ def _read(path: str | Sequence[str]) -> list[LayerData]:
     return layers or _NOTHING
 
 
-def field_layers(path: Path) -> list[LayerData]:
+def _field_layers(path: Path) -> list[LayerData]:
     """Return the layer of a field's image, with its pixel size.
 
     Raises
@@ -173,7 +171,7 @@ def _result_layers(results: Results, result: FieldResult, model: str, *, visible
     return [*layers, _cells_layer(state, placement, visible)]
 
 
-def store_layers(path: Path) -> list[LayerData]:
+def _store_layers(path: Path) -> list[LayerData]:
     """Return the images and cells of a store's fields, or of one of them.
 
     Raises

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from hematokit.review.session import Review
     from hematokit.taxonomy import Taxonomy
 
-__all__ = ["COLUMNS", "Counted", "LegendWidget", "write_differential"]
+__all__ = ["COLUMNS", "Counted", "LegendWidget"]
 
 COLUMNS: Final = ("Class", "Cells", "%", "95 % interval", "Unsure", "Reviewed")
 
@@ -134,7 +134,7 @@ def as_text(counted: Counted) -> str:
     return "\n".join([*lines, "", "For research use only"])
 
 
-def write_differential(review: Review, path: str | Path) -> None:
+def _write_differential(review: Review, path: str | Path) -> None:
     """Write the differential of the cells that are shown to a person, as CSV or JSON.
 
     Parameters
@@ -482,7 +482,7 @@ class LegendWidget(FollowingDock):
         if path.suffix.lower() in (".geojson", ".parquet") or path.name.lower().endswith(".cells.csv"):
             review.export(path)
         else:
-            write_differential(review, path)
+            _write_differential(review, path)
         notify(f"saved {path}")
 
 

@@ -13,7 +13,7 @@ from hematokit.cli.options import BatchSizeOption, DeviceOption
 if TYPE_CHECKING:
     from hematokit.evaluation.evaluating import Evaluation
 
-__all__ = ["evaluation_lines", "register"]
+__all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -63,11 +63,11 @@ def evaluate_command(
     if as_json:
         print_json({**result.metrics, "paths": {name: str(path) for name, path in result.paths.items()}})
         return
-    for line in evaluation_lines(result):
+    for line in _evaluation_lines(result):
         echo(line)
 
 
-def evaluation_lines(evaluation: Evaluation) -> list[str]:
+def _evaluation_lines(evaluation: Evaluation) -> list[str]:
     """Return the main figures of an evaluation and the paths of its files, as lines of text."""
     from hematokit.evaluation.metrics import LOW_SUPPORT, OVERALL_METRICS
     from hematokit.reports.rendering import METRIC_NAMES

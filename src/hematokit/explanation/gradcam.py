@@ -24,7 +24,7 @@ from hematokit.plugins import load_plugins
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier
 
-__all__ = ["GradCam", "GuidedGradCamExplainer", "LayerFinder", "find_layer", "spatial_layers"]
+__all__ = ["GradCam", "GuidedGradCamExplainer", "LayerFinder", "find_layer"]
 
 
 _COARSE = 6
@@ -83,7 +83,7 @@ def find_layer(classifier: Classifier, wanted: str, size: int) -> torch.nn.Modul
     backbone = classifier.backbone
     if re.fullmatch(r"\d+x\d+", wanted):
         height, width = map(int, wanted.split("x"))
-        found = spatial_layers(classifier, size)
+        found = _spatial_layers(classifier, size)
         matching = [name for name, shape in found.items() if shape == (height, width)]
         if matching:
             module: torch.nn.Module = backbone.get_submodule(matching[-1])
@@ -99,7 +99,7 @@ def find_layer(classifier: Classifier, wanted: str, size: int) -> torch.nn.Modul
         try:
             layer = backbone.get_submodule(wanted)
         except AttributeError:
-            found = spatial_layers(classifier, size)
+            found = _spatial_layers(classifier, size)
             raise PluginError(
                 f"{_name(backbone)} has no layer {wanted!r}; its stages: {', '.join(found) or 'none'}"
             ) from None
@@ -112,7 +112,7 @@ def find_layer(classifier: Classifier, wanted: str, size: int) -> torch.nn.Modul
     return layer
 
 
-def spatial_layers(classifier: Classifier, size: int) -> dict[str, tuple[int, int]]:
+def _spatial_layers(classifier: Classifier, size: int) -> dict[str, tuple[int, int]]:
     """Height and width of the stages of a backbone, in the order of computing.
 
     Parameters
@@ -268,7 +268,7 @@ class GradCam:
         """Warn where the maps are very coarse."""
         size = classifier.input_spec.size
         layer = self._find(classifier, size)
-        sizes = spatial_layers(classifier, size)
+        sizes = _spatial_layers(classifier, size)
         path = next((name for name, module in classifier.backbone.named_modules() if module is layer), "")
         height, width = sizes.get(path, (_COARSE, _COARSE))
         if min(height, width) >= _COARSE:

@@ -22,7 +22,6 @@ __all__ = [
     "IntegratedGradients",
     "Occlusion",
     "SmoothGrad",
-    "baseline_of",
     "check_batch",
     "explaining",
 ]
@@ -197,7 +196,7 @@ class IntegratedGradients:
                 image = images[number : number + 1]
                 found = method.attribute(
                     image,
-                    baselines=baseline_of(image, self.baseline),
+                    baselines=_baseline_of(image, self.baseline),
                     target=int(targets[number, 0]),
                     n_steps=self.steps,
                     internal_batch_size=self.per_pass,
@@ -206,7 +205,7 @@ class IntegratedGradients:
         return maps
 
 
-def baseline_of(images: torch.Tensor, name: str) -> torch.Tensor:
+def _baseline_of(images: torch.Tensor, name: str) -> torch.Tensor:
     """Return baseline images (B, 3, H, W): ``"white"``, ``"black"``, or each image's ``"mean"`` colour."""
     if name == "mean":
         return images.mean(dim=(2, 3), keepdim=True).expand_as(images).contiguous()
@@ -251,7 +250,7 @@ class Occlusion:
                     image,
                     sliding_window_shapes=(3, window, window),
                     strides=(3, stride, stride),
-                    baselines=baseline_of(image, self.baseline),
+                    baselines=_baseline_of(image, self.baseline),
                     target=int(targets[number, 0]),
                     perturbations_per_eval=self.per_pass,
                 )

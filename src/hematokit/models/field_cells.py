@@ -25,40 +25,10 @@ __all__ = [
     "cut_patches",
     "field_patch_side",
     "model_pixel_size",
-    "patch_side",
     "scale_warnings",
 ]
 
 _LARGEST_SIDE: Final = 4096
-
-
-def patch_side(patch_size: int, pixel_size_um: float | None, model_pixel_size_um: float | None) -> int:
-    """How many pixels of a field a patch takes so that cells have the size the model knows.
-
-    Parameters
-    ----------
-    patch_size : int
-        Side of the model's patches in pixels.
-    pixel_size_um, model_pixel_size_um : float or None
-        Side of a pixel in the field, and in the images the model was trained on. Where one is unknown, a patch takes
-        `patch_size` pixels.
-
-    Raises
-    ------
-    FieldError
-        If the pixel sizes differ so much that no sensible patch can be cut.
-    """
-    if pixel_size_um is None or model_pixel_size_um is None:
-        return patch_size
-    if is_same_size(model_pixel_size_um, pixel_size_um):
-        return patch_size
-    side = round(patch_size * model_pixel_size_um / pixel_size_um)
-    if not 8 <= side <= _LARGEST_SIDE:
-        raise FieldError(
-            f"a pixel of {pixel_size_um:g} um does not go with a model of {model_pixel_size_um:g} um: a patch would "
-            f"take {side} pixels; check the pixel size (--pixel-size, --force-pixel-size)"
-        )
-    return side
 
 
 def model_pixel_size(model: Model, given: float | None = None) -> float | None:
@@ -85,7 +55,7 @@ def model_pixel_size(model: Model, given: float | None = None) -> float | None:
 
 
 def field_patch_side(field: Field, model: Model, model_pixel_size_um: float | None = None) -> int:
-    """How many pixels of a field a patch of a model takes; see `patch_side`.
+    """How many pixels of a field a patch takes so that cells have the size that the model knows.
 
     Parameters
     ----------
@@ -94,8 +64,27 @@ def field_patch_side(field: Field, model: Model, model_pixel_size_um: float | No
     model : Model
     model_pixel_size_um : float, optional
         Instead of what the model's configuration records.
+
+    Returns
+    -------
+    int
+        The side in pixels; the patch size of the model where the pixel size of the field or of the model is unknown.
+
+    Raises
+    ------
+    FieldError
+        If the pixel sizes differ so much that no sensible patch can be cut.
     """
-    return patch_side(model.patch_size, field.pixel_size_um, model_pixel_size(model, model_pixel_size_um))
+    trained = model_pixel_size(model, model_pixel_size_um)
+    if field.pixel_size_um is None or trained is None or is_same_size(trained, field.pixel_size_um):
+        return model.patch_size
+    side = round(model.patch_size * trained / field.pixel_size_um)
+    if not 8 <= side <= _LARGEST_SIDE:
+        raise FieldError(
+            f"a pixel of {field.pixel_size_um:g} um does not go with a model of {trained:g} um: a patch would take "
+            f"{side} pixels; check the pixel size (--pixel-size, --force-pixel-size)"
+        )
+    return side
 
 
 def scale_warnings(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from hematokit.models.classifier import Classifier
 
-__all__ = ["Runtime", "cached_model", "choose_runtime", "load_model"]
+__all__ = ["Runtime", "cached_model", "load_model"]
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def load_model(
 
 def _load(files: ModelFiles, device: str | torch.device, runtime: str | None) -> Classifier | OnnxClassifier:
     default = "auto" if files.config is None else "torch"
-    engine = choose_runtime(files.path, device, runtime or default)
+    engine = _choose_runtime(files.path, device, runtime or default)
     if engine == "torch":
         return open_bundle(files, device)
     if files.config is None:
@@ -161,7 +161,7 @@ def cached_model(path: str | Path, device: str = "auto", runtime: str = "auto", 
 
 def _computed_by(path: Path, device: str, runtime: str) -> tuple[str, str]:
     """Device and runtime as a loaded model states them."""
-    chosen = choose_runtime(path, device, runtime)
+    chosen = _choose_runtime(path, device, runtime)
     if chosen != "torch":
         return "cpu", chosen
     from hematokit.models.classifier import resolve_device
@@ -169,7 +169,7 @@ def _computed_by(path: Path, device: str, runtime: str) -> tuple[str, str]:
     return str(resolve_device(device)), chosen
 
 
-def choose_runtime(path: Path, device: str | torch.device, runtime: str) -> str:
+def _choose_runtime(path: Path, device: str | torch.device, runtime: str) -> str:
     """Say what computes a model.
 
     Parameters

@@ -25,7 +25,7 @@ from hematokit.reports.text import command
 from hematokit.store import open_store
 from hematokit.taxonomy import CellClass
 
-__all__ = ["RunComparison", "compare", "comparison_table"]
+__all__ = ["RunComparison", "compare"]
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def compare(
             classes.setdefault(entry.code, entry)
     progress(0, None, "testing the differences")
     comparison = compare_predictions(tables, common=common, seed=seed)
-    table = comparison_table(comparison)
+    table = _comparison_table(comparison)
     words = ["hematokit", "compare", *paths, "--split", split, "--output", output, *(["--common"] if common else [])]
     page = render_comparison(
         comparison,
@@ -125,7 +125,7 @@ def compare(
     return RunComparison(comparison, table, _write(Path(output), comparison, table, page))
 
 
-def comparison_table(comparison: Comparison) -> pd.DataFrame:
+def _comparison_table(comparison: Comparison) -> pd.DataFrame:
     """Lay out all runs side by side.
 
     Parameters

@@ -32,7 +32,6 @@ __all__ = [
     "UncertainCell",
     "cell_picture",
     "class_figure",
-    "difference_picture",
     "map_picture",
     "saliency_overlay",
     "uncertain_figure",
@@ -169,7 +168,7 @@ def _to_bytes(colours: npt.NDArray[np.floating]) -> Patch:
     return np.asarray(np.clip(colours, 0.0, 1.0) * 255 + 0.5, np.uint8)
 
 
-def difference_picture(first: Map, second: Map, patch: Patch, *, scale: float | None = None) -> Patch:
+def _difference_picture(first: Map, second: Map, patch: Patch, *, scale: float | None = None) -> Patch:
     """Show where one class's map is higher (red) and where the other's is (blue), over the faded patch."""
     difference = first - second
     top = scale or float(np.percentile(np.abs(difference), 99.5)) or 1.0
@@ -291,7 +290,7 @@ def uncertain_figure(cells: Sequence[UncertainCell], methods: Sequence[str]) -> 
                 panels += [
                     (map_picture(name, first, cell.patch, highest=top), f"for {cell.first}"),
                     (map_picture(name, second, cell.patch, highest=top), f"for {cell.second}"),
-                    (difference_picture(first, second, cell.patch, scale=top), "difference"),
+                    (_difference_picture(first, second, cell.patch, scale=top), "difference"),
                 ]
             for axes, (panel, title) in zip(grid[row], panels, strict=True):
                 axes.imshow(panel, interpolation="bilinear")

@@ -39,11 +39,6 @@ from hematokit.reports.rendering import (
 from hematokit.taxonomy import CellClass, Taxonomy
 
 __all__ = [
-    "confusion_figure",
-    "distribution_figure",
-    "overview_figure",
-    "precision_recall_figure",
-    "reliability_figure",
     "render_comparison",
     "render_picture",
     "render_report",
@@ -139,7 +134,7 @@ def render_picture(evaluation: Evaluation, model: str | Path) -> bytes | None:
         for name in OVERALL_METRICS
     ]
     headline.append(("Calibration error", text.figure(scores.expected_calibration_error), ""))
-    picture = overview_figure(
+    picture = _overview_figure(
         _shortened(_title(model), 80),
         _shortened(f"{_subject(evaluation)}; {scores.n:,} cells in {len(scores.codes)} classes", 150),
         headline,
@@ -177,23 +172,23 @@ def _figures(evaluation: Evaluation) -> dict[str, _Figure]:
         curves = ", ".join(f"{code} {text.figure(entry.average_precision)}" for code, entry in ranked)
         made = {
             "curves": (
-                precision_recall_figure(labels, probabilities, scores, taxonomy),
+                _precision_recall_figure(labels, probabilities, scores, taxonomy),
                 f"Precision-recall curves; average precision: {curves}",
             ),
-            "counts": (confusion_figure(scores, normalised=False), "Confusion matrix in cells"),
+            "counts": (_confusion_figure(scores, normalised=False), "Confusion matrix in cells"),
             "shares": (
-                confusion_figure(scores, normalised=True),
+                _confusion_figure(scores, normalised=True),
                 "Confusion matrix in percent of each true class",
             ),
             "reliability": (
-                reliability_figure(scores),
+                _reliability_figure(scores),
                 f"Reliability diagram; expected calibration error {text.figure(scores.expected_calibration_error)}",
             ),
         }
     if len(evaluation.distribution):
         order = [*taxonomy.codes, *(evaluation.training.left_out or ())]
         made["distribution"] = (
-            distribution_figure(evaluation.distribution, order),
+            _distribution_figure(evaluation.distribution, order),
             "Cells per class and split, as bars; the table below holds the numbers",
         )
     return {
@@ -290,7 +285,7 @@ def _best(comparison: Comparison) -> dict[tuple[str, str], float]:
     return best
 
 
-def precision_recall_figure(
+def _precision_recall_figure(
     labels: npt.NDArray[np.object_], probabilities: npt.NDArray[np.floating], scores: Scores, taxonomy: Taxonomy
 ) -> Figure:
     """Draw the precision-recall curve of every class that has test cells (the paper's Fig. 7) in one panel.
@@ -366,7 +361,7 @@ def _curve(
     return np.concatenate([[precision[0]], precision]), np.concatenate([[0.0], recall])
 
 
-def confusion_figure(scores: Scores, *, normalised: bool) -> Figure:
+def _confusion_figure(scores: Scores, *, normalised: bool) -> Figure:
     """Draw the confusion matrix, rows being true classes.
 
     Parameters
@@ -424,7 +419,7 @@ def _percent(share: float) -> str:
     return "<1" if percent < 0.5 else f"{percent:.0f}"
 
 
-def distribution_figure(distribution: pd.DataFrame, order: Sequence[str]) -> Figure:
+def _distribution_figure(distribution: pd.DataFrame, order: Sequence[str]) -> Figure:
     """Draw how many cells each class has in each split (the paper's Fig. 2), on a logarithmic axis.
 
     Parameters
@@ -462,7 +457,7 @@ def distribution_figure(distribution: pd.DataFrame, order: Sequence[str]) -> Fig
     return figure
 
 
-def reliability_figure(scores: Scores) -> Figure:
+def _reliability_figure(scores: Scores) -> Figure:
     """Draw how often the top class is right against how sure the classifier was, with the cells behind each bar."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 4.6), layout="constrained")
@@ -490,7 +485,7 @@ def reliability_figure(scores: Scores) -> Figure:
     return figure
 
 
-def overview_figure(
+def _overview_figure(
     title: str,
     subtitle: str,
     headline: Sequence[tuple[str, str, str]],
@@ -508,7 +503,7 @@ def overview_figure(
     headline : sequence of (name, value, interval)
         Figures as text.
     labels, probabilities, scores, taxonomy
-        As in `precision_recall_figure`.
+        As in `_precision_recall_figure`.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(14, 8.2))

@@ -1,6 +1,6 @@
 """The model card that leaves with an exported model: what it is, what it learned from, how good it is, its limits.
 
-Its sections follow Mitchell et al. (2019), Model cards for model reporting, doi:10.1145/3287560.3287596. `reproducing`
+Its sections follow Mitchell et al. (2019), Model cards for model reporting, doi:10.1145/3287560.3287596. `_reproducing`
 returns the commands that made the model, from its training record.
 """
 
@@ -38,7 +38,7 @@ from hematokit.yaml_text import typed_text
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier
 
-__all__ = ["CardPicture", "evaluation_results", "given_example", "model_card", "reproducing", "reproducing_words"]
+__all__ = ["CardPicture", "evaluation_results", "model_card"]
 
 _OPTIONS: Final = (
     *("variant", "image_size", "epochs", "batch_size", "lr", "weight_decay", "warmup", "balance", "target_per_class"),
@@ -47,7 +47,7 @@ _OPTIONS: Final = (
 _SETTINGS: Final = ("clip_grad", "label_smoothing", "precision", "compile", "patience", "monitor", "stop_after")
 
 
-def reproducing(training: TrainingRecord) -> list[str]:
+def _reproducing(training: TrainingRecord) -> list[str]:
     """Return the commands that make a model again: the one recorded, or one made from the settings of its training.
 
     Parameters
@@ -146,8 +146,8 @@ def _wrapped(words: Sequence[object]) -> str:
     return " \\\n".join(lines)
 
 
-def reproducing_words(training: TrainingRecord) -> str:
-    """Return what is to be known besides the commands of `reproducing`."""
+def _reproducing_words(training: TrainingRecord) -> str:
+    """Return what is to be known besides the commands of `_reproducing`."""
     hash_ = (training.store_hash or "")[:16]
     given = _given_command(training)
     store = "The store that it was given is the one" if given else "STORE is the store"
@@ -197,7 +197,7 @@ class CardPicture:
         return cls(caption, title, data_url(buffer.getvalue(), "image/jpeg"))
 
 
-def given_example(path: Path) -> CardPicture:
+def _given_example(path: Path) -> CardPicture:
     """Return an image file, or the figure of classes in a folder that ``hematokit explain`` wrote, as a picture.
 
     Raises
@@ -296,8 +296,8 @@ def model_card(
             explanation=_explanation(explanation),
             limits=_limits(classifier, scores),
             environment=_environment(training),
-            reproduce=[Markup(line.replace("`", "")) for line in reproducing(training)],
-            reproduce_words=reproducing_words(training),
+            reproduce=[Markup(line.replace("`", "")) for line in _reproducing(training)],
+            reproduce_words=_reproducing_words(training),
             notes=notes,
         )
     )
@@ -497,7 +497,7 @@ def _validation(training: TrainingRecord) -> list[tuple[str, float]]:
 def _explanation(explanation: Path | CardPicture | None) -> CardPicture:
     if explanation is None:
         return CardPicture("None here. hematokit explain shows which pixels the answers rest on.")
-    return given_example(explanation) if isinstance(explanation, Path) else explanation
+    return _given_example(explanation) if isinstance(explanation, Path) else explanation
 
 
 def _limits(classifier: Classifier, scores: Mapping[str, Any]) -> list[str]:

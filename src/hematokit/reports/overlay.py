@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from hematokit.taxonomy import Taxonomy
 
-__all__ = ["Picturable", "colour_rgb", "contrasting", "draw_overlay", "font", "scale_bar_length", "shortened"]
+__all__ = ["Picturable", "contrasting", "draw_overlay", "font", "scale_bar_length", "shortened"]
 
 
 @lru_cache(maxsize=64)
@@ -40,7 +40,7 @@ def font(size: int, *, bold: bool = False) -> FreeTypeFont:
     return ImageFont.truetype(str(path), max(6, size))
 
 
-def colour_rgb(colour: str) -> tuple[int, int, int]:
+def _colour_rgb(colour: str) -> tuple[int, int, int]:
     """Return ``"#rrggbb"`` as three numbers from 0 to 255."""
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
@@ -193,7 +193,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _marks(cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float, scale: float, unit: float) -> list[_Mark]:
-    colours = {entry.code: colour_rgb(entry.colour) for entry in taxonomy}
+    colours = {entry.code: _colour_rgb(entry.colour) for entry in taxonomy}
     called, unsure = called_classes(cells), low_confidence_cells(cells, unsure_below)
     contours = list(cells["contour"]) if "contour" in cells.columns else [None] * len(cells)
     boxes = cells[["y0", "x0", "height", "width"]].to_numpy(np.float64)
@@ -417,13 +417,13 @@ def _legend_lines(cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float) 
             code,
             f"{sure[code]:,}",
             _percent(sure[code] / total),
-            colour_rgb(taxonomy[code].colour),
+            _colour_rgb(taxonomy[code].colour),
         )
         for code in groups.counted
         if sure[code]
     ]
     apart = [
-        _Line(taxonomy[code].name, code, f"{sure[code]:,}", "", colour_rgb(taxonomy[code].colour), muted=True)
+        _Line(taxonomy[code].name, code, f"{sure[code]:,}", "", _colour_rgb(taxonomy[code].colour), muted=True)
         for code in groups.apart
         if sure[code]
     ]

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
 
 __all__ = [
-    "discard_field",
     "field_folder",
     "field_pixel_sizes",
     "open_pixels",
@@ -105,7 +104,7 @@ def write_field(
         _write_image(temporary, field_id, field, source, progress)
         digest = hash_path(temporary, flush=True)
         target = field_folder(store, field_id)
-        discard_field(store, field_id)
+        _discard_field(store, field_id)
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -218,7 +217,7 @@ def open_pixels(folder: Path) -> Callable[[Box], npt.NDArray[np.uint8]]:
     return read
 
 
-def discard_field(store: Path, field_id: str) -> None:
+def _discard_field(store: Path, field_id: str) -> None:
     """Remove the image of a field that is not committed. Only the holder of the store's lock may call this."""
     folder = field_folder(store, field_id)
     if folder.is_dir():
@@ -252,7 +251,7 @@ def remove_uncommitted_fields(store: Path, committed: int, first: int = 0) -> No
                 with contextlib.suppress(OSError):
                     folder.unlink()
         elif folder.name not in known and _is_ours(folder):
-            discard_field(store, folder.name)
+            _discard_field(store, folder.name)
 
 
 def _is_ours(folder: Path) -> bool:

@@ -27,7 +27,7 @@ from hematokit.imaging.reading import IMAGE_SUFFIXES, printable, read_bytes
 from hematokit.store.smears import read_named_columns
 from hematokit.taxonomy import Taxonomy
 
-__all__ = ["Item", "LabelRow", "Listing", "open_source", "read_label_rows"]
+__all__ = ["Item", "Listing", "open_source"]
 
 _COLUMNS = {
     "path": ("path", "file", "filename"),
@@ -39,7 +39,7 @@ _COLUMNS = {
 
 
 @dataclass(frozen=True, slots=True)
-class LabelRow:
+class _LabelRow:
     """One line of a table of labels: its number, the path as written, and what it states of that file."""
 
     line: int
@@ -50,7 +50,7 @@ class LabelRow:
     pixel_size_um: float | None = None
 
 
-def read_label_rows(table: Path) -> list[LabelRow]:
+def _read_label_rows(table: Path) -> list[_LabelRow]:
     """Read a CSV with the columns ``path`` and ``label``, and possibly ``smear_id``, ``patient_id`` and
     ``pixel_size_um``.
 
@@ -63,7 +63,7 @@ def read_label_rows(table: Path) -> list[LabelRow]:
     """
     needs = "'path' and 'label' (and may have 'smear_id', 'patient_id' and 'pixel_size_um')"
     rows = [
-        LabelRow(
+        _LabelRow(
             line,
             row["path"],
             row["label"],
@@ -389,7 +389,7 @@ def _zip(files: _ZipFiles, taxonomy: Taxonomy) -> Listing:
 def _table(table: Path, base: Path, files: _FolderFiles | _ZipFiles, taxonomy: Taxonomy) -> Listing:
     """List the files of a CSV of paths and labels."""
     codes = _Codes(taxonomy)
-    rows = read_label_rows(table)
+    rows = _read_label_rows(table)
     unknown = {row.label: None for row in rows if row.label and codes.find(row.label) is None}
     if unknown:
         lines = ", ".join(str(row.line) for row in rows if row.label in unknown)

@@ -25,7 +25,7 @@ from hematokit.store import PatchStore, PixelSizes, summarize_pixel_sizes
 from hematokit.store.smears import on_several_sides, some_of
 from hematokit.taxonomy import REST, CellClass, Taxonomy
 
-__all__ = ["PatchFeed", "Selection", "TrainingData", "available_memory", "local_processes", "select_cells"]
+__all__ = ["PatchFeed", "Selection", "TrainingData", "select_cells"]
 
 _READ = 256  # rows read at a time while a cache fills
 
@@ -263,13 +263,13 @@ class PatchFeed:
     def _choose(self, cache: str) -> str:
         needed = len(self.rows) * int(np.prod(self.shape))
         on_gpu = self.device.type == "cuda"
-        processes = local_processes()  # each keeps the patches for itself, and all decide at the same time
+        processes = _local_processes()  # each keeps the patches for itself, and all decide at the same time
         if cache == "auto":
             # Half of what is free at most: the model, its gradients and other people need room too.
             if on_gpu and needed < torch.cuda.mem_get_info(self.device)[0] // 2:
                 return "device"
-            return "host" if needed * processes < available_memory() // 2 else "none"
-        if cache == "host" and needed * processes > available_memory():
+            return "host" if needed * processes < _available_memory() // 2 else "none"
+        if cache == "host" and needed * processes > _available_memory():
             times = f" for each of {processes} processes" if processes > 1 else ""
             raise TrainingError(
                 f"--cache host: {needed / 1e9:.1f} GB of patches{times} do not fit into the free memory; use --cache "
@@ -302,12 +302,12 @@ _FILES: Final = (
 _LOCAL: Final = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE")
 
 
-def available_memory() -> int:
+def _available_memory() -> int:
     """Return the bytes of memory that are free: of the machine, or of the container or job, whichever is less."""
     return max(0, min([psutil.virtual_memory().available, *_left_in_groups()]))
 
 
-def local_processes() -> int:
+def _local_processes() -> int:
     """Return how many processes train on this machine; where the launcher does not say, all count as being here."""
     stated = [os.environ.get(name, "") for name in _LOCAL]
     count = next((int(value) for value in stated if value.isdigit()), 0)
