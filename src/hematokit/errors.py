@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend.
+"""Errors that a user can cause and mend, and how names and paths are written in messages.
 
 Every message is one line that says what is wrong, in which file, and what to do. The command line prints it
 and exits with code 2; in Python it is an ordinary exception.
@@ -7,8 +7,9 @@ and exits with code 2; in Python it is an ordinary exception.
 from __future__ import annotations
 
 import re
+import shlex
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -28,7 +29,48 @@ __all__ = [
     "describe_error",
     "describe_missing_module",
     "naming",
+    "printable",
+    "shell_word",
+    "some_of",
 ]
+
+
+def printable(text: str) -> str:
+    r"""Return `text` as one line of UTF-8: control characters and undecodable bytes are escaped.
+
+    File names may contain newlines, terminal escape sequences and bytes that are not UTF-8.
+
+    Examples
+    --------
+    >>> printable("a\nb.jpg")
+    'a\\nb.jpg'
+    """
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(
+        char if char.isprintable() or char == " " else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def some_of(names: Sequence[str], count: int = 3) -> str:
+    """List the first names, and say how many more there are.
+
+    Examples
+    --------
+    >>> some_of(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def shell_word(path: object) -> str:
+    """Write a path so that a shell takes it as one word, for commands in messages.
+
+    Examples
+    --------
+    >>> print(shell_word("marrow.zarr"), shell_word("my cells.zarr"))
+    marrow.zarr 'my cells.zarr'
+    """
+    return shlex.quote(str(path))
 
 
 def describe_error(error: BaseException) -> str:

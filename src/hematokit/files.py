@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import secrets
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ __all__ = [
     "one_line_read_errors",
     "one_line_write_errors",
     "replace_file",
-    "shell_word",
     "sync_folder",
     "user_folder",
     "write_atomically",
@@ -65,17 +63,6 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Replace a JSON file in one step."""
     write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False))
-
-
-def shell_word(path: object) -> str:
-    """Write a path so that a shell takes it as one word, for commands in messages.
-
-    Examples
-    --------
-    >>> print(shell_word("marrow.zarr"), shell_word("my cells.zarr"))
-    marrow.zarr 'my cells.zarr'
-    """
-    return shlex.quote(str(path))
 
 
 @contextlib.contextmanager

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from hematokit.errors import HematokitError
+from hematokit.errors import HematokitError, printable
 from hematokit.files import write_atomically
-from hematokit.imaging.reading import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa

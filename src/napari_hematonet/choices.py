@@ -13,8 +13,7 @@ from napari.layers import Image, Shapes
 from qtpy.QtCore import QObject, Signal
 from qtpy.QtWidgets import QComboBox, QFileDialog, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
 
-from hematokit.errors import FieldError, ModelError
-from hematokit.imaging.reading import printable
+from hematokit.errors import FieldError, ModelError, printable
 from napari_hematonet.cell_points import placement_of
 from napari_hematonet.images import is_field_image, to_field
 from napari_hematonet.jobs import DEMO_NAME, demo_folder, find_demo_model

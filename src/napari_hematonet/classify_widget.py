@@ -10,9 +10,8 @@ from magicgui.widgets import ComboBox, Container, FloatSpinBox
 from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
-from hematokit.errors import HematokitError
+from hematokit.errors import HematokitError, printable
 from hematokit.imaging.fieldfiles.listing import safe_name
-from hematokit.imaging.reading import printable
 from hematokit.plugins import load_plugins
 from napari_hematonet.background import Background, Failed
 from napari_hematonet.cells_coming import ComingCells, cells_words, nothing_words

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pandas as pd
 
 from hematokit.annotations.cells import name_cells
-from hematokit.errors import HematokitError, ImageError, StoreError, describe_error
+from hematokit.errors import HematokitError, ImageError, StoreError, describe_error, printable
 from hematokit.imaging.fieldfiles import Field, file_orientation, open_field
 from hematokit.imaging.fieldfiles.field import ArrayLevel, Source
 from hematokit.imaging.fieldfiles.pixelsize import PixelSize
-from hematokit.imaging.reading import printable
 from hematokit.results.reading import FieldResult, Results, find_model_of, is_results_folder, open_results
 from hematokit.review.session import Review, whole_taxonomy
 from hematokit.store.corrections import CORRECTIONS_FILE

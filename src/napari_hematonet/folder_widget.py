@@ -20,8 +20,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from hematokit.errors import FieldError
-from hematokit.imaging.reading import printable
+from hematokit.errors import FieldError, printable
 from hematokit.plugins import load_plugins
 from hematokit.results.reading import open_results
 from napari_hematonet.background import Background, Failed

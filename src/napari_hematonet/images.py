@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from hematokit.errors import HematokitError, ImageError
+from hematokit.errors import HematokitError, ImageError, printable
 from hematokit.imaging.fieldfiles import Field, field_name, file_orientation, open_field
 from hematokit.imaging.fieldfiles.field import Source, drop_alpha
 from hematokit.imaging.fieldfiles.pixelsize import PixelSize, check_given, from_lengths, nothing
 from hematokit.imaging.geometry import Box, to_napari
-from hematokit.imaging.reading import printable
 from napari_hematonet.state import camera_of
 
 if TYPE_CHECKING:

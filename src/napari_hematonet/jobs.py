@@ -18,8 +18,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from hematokit.errors import FieldError, StoreError
-from hematokit.files import shell_word
+from hematokit.errors import FieldError, StoreError, shell_word
 from napari_hematonet.models import ModelInfo, WantedModel, get_model
 from napari_hematonet.worker import Note
 

@@ -23,9 +23,8 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
 )
 
-from hematokit.errors import FieldError
+from hematokit.errors import FieldError, printable
 from hematokit.files import one_line_write_errors, write_atomically, write_json
-from hematokit.imaging.reading import printable
 from napari_hematonet.background import Background, Failed
 from napari_hematonet.cell_points import hidden_classes, show_classes
 from napari_hematonet.class_widgets import swatch

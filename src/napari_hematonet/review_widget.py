@@ -11,8 +11,7 @@ from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout
 
-from hematokit.errors import FieldError, StoreError
-from hematokit.imaging.reading import printable
+from hematokit.errors import FieldError, StoreError, printable
 from hematokit.review.session import QUEUE_ORDERS
 from napari_hematonet.background import Background, Failed
 from napari_hematonet.cell_points import hidden_classes, show_classes

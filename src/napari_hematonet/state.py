@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from qtpy.QtCore import QObject, QTimer
 
-from hematokit.errors import HematokitError, describe_error, describe_missing_module
-from hematokit.imaging.reading import printable
+from hematokit.errors import HematokitError, describe_error, describe_missing_module, printable
 
 if TYPE_CHECKING:
     import napari

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hematokit.errors import ImageError
-from hematokit.imaging.reading import decode_rgb, printable, read_rgb
+from hematokit.errors import ImageError, printable
+from hematokit.imaging.reading import decode_rgb, read_rgb
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -18,9 +18,8 @@ import pandas as pd
 from hematokit.annotations.cells import DETECTION_COLUMNS, detections_table
 from hematokit.annotations.files import AnnotationFiles
 from hematokit.annotations.formats import Annotation, FieldAnnotations
-from hematokit.errors import FieldError, ImageError
+from hematokit.errors import FieldError, ImageError, printable
 from hematokit.imaging.geometry import Box, contour_area, patch_box
-from hematokit.imaging.reading import printable
 from hematokit.taxonomy import MATEK_21, Taxonomy
 from hematokit.yaml_text import Scalar, parse_yaml
 

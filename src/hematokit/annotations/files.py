@@ -19,10 +19,9 @@ from hematokit.annotations.formats import (
     read_voc,
     read_yolo,
 )
-from hematokit.errors import FieldError, ImageError
+from hematokit.errors import FieldError, ImageError, printable
 from hematokit.imaging.fieldfiles import field_name
 from hematokit.imaging.fieldfiles.listing import safe_name
-from hematokit.imaging.reading import printable
 from hematokit.yaml_text import Scalar, parse_yaml
 
 __all__ = ["AnnotationFiles", "read_class_names"]

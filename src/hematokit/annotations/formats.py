@@ -15,8 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from hematokit.errors import ImageError
-from hematokit.imaging.reading import printable
+from hematokit.errors import ImageError, printable
 
 __all__ = [
     "Annotation",

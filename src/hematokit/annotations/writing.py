@@ -18,10 +18,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit.annotations.cells import called_classes, cell_box
-from hematokit.errors import FieldError
+from hematokit.errors import FieldError, printable
 from hematokit.files import replace_file
 from hematokit.imaging.geometry import box_ring, to_geojson_ring, to_micrometres
-from hematokit.imaging.reading import printable
 from hematokit.parquet import read_table, write_table
 from hematokit.taxonomy import Taxonomy
 

@@ -10,7 +10,7 @@ import typer
 
 from hematokit.cli.common import JsonOption, echo, keep_freed_memory, print_json, progress_bar, recorded_command
 from hematokit.cli.options import options_help
-from hematokit.files import shell_word
+from hematokit.errors import shell_word
 
 __all__ = ["register"]
 

@@ -26,8 +26,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit.annotations.cells import UNSURE_BELOW, called_classes, low_confidence_cells, text_column
-from hematokit.errors import FieldError
-from hematokit.imaging.reading import printable
+from hematokit.errors import FieldError, printable
 from hematokit.taxonomy import CellClass, Taxonomy
 
 __all__ = [

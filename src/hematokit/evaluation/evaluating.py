@@ -13,14 +13,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit._version import __version__
-from hematokit.errors import EvaluationError, HematokitError, ModelError
+from hematokit.errors import EvaluationError, HematokitError, ModelError, some_of
 from hematokit.evaluation.metrics import OVERALL_METRICS, Scores, score
 from hematokit.evaluation.sources import ALL_CELLS, EvaluatedCells, ImageCells, StoreCells, scale_mismatch
 from hematokit.models.config import TrainingRecord
 from hematokit.models.model import Model
 from hematokit.progress import Progress, no_progress
 from hematokit.store import PatchStore, open_store
-from hematokit.store.smears import on_several_sides, some_of
+from hematokit.store.smears import on_several_sides
 from hematokit.taxonomy import MATEK_21, REST, Taxonomy
 
 __all__ = ["Evaluation", "evaluate_images", "evaluate_store"]

@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.errors import EvaluationError, HematokitError, ImageError
-from hematokit.files import shell_word
+from hematokit.errors import EvaluationError, HematokitError, ImageError, printable, shell_word
 from hematokit.imaging.fieldfiles import stated_pixel_size
-from hematokit.imaging.reading import IMAGE_SUFFIXES, decode_rgb, printable, read_bytes
+from hematokit.imaging.reading import IMAGE_SUFFIXES, decode_rgb, read_bytes
 from hematokit.models.model import Model
 from hematokit.store import PatchStore, open_store, summarize_pixel_sizes
 

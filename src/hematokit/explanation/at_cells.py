@@ -16,11 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.errors import ExplanationError
+from hematokit.errors import ExplanationError, printable
 from hematokit.explanation.field_map import blend_maps, cell_boxes, maps_to_patch
 from hematokit.explanation.running import own_modules, run_explainer
 from hematokit.imaging.geometry import Box
-from hematokit.imaging.reading import printable
 from hematokit.models.field_cells import cut_patches, field_patch_side
 from hematokit.plugins import MadeExplainer
 from hematokit.progress import Progress, no_log, no_progress

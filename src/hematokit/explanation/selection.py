@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit.annotations.cells import low_confidence_cells
-from hematokit.errors import EvaluationError, ExplanationError, ImageError
+from hematokit.errors import EvaluationError, ExplanationError, ImageError, printable
 from hematokit.evaluation.sources import ALL_CELLS, StoreCells, open_training_store
 from hematokit.imaging.fieldfiles import stated_pixel_size
-from hematokit.imaging.reading import IMAGE_SUFFIXES, decode_rgb, printable, read_bytes
+from hematokit.imaging.reading import IMAGE_SUFFIXES, decode_rgb, read_bytes
 from hematokit.models.field_cells import cut_patches
 from hematokit.results.fields import file_stamp
 

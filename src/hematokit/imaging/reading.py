@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from hematokit.errors import ImageError
+from hematokit.errors import ImageError, printable
 from hematokit.imaging.damage import find_damage
 from hematokit.imaging.geometry import turn_pixels
 
@@ -42,7 +42,6 @@ __all__ = [
     "MAX_PIXELS",
     "decode_rgb",
     "open_image",
-    "printable",
     "read_bytes",
     "read_orientation",
     "read_rgb",
@@ -67,22 +66,6 @@ _MAY_STATE_ORIENTATION = (b"Exif\0", b"eXIf", b"profile type exif", b"adobe")
 # first warning, and the second concerns no pixel. The lock keeps threads from undoing each other's filters; it is held
 # while headers and metadata are read.
 _OPEN_LOCK = threading.Lock()
-
-
-def printable(text: str) -> str:
-    r"""Return `text` as one line of UTF-8: control characters and undecodable bytes are escaped.
-
-    File names may contain newlines, terminal escape sequences and bytes that are not UTF-8.
-
-    Examples
-    --------
-    >>> printable("a\nb.jpg")
-    'a\\nb.jpg'
-    """
-    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(
-        char if char.isprintable() or char == " " else char.encode("unicode_escape").decode() for char in text
-    )
 
 
 def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, name: str | None = None) -> bytes:

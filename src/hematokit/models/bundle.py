@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from hematokit._version import __version__
-from hematokit.errors import ModelError, PluginError
+from hematokit.errors import ModelError, PluginError, printable
 from hematokit.files import write_atomically
-from hematokit.imaging.reading import printable
 from hematokit.models.config import (
     BUNDLE_VERSION,
     BackboneConfig,

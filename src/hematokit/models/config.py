@@ -22,8 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticKnownError
 
 from hematokit._version import __version__
-from hematokit.errors import ModelError
-from hematokit.imaging.reading import printable
+from hematokit.errors import ModelError, printable
 from hematokit.plugins.specs import InputSpec
 from hematokit.taxonomy import Taxonomy
 

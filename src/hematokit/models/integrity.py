@@ -17,9 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from hematokit.errors import ModelError
+from hematokit.errors import ModelError, printable
 from hematokit.files import one_line_read_errors, write_atomically
-from hematokit.imaging.reading import printable
 
 __all__ = [
     "MANIFEST",

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, get_args, overload
 from weakref import WeakValueDictionary
 
-from hematokit.errors import ModelError
-from hematokit.imaging.reading import printable
+from hematokit.errors import ModelError, printable
 from hematokit.models.bundle import ModelFiles, find_model, open_bundle, read_model
 from hematokit.models.model import Model
 from hematokit.models.runtimes.engines import ENGINES, INSTALL, is_installed

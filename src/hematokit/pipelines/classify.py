@@ -14,9 +14,8 @@ import pandas as pd
 from hematokit._version import __version__
 from hematokit.annotations.writing import csv_text
 from hematokit.differential.differential import Differential, count_differential
-from hematokit.errors import FieldError
+from hematokit.errors import FieldError, printable
 from hematokit.files import one_line_write_errors, write_atomically, write_json
-from hematokit.imaging.reading import printable
 from hematokit.models.field_cells import model_pixel_size
 from hematokit.pipelines.field_run import (
     WRITE_ADVICE,

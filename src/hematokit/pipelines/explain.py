@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.errors import ExplanationError
+from hematokit.errors import ExplanationError, printable
 from hematokit.evaluation.sources import scale_mismatch
 from hematokit.explanation.field_map import maps_to_patch
 from hematokit.explanation.folder import (
@@ -36,7 +36,6 @@ from hematokit.explanation.selection import (
 )
 from hematokit.files import write_atomically
 from hematokit.imaging.fieldfiles.listing import safe_name
-from hematokit.imaging.reading import printable
 from hematokit.models import find_bundle, load_model
 from hematokit.models.model import prediction_frame
 from hematokit.plugins import MadeExplainer

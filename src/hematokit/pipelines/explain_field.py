@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from hematokit.annotations.cells import name_cells
 from hematokit.detection.windows import examine_field, make_detector
-from hematokit.errors import ExplanationError
+from hematokit.errors import ExplanationError, printable
 from hematokit.explanation.field_map import cell_boxes, downsample_layer, maps_to_patch, write_layer
 from hematokit.explanation.folder import writing
 from hematokit.explanation.running import make_explainers
@@ -20,7 +20,6 @@ from hematokit.explanation.selection import ALL, PREDICTED, cells_of_field, chec
 from hematokit.files import write_atomically
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.fieldfiles.listing import safe_name
-from hematokit.imaging.reading import printable
 from hematokit.models import find_bundle, load_model
 from hematokit.models.field_cells import classify_cells, field_patch_side, model_pixel_size, scale_warnings
 from hematokit.pipelines.explain import DEFAULT_METHODS, ExplanationResult, ExplanationRun

@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.errors import HematokitError, ModelError
+from hematokit.errors import HematokitError, ModelError, printable
 from hematokit.explanation.field_map import maps_to_patch
 from hematokit.explanation.running import explain_cells
 from hematokit.files import TEMPORARY_PREFIX, one_line_write_errors, sync_folder, write_atomically
-from hematokit.imaging.reading import decode_rgb, printable
+from hematokit.imaging.reading import decode_rgb
 from hematokit.models.bundle import find_bundle
 from hematokit.models.formats.onnx_file import OnnxSettings
 from hematokit.models.formats.packages import drawn_crops

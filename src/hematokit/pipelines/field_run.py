@@ -18,9 +18,8 @@ import pandas as pd
 
 from hematokit.annotations.cells import low_confidence_cells, name_cells
 from hematokit.detection.windows import examine_field, make_detector
-from hematokit.errors import FieldError, HematokitError
+from hematokit.errors import FieldError, HematokitError, printable
 from hematokit.imaging.fieldfiles import open_field
-from hematokit.imaging.reading import printable
 from hematokit.models.field_cells import classify_cells, scale_warnings
 from hematokit.pipelines.distributed import run_on_cluster
 from hematokit.plugins import MadeDetector

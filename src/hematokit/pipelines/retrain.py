@@ -10,9 +10,8 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from hematokit.errors import StoreError
+from hematokit.errors import StoreError, shell_word
 from hematokit.explanation.checks.data_randomisation import RetrainedModel, RetrainedModels, shuffled_labels
-from hematokit.files import shell_word
 from hematokit.models import load_model
 from hematokit.models.classifier import Classifier
 from hematokit.pipelines.train import train

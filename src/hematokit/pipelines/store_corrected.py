@@ -14,11 +14,10 @@ import numpy as np
 import pandas as pd
 
 from hematokit.annotations.cells import DETECTION_COLUMNS, name_cells
-from hematokit.errors import FieldError, ImageError
+from hematokit.errors import FieldError, ImageError, printable
 from hematokit.imaging.fieldfiles import Field, field_name, file_orientation
 from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.imaging.fieldfiles.pixelsize import check_given
-from hematokit.imaging.reading import printable
 from hematokit.pipelines.tile import (
     CellsOfField,
     FieldCells,

@@ -21,10 +21,9 @@ import pandas as pd
 
 from hematokit.annotations import AnnotationFiles, ClassNames, check_annotations, load_class_map, read_class_names
 from hematokit.annotations.cells import name_cells
-from hematokit.errors import FieldError, ImageError, PluginError
+from hematokit.errors import FieldError, ImageError, PluginError, printable
 from hematokit.imaging.fieldfiles import Field, field_name, list_fields, open_field
 from hematokit.imaging.fieldfiles.pixelsize import check_given
-from hematokit.imaging.reading import printable
 from hematokit.plugins import load_plugins
 from hematokit.progress import Progress, no_progress
 from hematokit.store.corrections import standing_corrections

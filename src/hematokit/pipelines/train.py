@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hematokit.errors import ModelError, TrainingError
+from hematokit.errors import ModelError, TrainingError, shell_word
 from hematokit.evaluation.calibration import fit_temperature
-from hematokit.files import shell_word, write_json
+from hematokit.files import write_json
 from hematokit.models.bundle import save_bundle
 from hematokit.models.classifier import Classifier, describe_device, resolve_device
 from hematokit.models.config import SplitRecord, TrainingRecord

@@ -22,12 +22,12 @@ from huggingface_hub import EvalResult
 from markupsafe import Markup
 from PIL import Image
 
-from hematokit.errors import EvaluationError, ExplanationError, ModelError
+from hematokit.errors import EvaluationError, ExplanationError, ModelError, printable
 from hematokit.evaluation.files import METRICS
 from hematokit.evaluation.metrics import CLASS_METRICS, LOW_SUPPORT
 from hematokit.explanation.folder import CLASSES_FIGURE
 from hematokit.files import one_line_read_errors
-from hematokit.imaging.reading import printable, read_rgb
+from hematokit.imaging.reading import read_rgb
 from hematokit.models.classifier import input_region
 from hematokit.models.config import ModelConfig, SplitRecord, TrainingRecord, TrainingSettings
 from hematokit.reports.rendering import METRIC_NAMES, data_url, templates

@@ -17,10 +17,9 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from hematokit.annotations.writing import read_parquet, write_csv, write_geojson, write_parquet
-from hematokit.errors import FieldError
+from hematokit.errors import FieldError, printable
 from hematokit.files import one_line_write_errors, write_atomically, write_json
 from hematokit.imaging.fieldfiles import file_orientation
-from hematokit.imaging.reading import printable
 from hematokit.store.corrections import CORRECTIONS_FILE, apply_corrections, move_corrections, read_corrections
 from hematokit.taxonomy import Taxonomy
 

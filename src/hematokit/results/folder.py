@@ -17,7 +17,7 @@ from typing import Any, Final
 import pandas as pd
 
 from hematokit._version import __version__
-from hematokit.errors import FieldError
+from hematokit.errors import FieldError, some_of
 from hematokit.files import TEMPORARY_PREFIX, one_line_read_errors, one_line_write_errors, write_atomically, write_json
 from hematokit.imaging.fieldfiles import field_name, list_fields
 from hematokit.imaging.fieldfiles.listing import name_fields
@@ -25,7 +25,7 @@ from hematokit.parquet import read_table
 from hematokit.plugins import is_other_version, load_plugins
 from hematokit.results.fields import CELLS, FIELDS_FOLDER, FieldFolders, FieldOutcome, FieldTask, file_stamp
 from hematokit.store.corrections import CORRECTIONS_FILE, apply_corrections, read_corrections
-from hematokit.store.smears import SmearMatch, SmearTable, some_of
+from hematokit.store.smears import SmearMatch, SmearTable
 
 __all__ = ["RUN_FILE", "ResultsFolder", "outcome_table", "path_from", "write_outcomes"]
 

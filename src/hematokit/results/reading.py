@@ -11,9 +11,8 @@ import pandas as pd
 
 from hematokit.annotations.cells import UNSURE_BELOW
 from hematokit.annotations.writing import read_parquet
-from hematokit.errors import FieldError, HematokitError, TaxonomyError
+from hematokit.errors import FieldError, HematokitError, TaxonomyError, printable
 from hematokit.files import one_line_read_errors
-from hematokit.imaging.reading import printable
 from hematokit.results.fields import CELLS, DONE, FIELDS_FOLDER
 from hematokit.results.folder import RUN_FILE, path_from
 from hematokit.taxonomy import MATEK_21, Taxonomy

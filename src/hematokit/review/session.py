@@ -18,9 +18,8 @@ import pandas as pd
 from hematokit.annotations.cells import UNSURE_BELOW, called_classes, low_confidence_cells, order_columns
 from hematokit.annotations.writing import write_csv, write_geojson, write_parquet
 from hematokit.differential.summary import Summary
-from hematokit.errors import FieldError
+from hematokit.errors import FieldError, printable
 from hematokit.files import one_line_write_errors
-from hematokit.imaging.reading import printable
 from hematokit.review.journal import ReviewJournal
 from hematokit.review.table import (
     QUEUE_ORDERS,

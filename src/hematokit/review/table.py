@@ -11,8 +11,7 @@ import pandas as pd
 
 from hematokit.differential.differential import count_differential
 from hematokit.differential.summary import Summary, as_percent, as_percents
-from hematokit.errors import FieldError
-from hematokit.imaging.reading import printable
+from hematokit.errors import FieldError, printable
 from hematokit.review.journal import ReviewJournal
 from hematokit.store.corrections import CONFIRMED, CORRECTED, join_cells, lay_over
 from hematokit.taxonomy import MATEK_21, Taxonomy

@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hematokit.errors import ServingError
-from hematokit.imaging.reading import printable
+from hematokit.errors import ServingError, printable
 from hematokit.serving.settings import ServeSettings, is_every_interface
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from hematokit.errors import ServingError
-from hematokit.imaging.reading import MAX_PIXELS, printable
+from hematokit.errors import ServingError, printable
+from hematokit.imaging.reading import MAX_PIXELS
 
 __all__ = [
     "KEY_VARIABLE",

@@ -13,8 +13,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from hematokit.errors import ServingError
-from hematokit.imaging.reading import printable
+from hematokit.errors import ServingError, printable
 
 __all__ = ["Upload", "uploaded"]
 

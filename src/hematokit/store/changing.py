@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from hematokit.errors import StoreError
-from hematokit.files import shell_word
+from hematokit.errors import StoreError, printable, shell_word
 from hematokit.imaging.fieldfiles.pixelsize import check_given
-from hematokit.imaging.reading import printable
 from hematokit.progress import Progress, no_progress
 from hematokit.store.corrections import apply_corrections
 from hematokit.store.duplicates import group_cells

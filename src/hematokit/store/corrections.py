@@ -27,9 +27,8 @@ import numpy.typing as npt
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from hematokit.errors import StoreError
+from hematokit.errors import StoreError, printable
 from hematokit.files import sync_folder
-from hematokit.imaging.reading import printable
 
 __all__ = [
     "CONFIRMED",

@@ -14,9 +14,8 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from hematokit._version import __version__
 from hematokit.arrays import tensorstore_path
-from hematokit.errors import StoreError
+from hematokit.errors import StoreError, printable
 from hematokit.files import write_json
-from hematokit.imaging.reading import printable
 from hematokit.store import schema
 from hematokit.store.patchstore import PatchStore, open_store
 from hematokit.store.writer import disk_errors, store_lock

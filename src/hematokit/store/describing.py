@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hematokit.files import shell_word
+from hematokit.errors import shell_word
 from hematokit.imaging.fieldfiles.pixelsize import is_same_size
 from hematokit.store.corrections import OF_CELLS, standing_corrections
 from hematokit.store.patchstore import PatchStore, open_store

@@ -19,9 +19,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from hematokit.arrays import open_array
+from hematokit.errors import printable
 from hematokit.files import TEMPORARY_PREFIX, hash_path, sync_folder, write_json
 from hematokit.imaging.geometry import Box
-from hematokit.imaging.reading import printable
 from hematokit.progress import Progress, no_progress
 from hematokit.store import schema
 

@@ -21,8 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.errors import ImageError, StoreError
-from hematokit.files import shell_word
+from hematokit.errors import ImageError, StoreError, shell_word
 from hematokit.imaging.fieldfiles.pixelsize import check_given, is_same_size
 from hematokit.progress import Progress, no_progress
 from hematokit.store.creating import StoreTarget

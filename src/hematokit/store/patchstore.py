@@ -19,9 +19,8 @@ import pyarrow as pa
 
 from hematokit._version import __version__
 from hematokit.arrays import open_array, system_error, tensorstore_path
-from hematokit.errors import StoreError, TaxonomyError
+from hematokit.errors import StoreError, TaxonomyError, printable
 from hematokit.imaging.fieldfiles import Field, open_field
-from hematokit.imaging.reading import printable
 from hematokit.store import schema
 from hematokit.store.corrections import CORRECTIONS_FILE, Correction, apply_corrections, read_corrections
 from hematokit.store.fields import field_folder, field_pixel_sizes

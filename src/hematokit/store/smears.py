@@ -14,11 +14,9 @@ from typing import Final
 
 import pandas as pd
 
-from hematokit.errors import FieldError, StoreError
-from hematokit.files import shell_word
+from hematokit.errors import FieldError, StoreError, printable, shell_word, some_of
 from hematokit.imaging.fieldfiles import field_name
 from hematokit.imaging.fieldfiles.listing import safe_name
-from hematokit.imaging.reading import printable
 
 __all__ = [
     "OTHER_SMEARS",
@@ -33,7 +31,6 @@ __all__ = [
     "on_several_sides",
     "other_smears",
     "read_named_columns",
-    "some_of",
 ]
 
 SMEAR_COLUMNS: Final = ("smear_id", "patient_id")
@@ -46,17 +43,6 @@ OTHER_SMEARS: Final = ("smear-differs", "patient-differs")
 def composed(name: str) -> str:
     """Return a name with composed accents: they look the same as decomposed ones, which macOS writes in file names."""
     return unicodedata.normalize("NFC", name)
-
-
-def some_of(names: Sequence[str], count: int = 3) -> str:
-    """List the first names, and say how many more there are.
-
-    Examples
-    --------
-    >>> some_of(["a", "b", "c", "d", "e"])
-    'a, b, c and 2 more'
-    """
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def id_warnings(smears: Sequence[str], patients: Sequence[str], what: str) -> list[str]:

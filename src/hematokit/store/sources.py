@@ -21,9 +21,9 @@ from functools import partial
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
-from hematokit.errors import ImageError, StoreError
+from hematokit.errors import ImageError, StoreError, printable
 from hematokit.imaging.fieldfiles.pixelsize import check_given
-from hematokit.imaging.reading import IMAGE_SUFFIXES, printable, read_bytes
+from hematokit.imaging.reading import IMAGE_SUFFIXES, read_bytes
 from hematokit.store.smears import read_named_columns
 from hematokit.taxonomy import Taxonomy
 

@@ -18,13 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.errors import StoreError
-from hematokit.files import shell_word
+from hematokit.errors import StoreError, shell_word, some_of
 from hematokit.progress import Progress, no_progress
 from hematokit.store.corrections import apply_corrections
 from hematokit.store.duplicates import regroup
 from hematokit.store.patchstore import open_store
-from hematokit.store.smears import composed, id_warnings, on_several_sides, some_of
+from hematokit.store.smears import composed, id_warnings, on_several_sides
 from hematokit.store.writer import StoreWriter
 
 __all__ = ["SPLITS", "SplitSummary", "assign_split", "split_store"]

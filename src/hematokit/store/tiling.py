@@ -16,18 +16,17 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from hematokit.errors import ImageError, StoreError
-from hematokit.files import hash_path, shell_word
+from hematokit.errors import ImageError, StoreError, printable, shell_word, some_of
+from hematokit.files import hash_path
 from hematokit.imaging.fieldfiles import Field
 from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.imaging.geometry import cut_patch, patch_box
-from hematokit.imaging.reading import printable
 from hematokit.progress import Progress, no_progress
 from hematokit.store.describing import class_counts, count_without_split, pixel_size_warnings, summarize_pixel_sizes
 from hematokit.store.fields import field_folder, field_pixel_sizes, open_pixels, stored_orientation, write_field
 from hematokit.store.patchstore import PatchStore
 from hematokit.store.schema import CELL_COLUMNS, ROOT_FILE, hash_pixels
-from hematokit.store.smears import SMEAR_COLUMNS, some_of
+from hematokit.store.smears import SMEAR_COLUMNS
 from hematokit.store.writer import StoreWriter
 
 __all__ = ["FieldRecord", "FieldWriter", "StoredFields", "TileSummary", "TileTally", "hash_source"]

@@ -16,13 +16,12 @@ import pandas as pd
 import psutil
 import torch
 
-from hematokit.errors import TrainingError
-from hematokit.files import shell_word
+from hematokit.errors import TrainingError, shell_word, some_of
 from hematokit.models.classifier import resize_patches
 from hematokit.plugins.specs import InputSpec
 from hematokit.progress import Progress, no_progress
 from hematokit.store import PatchStore, PixelSizes, summarize_pixel_sizes
-from hematokit.store.smears import on_several_sides, some_of
+from hematokit.store.smears import on_several_sides
 from hematokit.taxonomy import REST, CellClass, Taxonomy
 
 __all__ = ["PatchFeed", "Selection", "TrainingData", "select_cells"]

@@ -16,10 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hematokit.errors import ImageError
+from hematokit.errors import ImageError, printable
 from hematokit.imaging.fieldfiles.pixelsize import PixelSize, choose, nothing
 from hematokit.imaging.geometry import Box, stored_box, turn_pixels
-from hematokit.imaging.reading import printable
 
 __all__ = [
     "ArrayLevel",

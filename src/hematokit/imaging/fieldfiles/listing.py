@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from hematokit.errors import ImageError
+from hematokit.errors import ImageError, printable
 from hematokit.imaging.fieldfiles.omezarr import is_image_folder, stored_fields
-from hematokit.imaging.reading import IMAGE_SUFFIXES, printable
+from hematokit.imaging.reading import IMAGE_SUFFIXES
 
 __all__ = ["SUFFIXES", "VENDOR_SUFFIXES", "field_name", "list_fields", "name_fields", "safe_name"]
 

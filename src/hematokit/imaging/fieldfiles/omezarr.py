@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hematokit.arrays import open_array, system_error
-from hematokit.errors import ImageError
+from hematokit.errors import ImageError, printable
 from hematokit.imaging.fieldfiles.field import MAX_CACHE_BYTES, MAX_WHOLE_BYTES, Source, check_size
 from hematokit.imaging.fieldfiles.pixelsize import PixelSize, from_lengths, nothing
 from hematokit.imaging.geometry import Box
-from hematokit.imaging.reading import printable, read_bytes
+from hematokit.imaging.reading import read_bytes
 
 __all__ = ["ZarrLevel", "is_image_folder", "open_omezarr", "stored_fields"]
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from hematokit.errors import ImageError
+from hematokit.errors import ImageError, printable
 from hematokit.imaging.fieldfiles.field import (
     MAX_WHOLE_BYTES,
     ArrayLevel,
@@ -30,14 +30,7 @@ from hematokit.imaging.fieldfiles.field import (
 from hematokit.imaging.fieldfiles.listing import VENDOR_SUFFIXES, field_name
 from hematokit.imaging.fieldfiles.omezarr import open_omezarr
 from hematokit.imaging.fieldfiles.pixelsize import PixelSize, check_given, from_density, from_lengths, nothing
-from hematokit.imaging.reading import (
-    MAX_PIXELS,
-    decode_rgb,
-    open_image,
-    printable,
-    read_bytes,
-    read_orientation,
-)
+from hematokit.imaging.reading import MAX_PIXELS, decode_rgb, open_image, read_bytes, read_orientation
 
 __all__ = ["file_orientation", "open_field", "stated_pixel_size"]
 

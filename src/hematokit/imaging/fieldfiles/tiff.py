@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hematokit.errors import ImageError
+from hematokit.errors import ImageError, printable
 from hematokit.imaging.fieldfiles.field import Source, TurnedLevel
 from hematokit.imaging.fieldfiles.pixelsize import PixelSize, from_density, from_lengths, nothing
 from hematokit.imaging.fieldfiles.segments import COMPRESSIONS, PieceCache, TiffLevel
-from hematokit.imaging.reading import printable
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element

@@ -13,8 +13,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hematokit.errors import ModelError
-from hematokit.imaging.reading import printable
+from hematokit.errors import ModelError, printable
 from hematokit.models.integrity import SEAL_KEY, check_seal, is_sealed
 
 __all__ = [

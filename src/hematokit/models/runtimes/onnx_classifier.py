@@ -13,8 +13,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from hematokit.errors import ModelError
-from hematokit.imaging.reading import printable
+from hematokit.errors import ModelError, printable
 from hematokit.models.config import ModelConfig, parse_config
 from hematokit.models.integrity import read_onnx, sha256
 from hematokit.models.model import check_finite, check_patches, prediction_frame
