@@ -447,7 +447,7 @@ def test_files_named_in_the_architecture_exist() -> None:
 
 def test_packages_that_list_their_modules_list_all_of_them() -> None:
     listed = 0
-    for file in (DOCS.parent / "src" / "hematokit").rglob("__init__.py"):
+    for file in (DOCS.parent / "src").rglob("__init__.py"):
         _, _, modules = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("Modules\n---")
         if modules:
             listed += 1
