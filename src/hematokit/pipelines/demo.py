@@ -169,7 +169,7 @@ def train_demo(
     sample, store, run = folder / _SAMPLE, folder / _STORE, folder / "run"
     mark = sample / "sample.csv"
     if folder.exists() and any(folder.iterdir()) and not sample.is_dir():
-        raise TrainingError(f"folder {folder} exists and is no demonstration of ours; give another --output")
+        raise TrainingError(f"folder {folder} exists and holds something else; give another --output")
     if not mark.is_file():
         step("Drawing synthetic bone-marrow cells of 21 classes")
         counts = {code: _PER_SAMPLE * count for code, count in SAMPLE_COUNTS.items()}
