@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Client, Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qtpy.QtCore import QObject, Signal
@@ -64,6 +65,7 @@ class WorkerProcess:
                     return Client(self._address, authkey=self._key)
                 self._process.kill()
                 self._process.wait()
+            self.tidy()
             self._start()
             try:
                 return Client(self._address, authkey=self._key)
@@ -86,6 +88,15 @@ class WorkerProcess:
         self._address = self._process.stdout.readline().strip()
         if not self._address:
             raise HematokitError(_ENDED)
+
+    def tidy(self) -> None:
+        """Remove the socket and the folder of a process that was killed; one that ends does so itself."""
+        if self._process is None or self._process.poll() is None or not self._address or sys.platform == "win32":
+            return
+        socket = Path(self._address)
+        with contextlib.suppress(OSError):
+            socket.unlink(missing_ok=True)
+            socket.parent.rmdir()
 
 
 WORKER: Final = WorkerProcess()
@@ -117,6 +128,7 @@ def _stop_all() -> None:
         background.stopped = True
     for background in list(_RUNNING):
         background.join(1.0)
+    WORKER.tidy()
 
 
 @dataclass(eq=False)

@@ -116,6 +116,26 @@ def test_the_process_is_started_again_and_ends_with_this_one(monkeypatch: pytest
     assert worker._process.wait(10) == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes have no folder there")
+def test_a_killed_process_leaves_no_folder_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = WorkerProcess()
+    monkeypatch.setattr(WORKER, "connect", worker.connect)
+    list(Background().compute(process_id))
+    assert worker._process is not None
+    first, folder = worker._process, Path(worker._address).parent
+    worker.tidy()
+    assert folder.exists()  # it is still in use
+    first.kill()
+    first.wait(10)
+    list(Background().compute(process_id))
+    assert not folder.exists()
+    second = Path(worker._address).parent
+    worker._process.kill()
+    worker._process.wait(10)
+    worker.tidy()
+    assert not second.exists()
+
+
 def test_a_process_that_dies_while_it_computes_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = WorkerProcess()
     monkeypatch.setattr(WORKER, "connect", worker.connect)
