@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hematokit.explanation.field_map import maps_to_patch
-from hematokit.models.classifier import fit_to_input, input_region
+from hematokit.models.classifier import fit_to_input
 from hematokit.plugins.specs import Fit, InputSpec
 
 
@@ -21,7 +21,7 @@ from hematokit.plugins.specs import Fit, InputSpec
 )
 def test_a_bright_spot_returns_to_its_place(side: int, size: int, fit: Fit, seed: int) -> None:
     spec = InputSpec(size, divisor=1, fit=fit)
-    start, length = input_region(side, spec)
+    start, length = spec.region(side)
     low, high = max(start, 0) + 2, min(start + length, side) - 5
     y, x = np.random.default_rng(seed).integers(low, high, 2)
     patch = np.zeros((side, side), np.float32)
@@ -43,7 +43,7 @@ def test_without_resampling_values_are_the_same(side: int, size: int, fit: Fit) 
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     shown = fit_to_input(images, spec)[:, 0].numpy()
     back = maps_to_patch(shown, side, spec)
-    start, length = input_region(side, spec)
+    start, length = spec.region(side)
     inside = slice(max(start, 0), min(start + length, side))
     np.testing.assert_array_equal(back[:, inside, inside], images[:, 0, inside, inside].numpy())
     outside = back.copy()

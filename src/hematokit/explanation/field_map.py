@@ -65,9 +65,7 @@ def maps_to_patch(maps: Maps, patch_size: int, spec: InputSpec, *, side: int | N
     import torch
     from torch.nn import functional
 
-    from hematokit.models.classifier import input_region
-
-    start, length = input_region(patch_size, spec)
+    start, length = spec.region(patch_size)
     shape = maps.shape[:-2]
     planes = torch.from_numpy(np.ascontiguousarray(maps).reshape(-1, 1, *maps.shape[-2:]))
     if length != planes.shape[-1]:

@@ -23,7 +23,6 @@ __all__ = [
     "Classifier",
     "describe_device",
     "fit_to_input",
-    "input_region",
     "resizing_matrix",
     "resolve_device",
     "resize_patches",
@@ -230,37 +229,6 @@ class Classifier(torch.nn.Module):
         return prediction_frame(self.logits(patches, batch_size, progress), self.codes, self.temperature)
 
 
-def _fit(side: int, spec: InputSpec) -> str:
-    """Decide between resizing, padding and cropping."""
-    if spec.fit == "auto":
-        # A narrow reflected margin costs no sharpness; a wide one would only add pixels to compute.
-        return "reflect-pad" if side < spec.size <= side + side // 8 else "resize"
-    return spec.fit
-
-
-def input_region(side: int, spec: InputSpec) -> tuple[int, int]:
-    """Which square of a patch the input shows: where `fit_to_input` puts it, seen from the patch.
-
-    Parameters
-    ----------
-    side : int
-        Side of the patch in pixels.
-    spec : InputSpec
-
-    Returns
-    -------
-    start, length : int
-        First row and column, and side, in pixels of the patch. `start` is negative where the input has a reflected
-        margin.
-    """
-    fit = "none" if side == spec.size else _fit(side, spec)
-    if fit == "reflect-pad" and spec.size > side:
-        return -((spec.size - side) // 2), spec.size
-    if fit == "crop" and spec.size < side:
-        return (side - spec.size) // 2, spec.size
-    return 0, side
-
-
 def resize_patches(patches: torch.Tensor, spec: InputSpec) -> torch.Tensor:
     """Resize uint8 patches ahead of training, where the specification asks for resizing; else return them as they are.
 
@@ -277,7 +245,7 @@ def resize_patches(patches: torch.Tensor, spec: InputSpec) -> torch.Tensor:
     Tensor, shape (B, S, S, 3) or (B, P, P, 3), uint8
     """
     side = patches.shape[1]
-    if side == spec.size or _fit(side, spec) != "resize":
+    if spec.fit_of(side) != "resize":
         return patches
     planes = patches.permute(0, 3, 1, 2)
     small = functional.interpolate(planes, size=(spec.size, spec.size), mode="bilinear", antialias=True)
@@ -287,9 +255,9 @@ def resize_patches(patches: torch.Tensor, spec: InputSpec) -> torch.Tensor:
 def fit_to_input(images: torch.Tensor, spec: InputSpec) -> torch.Tensor:
     """Bring square images (B, 3, P, P) to (B, 3, S, S) as the input specification says."""
     side, size = images.shape[-1], spec.size
-    if side == size:
+    fit = spec.fit_of(side)
+    if fit == "none":
         return images
-    fit = _fit(side, spec)
     if fit == "reflect-pad" and size > side:
         before = (size - side) // 2
         after = size - side - before
@@ -318,7 +286,7 @@ def resizing_matrix(side: int, spec: InputSpec) -> torch.Tensor | None:
         To be clamped to [0, 1] after use, as `fit_to_input` does.
     """
     size = spec.size
-    fit = "none" if side == size else _fit(side, spec)
+    fit = spec.fit_of(side)
     if fit == "none" or (fit == "reflect-pad" and size > side) or (fit == "crop" and size < side):
         return None
     # Resizing the rows of the unit matrix, its columns left as they are, gives the weights themselves.

@@ -180,6 +180,36 @@ class InputSpec:
         if not all(0 < value < math.inf for value in self.std):
             raise PluginError(f"std {self.std} of an input is not possible; give three positive, finite numbers")
 
+    def fit_of(self, side: int) -> str:
+        """Return how a patch of `side` pixels is fitted: ``"none"``, ``"resize"``, ``"reflect-pad"`` or ``"crop"``."""
+        if side == self.size:
+            return "none"
+        if self.fit == "auto":
+            # A narrow reflected margin costs no sharpness; a wide one would only add pixels to compute.
+            return "reflect-pad" if side < self.size <= side + side // 8 else "resize"
+        return self.fit
+
+    def region(self, side: int) -> tuple[int, int]:
+        """Return the square of a patch that the input shows.
+
+        Parameters
+        ----------
+        side : int
+            Side of the patch in pixels.
+
+        Returns
+        -------
+        start, length : int
+            First row and column, and side, in pixels of the patch. `start` is negative where the input has a
+            reflected margin.
+        """
+        fit = self.fit_of(side)
+        if fit == "reflect-pad" and self.size > side:
+            return -((self.size - side) // 2), self.size
+        if fit == "crop" and self.size < side:
+            return (side - self.size) // 2, self.size
+        return 0, side
+
 
 @dataclass(frozen=True, slots=True)
 class Variant:

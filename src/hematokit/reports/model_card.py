@@ -28,7 +28,6 @@ from hematokit.evaluation.metrics import CLASS_METRICS, LOW_SUPPORT
 from hematokit.explanation.folder import CLASSES_FIGURE
 from hematokit.files import one_line_read_errors
 from hematokit.imaging.reading import read_rgb
-from hematokit.models.classifier import input_region
 from hematokit.models.config import ModelConfig, SplitRecord, TrainingRecord, TrainingSettings
 from hematokit.reports.rendering import METRIC_NAMES, data_url, templates
 from hematokit.reports.text import command, duration, interval
@@ -415,7 +414,7 @@ def _number_pair(value: Any) -> None:
 
 
 def _preparation(classifier: Classifier, side: int, size: int) -> str:
-    start, length = input_region(side, classifier.input_spec)
+    start, length = classifier.input_spec.region(side)
     if start < 0:
         return f"a reflected margin out to {size} px"
     if length < side:

@@ -142,10 +142,8 @@ def _config(model: Classifier, licence: str) -> dict[str, Any]:
 
 def _crop_share(side: int, spec: InputSpec) -> float:
     """Share of the patch that the input shows: timm resizes to the input's side divided by it, then crops."""
-    from hematokit.models.classifier import input_region
-
     # Half a pixel more, because timm rounds down: the patch is to stay as it is, not to lose a pixel.
-    return spec.size / (side + 0.5) if input_region(side, spec)[1] < side else 1.0
+    return spec.size / (side + 0.5) if spec.region(side)[1] < side else 1.0
 
 
 def _save(backbone: torch.nn.Module, folder: Path, description: dict[str, Any]) -> None:
@@ -223,6 +221,5 @@ prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model
 
 
 def _pads(side: int, spec: InputSpec) -> bool:
-    from hematokit.models.classifier import input_region
 
-    return input_region(side, spec)[0] < 0
+    return spec.region(side)[0] < 0
