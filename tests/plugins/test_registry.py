@@ -7,10 +7,21 @@ from pathlib import Path
 
 import pytest
 
+import hematokit.hookspecs as old_hookspecs
+import hematokit.specs as old_specs
 from hematokit.errors import PluginError
-from hematokit.plugins import PluginRegistry, load_plugins, registered
+from hematokit.plugins import PluginRegistry, hookspecs, load_plugins, registered, specs
 from hematokit.plugins.specs import AugmenterSpec, BackboneSpec, Option, PathKind
 from pluginkit import pip_install, run_hematokit, write_package
+
+FIRST_NAMES = {
+    "hematokit.specs": (
+        *("DETECTION_COLUMNS", "AnySpec", "Augmenter", "AugmenterSpec", "BackboneSpec", "Detector", "DetectorSpec"),
+        *("Explainer", "ExplainerSpec", "InputSpec", "Option", "PathKind", "Variant"),
+    ),
+    "hematokit.hookspecs": ("HOOKS", "PROJECT", "hookimpl", "hookspec"),
+}
+"""Public names of the modules in version 0.1.0."""
 
 GOOD = """
 import hematokit
@@ -88,6 +99,13 @@ def listing(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 def by_package(listing: dict, package: str) -> dict:
     return next(item for item in listing["plugins"] if item["package"] == package)
+
+
+def test_the_modules_of_hooks_1_pass_on_all_public_names() -> None:
+    for old, new in ((old_specs, specs), (old_hookspecs, hookspecs)):
+        missing = [name for name in FIRST_NAMES[old.__name__] if getattr(old, name) is not getattr(new, name)]
+        assert not missing
+        assert set(FIRST_NAMES[old.__name__]) <= set(old.__all__)
 
 
 def test_an_installed_package_appears(listing: dict) -> None:
