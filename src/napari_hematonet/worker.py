@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ from hematokit.imaging.geometry import Box
 __all__ = ["FIELD_FACTS", "Note", "StoppedError", "answer", "main", "reason_of"]
 
 _log = logging.getLogger("napari_hematonet")
+
+_RETRY: Final = 0.1
+"""Seconds before a connection is accepted again after the system has refused to open it."""
 
 _NICENESS: Final = 10
 """The window goes first where both want a processor."""
@@ -185,5 +189,9 @@ def main() -> None:
 
 def _accept(listener: Listener) -> None:
     while True:
-        with suppress(AuthenticationError, EOFError, ConnectionError):
+        try:
             threading.Thread(target=answer, args=(listener.accept(),), daemon=True).start()
+        except (AuthenticationError, EOFError, ConnectionError):
+            continue
+        except OSError:  # too many open files, for example: other jobs will end and close theirs
+            time.sleep(_RETRY)
