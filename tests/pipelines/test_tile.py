@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from crashkit import DEADLY
 from hematokit.errors import FieldError, ImageError, PluginError, StoreError
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import Box
@@ -457,7 +458,8 @@ def test_a_store_that_does_not_fit(fields: Path, tmp_path: Path) -> None:
 # --- killed, interrupted, full ----------------------------------------------------------------------------------------
 
 # Tiles argv[1] into argv[2]; dies by SIGKILL just before ("before") or after the n-th call of a named step.
-CHILD = """
+CHILD = (
+    """
 import json, os, resource, signal, sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -469,19 +471,9 @@ folder, store, plan = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 writer._COMMIT_EVERY = 0
 writer._COMMIT_SECONDS = plan.get("seconds", 0.0)
 
-def deadly(function):
-    calls = 0
-    def step(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == plan["n"] and plan["when"] == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = function(*args, **kwargs)
-        if calls == plan["n"]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    return step
-
+"""
+    + DEADLY
+    + """
 places = {
     "cells": [(schema, "write_cells")],
     "fields": [(schema, "write_fields")],
@@ -503,6 +495,7 @@ except StoreError as error:
     print(error)
     sys.exit(2)
 """
+)
 
 FIELDS, CELLS = 6, 40
 

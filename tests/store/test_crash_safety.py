@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crashkit import DEADLY
 from hematokit.errors import StoreError
 from hematokit.store import import_crops, open_store, split_store, verify_store
 
 # Imports argv[1] into argv[2]; dies by SIGKILL just before ("before") or after the n-th call of a named step.
-CHILD = """
+CHILD = (
+    """
 import json, os, signal, sys
 import hematokit.store
 from hematokit.store import creating, schema, writer
@@ -27,19 +29,9 @@ from pathlib import Path
 source, store, plan = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 writer._COMMIT_EVERY = 0  # commit every shard, however fast
 
-def deadly(function):
-    calls = 0
-    def step(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == plan["n"] and plan["when"] == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = function(*args, **kwargs)
-        if calls == plan["n"]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    return step
-
+"""
+    + DEADLY
+    + """
 places = {
     "commit": [(schema, "write_cells")],
     "rename": [(Path, "replace")],
@@ -56,6 +48,7 @@ for owner, name in places.get(plan["step"], []):
 print("ready", flush=True)
 hematokit.store.import_crops(source, store, patch_size=16)
 """
+)
 
 CELLS = 700  # two full shards and a part of a third
 
