@@ -45,7 +45,7 @@ _UNKNOWN: Final = (0.5, 0.5, 0.5, 1.0)
 _BORDER: Final = 0.07  # of a cell's width
 
 
-_UNSURE_BORDER: Final = 0.04
+_LOW_CONFIDENCE_BORDER: Final = 0.04
 
 
 _AROUND: Final = 1.15  # times a cell's width: the ring is around the cell, not on it
@@ -199,8 +199,8 @@ def _drawn(state: FieldState, stretch: float) -> dict[str, npt.NDArray[Any]]:
     place = _class_numbers(review)
     border = table[place]  # -1, no class or one that the taxonomy does not know, takes the last
     face = border.copy()
-    unsure = review.unsure().to_numpy(bool)
-    face[:, 3] = np.where(unsure, 0.0, _FACE_ALPHA)
+    low_confidence = review.low_confidence().to_numpy(bool)
+    face[:, 3] = np.where(low_confidence, 0.0, _FACE_ALPHA)
     numbers = cells.reindex(columns=["y", "x", "height", "width"]).to_numpy(np.float64)
     plane = np.broadcast_to(np.asarray(state.plane, np.float64), (len(cells), len(state.plane)))
     sides = np.maximum(np.nan_to_num(numbers[:, 2:]).max(axis=1, initial=0), _SMALLEST)
@@ -210,7 +210,7 @@ def _drawn(state: FieldState, stretch: float) -> dict[str, npt.NDArray[Any]]:
         "size": sides * _AROUND * stretch,
         "face_color": face,
         "border_color": border,
-        "border_width": np.where(unsure, _UNSURE_BORDER, _BORDER),
+        "border_width": np.where(low_confidence, _LOW_CONFIDENCE_BORDER, _BORDER),
         "symbol": np.where(reviewed, "square", "disc"),
     }
 

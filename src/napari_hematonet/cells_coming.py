@@ -38,8 +38,8 @@ def cells_words(layer: Points, count: int, examination: Examination | None) -> s
         What was found about the field.
     """
     state = state_of(layer)
-    unsure = 0 if state is None else int(state.review.unsure().sum())
-    said = f"{count:,} cells, {unsure:,} of them unsure"
+    low_confidence = 0 if state is None else int(state.review.low_confidence().sum())
+    said = f"{count:,} cells, {low_confidence:,} of them low-confidence"
     if state is not None and state.classifier is not None:
         # As it is now: it may have had to go from the GPU to the CPU.
         said += f"; {state.classifier.computed_by}"
@@ -95,7 +95,7 @@ class ComingCells:
     field : Field
         Its pixels.
     request : ClassifyRequest
-    unsure_below : float
+    min_probability : float
     owner : QObject
         The form; when it goes, nothing more is shown.
 
@@ -113,7 +113,7 @@ class ComingCells:
         image: Image,
         field: Field,
         request: ClassifyRequest,
-        unsure_below: float,
+        min_probability: float,
         owner: QObject,
     ) -> None:
         self.image = image
@@ -124,7 +124,7 @@ class ComingCells:
         self._active_at_first = viewer.layers.selection.active
         self._owner = owner
         self._request = request
-        self._unsure_below = unsure_below
+        self._min_probability = min_probability
         self._model: ModelInfo | None = None
         self._journal: Path | None = None
         self._earlier = 0
@@ -220,7 +220,7 @@ class ComingCells:
             whole_taxonomy(model.taxonomy),
             field_id=self._request.field_id,
             who=reviewer(),
-            unsure_below=self._unsure_below,
+            min_probability=self._min_probability,
             pixel_size_um=field.pixel_size_um,
             journal=self._journal,
         )

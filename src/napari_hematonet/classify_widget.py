@@ -86,12 +86,12 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self.runtime.changed.connect(self._runtime_chosen)
         self.threshold = FloatSpinBox(
             name="threshold",
-            label="Unsure below",
-            value=float(setting("unsure_below")),
+            label="Minimum probability",
+            value=float(setting("min_probability")),
             min=0.0,
             max=1.0,
             step=0.05,
-            tooltip="Cells with a lower probability are drawn hollow and counted as unsure",
+            tooltip="Cells with a lower probability are drawn hollow and counted as low-confidence",
         )
         self.pixel_size = _pixel_size_box(
             "pixel_size",

@@ -153,7 +153,7 @@ def _result_layers(results: Results, result: FieldResult, model: str, *, visible
         field_id=result.field_id,
         who=reviewer(),
         journal=result.folder / CORRECTIONS_FILE,
-        unsure_below=results.unsure_below,
+        min_probability=results.min_probability,
         pixel_size_um=result.pixel_size_um,
     )
     identity = results.model_identity if model else ""

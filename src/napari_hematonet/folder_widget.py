@@ -89,7 +89,12 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             tooltip="automatic: ONNX Runtime on the CPU where it is installed; the model is exported at the first use",
         )
         self.threshold = FloatSpinBox(
-            name="threshold", label="Unsure below", value=float(setting("unsure_below")), min=0.0, max=1.0, step=0.05
+            name="threshold",
+            label="Minimum probability",
+            value=float(setting("min_probability")),
+            min=0.0,
+            max=1.0,
+            step=0.05,
         )
         self.border = CheckBox(name="border", text="Leave out cells cut by the border", value=False)
         form = Container(
@@ -164,7 +169,7 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             raise FieldError("no folder for the results is chosen yet; choose one under 'Results in'")
         options = {
             "detector": str(self.detector.value),
-            "unsure_below": float(self.threshold.value),
+            "min_probability": float(self.threshold.value),
             "exclude_border": bool(self.border.value),
             "runtime": str(self.runtime.value),
         }

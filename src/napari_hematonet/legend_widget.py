@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "Counted", "LegendWidget"]
 
-COLUMNS: Final = ("Class", "Cells", "%", "95 % interval", "Unsure", "Reviewed")
+COLUMNS: Final = ("Class", "Cells", "%", "95 % interval", "Low-confidence", "Reviewed")
 
 
 def row_texts(entry: Mapping[str, Any]) -> tuple[str, ...]:
@@ -52,7 +52,7 @@ def row_texts(entry: Mapping[str, Any]) -> tuple[str, ...]:
         f"{entry['count']:,}",
         _number(entry["percent"]),
         "" if _missing(entry["low"]) else f"{entry['low']:.1f} – {entry['high']:.1f}",
-        f"{entry['unsure']:,}" if entry["unsure"] else "",
+        f"{entry['low_confidence']:,}" if entry["low_confidence"] else "",
         f"{entry['reviewed']:,}" if entry["reviewed"] else "",
     )
 
@@ -84,7 +84,7 @@ class Counted:
     reviewed: int
 
     @classmethod
-    def of(cls, cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float) -> Counted:
+    def of(cls, cells: pd.DataFrame, taxonomy: Taxonomy, min_probability: float) -> Counted:
         """Count cells.
 
         A review never changes the table that it has shown once as its ``cells``, so that this may be done in another
@@ -93,7 +93,7 @@ class Counted:
         from hematokit.annotations.cells import called_classes
         from hematokit.review.table import differential_by_class, summarize
 
-        summary = summarize(cells, taxonomy, unsure_below)
+        summary = summarize(cells, taxonomy, min_probability)
         shown = pd.Series(called_classes(cells), index=cells.index)
         table = differential_by_class(cells, shown, taxonomy, summary)
         return cls(summary, table, int(cells["reviewed"].to_numpy(bool).sum()))
@@ -103,7 +103,7 @@ def headline(counted: Counted) -> str:
     """Return the figures above the table: cells, blasts, M:E."""
     entry = counted.summary
     parts = [f"{entry.cells:,} cells: {entry.counted:,} counted"]
-    parts += [f"{entry.unsure:,} unsure"] if entry.unsure else []
+    parts += [f"{entry.low_confidence:,} low-confidence"] if entry.low_confidence else []
     parts += [f"{entry.apart:,} counted apart"] if entry.apart else []
     parts += [f"{counted.reviewed:,} reviewed"] if counted.reviewed else []
     return "\n".join([", ".join(parts), f"Blasts {_share(entry.blasts)}", f"M:E {_ratio(entry.ratio)}"])
@@ -171,7 +171,7 @@ _AT_ONCE: Final = 5_000
 _CODE: Final = int(Qt.ItemDataRole.UserRole)
 _ICON: Final = 14
 _WIDTH: Final = 420
-_SHORT: Final = {"95 % interval": "95 % int.", "Unsure": "?", "Reviewed": "✓"}
+_SHORT: Final = {"95 % interval": "95 % int.", "Low-confidence": "?", "Reviewed": "✓"}
 """Heads of columns in which only two or three digits stand; the whole name is the tip."""
 
 
@@ -255,7 +255,7 @@ class LegendWidget(FollowingDock):
         box.addLayout(upper)
         box.addLayout(lower)
         note = QLabel(
-            "<small>Intervals: 95 %, cells taken as independent. ?: unsure, ✓: reviewed by a person. "
+            "<small>Intervals: 95 %, cells taken as independent. ?: low-confidence, ✓: reviewed by a person. "
             "For research use only</small>"
         )
         note.setWordWrap(True)
@@ -304,7 +304,7 @@ class LegendWidget(FollowingDock):
         show_classes(layer, hidden_classes(layer))
         self.title.setText(f"<b>{_escaped(layer.name)}</b>")
         review = self._state.review
-        wanted = (review.cells, review.taxonomy, review.unsure_below)
+        wanted = (review.cells, review.taxonomy, review.min_probability)
         if len(review) <= _AT_ONCE:
             self._stop_counting()
             self._show(Counted.of(*wanted))
@@ -345,7 +345,7 @@ class LegendWidget(FollowingDock):
         assert self.layer is not None
         hidden = hidden_classes(self.layer)
         if self.empty_button.isChecked():
-            table = table[(table["count"] + table["unsure"] + table["reviewed"]) > 0]
+            table = table[(table["count"] + table["low_confidence"] + table["reviewed"]) > 0]
         self._filling = True
         try:
             groups = list(dict.fromkeys(table["lineage"]))
@@ -366,7 +366,7 @@ class LegendWidget(FollowingDock):
                 total = part["percent"].sum(min_count=1)
                 entry = {"name": group or "other", "count": int(part["count"].sum()), "percent": total}
                 entry |= {"low": math.nan, "high": math.nan, "reviewed": int(part["reviewed"].sum())}
-                for column, text in enumerate(row_texts(entry | {"unsure": int(part["unsure"].sum())})):
+                for column, text in enumerate(row_texts(entry | {"low_confidence": int(part["low_confidence"].sum())})):
                     top.setText(column, text)
         finally:
             self._filling = False
@@ -449,7 +449,7 @@ class LegendWidget(FollowingDock):
         """Put the table on the clipboard, tab-separated."""
         if self._state is not None:
             review = self._state.review
-            counted = Counted.of(review.cells, review.taxonomy, review.unsure_below)
+            counted = Counted.of(review.cells, review.taxonomy, review.min_probability)
             QGuiApplication.clipboard().setText(as_text(counted))
             notify("the differential is on the clipboard")
 
@@ -486,9 +486,9 @@ class LegendWidget(FollowingDock):
 
 
 def _count(
-    review: Review, cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float
+    review: Review, cells: pd.DataFrame, taxonomy: Taxonomy, min_probability: float
 ) -> Iterator[tuple[Review, Counted]]:
-    yield review, Counted.of(cells, taxonomy, unsure_below)
+    yield review, Counted.of(cells, taxonomy, min_probability)
 
 
 def _ticked(shown: bool) -> Qt.CheckState:

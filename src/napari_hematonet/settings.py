@@ -16,7 +16,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "reviewer": "",
         "model": "",
         "recent_models": "",
-        "unsure_below": 0.5,
+        "min_probability": 0.5,
         "detector": "nuclei",
         "explainer": "grad-cam",
         "show_text": False,

@@ -109,9 +109,9 @@ class FieldState:
     """Layers, by ``id``, that follow the review already."""
 
     @property
-    def unsure_below(self) -> float:
-        """Probability below which a cell that nobody reviewed is unsure, and drawn hollow: the review's."""
-        return self.review.unsure_below
+    def min_probability(self) -> float:
+        """Probability below which a cell that nobody reviewed is low-confidence, and drawn hollow: the review's."""
+        return self.review.min_probability
 
     def is_of(self, layer: Layer, viewer: napari.Viewer) -> bool:
         """Tell whether a layer is the image of these cells; by its name where the layer itself is not known or gone."""

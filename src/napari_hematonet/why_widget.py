@@ -354,7 +354,7 @@ class WhyWidget(_WhyForm):
         scores = class_scores(row)
         shown = str(review.shown_label().iloc[place])
         asked = str(self.target.value or "") or (scores[0][0] if scores else "")
-        self.title.setText(_cell_words(row, shown, scores, len(ids), bool(review.unsure().iloc[place])))
+        self.title.setText(_cell_words(row, shown, scores, len(ids), bool(review.low_confidence().iloc[place])))
         known = {entry.code: entry for entry in review.taxonomy}
         listed = scores[:_BARS]
         listed += [pair for pair in scores[_BARS:] if pair[0] in (asked, shown)]
@@ -447,7 +447,7 @@ class WhyWidget(_WhyForm):
         go_on(self.viewer, False)
 
 
-def _cell_words(row: Any, shown: str, scores: list[tuple[str, float]], count: int, unsure: bool) -> str:
+def _cell_words(row: Any, shown: str, scores: list[tuple[str, float]], count: int, low_confidence: bool) -> str:
     """Say what a cell is.
 
     Parameters
@@ -460,7 +460,7 @@ def _cell_words(row: Any, shown: str, scores: list[tuple[str, float]], count: in
         Classes and probabilities by the model, the likeliest first.
     count : int
         Cells selected with it.
-    unsure : bool
+    low_confidence : bool
     """
     cell_id = str(row["cell_id"].iloc[0])
     text = f"{cell_id}: {shown or 'no class'}"
@@ -468,6 +468,6 @@ def _cell_words(row: Any, shown: str, scores: list[tuple[str, float]], count: in
         text += f", {100 * scores[0][1]:.0f} %"
     if bool(row["reviewed"].iloc[0]):
         text += f", reviewed (model: {scores[0][0]})" if scores and shown != scores[0][0] else ", reviewed"
-    elif unsure:
-        text += ", unsure"
+    elif low_confidence:
+        text += ", low-confidence"
     return text + (f"   (first of {count})" if count > 1 else "")

@@ -197,7 +197,7 @@ def test_annotations_keep_their_classes(lab: Path, fields: Path, cells: str, tmp
 
 def test_fields_are_classified_corrected_and_exported(lab: Path, fields: Path, tmp_path: Path) -> None:
     words = ["classify", fields, "--model", lab / "run", "--smears", lab / "smears.csv", "--runtime", "torch"]
-    run(*words, "--unsure-below", 0, "--output", tmp_path / "out")
+    run(*words, "--min-probability", 0, "--output", tmp_path / "out")
     cells = pd.concat([pd.read_parquet(file) for file in sorted((tmp_path / "out").glob("fields/*/cells.parquet"))])
     counted = text_table(tmp_path / "out" / "differential.csv")
     whole = counted[(counted["level"] == "all") & (counted["kind"] == "class")]

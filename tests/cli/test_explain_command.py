@@ -147,7 +147,7 @@ def test_images_may_be_listed_as_a_shell_does_it(run: Run, tmp_path: Path) -> No
 
 
 def test_doubt_shows_both_classes_and_their_maps(run: Run, tmp_path: Path, tiny_run: Path, tiny_store: Path) -> None:
-    words = ["--split", "all", "--per-class", 4, "--doubt", "--unsure-below", 1.0, "--methods", "grad-cam"]
+    words = ["--split", "all", "--per-class", 4, "--doubt", "--min-probability", 1.0, "--methods", "grad-cam"]
     code, document, _ = run(*words, "--json")
     assert code == 0
     assert document["doubtful"] == 12
@@ -162,7 +162,7 @@ def test_doubt_shows_both_classes_and_their_maps(run: Run, tmp_path: Path, tiny_
         np.testing.assert_allclose(maps[:, place], explainer.attribute(model, images, targets), rtol=1e-3, atol=1e-6)
     assert sorted(path.name for path in (tmp_path / "why" / "doubt").iterdir()) == ["sheet-001.png", "sheet-002.png"]
     # Another threshold is another list of cells, not a fault of the folder.
-    code, document, _ = run(*words[:-4], "--unsure-below", 0.0, "--methods", "grad-cam", "--json")
+    code, document, _ = run(*words[:-4], "--min-probability", 0.0, "--methods", "grad-cam", "--json")
     assert code == 0
     assert document["doubtful"] < 12
 
@@ -245,25 +245,25 @@ def test_a_field_is_found_explained_and_laid_over(tiny_run: Path, tiny_store: Pa
     only = np.asarray(zarr.open_array(tmp_path / "one" / "saliency" / "smoothgrad.ome.zarr" / "0", mode="r")[:])
     np.testing.assert_allclose(only[118:182, 138:202], alone, rtol=1e-3)
     assert not only[:118].any()
-    unsure = explain_field(
+    low_confidence = explain_field(
         tiny_run,
         tmp_path / "field.png",
-        tmp_path / "unsure",
+        tmp_path / "low_confidence",
         detector="knows",
-        cells="unsure",
-        unsure_below=1.0,
+        cells="low_confidence",
+        min_probability=1.0,
         **settings,
     )
-    assert len(unsure.cells) == 3
+    assert len(low_confidence.cells) == 3
     with pytest.raises(ExplanationError, match="has no cell 'nobody'; ids are those of hematokit classify"):
         explain_field(tiny_run, tmp_path / "field.png", tmp_path / "x", detector="knows", cells=["nobody"], **settings)
-    with pytest.raises(ExplanationError, match=r"no cell of .* is unsure"):
+    with pytest.raises(ExplanationError, match=r"no cell of .* is low-confidence"):
         explain_field(
             tiny_run,
             tmp_path / "field.png",
             tmp_path / "x",
             detector="knows",
-            cells="unsure",
-            unsure_below=0.0,
+            cells="low_confidence",
+            min_probability=0.0,
             **settings,
         )

@@ -59,7 +59,7 @@ def test_classify_writes_everything_that_it_says(
 ) -> None:
     (tmp_path / "smears.csv").write_text("file,smear_id,patient_id\nfield0.png,S1,P1\nfield1.png,S2,P1\n")
     words = ("classify", fields, "--model", tiny_run, "--output", tmp_path / "out", "--smears", tmp_path / "smears.csv")
-    assert run(*words, "--unsure-below", "0.4", "--runtime", "torch") == 0
+    assert run(*words, "--min-probability", "0.4", "--runtime", "torch") == 0
     said = capsys.readouterr().out
     assert "cells in 2 fields" in said
     assert "research use only" in said.lower()
@@ -83,7 +83,7 @@ def test_classify_writes_everything_that_it_says(
 
     # The same again: nothing is done, the same is said.
     before = {file: file.stat().st_mtime_ns for file in out.rglob("fields/*/*")}
-    assert run(*words, "--unsure-below", "0.4", "--runtime", "torch") == 0
+    assert run(*words, "--min-probability", "0.4", "--runtime", "torch") == 0
     assert {file: file.stat().st_mtime_ns for file in out.rglob("fields/*/*")} == before
 
 

@@ -1,4 +1,4 @@
-"""The differential: counts, intervals, ratios, levels, and what it says of few or unsure cells."""
+"""The differential: counts, intervals, ratios, levels, and what it says of few or low-confidence cells."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_groups_of_a_laboratorys_own_taxonomy() -> None:
 def test_counts_per_cent_and_lineages() -> None:
     found = count_differential(table(MARROW), MATEK_21)
     overall = found.overall
-    assert (overall.cells, overall.counted, overall.apart, overall.unsure) == (220, 200, 20, 0)
+    assert (overall.cells, overall.counted, overall.apart, overall.low_confidence) == (220, 200, 20, 0)
     assert overall.classes["NGS"].share == pytest.approx(0.3)
     assert overall.classes["NGS"].interval == pytest.approx(wilson_interval(0.3, 200))
     assert overall.classes["ART"].count == 15
@@ -103,18 +103,18 @@ def test_ratio_that_is_not_defined_says_why(taxonomy: Taxonomy, counts: dict[str
     assert found.to_dict()["all"]["myeloid_erythroid"]["ratio"] is None
 
 
-def test_unsure_cells_are_counted_apart() -> None:
+def test_low_confidence_cells_are_counted_apart() -> None:
     cells = joined(table({"NGS": 6, "ART": 2}), table({"NGS": 3, "LYT": 1}, probability=0.4999))
     cells.loc[0, "probability"] = 0.5  # exactly the threshold is sure
     cells.loc[1, "probability"] = np.nan
     cells.loc[2, "predicted"] = ""
     overall = count_differential(cells, MATEK_21).overall
     assert overall.classes["NGS"].count == 4
-    assert overall.classes["NGS"].unsure == 4
-    assert overall.classes["LYT"].unsure == 1
-    assert overall.unsure == 6
-    assert overall.cells == overall.counted + overall.apart + overall.unsure == 12
-    assert any("unsure" in note for note in overall.notes)
+    assert overall.classes["NGS"].low_confidence == 4
+    assert overall.classes["LYT"].low_confidence == 1
+    assert overall.low_confidence == 6
+    assert overall.cells == overall.counted + overall.apart + overall.low_confidence == 12
+    assert any("low-confidence" in note for note in overall.notes)
 
 
 def test_reviewed_cells_count_as_their_label() -> None:
@@ -122,7 +122,7 @@ def test_reviewed_cells_count_as_their_label() -> None:
     cells.loc[0, ["label", "reviewed"]] = ["LYT", True]
     cells.loc[1, "reviewed"] = True
     overall = count_differential(cells, MATEK_21).overall
-    assert (overall.classes["LYT"].count, overall.classes["NGS"].count, overall.unsure) == (1, 1, 2)
+    assert (overall.classes["LYT"].count, overall.classes["NGS"].count, overall.low_confidence) == (1, 1, 2)
 
 
 def test_border_cells_can_be_left_out() -> None:
@@ -202,7 +202,7 @@ def test_errors() -> None:
     with pytest.raises(FieldError, match="'XYZ' is not in taxonomy"):
         count_differential(table({"XYZ": 1}), MATEK_21)
     with pytest.raises(FieldError, match="not a probability"):
-        count_differential(table(MARROW), MATEK_21, unsure_below=50)
+        count_differential(table(MARROW), MATEK_21, min_probability=50)
 
 
 def test_goodman_against_published_values() -> None:

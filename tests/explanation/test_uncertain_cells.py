@@ -23,17 +23,23 @@ def test_mistakes_come_first_the_surest_at_the_top_then_the_closest_contests() -
         [
             ("BLA", 0.90, 0.05, 0.05),  # right and sure
             ("LYT", 0.60, 0.30, 0.10),  # wrong
-            ("MON", 0.30, 0.45, 0.25),  # wrong and unsure
+            ("MON", 0.30, 0.45, 0.25),  # wrong and low-confidence
             ("MON", 0.95, 0.03, 0.02),  # wrong, and sure of it
-            ("BLA", 0.48, 0.32, 0.20),  # unsure
-            ("", 0.40, 0.21, 0.39),  # unsure, no label
+            ("BLA", 0.48, 0.32, 0.20),  # low-confidence
+            ("", 0.40, 0.21, 0.39),  # low-confidence, no label
             ("", 0.80, 0.10, 0.10),  # no label
             ("EBO", 0.70, 0.20, 0.10),  # a class that the model does not know
         ]
     )
-    found = uncertain_cells(table, CODES, unsure_below=0.5)
+    found = uncertain_cells(table, CODES, min_probability=0.5)
     assert found.index.tolist() == [3, 1, 2, 5, 4]
-    assert found["reason"].tolist() == ["misclassified", "misclassified", "misclassified, unsure", "unsure", "unsure"]
+    assert found["reason"].tolist() == [
+        "misclassified",
+        "misclassified",
+        "misclassified, low-confidence",
+        "low-confidence",
+        "low-confidence",
+    ]
     assert found[["first", "second"]].to_numpy().tolist()[:3] == [["BLA", "LYT"], ["BLA", "LYT"], ["LYT", "BLA"]]
     assert found.loc[5, ["first", "second"]].tolist() == ["BLA", "MON"]
     assert found.loc[5, "p_second"] == pytest.approx(0.39)
@@ -51,8 +57,8 @@ def test_leading_classes_of_ties_and_of_one_class() -> None:
         leading_classes(np.ones((2, 1)))
 
 
-def test_a_missing_probability_is_unsure_and_a_reviewed_cell_is_not() -> None:
+def test_a_missing_probability_is_low_confidence_and_a_reviewed_cell_is_not() -> None:
     table = predictions([("", 0.40, 0.35, 0.25), ("", 0.40, 0.35, 0.25), ("", 0.40, 0.30, 0.30)])
     table["probability"] = [np.nan, 0.4, 0.4]
-    found = uncertain_cells(table.assign(reviewed=[False, True, False]), CODES, unsure_below=0.5)
+    found = uncertain_cells(table.assign(reviewed=[False, True, False]), CODES, min_probability=0.5)
     assert sorted(found.index) == [0, 2]

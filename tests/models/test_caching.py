@@ -84,7 +84,7 @@ def test_a_model_trained_again_at_the_same_path_answers_and_is_recorded(
     assert find_model_of(open_results(tmp_path / "one")) is None
     with pytest.raises(HematokitError, match="results made with another model"):
         classify([fields], bundle, tmp_path / "one", **options)
-    for name in ("pixel_size_um", "model_pixel_size_um", "unsure_below"):
+    for name in ("pixel_size_um", "model_pixel_size_um", "min_probability"):
         option = "--" + name.removesuffix("_um").replace("_", "-")
         with pytest.raises(HematokitError, match=f"results made with another {option};"):
             classify([fields], bundle, tmp_path / "two", **options | {name: 0.2})

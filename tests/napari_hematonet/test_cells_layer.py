@@ -50,13 +50,13 @@ def test_cells_stand_where_they_are_in_the_colours_of_their_classes(qapp: Any, m
     assert "p_BLA" in layer.features
 
 
-def test_unsure_cells_are_hollow(qapp: Any, model: Any) -> None:
-    review = Review(made_up_cells(200), MATEK_21, unsure_below=0.6)
+def test_low_confidence_cells_are_hollow(qapp: Any, model: Any) -> None:
+    review = Review(made_up_cells(200), MATEK_21, min_probability=0.6)
     layer = add_cells_layer(model, review)
-    unsure = (review.cells["probability"] < 0.6).to_numpy()
-    assert 0 < unsure.sum() < 200
-    assert (layer.face_color[unsure, 3] == 0).all()
-    assert (layer.face_color[~unsure, 3] > 0).all()
+    low_confidence = (review.cells["probability"] < 0.6).to_numpy()
+    assert 0 < low_confidence.sum() < 200
+    assert (layer.face_color[low_confidence, 3] == 0).all()
+    assert (layer.face_color[~low_confidence, 3] > 0).all()
     assert (layer.border_color[:, 3] == 1).all()
 
 
@@ -247,4 +247,4 @@ def test_the_picture_has_the_colours(qtbot: Any, make_viewer: Callable[..., Any]
         line = picture[int(middle[0] + round((cell.y - 300) * ratio)), along]
         assert np.abs(line - colour).max(axis=1).min() < 25, cell.predicted
         inside = picture[tuple(np.round(middle + np.array([cell.y - 300, cell.x - 300]) * ratio).astype(int))]
-        assert (inside > 250).all() == (cell.probability < 0.5)  # sure cells are tinted, unsure ones hollow
+        assert (inside > 250).all() == (cell.probability < 0.5)  # sure cells are tinted, low-confidence ones hollow

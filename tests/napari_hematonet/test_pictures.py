@@ -40,7 +40,7 @@ def ring_has(opened: Opened, picture: np.ndarray, number: int, code: str) -> boo
 def test_the_colours_of_classes_before_and_after_a_correction(
     make_viewer: Callable[..., Any], tiny_run: Path, tmp_path: Path, qtbot: Any
 ) -> None:
-    viewer = make_viewer(size=(1590, 900))  # else the thin rings of unsure cells are thinner than a pixel
+    viewer = make_viewer(size=(1590, 900))  # else the thin rings of low-confidence cells are thinner than a pixel
     opened = open_classified(viewer, tiny_run, tmp_path)
     review = ReviewWidget(viewer)
     viewer.window.add_dock_widget(review, name="Review", area="right")

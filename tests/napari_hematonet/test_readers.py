@@ -47,7 +47,7 @@ def write_results(folder: Path, pictures: dict[str, Path]) -> Path:
         {
             "kind": "hematokit field results",
             "schema_version": 1,
-            "job": {"unsure_below": 0.7},
+            "job": {"min_probability": 0.7},
             "fields": {str(path): field_id for field_id, path in pictures.items()},
         },
     )
@@ -70,7 +70,7 @@ def test_results_open_with_their_cells(qapp: Any, make_viewer: Any, picture: Pat
     assert {str(unit) for unit in image.units} == {"micrometer"}
     state = state_of(cells)
     assert state is not None
-    assert (state.unsure_below, state.pixel_size_um) == (0.7, pytest.approx(0.2))
+    assert (state.min_probability, state.pixel_size_um) == (0.7, pytest.approx(0.2))
     assert len(cells.data) == 12
     assert viewer.scale_bar.visible
     chosen = state.review.cells["cell_id"][3]

@@ -814,10 +814,10 @@ def test_layers_that_are_renamed_moved_or_copied_while_a_field_is_classified(
     assert not errors(told)
 
 
-# --- what is unsure ---------------------------------------------------------------------------------------------------
+# --- what is low-confidence -----------------------------------------------------------------------------------------
 
 
-def test_reviewed_cells_are_not_counted_as_unsure(viewer: Any, tiny_run: Path, qtbot: Any) -> None:
+def test_reviewed_cells_are_not_counted_as_low_confidence(viewer: Any, tiny_run: Path, qtbot: Any) -> None:
     viewer.add_image(synthesize_field(600, 800, cells=24, seed=5).pixels, name="smear")
     form = dock(viewer, ClassifyWidget)
     form.model.choose(tiny_run)
@@ -827,12 +827,12 @@ def test_reviewed_cells_are_not_counted_as_unsure(viewer: Any, tiny_run: Path, q
     layer = current_layer(viewer)
     assert layer is not None
     cells = len(layer.data)
-    assert f"{cells} cells, {cells} of them unsure" in form.status.text()
+    assert f"{cells} cells, {cells} of them low-confidence" in form.status.text()
     layer.metadata["hematokit"].review.confirm(layer.features["cell_id"][:3].tolist())
     # The same image again: the three hold again, and are sure.
     form.run_button.click()
     qtbot.waitUntil(lambda: not form.running, timeout=60_000)
-    assert f"{cells} cells, {cells - 3} of them unsure" in form.status.text()
+    assert f"{cells} cells, {cells - 3} of them low-confidence" in form.status.text()
     legend = dock(viewer, LegendWidget)
-    assert f"{cells - 3} unsure" in legend.figures.text()
+    assert f"{cells - 3} low-confidence" in legend.figures.text()
     assert viewer.layers.selection.active is legend.layer

@@ -68,11 +68,11 @@ def test_settings_are_napari_s_and_stay(qapp: Any) -> None:
     assert reviewer() != "Ada"
     try:
         store_setting("reviewer", "  Ada ")
-        store_setting("unsure_below", 0.7)
-        assert (reviewer(), setting("unsure_below")) == ("Ada", 0.7)
+        store_setting("min_probability", 0.7)
+        assert (reviewer(), setting("min_probability")) == ("Ada", 0.7)
     finally:
         store_setting("reviewer", "")
-        store_setting("unsure_below", 0.5)
+        store_setting("min_probability", 0.5)
 
 
 def test_every_class_has_a_key_of_its_own(qapp: Any) -> None:

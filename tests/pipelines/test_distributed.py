@@ -69,8 +69,8 @@ def test_a_killed_worker_costs_no_field_and_the_results_are_those_of_one_process
     spread = run_fields(*results, scheduler=cluster.scheduler_address, progress=kill_one)
     assert killed
     assert killed[0] < FIELDS
-    assert [(o.field_id, o.status, o.cells, o.unsure) for o in spread] == [
-        (o.field_id, o.status, o.cells, o.unsure) for o in local
+    assert [(o.field_id, o.status, o.cells, o.low_confidence) for o in spread] == [
+        (o.field_id, o.status, o.cells, o.low_confidence) for o in local
     ]
     assert_same_files(tmp_path / "local", tmp_path / "spread")
 

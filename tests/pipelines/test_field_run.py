@@ -324,7 +324,7 @@ def counts_in(output: Path) -> tuple[str, dict[str, int]]:
     """What the files of a folder of results say of its fields and classes, in no order."""
     table = pd.read_csv(output / "fields.csv").sort_values("field_id")
     classes = json.loads((output / "differential.json").read_text())["all"]["classes"]
-    columns = ["field_id", "status", "cells", "unsure"]
+    columns = ["field_id", "status", "cells", "low_confidence"]
     return table[columns].to_csv(index=False), {share["code"]: share["count"] for share in classes}
 
 
@@ -429,7 +429,7 @@ def test_moved_images_and_folders_are_not_done_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("border", [False, True])
 def test_all_files_say_the_same_after_corrections(tiny_run: Path, tmp_path: Path, border: bool) -> None:
     images, output = draw(tmp_path / "images", "a.png", "b.png"), tmp_path / "out"
-    settings: dict[str, Any] = {"device": "cpu", "runtime": "torch", "unsure_below": 0.9, "exclude_border": border}
+    settings: dict[str, Any] = {"device": "cpu", "runtime": "torch", "min_probability": 0.9, "exclude_border": border}
     hematokit.classify([images], tiny_run, output, **settings)
     results = open_results(output)
     folder = results.fields[0].folder
@@ -442,7 +442,7 @@ def test_all_files_say_the_same_after_corrections(tiny_run: Path, tmp_path: Path
     picture = (folder / "overlay.png").read_bytes()
     counted = hematokit.classify([images], tiny_run, output, **settings)
     assert counted.worked == 0
-    unsure, cells = 0, 0
+    low_confidence, cells = 0, 0
     for field_id in ("a", "b"):
         table = pd.read_csv(output / "fields" / field_id / "cells.csv", keep_default_na=False)
         called = table["label"].where(table["reviewed"], table["predicted"])
@@ -453,16 +453,16 @@ def test_all_files_say_the_same_after_corrections(tiny_run: Path, tmp_path: Path
         below = int(((table["probability"].astype(float) < 0.9) & ~table["reviewed"]).sum())
         row = counted.fields.set_index("field_id").loc[field_id]
         entry = next(entry for entry in counted.differential.fields if entry.field_id == field_id)  # type: ignore[union-attr]
-        assert (row["cells"], row["unsure"]) == (entry.cells, entry.unsure) == (len(table), below)
-        unsure, cells = unsure + below, cells + len(table)
+        assert (row["cells"], row["low_confidence"]) == (entry.cells, entry.low_confidence) == (len(table), below)
+        low_confidence, cells = low_confidence + below, cells + len(table)
     if border:
         assert "that the border of their field cuts are left out: " in "".join(counted.lines())
     else:
         assert cells == len(ids) - 1 + len(results.fields[1].cells())
     stated = json.loads((output / "differential.json").read_text())["all"]
-    assert (stated["cells"], stated["unsure"]) == (cells, unsure)
+    assert (stated["cells"], stated["low_confidence"]) == (cells, low_confidence)
     page = (output / "report.html").read_text()
-    assert f"<span>Unsure</span><b>{unsure}</b>" in page
+    assert f"<span>Low-confidence</span><b>{low_confidence}</b>" in page
     assert f"{cells} cells in 2 fields" in page
     assert (folder / "overlay.png").read_bytes() != picture
     # Nothing is drawn a second time, and a picture that cannot be drawn again is not shown.
@@ -562,7 +562,7 @@ def test_the_report_says_the_command_that_makes_it_again(tiny_run: Path, tmp_pat
     smears = tmp_path / "smears.csv"
     smears.write_text("file,patient_id\na.png,P1\nc.png,P2\n")
     settings: dict[str, Any] = {
-        "unsure_below": 0.9,
+        "min_probability": 0.9,
         "exclude_border": True,
         "pixel_size_um": 0.1,
         "force_pixel_size": True,

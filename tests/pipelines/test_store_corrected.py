@@ -347,13 +347,13 @@ def test_training_and_evaluation_take_corrected_labels(tiny_store: Path, model: 
 
 def test_a_folder_of_results_counts_what_was_corrected(picture: Path, tiny_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "results"
-    first = classify([picture], tiny_run, folder, device="cpu", runtime="torch", unsure_below=0.0)
+    first = classify([picture], tiny_run, folder, device="cpu", runtime="torch", min_probability=0.0)
     place = folder / "fields" / "102"
     cells = pd.read_parquet(place / "cells.parquet")
     review = Review(cells, MATEK_21, field_id="102", journal=place / CORRECTIONS_FILE)
     review.correct(cells["cell_id"].tolist()[:3], "MYB")  # a class that the model does not know
     review.delete(cells["cell_id"].tolist()[3:4])
-    second = classify([picture], tiny_run, folder, device="cpu", runtime="torch", unsure_below=0.0)
+    second = classify([picture], tiny_run, folder, device="cpu", runtime="torch", min_probability=0.0)
     assert first.differential is not None
     assert second.differential is not None
     assert second.differential.overall.classes["MYB"].count == 3

@@ -75,12 +75,12 @@ def test_cells_are_outlined_in_their_colours_where_they_are() -> None:
     assert count(picture[:, 1200:], RED) > 100
 
 
-def test_unsure_cells_are_dashed() -> None:
+def test_low_confidence_cells_are_dashed() -> None:
     sure = cells((300, 300, 300, 300), predicted="BLA", probability=0.9)
-    unsure = sure.assign(probability=0.3)
+    low_confidence = sure.assign(probability=0.3)
     solid, dashed = (
         count(opened(draw_overlay(PlainField(grey(1200, 1200)), table, MATEK_21))[290:610, 290:610], RED)
-        for table in (sure, unsure)
+        for table in (sure, low_confidence)
     )
     assert 0.3 * solid < dashed < 0.8 * solid
 

@@ -80,7 +80,7 @@ def test_correcting_shows_and_is_written(review: Review, journal: Path) -> None:
     assert review.shown_label().tolist() == ["LYT", "NGS", "LYT", "ART", "BLA", "NGS"]
     row = review.cells.iloc[0]
     assert (row["label"], row["label_source"], row["reviewed"], row["predicted"]) == ("LYT", "corrected", True, "BLA")
-    assert not review.unsure()[0]
+    assert not review.low_confidence()[0]
     first, second = read_corrections(journal)
     assert (first.kind, first.cell_id, first.before, first.after, first.who) == ("label", "f-0", "BLA", "LYT", "Ada")
     assert first.edit == second.edit
@@ -308,10 +308,10 @@ def test_the_queue_goes_from_the_least_sure_and_ends_with_what_was_reviewed(revi
 def test_the_differential_follows(review: Review) -> None:
     found = review.differential().set_index("code")
     assert found.index.tolist() == list(MATEK_21.codes)
-    assert found.loc["BLA", ["count", "unsure", "reviewed"]].tolist() == [1, 1, 0]
+    assert found.loc["BLA", ["count", "low_confidence", "reviewed"]].tolist() == [1, 1, 0]
     review.correct(["f-0"], "NGS")
     found = review.differential().set_index("code")
-    assert found.loc["NGS", ["count", "unsure", "reviewed"]].tolist() == [2, 1, 1]
+    assert found.loc["NGS", ["count", "low_confidence", "reviewed"]].tolist() == [2, 1, 1]
     assert found.loc["NGS", "low"] < found.loc["NGS", "percent"] < found.loc["NGS", "high"]
     assert found.loc["BLA", "colour"] == MATEK_21["BLA"].colour
     summary = review.summary()
@@ -324,18 +324,18 @@ def test_cells_with_labels_and_no_predictions_count_as_their_labels() -> None:
     labelled = labelled.assign(label=["BLA", "BLA", "NGS", "", "LYT", "BLA"], label_source="csv")
     review = Review(labelled, MATEK_21)
     assert review.shown_label().tolist() == labelled["label"].tolist()
-    assert not review.unsure().any()
+    assert not review.low_confidence().any()
     assert review.differential().set_index("code").loc["BLA", "count"] == 3
     review.add(missed_cell())  # classified, in a table that is not
     assert review.shown_label().tolist()[:6] == labelled["label"].tolist()
-    assert review.unsure().tolist() == [label == "" for label in review.shown_label()]
+    assert review.low_confidence().tolist() == [label == "" for label in review.shown_label()]
     assert review.differential().set_index("code").loc["BLA", "count"] == 3
 
 
 def test_classes_that_the_taxonomy_lacks_do_not_stop_the_count() -> None:
     review = Review(cells_table().assign(predicted="???"), MATEK_21)
     assert review.summary().counted == 0
-    assert review.summary().unsure == 6
+    assert review.summary().low_confidence == 6
 
 
 def test_a_model_of_some_classes_is_corrected_with_all() -> None:

@@ -54,7 +54,7 @@ def test_a_crop_gets_the_probabilities_that_the_model_gives(server: Server, crop
     assert (cell["name"], cell["predicted"]) == ("x.png", expected["predicted"])
     for code in model.codes:
         assert cell["probabilities"][code] == pytest.approx(expected[f"p_{code}"], abs=2e-5)
-    assert cell["unsure"] is bool(cell["probability"] < 0.5)
+    assert cell["low_confidence"] is bool(cell["probability"] < 0.5)
 
 
 def test_a_batch_keeps_its_order_and_says_which_image_is_bad(server: Server, crops: list[bytes]) -> None:
@@ -132,9 +132,12 @@ def test_a_field_gets_what_the_command_writes(
             assert one["properties"]["classification"] == other["properties"]["classification"]
             assert one["properties"]["measurements"] == pytest.approx(other["properties"]["measurements"], abs=2e-5)
     assert written.differential is not None
-    counts = [(each["code"], each["count"], each["unsure"]) for each in answer["differential"]["all"]["classes"]]
+    counts = [
+        (each["code"], each["count"], each["low_confidence"]) for each in answer["differential"]["all"]["classes"]
+    ]
     assert counts == [
-        (each["code"], each["count"], each["unsure"]) for each in written.differential.to_dict()["all"]["classes"]
+        (each["code"], each["count"], each["low_confidence"])
+        for each in written.differential.to_dict()["all"]["classes"]
     ]
     assert (answer["field"]["height"], answer["field"]["width"]) == (600, 800)
     assert answer["field"]["pixel_size_source"] == "given"
@@ -211,7 +214,7 @@ def test_what_the_server_says_of_itself(server: Server, tiny_run: Path) -> None:
         ("GET", "/redoc", 404, "not-found"),
         ("POST", "/health", 405, "not-found"),
         ("POST", "/v1/cells", 422, "no-image"),
-        ("POST", "/v1/cells?unsure_below=2", 422, "bad-parameter"),
+        ("POST", "/v1/cells?min_probability=2", 422, "bad-parameter"),
         ("POST", "/v1/fields?pixel_size_um=-1", 422, "bad-parameter"),
         ("POST", "/v1/fields?pixel_size_um=nan", 422, "bad-parameter"),
         ("POST", "/v1/fields?model=/etc/passwd", 422, "no-image"),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DETECTION_COLUMNS",
     "TABLE_COLUMNS",
-    "UNSURE_BELOW",
+    "MIN_PROBABILITY",
     "below_threshold",
     "called_classes",
     "cell_box",
@@ -51,7 +51,7 @@ TABLE_COLUMNS: Final = (
 """Columns of a field's cells table before classification, in order. Classification adds ``predicted``,
 ``probability``, ``p_<CODE>`` for every class of the model, and ``reviewed``."""
 
-UNSURE_BELOW: Final = 0.5
+MIN_PROBABILITY: Final = 0.5
 """Default probability below which a cell is low-confidence."""
 
 _NUMBERS: Final = ("y", "x", "y0", "x0", "height", "width", "score")
@@ -233,14 +233,14 @@ def called_classes(cells: pd.DataFrame) -> npt.NDArray[np.object_]:
     return np.where(reviewed | (predicted == ""), label, predicted).astype(object)
 
 
-def low_confidence_cells(cells: pd.DataFrame, unsure_below: float) -> npt.NDArray[np.bool_]:
+def low_confidence_cells(cells: pd.DataFrame, min_probability: float) -> npt.NDArray[np.bool_]:
     """Return which cells are low-confidence: probability below the threshold or missing, and not reviewed.
 
     Parameters
     ----------
     cells : DataFrame
         A cells table; ``probability``, ``reviewed``, ``label`` and ``predicted`` are used where present.
-    unsure_below : float
+    min_probability : float
         Threshold, 0 to 1.
 
     Returns
@@ -252,13 +252,13 @@ def low_confidence_cells(cells: pd.DataFrame, unsure_below: float) -> npt.NDArra
         return np.zeros(len(cells), np.bool_)
     probability = cells["probability"].to_numpy(np.float64, na_value=np.nan)
     known = (text_column(cells, "label") != "") & (text_column(cells, "predicted") == "")
-    unsure: npt.NDArray[np.bool_] = below_threshold(probability, unsure_below) & ~_reviewed(cells) & ~known
-    return unsure
+    low_confidence: npt.NDArray[np.bool_] = below_threshold(probability, min_probability) & ~_reviewed(cells) & ~known
+    return low_confidence
 
 
-def below_threshold(probability: npt.ArrayLike, unsure_below: float) -> npt.NDArray[np.bool_]:
+def below_threshold(probability: npt.ArrayLike, min_probability: float) -> npt.NDArray[np.bool_]:
     """Return which probabilities (n,) are below the threshold; a missing one (not a number) is."""
-    below: npt.NDArray[np.bool_] = ~(np.asarray(probability, np.float64) >= unsure_below)
+    below: npt.NDArray[np.bool_] = ~(np.asarray(probability, np.float64) >= min_probability)
     return below
 
 

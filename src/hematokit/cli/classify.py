@@ -14,13 +14,13 @@ from hematokit.cli.options import (
     DeviceOption,
     FieldsArgument,
     ForcePixelSizeOption,
+    MinProbabilityOption,
     ModelPixelSizeOption,
     PixelSizeOption,
     RuntimeOption,
     SchedulerOption,
     SetOption,
     SmearsOption,
-    UnsureBelowOption,
     options_help,
     plugin_options,
 )
@@ -39,7 +39,7 @@ def classify_command(
     output: Annotated[Path, typer.Option(help="Folder to write.")],
     detector: DetectorOption = "nuclei",
     assignments: SetOption = None,
-    unsure_below: UnsureBelowOption = 0.5,
+    min_probability: MinProbabilityOption = 0.5,
     exclude_border: Annotated[
         bool, typer.Option("--exclude-border", help="Do not count cells that the border of their field cuts.")
     ] = False,
@@ -70,7 +70,7 @@ def classify_command(
             output,
             detector=detector,
             detector_options=plugin_options(assignments or [], "detector"),
-            unsure_below=unsure_below,
+            min_probability=min_probability,
             exclude_border=exclude_border,
             pixel_size_um=pixel_size,
             force_pixel_size=force_pixel_size,

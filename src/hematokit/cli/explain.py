@@ -13,8 +13,8 @@ from hematokit.cli.options import (
     DetectorOption,
     DeviceOption,
     ForcePixelSizeOption,
+    MinProbabilityOption,
     PixelSizeOption,
-    UnsureBelowOption,
     options_help,
 )
 from hematokit.errors import ExplanationError, PluginError
@@ -44,7 +44,7 @@ def explain_command(
     cells: Annotated[
         list[str] | None,
         typer.Option(
-            help="Ids of cells, with commas between, or a text file of one a line; of a field also all or unsure."
+            help="Ids of cells, with commas between, or a text file of one a line; for a field: all, low-confidence."
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="Cells of train, val, test, or all.")] = "test",
@@ -62,7 +62,7 @@ def explain_command(
         ),
     ] = None,
     doubt: Annotated[
-        bool, typer.Option("--doubt", help="Sheets of misclassified and unsure cells: both leading classes.")
+        bool, typer.Option("--doubt", help="Sheets of misclassified and low-confidence cells: both leading classes.")
     ] = False,
     sanity: Annotated[
         bool, typer.Option("--sanity", help="Instead: do maps depend on the model? Writes sanity.html.")
@@ -80,7 +80,7 @@ def explain_command(
     train_per_class: Annotated[
         int, typer.Option(min=0, help="With --sanity: cells of each class to retrain on; 0: all.")
     ] = 100,
-    unsure_below: UnsureBelowOption = 0.5,
+    min_probability: MinProbabilityOption = 0.5,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="A picture of each cell.")] = True,
     detector: DetectorOption = "nuclei",
     pixel_size: PixelSizeOption = None,
@@ -102,7 +102,7 @@ def explain_command(
 
     Images: hematokit explain runs/coatnet --images crops/*.png --output why
 
-    A field: hematokit explain runs/coatnet --field field.tif --cells unsure --output why
+    A field: hematokit explain runs/coatnet --field field.tif --cells low-confidence --output why
 
     Can maps be believed: hematokit explain runs/coatnet --sanity --faithfulness --output checks
 
@@ -160,7 +160,7 @@ def explain_command(
         "options": _explainer_options(assignments or []),
         "target": target,
         "doubt": doubt,
-        "unsure_below": unsure_below,
+        "min_probability": min_probability,
         "pictures": pictures,
         "device": device,
         "batch_size": batch_size,

@@ -29,7 +29,7 @@ __all__ = [
     "SchedulerOption",
     "SetOption",
     "SmearsOption",
-    "UnsureBelowOption",
+    "MinProbabilityOption",
     "describe_option",
     "options_help",
     "plugin_options",
@@ -63,8 +63,8 @@ ModelPixelSizeOption = Annotated[
     float | None,
     typer.Option(help="Micrometres per pixel of the images the model was trained on, if it does not say."),
 ]
-UnsureBelowOption = Annotated[
-    float, typer.Option(min=0.0, max=1.0, help="Probability below which a cell counts as unsure.")
+MinProbabilityOption = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Probability below which a cell counts as low-confidence.")
 ]
 PatchSizeOption = Annotated[int | None, typer.Option(help="Side of a new store's patches in px [default: 250].")]
 CodecOption = Annotated[

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.annotations.cells import UNSURE_BELOW, called_classes, low_confidence_cells, text_column
+from hematokit.annotations.cells import MIN_PROBABILITY, called_classes, low_confidence_cells, text_column
 from hematokit.errors import FieldError, printable
 from hematokit.taxonomy import CellClass, Taxonomy
 
@@ -151,8 +151,8 @@ class CellCounts:
     ----------
     fields : tuple of (field_id, smear_id, patient_id)
         Empty strings where smear or patient are unknown.
-    sure, unsure : ndarray (fields, classes), int
-        Cells by the class that they count as, in the taxonomy's order; `unsure` are the low-confidence ones.
+    sure, low_confidence : ndarray (fields, classes), int
+        Cells by the class that they count as, in the taxonomy's order; `low_confidence` those below the threshold.
     unclassified : ndarray (fields,), int
         Cells without a class.
     border : ndarray (fields,), int
@@ -161,7 +161,7 @@ class CellCounts:
 
     fields: tuple[tuple[str, str, str], ...]
     sure: npt.NDArray[np.int64]
-    unsure: npt.NDArray[np.int64]
+    low_confidence: npt.NDArray[np.int64]
     unclassified: npt.NDArray[np.int64]
     border: npt.NDArray[np.int64]
 
@@ -184,7 +184,7 @@ class CellCounts:
         return cls(
             fields,
             np.concatenate([none, *(part.sure for part in parts)]),
-            np.concatenate([none, *(part.unsure for part in parts)]),
+            np.concatenate([none, *(part.low_confidence for part in parts)]),
             np.concatenate([flat, *(part.unclassified for part in parts)]),
             np.concatenate([flat, *(part.border for part in parts)]),
         )
@@ -194,7 +194,7 @@ def count_cells(
     cells: pd.DataFrame,
     taxonomy: Taxonomy,
     *,
-    unsure_below: float = UNSURE_BELOW,
+    min_probability: float = MIN_PROBABILITY,
     exclude_border: bool = False,
     fields: Iterable[tuple[str, str, str]] | None = None,
 ) -> CellCounts:
@@ -207,7 +207,7 @@ def count_cells(
         ``patient_id``, ``touches_border``, ``reviewed`` and ``label`` are used where present.
     taxonomy : Taxonomy
         The model's classes.
-    unsure_below : float
+    min_probability : float
         Probability below which a cell is low-confidence, 0 to 1.
     exclude_border : bool
         Leave out cells that the border of the field cuts.
@@ -223,8 +223,8 @@ def count_cells(
     FieldError
         If a column is missing, a class is not in the taxonomy, or the threshold is no probability.
     """
-    if not 0 <= unsure_below <= 1:
-        raise FieldError(f"unsure_below is {unsure_below}, not a probability; give a number from 0 to 1")
+    if not 0 <= min_probability <= 1:
+        raise FieldError(f"min_probability is {min_probability}, not a probability; give a number from 0 to 1")
     for column in ("field_id", "predicted", "probability"):
         if column not in cells.columns:
             raise FieldError(f"the cells have no column {column!r}; classify them before counting them")
@@ -249,7 +249,7 @@ def count_cells(
         cells["touches_border"].to_numpy(bool) if "touches_border" in cells.columns else np.zeros(len(cells), bool)
     )
     taken = ~touching if exclude_border else np.ones(len(cells), bool)
-    unsure = low_confidence_cells(cells, unsure_below)
+    low_confidence = low_confidence_cells(cells, min_probability)
 
     def counted(which: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         flat = np.bincount(where[which] * len(place) + index[which], minlength=len(order) * len(place))
@@ -261,8 +261,8 @@ def count_cells(
     classified = index >= 0
     return CellCounts(
         tuple(known.values()),
-        counted(taken & classified & ~unsure),
-        counted(taken & classified & unsure),
+        counted(taken & classified & ~low_confidence),
+        counted(taken & classified & low_confidence),
         by_field(taken & ~classified),
         by_field(touching),
     )

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from hematokit.annotations.cells import UNSURE_BELOW
+from hematokit.annotations.cells import MIN_PROBABILITY
 from hematokit.differential.counts import (
     CellCounts,
     CountingGroups,
@@ -60,7 +60,7 @@ class Differential:
         The model's classes.
     groups : CountingGroups
         Classes by their role.
-    unsure_below : float
+    min_probability : float
         Cells with a lower probability are low-confidence.
     border_excluded : bool
         Whether cells cut by the border of their field were left out.
@@ -74,7 +74,7 @@ class Differential:
 
     taxonomy: Taxonomy
     groups: CountingGroups
-    unsure_below: float
+    min_probability: float
     border_excluded: bool
     overall: Summary
     patients: tuple[Summary, ...] = ()
@@ -96,7 +96,7 @@ class Differential:
                 "patient."
             ),
             "taxonomy": self.taxonomy.to_dict(),
-            "unsure_below": self.unsure_below,
+            "min_probability": self.min_probability,
             "border_cells": "left out" if self.border_excluded else "counted",
             "rules": self.groups.to_dict(),
             "methods": dict(_METHODS),
@@ -111,7 +111,8 @@ class Differential:
         """Return one row per class, for every summary of a level.
 
         Columns: ``level, patient_id, smear_id, field_id, kind`` ("class"), ``code, name, lineage, in_percent, count,
-        unsure, percent, low, high, grouped_low, grouped_high, simultaneous_low, simultaneous_high, cells_needed``.
+        low_confidence, percent, low, high, grouped_low, grouped_high, simultaneous_low, simultaneous_high,
+        cells_needed``.
         """
         rows = [
             {
@@ -158,8 +159,8 @@ class Differential:
         """Return the result as text, one statement per line."""
         entry = self.overall
         said = [f"{entry.counted:,} cells counted"]
-        if entry.unsure:
-            said.append(f"{entry.unsure:,} unsure (below {self.unsure_below:g})")
+        if entry.low_confidence:
+            said.append(f"{entry.low_confidence:,} low-confidence (below {self.min_probability:g})")
         if entry.apart:
             said.append(f"{entry.apart:,} counted apart (artefacts and the like)")
         lines = ["Differential: " + ", ".join(said)]
@@ -193,7 +194,7 @@ class Differential:
 
 _TABLE: Final = (
     *("level", "patient_id", "smear_id", "field_id", "kind", "code", "name", "lineage", "in_percent"),
-    *("count", "unsure", "percent", "low", "high", "grouped_low", "grouped_high"),
+    *("count", "low_confidence", "percent", "low", "high", "grouped_low", "grouped_high"),
     *("simultaneous_low", "simultaneous_high", "cells_needed"),
 )
 
@@ -215,7 +216,11 @@ def _place(entry: Summary) -> dict[str, str]:
 
 
 def _figures(share: Share) -> dict[str, Any]:
-    figures: dict[str, Any] = {"count": share.count, "unsure": share.unsure, "percent": as_percent(share.share)}
+    figures: dict[str, Any] = {
+        "count": share.count,
+        "low_confidence": share.low_confidence,
+        "percent": as_percent(share.share),
+    }
     for name, bounds in (("", share.interval), ("grouped_", share.grouped), ("simultaneous_", share.simultaneous)):
         low, high = as_percents(bounds) or (None, None)
         figures |= {f"{name}low": low, f"{name}high": high}
@@ -226,7 +231,7 @@ def count_differential(
     cells: pd.DataFrame,
     taxonomy: Taxonomy,
     *,
-    unsure_below: float = UNSURE_BELOW,
+    min_probability: float = MIN_PROBABILITY,
     exclude_border: bool = False,
     fields: Iterable[tuple[str, str, str]] | None = None,
 ) -> Differential:
@@ -237,7 +242,7 @@ def count_differential(
 
     Parameters
     ----------
-    cells, taxonomy, unsure_below, exclude_border, fields
+    cells, taxonomy, min_probability, exclude_border, fields
         As for `count_cells`.
 
     Returns
@@ -249,12 +254,12 @@ def count_differential(
     FieldError
         As for `count_cells`.
     """
-    counts = count_cells(cells, taxonomy, unsure_below=unsure_below, exclude_border=exclude_border, fields=fields)
-    return summarize_counts(counts, taxonomy, unsure_below=unsure_below, exclude_border=exclude_border)
+    counts = count_cells(cells, taxonomy, min_probability=min_probability, exclude_border=exclude_border, fields=fields)
+    return summarize_counts(counts, taxonomy, min_probability=min_probability, exclude_border=exclude_border)
 
 
 def summarize_counts(
-    counts: CellCounts, taxonomy: Taxonomy, *, unsure_below: float = UNSURE_BELOW, exclude_border: bool = False
+    counts: CellCounts, taxonomy: Taxonomy, *, min_probability: float = MIN_PROBABILITY, exclude_border: bool = False
 ) -> Differential:
     """Return the differential of counts.
 
@@ -264,7 +269,7 @@ def summarize_counts(
     ----------
     counts : CellCounts
         From `count_cells`, merged or not.
-    taxonomy, unsure_below, exclude_border
+    taxonomy, min_probability, exclude_border
         As given to `count_cells`.
     """
     groups = counting_groups(taxonomy)
@@ -280,7 +285,7 @@ def summarize_counts(
     return Differential(
         taxonomy=taxonomy,
         groups=groups,
-        unsure_below=float(unsure_below),
+        min_probability=float(min_probability),
         border_excluded=exclude_border,
         overall=overall,
         patients=tuple(

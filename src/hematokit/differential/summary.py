@@ -211,7 +211,7 @@ class Share:
 
     Attributes
     ----------
-    count, unsure : int
+    count, low_confidence : int
         Counted cells, and low-confidence cells.
     share : float or None
         Share of the counted cells; ``None`` where there are none, and for classes that are counted apart.
@@ -222,7 +222,7 @@ class Share:
     """
 
     count: int
-    unsure: int
+    low_confidence: int
     share: float | None = None
     interval: Interval | None = None
     grouped: Interval | None = None
@@ -233,7 +233,7 @@ class Share:
         """Return plain data with per cent."""
         return {
             "count": self.count,
-            "unsure": self.unsure,
+            "low_confidence": self.low_confidence,
             "percent": as_percent(self.share),
             "interval": as_percents(self.interval),
             "interval_grouped": as_percents(self.grouped),
@@ -285,7 +285,7 @@ class Summary:
         Ids; empty where they do not apply.
     fields : int
         Number of fields, with or without cells.
-    cells, counted, apart, unsure : int
+    cells, counted, apart, low_confidence : int
         All cells; those that per cent are of; those of classes counted apart; low-confidence ones and those without a
         class.
     border : int
@@ -312,7 +312,7 @@ class Summary:
     cells: int
     counted: int
     apart: int
-    unsure: int
+    low_confidence: int
     border: int
     classes: Mapping[str, Share]
     lineages: Mapping[str, Share]
@@ -345,7 +345,7 @@ class Summary:
             "cells": self.cells,
             "counted": self.counted,
             "counted_apart": self.apart,
-            "unsure": self.unsure,
+            "low_confidence": self.low_confidence,
             "touching_border": self.border,
         }
         if self.level == "field":
@@ -417,7 +417,7 @@ class Summarizer:
         field_id: str = "",
     ) -> Summary:
         """Return the summary of the fields at `rows` of the counts."""
-        sure, unsure = counts.sure[rows], counts.unsure[rows]
+        sure, low_confidence = counts.sure[rows], counts.low_confidence[rows]
         sizes = sure[:, self.counted].sum(axis=1)
         total = int(sizes.sum())
         clustering = Clustering.of(sure[:, self.counted]) if level != "field" else None
@@ -426,12 +426,12 @@ class Summarizer:
         classes = {}
         for index, code in enumerate(self.codes):
             if self.counted[index]:
-                share = self._share(sure, unsure, np.arange(len(self.codes)) == index, sizes, clustering, level)
+                share = self._share(sure, low_confidence, np.arange(len(self.codes)) == index, sizes, clustering, level)
                 classes[code] = replace(share, simultaneous=next(bounds, None))
             else:
                 # Not a share of the counted cells; there may even be more of them.
-                classes[code] = Share(int(sure[:, index].sum()), int(unsure[:, index].sum()))
-        doubtful = int(unsure.sum() + counts.unclassified[rows].sum())
+                classes[code] = Share(int(sure[:, index].sum()), int(low_confidence[:, index].sum()))
+        doubtful = int(low_confidence.sum() + counts.unclassified[rows].sum())
         effect = None if clustering is None else clustering.design_effect
         needed = None
         if total and level != "field":
@@ -446,16 +446,19 @@ class Summarizer:
             smear_id=smear_id,
             field_id=field_id,
             fields=len(rows),
-            cells=int(sure.sum() + unsure.sum() + counts.unclassified[rows].sum()),
+            cells=int(sure.sum() + low_confidence.sum() + counts.unclassified[rows].sum()),
             counted=total,
             apart=int(sure[:, ~self.counted].sum()),
-            unsure=doubtful,
+            low_confidence=doubtful,
             border=int(counts.border[rows].sum()),
             classes=classes,
             lineages={
-                name: self._share(sure, unsure, mask, sizes, clustering, level) for name, mask in self.lineages.items()
+                name: self._share(sure, low_confidence, mask, sizes, clustering, level)
+                for name, mask in self.lineages.items()
             },
-            blasts=(self._share(sure, unsure, self.blasts, sizes, clustering, level) if self.blasts.any() else None),
+            blasts=(
+                self._share(sure, low_confidence, self.blasts, sizes, clustering, level) if self.blasts.any() else None
+            ),
             ratio=self._ratio(sure, clustering),
             cells_needed=needed,
             design_effect=effect,
@@ -465,7 +468,7 @@ class Summarizer:
     def _share(
         self,
         sure: npt.NDArray[np.int64],
-        unsure: npt.NDArray[np.int64],
+        low_confidence: npt.NDArray[np.int64],
         mask: npt.NDArray[np.bool_],
         sizes: npt.NDArray[np.int64],
         clustering: Clustering | None,
@@ -473,7 +476,7 @@ class Summarizer:
     ) -> Share:
         hits = sure[:, mask].sum(axis=1)
         count, total = int(hits.sum()), int(sizes.sum())
-        doubtful = int(unsure[:, mask].sum())
+        doubtful = int(low_confidence[:, mask].sum())
         if not total:
             return Share(count, doubtful)
         interval = wilson_interval(count / total, total)
@@ -508,7 +511,7 @@ class Summarizer:
         )
 
 
-def _notes(counted: int, unsure: int, fields: int) -> tuple[str, ...]:
+def _notes(counted: int, low_confidence: int, fields: int) -> tuple[str, ...]:
     """Return warnings of few cells, many low-confidence ones, or few fields."""
     asked = "the ICSH guideline asks for 500 nucleated cells"
     if not counted:
@@ -520,10 +523,10 @@ def _notes(counted: int, unsure: int, fields: int) -> tuple[str, ...]:
         notes.append(f"only {counted} cells counted: per cent are rough; {asked}")
     elif counted < 500:
         notes.append(f"{counted} cells counted; {asked} where the exact per cent of a class matters")
-    if unsure > 0.1 * (counted + unsure):
-        share = unsure / (counted + unsure)
+    if low_confidence > 0.1 * (counted + low_confidence):
+        share = low_confidence / (counted + low_confidence)
         notes.append(
-            f"{100 * share:.0f} % of the cells are unsure: per cent are of the others, which may be unlike them"
+            f"{100 * share:.0f} % of the cells are low-confidence: per cent are of the others, which may be unlike them"
         )
     if fields < 2:
         notes.append("all cells are from one field: intervals cannot tell how much fields differ")

@@ -376,7 +376,7 @@ def collect_uncertain(
     cells: pd.DataFrame,
     explainers: Mapping[str, MadeExplainer],
     *,
-    unsure_below: float = 0.5,
+    min_probability: float = 0.5,
     batch_size: int = 16,
     progress: Progress = no_progress,
 ) -> tuple[MapArrays | None, pd.DataFrame]:
@@ -388,7 +388,7 @@ def collect_uncertain(
         As for `collect_maps`.
     cells : DataFrame
         From `collect_maps`, aligned with `chosen`.
-    unsure_below : float
+    min_probability : float
         See `hematokit.explanation.selection.uncertain_cells`.
 
     Returns
@@ -398,7 +398,7 @@ def collect_uncertain(
     uncertain : DataFrame
         One row each, aligned with the arrays; ``row`` is the cell's row in `cells`.
     """
-    uncertain = uncertain_cells(cells, classifier.codes, unsure_below=unsure_below)
+    uncertain = uncertain_cells(cells, classifier.codes, min_probability=min_probability)
     rows = uncertain.index.to_numpy(np.int64)
     uncertain = uncertain.assign(row=rows).reset_index(drop=True)
     if not len(uncertain):

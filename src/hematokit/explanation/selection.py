@@ -29,7 +29,7 @@ __all__ = [
     "ALL",
     "PREDICTED",
     "TRUE",
-    "UNSURE",
+    "LOW_CONFIDENCE",
     "ChosenCells",
     "cells_of_field",
     "cells_of_images",
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 ALL: Final = "all"
-UNSURE: Final = "unsure"
+LOW_CONFIDENCE: Final = "low-confidence"
 PREDICTED: Final = "predicted"
 TRUE: Final = "true"
 _COLUMNS: Final = (
@@ -233,7 +233,7 @@ def cells_of_field(
     *,
     patch_size: int,
     side: int,
-    unsure_below: float = 0.5,
+    min_probability: float = 0.5,
 ) -> ChosenCells:
     """Choose cells of an open field.
 
@@ -246,12 +246,12 @@ def cells_of_field(
     cells : DataFrame
         Its cells, classified.
     wanted : sequence of str or str
-        Ids of cells; ``"all"``; or ``"unsure"``, those of low confidence.
+        Ids of cells; ``"all"``; or ``"low-confidence"``, those below the threshold.
     patch_size : int
         Side of the model's patches in pixels.
     side : int
         Pixels of the field that a patch takes.
-    unsure_below : float
+    min_probability : float
         Probability of the predicted class below which a cell has low confidence.
 
     Raises
@@ -261,12 +261,12 @@ def cells_of_field(
     """
     name = printable(str(path))
     given = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
-    if given == [UNSURE]:
-        cells = cells[low_confidence_cells(cells, unsure_below)]
+    if given == [LOW_CONFIDENCE]:
+        cells = cells[low_confidence_cells(cells, min_probability)]
         if not len(cells):
             raise ExplanationError(
-                f"no cell of {name} is unsure: all have a probability of {unsure_below:g} or more; raise "
-                "--unsure-below, or name cells"
+                f"no cell of {name} is low-confidence: all have a probability of {min_probability:g} or more; raise "
+                "--min-probability, or name cells"
             )
     elif given != [ALL]:
         table = cells.set_index("cell_id", drop=False)
@@ -274,7 +274,7 @@ def cells_of_field(
         if unknown:
             raise ExplanationError(
                 f"{name} has no cell {printable(unknown[0])!r}; ids are those of hematokit classify, such as "
-                f"{cells['cell_id'].iloc[0]}, or take {ALL} or {UNSURE}"
+                f"{cells['cell_id'].iloc[0]}, or take {ALL} or {LOW_CONFIDENCE}"
             )
         cells = table.loc[given]
     # Contours are for figures of detection; a plain table opens everywhere.
@@ -377,7 +377,7 @@ def leading_classes(probabilities: npt.NDArray[np.floating]) -> npt.NDArray[np.i
     return np.asarray(order[:, :2], np.int64)
 
 
-def uncertain_cells(predictions: pd.DataFrame, codes: Sequence[str], *, unsure_below: float = 0.5) -> pd.DataFrame:
+def uncertain_cells(predictions: pd.DataFrame, codes: Sequence[str], *, min_probability: float = 0.5) -> pd.DataFrame:
     """Choose the cells that a person should look at: misclassified, or of low confidence.
 
     Parameters
@@ -386,29 +386,29 @@ def uncertain_cells(predictions: pd.DataFrame, codes: Sequence[str], *, unsure_b
         ``label`` (empty where unknown), ``predicted``, ``probability`` and one ``p_<CODE>`` a class.
     codes : sequence of str
         The model's classes.
-    unsure_below : float
+    min_probability : float
         Probability of the predicted class below which a cell has low confidence.
 
     Returns
     -------
     DataFrame
         Rows of `predictions`, keeping their index, with ``first`` and ``second`` (codes of the two leading classes),
-        ``p_first``, ``p_second`` and ``reason`` (``"misclassified"``, ``"unsure"`` or both). Misclassified cells come
+        ``p_first``, ``p_second`` and ``reason`` (``"misclassified"``, ``"low-confidence"`` or both). Misclassified come
         first, the most confident of them at the top; then those of low confidence, the most ambiguous at the top. A
         label that the model does not know is no misclassification.
     """
     known = predictions["label"].isin(list(codes))
     wrong = known & (predictions["label"] != predictions["predicted"])
-    unsure = pd.Series(low_confidence_cells(predictions, unsure_below), index=predictions.index)
+    low_confidence = pd.Series(low_confidence_cells(predictions, min_probability), index=predictions.index)
     columns = [f"p_{code}" for code in codes]
-    chosen = predictions[wrong | unsure]
+    chosen = predictions[wrong | low_confidence]
     probabilities = chosen[columns].to_numpy(np.float64)
     leading = leading_classes(probabilities) if len(chosen) else np.zeros((0, 2), np.int64)
     rows = np.arange(len(chosen))
     first, second = probabilities[rows, leading[:, 0]], probabilities[rows, leading[:, 1]]
     reasons = [
-        ", ".join(reason for reason, holds in (("misclassified", w), ("unsure", u)) if holds)
-        for w, u in zip(wrong[chosen.index], unsure[chosen.index], strict=True)
+        ", ".join(reason for reason, holds in (("misclassified", w), ("low-confidence", u)) if holds)
+        for w, u in zip(wrong[chosen.index], low_confidence[chosen.index], strict=True)
     ]
     chosen = chosen.assign(
         first=[codes[place] for place in leading[:, 0]],
@@ -422,7 +422,7 @@ def uncertain_cells(predictions: pd.DataFrame, codes: Sequence[str], *, unsure_b
     return chosen.iloc[order]
 
 
-def check_threshold(unsure_below: float) -> None:
+def check_threshold(min_probability: float) -> None:
     """Refuse a threshold that is no probability."""
-    if not 0 <= unsure_below <= 1:
-        raise ExplanationError(f"a threshold of {unsure_below} is no probability; give one from 0 to 1")
+    if not 0 <= min_probability <= 1:
+        raise ExplanationError(f"a threshold of {min_probability} is no probability; give one from 0 to 1")

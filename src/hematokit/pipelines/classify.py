@@ -44,7 +44,7 @@ def classify(
     *,
     detector: str = "nuclei",
     detector_options: Mapping[str, Any] | None = None,
-    unsure_below: float = 0.5,
+    min_probability: float = 0.5,
     exclude_border: bool = False,
     pixel_size_um: float | None = None,
     force_pixel_size: bool = False,
@@ -72,8 +72,8 @@ def classify(
         Folder of results; new, empty, or from an earlier call with the same model and settings.
     detector, detector_options
         Name and options of a registered detector.
-    unsure_below : float
-        Probability below which a cell counts as unsure.
+    min_probability : float
+        Probability below which a cell counts as low-confidence.
     exclude_border : bool
         Leave cells that the border of their field cuts out of the count; their files hold them all the same.
     pixel_size_um : float, optional
@@ -112,8 +112,8 @@ def classify(
     >>> result.differential.table()  # doctest: +SKIP
     """
     started = time.monotonic()
-    if not 0 <= unsure_below <= 1:
-        raise FieldError(f"a threshold of {unsure_below} is no probability; give one from 0 to 1")
+    if not 0 <= min_probability <= 1:
+        raise FieldError(f"a threshold of {min_probability} is no probability; give one from 0 to 1")
     job = FieldJob(
         str(Path(output).resolve()),
         detector,
@@ -124,7 +124,7 @@ def classify(
         model_pixel_size_um=model_pixel_size_um,
         pixel_size_um=pixel_size_um,
         force_pixel_size=force_pixel_size,
-        unsure_below=unsure_below,
+        min_probability=min_probability,
         batch_size=batch_size,
     )
     # Before the first field: a model that cannot be loaded is not the fault of a field.
@@ -142,7 +142,7 @@ def classify(
     differential = count_differential(
         predictions,
         taxonomy,
-        unsure_below=unsure_below,
+        min_probability=min_probability,
         exclude_border=exclude_border,
         fields=[(outcome.field_id, outcome.smear_id, outcome.patient_id) for outcome in done],
     )
@@ -161,7 +161,7 @@ def classify(
             "Backbone": f"{loaded.config.backbone.name}:{loaded.config.backbone.variant}",
             "Computed by": f"{loaded.runtime} on {loaded.device}",
             "Detector": detector,
-            "Unsure below": f"{unsure_below:g}",
+            "Minimum probability": f"{min_probability:g}",
             "Reviewed by people": f"{int(predictions['reviewed'].sum())} of {len(predictions)} cells",
             "hematokit": __version__,
             "Made": datetime.now(UTC).isoformat(timespec="minutes"),
@@ -208,7 +208,7 @@ def _with_counts(outcomes: Sequence[FieldOutcome], differential: Differential) -
     """Outcomes with the cell counts of the differential: after corrections, and without border cells if so asked."""
     counts = {entry.field_id: entry for entry in differential.fields}
     return [
-        replace(outcome, cells=entry.cells, unsure=entry.unsure)
+        replace(outcome, cells=entry.cells, low_confidence=entry.low_confidence)
         if (entry := counts.get(outcome.field_id)) is not None
         else outcome
         for outcome in outcomes
@@ -228,7 +228,7 @@ def _reproduce(
     words: list[object] = ["hematokit", "classify", *inputs, "--model", model, "--output", output]
     for name, option in (
         ("detector", "--detector"),
-        ("unsure_below", "--unsure-below"),
+        ("min_probability", "--min-probability"),
         ("pixel_size_um", "--pixel-size"),
         ("model_pixel_size_um", "--model-pixel-size"),
     ):

@@ -122,7 +122,7 @@ class ExplanationResult:
         lines = [f"{len(self.cells):,} cells explained by {', '.join(self.methods)}{again}, {self.seconds:.1f} s"]
         lines += [f"Warning: {note}" for note in self.notes]
         if self.uncertain is not None:
-            lines.append(f"In doubt (misclassified or unsure): {len(self.uncertain):,} cells")
+            lines.append(f"In doubt (misclassified or low-confidence): {len(self.uncertain):,} cells")
         lines += [f"{name.capitalize()}: {path}" for name, path in self.paths.items()]
         lines.append("For research use only")
         return lines
@@ -141,7 +141,7 @@ def explain(
     options: Options | None = None,
     target: str = PREDICTED,
     doubt: bool = False,
-    unsure_below: float = 0.5,
+    min_probability: float = 0.5,
     pictures: bool = True,
     device: str = "auto",
     batch_size: int = 16,
@@ -179,7 +179,7 @@ def explain(
     doubt : bool
         Also draw sheets of the cells that are misclassified or of low confidence: maps for their two leading classes,
         and the difference.
-    unsure_below : float
+    min_probability : float
         Probability below which a cell has low confidence.
     pictures : bool
         Draw a picture of each cell.
@@ -209,7 +209,7 @@ def explain(
     (16, 224, 224)
     """
     started = time.monotonic()
-    check_threshold(unsure_below)
+    check_threshold(min_probability)
     if images is not None and (store is not None or cells is not None):
         raise ExplanationError("images were given and a store or its cells too; give one of --images and --store")
     bundle = find_bundle(model)
@@ -229,7 +229,7 @@ def explain(
     run.explain_cells(pictures=pictures)
     run.draw_classes()
     if doubt:
-        run.explain_uncertain(unsure_below)
+        run.explain_uncertain(min_probability)
     mismatch = scale_mismatch(classifier, chosen.cells, opened)
     return run.result(started, [mismatch] if mismatch else [])
 
@@ -349,7 +349,7 @@ class ExplanationRun:
             with writing(self.folder.path):
                 write_atomically(self.paths["figure"], figure)
 
-    def explain_uncertain(self, unsure_below: float) -> None:
+    def explain_uncertain(self, min_probability: float) -> None:
         """Explain the uncertain cells for their two leading classes, and draw them, a few a sheet."""
         arrays, self._uncertain = collect_uncertain(
             self.folder,
@@ -357,7 +357,7 @@ class ExplanationRun:
             self._chosen,
             self.cells,
             self._explainers,
-            unsure_below=unsure_below,
+            min_probability=min_probability,
             batch_size=self._batch_size,
             progress=self._progress,
         )

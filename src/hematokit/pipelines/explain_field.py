@@ -52,7 +52,7 @@ def explain_field(
     force_pixel_size: bool = False,
     model_pixel_size_um: float | None = None,
     doubt: bool = False,
-    unsure_below: float = 0.5,
+    min_probability: float = 0.5,
     pictures: bool = True,
     device: str = "auto",
     batch_size: int = 16,
@@ -70,8 +70,8 @@ def explain_field(
     model, field, output : path
         Run or bundle; the image; folder of results.
     cells : sequence of str or str
-        Ids of cells as ``hematokit classify`` gives them, ``"all"``, or ``"unsure"``.
-    methods, options, target, doubt, unsure_below, pictures, device, batch_size, seed, progress
+        Ids of cells as ``hematokit classify`` gives them, ``"all"``, or ``"low-confidence"``.
+    methods, options, target, doubt, min_probability, pictures, device, batch_size, seed, progress
         As for `explain`.
     detector, detector_options
         Name and options of a registered detector.
@@ -93,7 +93,7 @@ def explain_field(
         If the field, the model, the detector or a method cannot be used.
     """
     started = time.monotonic()
-    check_threshold(unsure_below)
+    check_threshold(min_probability)
     bundle = find_bundle(model)
     explainers = make_explainers(methods, options, seed=seed)
     finder = make_detector(detector, detector_options)
@@ -116,7 +116,7 @@ def explain_field(
             cells,
             patch_size=classifier.patch_size,
             side=side,
-            unsure_below=unsure_below,
+            min_probability=min_probability,
         )
 
         run = ExplanationRun(
@@ -133,7 +133,7 @@ def explain_field(
         run.draw_classes()
         run.paths["saliency"] = _lay_over(run, opened, classifier, side)
         if doubt:
-            run.explain_uncertain(unsure_below)
+            run.explain_uncertain(min_probability)
         return run.result(started, [*opened.notes, *scale_warnings(scale, opened.pixel_size_um is None)])
 
 

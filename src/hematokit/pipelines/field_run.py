@@ -72,8 +72,8 @@ class FieldJob:
         Pixel size that the model was trained at, if its bundle does not say or says it wrong.
     pixel_size_um, force_pixel_size
         As `open_field` takes them.
-    unsure_below : float
-        Probability below which a cell counts as unsure.
+    min_probability : float
+        Probability below which a cell counts as low-confidence.
     batch_size : int
         Patches classified at a time.
     """
@@ -88,7 +88,7 @@ class FieldJob:
     model_pixel_size_um: float | None = None
     pixel_size_um: float | None = None
     force_pixel_size: bool = False
-    unsure_below: float = 0.5
+    min_probability: float = 0.5
     batch_size: int = 64
 
     @property
@@ -107,7 +107,7 @@ class FieldJob:
         model = self.load_model()
         if model is not None:
             settings["model"] = {"sha256": model.identity, "pixel_size_um": self.model_pixel_size_um}
-            settings["unsure_below"] = self.unsure_below
+            settings["min_probability"] = self.min_probability
         return settings
 
     def make_detector(self) -> MadeDetector:
@@ -162,7 +162,7 @@ class FieldJob:
                 force_pixel_size=self.force_pixel_size,
                 orient=outcome.orientation is not None,
             ) as opened:
-                overlay = draw_overlay(opened, cells, taxonomy, unsure_below=self.unsure_below)
+                overlay = draw_overlay(opened, cells, taxonomy, min_probability=self.min_probability)
         except HematokitError:
             return None
         self.fields.write_overlay(outcome.field_id, overlay)
@@ -224,7 +224,7 @@ class FieldJob:
             )
             notes = [*opened.notes, *self.fields.set_corrections_aside(task.field_id, cells)]
             clock.lap("detect")
-            unsure, taxonomy = None, MATEK_21
+            low_confidence, taxonomy = None, MATEK_21
             if model is not None:
                 cells = classify_cells(
                     opened,
@@ -234,9 +234,9 @@ class FieldJob:
                     batch_size=self.batch_size,
                     progress=_progress_note(note, task, "cells classified"),
                 )
-                unsure, taxonomy = int(low_confidence_cells(cells, self.unsure_below).sum()), model.taxonomy
+                low_confidence, taxonomy = int(low_confidence_cells(cells, self.min_probability).sum()), model.taxonomy
                 clock.lap("classify")
-            overlay = draw_overlay(opened, cells, taxonomy, unsure_below=self.unsure_below)
+            overlay = draw_overlay(opened, cells, taxonomy, min_probability=self.min_probability)
             self.fields.write(task.field_id, cells, taxonomy, pixel_size_um=opened.pixel_size_um, overlay=overlay)
             clock.lap("files")
             quality = examined.quality
@@ -248,7 +248,7 @@ class FieldJob:
                 smear_id=task.smear_id,
                 patient_id=task.patient_id,
                 cells=len(cells),
-                unsure=unsure,
+                low_confidence=low_confidence,
                 flag=quality.flag,
                 reasons="; ".join(quality.reasons),
                 focus=round(float(quality.focus), 4),

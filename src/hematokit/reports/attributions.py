@@ -98,7 +98,7 @@ class UncertainCell:
     label : str
         Class code; empty where unknown.
     reason : str
-        Why it is shown: misclassified, unsure, or both.
+        Why it is shown: misclassified, low-confidence, or both.
     first, second : str
         Codes of the two leading classes.
     p_first, p_second : float

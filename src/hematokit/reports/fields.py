@@ -89,8 +89,10 @@ def cell_types_figure(differential: Differential, summary: Summary | None = None
 
 def _subtitle(differential: Differential, entry: Summary) -> str:
     parts = [f"{entry.counted:,} cells in {entry.fields:,} field{'s' if entry.fields != 1 else ''}"]
-    if entry.unsure:
-        parts.append(f"{entry.unsure:,} more unsure (probability below {differential.unsure_below:g})")
+    if entry.low_confidence:
+        parts.append(
+            f"{entry.low_confidence:,} more low-confidence (probability below {differential.min_probability:g})"
+        )
     if entry.apart:
         parts.append(f"{entry.apart:,} counted apart")
     return "; ".join(parts) + ".  Thick lines: 95 % intervals; thin: for all classes together."
@@ -176,7 +178,7 @@ class _FieldRow:
     source: str
     status: str
     cells: str
-    unsure: str
+    low_confidence: str
     flag: str
     reasons: str
     message: str
@@ -206,7 +208,8 @@ def render_field_report(
     differential : Differential
         The count, at every level.
     fields : DataFrame
-        One row a field: ``field_id, source, status, message, cells`` and, where known, ``unsure, flag, reasons, height,
+        One row a field: ``field_id, source, status, message, cells`` and, where known, ``low_confidence, flag, reasons,
+        height,
         width, pixel_size_um, seconds``.
     facts : mapping of str to str, optional
         How it was made: model, detector, ... in the order shown.
@@ -357,7 +360,7 @@ def _row(record: Mapping[Any, Any], links: Mapping[str, str]) -> _FieldRow:
         source=said("source"),
         status=said("status"),
         cells=number("cells", ",.0f"),
-        unsure=number("unsure", ",.0f"),
+        low_confidence=number("low_confidence", ",.0f"),
         flag=said("flag"),
         reasons=said("reasons"),
         message=said("message"),

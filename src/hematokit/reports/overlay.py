@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from hematokit.annotations.cells import UNSURE_BELOW, called_classes, low_confidence_cells
+from hematokit.annotations.cells import MIN_PROBABILITY, called_classes, low_confidence_cells
 from hematokit.differential.counts import counting_groups
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class _Mark:
 
     outline: npt.NDArray[np.float64]
     colour: Colour
-    unsure: bool
+    low_confidence: bool
     code: str
 
     @property
@@ -127,12 +127,12 @@ def draw_overlay(
     cells: pd.DataFrame,
     taxonomy: Taxonomy,
     *,
-    unsure_below: float = UNSURE_BELOW,
+    min_probability: float = MIN_PROBABILITY,
     longest: int = 2452,
 ) -> bytes:
     """Draw a field with its cells.
 
-    Each cell gets an outline around its nucleus in the colour of its class, dashed where the classifier is unsure,
+    Each cell gets an outline around its nucleus in the colour of its class, dashed where it is low-confidence,
     and its class code where there is room beside it. The legend on the right counts the classes; a scale bar is drawn
     where the pixel size is known. Before classification all cells have one colour.
 
@@ -144,8 +144,8 @@ def draw_overlay(
         Its cells table.
     taxonomy : Taxonomy
         Gives colours and names.
-    unsure_below : float
-        Probability below which a cell is unsure.
+    min_probability : float
+        Probability below which a cell is low-confidence.
     longest : int
         Longer side of the field in the picture, in pixels; larger fields are reduced to it.
 
@@ -169,7 +169,7 @@ def draw_overlay(
     unit = max(image.size) / 1200
     """Pixels of the picture that are one pixel when it is shown 1200 pixels wide."""
 
-    marks = _marks(cells, taxonomy, unsure_below, scale, unit)
+    marks = _marks(cells, taxonomy, min_probability, scale, unit)
     canvas = ImageDraw.Draw(image)
     for mark in marks:
         _outline(canvas, mark, unit)
@@ -177,7 +177,7 @@ def draw_overlay(
         _codes(canvas, image.size, marks, unit)
     if field.pixel_size_um is not None:
         _scale_bar(canvas, image.size, field.pixel_size_um / scale, unit)
-    legend = _legend(cells, taxonomy, unsure_below, field.name, image.height, unit)
+    legend = _legend(cells, taxonomy, min_probability, field.name, image.height, unit)
     sheet = Image.new("RGB", (image.width + legend.width, max(image.height, legend.height)), _PAPER)
     sheet.paste(image, (0, 0))
     sheet.paste(legend, (image.width, 0))
@@ -192,20 +192,27 @@ def _png(image: Image.Image) -> bytes:
     return bytes(imagecodecs.png_encode(np.asarray(image), level=1, strategy=png.STRATEGY.RLE, filter=png.FILTER.PAETH))
 
 
-def _marks(cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float, scale: float, unit: float) -> list[_Mark]:
+def _marks(cells: pd.DataFrame, taxonomy: Taxonomy, min_probability: float, scale: float, unit: float) -> list[_Mark]:
     colours = {entry.code: _colour_rgb(entry.colour) for entry in taxonomy}
-    called, unsure = called_classes(cells), low_confidence_cells(cells, unsure_below)
+    called, low_confidence = called_classes(cells), low_confidence_cells(cells, min_probability)
     contours = list(cells["contour"]) if "contour" in cells.columns else [None] * len(cells)
     boxes = cells[["y0", "x0", "height", "width"]].to_numpy(np.float64)
     marks = []
-    for contour, (y0, x0, height, width), code, is_unsure in zip(contours, boxes, called, unsure, strict=True):
+    for contour, (y0, x0, height, width), code, is_low_confidence in zip(
+        contours, boxes, called, low_confidence, strict=True
+    ):
         if contour is not None and len(contour) >= 3:
             points = np.asarray(contour, np.float64)[:, ::-1] * scale
         else:
             points = _ellipse(y0, x0, height, width) * scale
-        text = f"{code}?" if code and is_unsure else str(code)
+        text = f"{code}?" if code and is_low_confidence else str(code)
         marks.append(
-            _Mark(_widened(_thinned(points, 4 * unit), 1.5 * unit), colours.get(code, _PLAIN), bool(is_unsure), text)
+            _Mark(
+                _widened(_thinned(points, 4 * unit), 1.5 * unit),
+                colours.get(code, _PLAIN),
+                bool(is_low_confidence),
+                text,
+            )
         )
     return marks
 
@@ -239,7 +246,7 @@ def _outline(canvas: ImageDraw.ImageDraw, mark: _Mark, unit: float) -> None:
     if max(x1 - x0, y1 - y0) < 5 * line:
         # Too small for an outline: a dot.
         x, y, radius = (x0 + x1) / 2, (y0 + y1) / 2, max(1.5, 1.6 * unit)
-        fill = None if mark.unsure else mark.colour
+        fill = None if mark.low_confidence else mark.colour
         canvas.ellipse(
             (x - radius, y - radius, x + radius, y + radius), fill=fill, outline=mark.colour, width=line // 2
         )
@@ -249,7 +256,7 @@ def _outline(canvas: ImageDraw.ImageDraw, mark: _Mark, unit: float) -> None:
     wide = line + max(4, 2 * round(unit))
     closed = np.vstack([mark.outline, mark.outline[:2]])
     path = [(float(x), float(y)) for x, y in closed]
-    if not mark.unsure:
+    if not mark.low_confidence:
         canvas.line(path, fill=halo, width=wide, joint="curve")
         canvas.line(path, fill=mark.colour, width=line, joint="curve")
         return
@@ -341,10 +348,10 @@ def _scale_bar(canvas: ImageDraw.ImageDraw, size: tuple[int, int], um_per_pixel:
 
 
 def _legend(
-    cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float, title: str, height: int, unit: float
+    cells: pd.DataFrame, taxonomy: Taxonomy, min_probability: float, title: str, height: int, unit: float
 ) -> Image.Image:
     """The panel on the right: classes with their counts, in the taxonomy's order."""
-    lines = _legend_lines(cells, taxonomy, unsure_below)
+    lines = _legend_lines(cells, taxonomy, min_probability)
     width, row = round(360 * unit), round(25 * unit)
     head = round(74 * unit)
     panel = Image.new("RGB", (width, max(height, head + round((len(lines) + 2.4) * row))), _PAPER)
@@ -402,14 +409,14 @@ class _Line:
     heading: bool = False
 
 
-def _legend_lines(cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float) -> list[_Line]:
-    called, unsure = called_classes(cells), low_confidence_cells(cells, unsure_below)
+def _legend_lines(cells: pd.DataFrame, taxonomy: Taxonomy, min_probability: float) -> list[_Line]:
+    called, low_confidence = called_classes(cells), low_confidence_cells(cells, min_probability)
     if not len(cells):
         return [_Line("No nucleated cell was found.", muted=True)]
     if not (called != "").any():
         return [_Line("Nucleated cells, not classified", count=f"{len(cells):,}", swatch=_PLAIN)]
     groups = counting_groups(taxonomy)
-    sure = {code: int(((called == code) & ~unsure).sum()) for code in taxonomy.codes}
+    sure = {code: int(((called == code) & ~low_confidence).sum()) for code in taxonomy.codes}
     total = sum(sure[code] for code in groups.counted)
     lines = [
         _Line(
@@ -429,11 +436,11 @@ def _legend_lines(cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float) 
     ]
     if apart:
         lines += [_Line("Not in the per cent:", heading=True), *apart]
-    low_confidence = int((unsure | (called == "")).sum())
-    if low_confidence:
+    below = int((low_confidence | (called == "")).sum())
+    if below:
         lines += [
-            _Line(f"Probability below {unsure_below:g}:", heading=True),
-            _Line("Unsure", "?", f"{low_confidence:,}", "", _MUTED, dashed=True, muted=True),
+            _Line(f"Probability below {min_probability:g}:", heading=True),
+            _Line("Low-confidence", "?", f"{below:,}", "", _MUTED, dashed=True, muted=True),
         ]
     return lines
 

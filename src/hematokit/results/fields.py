@@ -75,7 +75,7 @@ class FieldOutcome:
         Why it failed; or remarks on how it was read.
     cells : int
         Cells found.
-    unsure : int or None
+    low_confidence : int or None
         Of these, classified below the threshold; None without a model. Both as they were before any correction.
     flag : str
         Whether the field is worth reading: ``"ok"``, or what is wrong with it.
@@ -105,7 +105,7 @@ class FieldOutcome:
     smear_id: str = ""
     patient_id: str = ""
     cells: int = 0
-    unsure: int | None = None
+    low_confidence: int | None = None
     flag: str = ""
     reasons: str = ""
     focus: float | None = None
@@ -144,8 +144,10 @@ class FieldFolders:
         """What became of a field in an earlier call; None if nothing did, or its folder was removed or is damaged."""
         try:
             said = json.loads((self.folder(field_id) / DONE).read_text(encoding="utf-8"))
+            if "unsure" in said:  # the name in version 0.1
+                said["low_confidence"] = said.pop("unsure")
             outcome = _OUTCOMES.validate_python(said)
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             return None
         # The id becomes the name of a folder; entries that are not known are those of a later version.
         fits = outcome.field_id == field_id and set(said) <= set(FieldOutcome.__dataclass_fields__)

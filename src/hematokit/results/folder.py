@@ -38,7 +38,7 @@ _SCHEMA_VERSION: Final = 1
 _OPTIONS: Final = {
     "pixel_size_um": "--pixel-size",
     "force_pixel_size": "--force-pixel-size",
-    "unsure_below": "--unsure-below",
+    "min_probability": "--min-probability",
 }
 
 
@@ -243,7 +243,9 @@ def _check_folder(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         # Ids become names of folders.
         if any(Path(str(field_id)).name != field_id or "\0" in field_id for field_id in fields.values()):
             raise ValueError("id")
-        said |= {"fields": fields, "inputs": list(map(str, said.get("inputs", ())))}
+        if "unsure_below" in job:  # the name in version 0.1
+            job["min_probability"] = job.pop("unsure_below")
+        said |= {"job": job, "fields": fields, "inputs": list(map(str, said.get("inputs", ())))}
     except FileNotFoundError as error:
         raise FieldError(
             f"folder {folder} exists and holds something else; give another --output, or an empty folder"

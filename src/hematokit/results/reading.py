@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from hematokit.annotations.cells import UNSURE_BELOW
+from hematokit.annotations.cells import MIN_PROBABILITY
 from hematokit.annotations.writing import read_parquet
 from hematokit.errors import FieldError, HematokitError, TaxonomyError, printable
 from hematokit.files import one_line_read_errors
@@ -68,7 +68,7 @@ class Results:
         Those that are done, by name.
     taxonomy : Taxonomy
         The classes that were counted; `MATEK_21` where cells were only detected.
-    unsure_below : float
+    min_probability : float
     model : Path or None
         Where the model that classified the cells lay; None where nobody knows. See `find_model_of`.
     model_identity : str
@@ -80,7 +80,7 @@ class Results:
     path: Path
     fields: list[FieldResult]
     taxonomy: Taxonomy
-    unsure_below: float
+    min_probability: float
     model: Path | None = None
     model_identity: str = ""
     model_pixel_size_um: float | None = None
@@ -147,8 +147,9 @@ def open_results(folder: str | Path) -> Results:
     if not fields:
         raise FieldError(f"no field of {shown} is done; run 'hematokit classify' to its end")
     job = run.get("job")
-    unsure = job.get("unsure_below") if isinstance(job, dict) else None
-    below = float(unsure) if isinstance(unsure, int | float) else UNSURE_BELOW
+    # The second name is that of version 0.1.
+    threshold = job.get("min_probability", job.get("unsure_below")) if isinstance(job, dict) else None
+    threshold = float(threshold) if isinstance(threshold, int | float) else MIN_PROBABILITY
     model = run.get("model")
     used = job.get("model") if isinstance(job, dict) else None
     identity = used.get("sha256") if isinstance(used, dict) else None
@@ -157,7 +158,7 @@ def open_results(folder: str | Path) -> Results:
         path,
         fields,
         _taxonomy(path),
-        below,
+        threshold,
         place(model) if isinstance(model, str) and model else None,
         identity if isinstance(identity, str) else "",
         float(scale) if isinstance(scale, int | float) else None,

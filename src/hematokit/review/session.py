@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.annotations.cells import UNSURE_BELOW, called_classes, low_confidence_cells, order_columns
+from hematokit.annotations.cells import MIN_PROBABILITY, called_classes, low_confidence_cells, order_columns
 from hematokit.annotations.writing import write_csv, write_geojson, write_parquet
 from hematokit.differential.summary import Summary
 from hematokit.errors import FieldError, printable
@@ -80,7 +80,7 @@ class Review:
         The reviewer's name, written into the journal.
     journal : Path, optional
         A ``corrections.jsonl``, created with the first correction. Its corrections are applied to the cells.
-    unsure_below : float
+    min_probability : float
         Probability below which a cell that nobody reviewed is low-confidence.
     pixel_size_um : float, optional
         Micrometres per pixel, for exports.
@@ -89,7 +89,7 @@ class Review:
     ----------
     cells : DataFrame
         The table as it is now; do not change it. Index 0 to n - 1; the order of rows never changes.
-    taxonomy, field_id, who, journal, unsure_below, pixel_size_um
+    taxonomy, field_id, who, journal, min_probability, pixel_size_um
         As given.
 
     Raises
@@ -108,14 +108,14 @@ class Review:
         field_id: str = "",
         who: str = "",
         journal: Path | None = None,
-        unsure_below: float = UNSURE_BELOW,
+        min_probability: float = MIN_PROBABILITY,
         pixel_size_um: float | None = None,
     ) -> None:
         self.taxonomy = taxonomy
         self.field_id = field_id
         self.who = printable(who)
         self.journal = None if journal is None else Path(journal)
-        self.unsure_below = unsure_below
+        self.min_probability = min_probability
         self.pixel_size_um = pixel_size_um
         self._changed: list[OnChange] = []
         self._done: list[_Edit] = []
@@ -145,9 +145,11 @@ class Review:
         """
         return pd.Series(called_classes(self.cells), index=self.cells.index, name="shown", dtype="str")
 
-    def unsure(self) -> pd.Series[bool]:
+    def low_confidence(self) -> pd.Series[bool]:
         """Return whether each cell of `cells` is low-confidence: below the threshold, and not reviewed."""
-        return pd.Series(low_confidence_cells(self.cells, self.unsure_below), index=self.cells.index, name="unsure")
+        return pd.Series(
+            low_confidence_cells(self.cells, self.min_probability), index=self.cells.index, name="low_confidence"
+        )
 
     def queue(self, order: str = "least sure", code: str | None = None) -> list[str]:
         """Return cells in the order of a review, those not reviewed yet first.
@@ -182,7 +184,7 @@ class Review:
         DataFrame
             One row per class in the taxonomy's order: ``code``, ``name``, ``colour``, ``lineage``, ``count``,
             ``percent`` (of the counted cells, 0 to 100; not a number for classes counted apart), ``low``, ``high``
-            (its 95 % interval), ``reviewed`` (number of reviewed cells) and ``unsure`` (low-confidence cells).
+            (its 95 % interval), ``reviewed`` (number of reviewed cells) and ``low_confidence`` (low-confidence cells).
         """
         return differential_by_class(self.cells, self.shown_label(), self.taxonomy, self.summary())
 
@@ -191,7 +193,7 @@ class Review:
 
         Per cent are of ``summary().counted`` cells; ``.blasts.share`` and ``.ratio.value`` may be None.
         """
-        return summarize(self.cells, self.taxonomy, self.unsure_below)
+        return summarize(self.cells, self.taxonomy, self.min_probability)
 
     # --- changing -----------------------------------------------------------------------------------------------------
 

@@ -120,13 +120,13 @@ def differential_by_class(
                 "low": low,
                 "high": high,
                 "reviewed": int(reviewed.get(entry.code, 0)),
-                "unsure": share.unsure,
+                "low_confidence": share.low_confidence,
             }
         )
     return pd.DataFrame(rows).astype(dict.fromkeys(("percent", "low", "high"), "float64"))
 
 
-def summarize(cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float) -> Summary:
+def summarize(cells: pd.DataFrame, taxonomy: Taxonomy, min_probability: float) -> Summary:
     """Return the summary of cells, classified or not; see `Review.summary`."""
     if "predicted" not in cells.columns:
         cells = cells.assign(predicted="", probability=np.nan)
@@ -135,7 +135,7 @@ def summarize(cells: pd.DataFrame, taxonomy: Taxonomy, unsure_below: float) -> S
     strange = [name for name in ("label", "predicted") if not set(cells[name]) <= known]
     if strange:
         cells = cells.assign(**{name: cells[name].where(cells[name].isin(list(known)), "") for name in strange})
-    return count_differential(cells, taxonomy, unsure_below=unsure_below).overall
+    return count_differential(cells, taxonomy, min_probability=min_probability).overall
 
 
 def _numbers(cells: pd.DataFrame, name: str) -> npt.NDArray[np.float64]:

@@ -255,14 +255,15 @@ class _Service:
     async def cells(
         self,
         request: Request,
-        unsure_below: Annotated[
-            float, Query(ge=0, le=1, description="Probability below which a cell is unsure.")
+        min_probability: Annotated[
+            float, Query(ge=0, le=1, description="Probability below which a cell is low-confidence.")
         ] = 0.5,
     ) -> Response:
         """Classify crops of single cells: files of a form, or one image as the body.
 
         The answer has one entry in ``cells`` for each image, in order: ``name``, ``predicted``, ``probability``,
-        ``unsure`` and the ``probabilities`` of all classes, or ``error`` and ``reason`` where an image cannot be used.
+        ``low_confidence`` and the ``probabilities`` of all classes, or ``error`` and ``reason`` where an image
+        cannot be used.
         Images are JPEG, PNG, TIFF or BMP in 8-bit RGB of the model's patch size.
         """
         async with uploaded(request, self._settings.most_crops, "image") as uploads:
@@ -276,7 +277,7 @@ class _Service:
         cells = [
             {
                 "name": upload.name,
-                **(_failed(entry) if isinstance(entry, ImageError) else _judged(next(answers), unsure_below)),
+                **(_failed(entry) if isinstance(entry, ImageError) else _judged(next(answers), min_probability)),
             }
             for upload, entry in zip(uploads, read, strict=True)
         ]
@@ -291,8 +292,8 @@ class _Service:
         force_pixel_size: Annotated[
             bool, Query(description="Take pixel_size_um even where the file says otherwise.")
         ] = False,
-        unsure_below: Annotated[
-            float, Query(ge=0, le=1, description="Probability below which a cell is unsure.")
+        min_probability: Annotated[
+            float, Query(ge=0, le=1, description="Probability below which a cell is low-confidence.")
         ] = 0.5,
         exclude_border: Annotated[bool, Query(description="Do not count cells that the border cuts.")] = False,
         picture: Annotated[bool, Query(description="Answer with a JPEG of the field, too.")] = False,
@@ -312,7 +313,7 @@ class _Service:
         try:
             async with uploaded(request, 1, "field") as uploads:
                 question = FieldQuestion(
-                    uploads[0].name, pixel_size_um, force_pixel_size, unsure_below, exclude_border, picture
+                    uploads[0].name, pixel_size_um, force_pixel_size, min_probability, exclude_border, picture
                 )
                 found = await _unless_gone(request, self._examined(uploads[0], question))
         finally:
@@ -416,8 +417,8 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _judged(entry: dict[str, Any], unsure_below: float) -> dict[str, Any]:
-    return {**entry, "unsure": bool(below_threshold(entry["probability"], unsure_below))}
+def _judged(entry: dict[str, Any], min_probability: float) -> dict[str, Any]:
+    return {**entry, "low_confidence": bool(below_threshold(entry["probability"], min_probability))}
 
 
 def _failed(error: ImageError) -> dict[str, Any]:

@@ -41,8 +41,8 @@ class FieldQuestion:
         The file's name, as the client gives it.
     pixel_size_um, force_pixel_size
         As `open_field` takes them.
-    unsure_below : float
-        Probability below which a cell counts as unsure.
+    min_probability : float
+        Probability below which a cell counts as low-confidence.
     exclude_border : bool
         Leave cells that the border cuts out of the count.
     picture : bool
@@ -52,7 +52,7 @@ class FieldQuestion:
     name: str
     pixel_size_um: float | None = None
     force_pixel_size: bool = False
-    unsure_below: float = 0.5
+    min_probability: float = 0.5
     exclude_border: bool = False
     picture: bool = False
 
@@ -145,7 +145,7 @@ class FieldWorker:
             differential = count_differential(
                 cells,
                 taxonomy,
-                unsure_below=question.unsure_below,
+                min_probability=question.min_probability,
                 exclude_border=question.exclude_border,
                 fields=[(field_id, "", "")],
             )

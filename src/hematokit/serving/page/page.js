@@ -87,9 +87,9 @@ function choose(list) {
 }
 
 async function classify() {
-  const unsure = get("unsure").value;
+  const lowConfidence = get("min-probability").value;
   const body = new FormData();
-  const query = new URLSearchParams({ unsure_below: unsure });
+  const query = new URLSearchParams({ min_probability: lowConfidence });
   const whole = kind() === "field";
   const sent = [...chosen];
   for (const file of sent) body.append("image", file, file.name);
@@ -108,7 +108,7 @@ async function classify() {
     });
     // What is on the page now, for those who do not see it.
     say(whole ? `${plural(found.cells.features.length, "cell")} found` : `${plural(found.cells.length, "image")} answered`, "heard");
-    if (whole) showField(found, sent[0].name, Number(unsure)); else showCrops(found, sent);
+    if (whole) showField(found, sent[0].name, Number(lowConfidence)); else showCrops(found, sent);
   } catch (error) {
     if (error.name === "AbortError") say("Cancelled."); else say(error.message, "error");
   } finally {
@@ -118,7 +118,7 @@ async function classify() {
   }
 }
 
-function showField(found, name, unsureBelow) {
+function showField(found, name, minProbability) {
   answer = { ...found, name };
   const picture = get("picture"), overlay = get("overlay");
   picture.width = found.picture.width;
@@ -126,7 +126,7 @@ function showField(found, name, unsureBelow) {
   picture.src = found.picture.data;
   overlay.setAttribute("viewBox", `0 0 ${found.field.width} ${found.field.height}`);
   const cells = found.cells.features;
-  overlay.replaceChildren(...cells.map((cell, index) => outline(cell, unsureBelow, `${index + 1} of ${cells.length}`)));
+  overlay.replaceChildren(...cells.map((cell, index) => outline(cell, minProbability, `${index + 1} of ${cells.length}`)));
   oneStop(overlay.children);
   get("title").textContent = name;
   const size = found.field.pixel_size_um ? `${found.field.pixel_size_um} µm per pixel` : null;
@@ -140,7 +140,7 @@ function showField(found, name, unsureBelow) {
   const ratio = all.myeloid_erythroid;
   const lines = [
     `${found.field.width} × ${found.field.height} pixels${size ? `, ${size}` : ""}`,
-    `${plural(all.cells, "cell")} found in ${seconds.toFixed(1)} s: ${all.counted} counted, ${all.unsure} unsure, ${all.counted_apart} apart`,
+    `${plural(all.cells, "cell")} found in ${seconds.toFixed(1)} s: ${all.counted} counted, ${all.low_confidence} low-confidence, ${all.counted_apart} apart`,
   ];
   if (all.blasts && all.blasts.percent !== null) lines.push(`Blasts ${percent(all.blasts.percent)} %${range(all.blasts)}`);
   lines.push(ratio.ratio === null ? `Myeloid : erythroid not defined: ${ratio.reason}` : `Myeloid : erythroid ${ratio.ratio}`);
@@ -208,7 +208,7 @@ function moveAmongCells(event) {
   if (hidden > 0) window.scrollBy(0, hidden);
 }
 
-function outline(cell, unsureBelow, place) {
+function outline(cell, minProbability, place) {
   const shape = document.createElementNS(SVG, "path");
   const ring = cell.geometry.coordinates[0];
   const code = cell.properties.classification ? cell.properties.classification.name : "";
@@ -216,12 +216,12 @@ function outline(cell, unsureBelow, place) {
   shape.setAttribute("d", `M${ring.map((point) => point.join(" ")).join("L")}Z`);
   shape.setAttribute("stroke", colour(code));
   shape.setAttribute("fill", colour(code));
-  const unsure = !(sure >= unsureBelow);
+  const lowConfidence = !(sure >= minProbability);
   shape.setAttribute("role", "option");
   shape.setAttribute("aria-selected", "false");
-  shape.setAttribute("aria-label", `${code} ${named(code)}, ${(100 * sure).toFixed(0)} %${unsure ? ", unsure" : ""}, cell ${place}`);
+  shape.setAttribute("aria-label", `${code} ${named(code)}, ${(100 * sure).toFixed(0)} %${lowConfidence ? ", low-confidence" : ""}, cell ${place}`);
   shape.dataset.code = code;
-  shape.classList.toggle("unsure", unsure);
+  shape.classList.toggle("low-confidence", lowConfidence);
   for (const kind of ["mouseenter", "focus", "click"]) shape.addEventListener(kind, () => detail(cell, shape));
   shape.addEventListener("focus", () => oneStop(shape.parentElement.children, shape));
   return shape;
@@ -253,8 +253,8 @@ function detail(cell, shape = null) {
   shape.setAttribute("aria-selected", "true");
   const measured = Object.entries(cell.properties.measurements);
   const probabilities = measured.filter(([name]) => name.startsWith("p_")).map(([name, value]) => [name.slice(2), value]);
-  const unsure = shape.classList.contains("unsure") ? " (unsure)" : "";
-  place.replaceChildren(element("b", { textContent: `${cell.properties.name}${unsure}` }), bars(probabilities));
+  const lowConfidence = shape.classList.contains("low-confidence") ? " (low-confidence)" : "";
+  place.replaceChildren(element("b", { textContent: `${cell.properties.name}${lowConfidence}` }), bars(probabilities));
 }
 
 function dot(code) {
@@ -266,7 +266,7 @@ function dot(code) {
 function table(all) {
   const shares = new Map(all.classes.map((share) => [share.code, share]));
   const rows = model.classes.map((entry) => ({ entry, share: shares.get(entry.code) }));
-  rows.sort((one, other) => other.share.count + other.share.unsure - one.share.count - one.share.unsure);
+  rows.sort((one, other) => other.share.count + other.share.low_confidence - one.share.count - one.share.low_confidence);
   const body = get("classes").tBodies[0];
   body.replaceChildren(...rows.map(({ entry, share }) => {
     const button = element("button", { type: "button", className: "class", title: "Show only these cells" },
@@ -274,12 +274,12 @@ function table(all) {
     button.setAttribute("aria-pressed", "false");
     const label = element("td", { className: "left" }, button);
     const cells = element("td", { textContent: share.count });
-    if (share.unsure) cells.append(element("span", { className: "name", textContent: `+ ${share.unsure} unsure` }));
+    if (share.low_confidence) cells.append(element("span", { className: "name", textContent: `+ ${share.low_confidence} low-confidence` }));
     const interval = share.interval ? share.interval.map(percent).join(" – ") : "";
     const row = element("tr", {}, label, cells,
       element("td", { textContent: entry.counted ? percent(share.percent) : "apart" }), element("td", { textContent: interval }));
     row.dataset.code = entry.code;
-    if (share.count + share.unsure === 0) row.classList.add("none");
+    if (share.count + share.low_confidence === 0) row.classList.add("none");
     row.addEventListener("click", () => only(row));
     return row;
   }));
@@ -314,7 +314,7 @@ function showCrops(found, sent) {
     if (cell.error) {
       item.append(element("div", { className: "wrong", textContent: cell.error }));
     } else {
-      item.append(element("b", { textContent: `${cell.predicted} ${named(cell.predicted)}${cell.unsure ? " (unsure)" : ""}` }),
+      item.append(element("b", { textContent: `${cell.predicted} ${named(cell.predicted)}${cell.low_confidence ? " (low-confidence)" : ""}` }),
         bars(Object.entries(cell.probabilities), 3));
     }
     return item;
