@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from hematokit.commands import CommandResult
     from hematokit.progress import Progress
 
 __all__ = [
@@ -61,19 +62,12 @@ def print_json(data: Mapping[str, Any] | list[Any]) -> None:
     typer.echo(json.dumps(_finite(data), indent=2, default=str, allow_nan=False))
 
 
-class _Result(Protocol):
-    def to_dict(self) -> dict[str, Any]: ...
-
-    def lines(self) -> list[str]: ...
-
-
-def print_result(result: _Result, as_json: bool) -> None:
+def print_result(result: CommandResult, as_json: bool) -> None:
     """Print what a command did: for machines, or as lines for people."""
     if as_json:
         print_json(result.to_dict())
     else:
-        for line in result.lines():
-            echo(line)
+        echo(result.summary())
 
 
 def _finite(value: Any) -> Any:

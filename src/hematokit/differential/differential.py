@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from hematokit.annotations.cells import MIN_PROBABILITY
+from hematokit.commands import CommandResult
 from hematokit.differential.counts import (
     CellCounts,
     CountingGroups,
@@ -51,7 +52,7 @@ _METHODS: Final = {
 
 
 @dataclass(frozen=True)
-class Differential:
+class Differential(CommandResult):
     """Differentials of a run of fields, at every level.
 
     Attributes

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 
 from hematokit._version import __version__
+from hematokit.commands import CommandResult
 from hematokit.detection.windows import make_detector
 from hematokit.errors import ExplanationError, PluginError
 from hematokit.evaluation.sources import scale_mismatch
@@ -61,7 +62,7 @@ Options = Mapping[str, Mapping[str, object]]
 
 
 @dataclass(frozen=True)
-class CheckResult:
+class CheckResult(CommandResult):
     """The result of a check.
 
     Attributes
@@ -80,7 +81,7 @@ class CheckResult:
     table: pd.DataFrame
     document: dict[str, Any]
     paths: dict[str, Path]
-    summary: tuple[str, ...]
+    findings: tuple[str, ...]
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,7 +90,7 @@ class CheckResult:
 
     def lines(self) -> list[str]:
         """Return the summary for a person, one statement per line."""
-        return [*self.summary, f"Report: {self.paths['report']}", "For research use only"]
+        return [*self.findings, f"Report: {self.paths['report']}", "For research use only"]
 
 
 def check_sanity(

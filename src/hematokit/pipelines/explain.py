@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from hematokit.commands import CommandResult
 from hematokit.errors import ExplanationError, printable
 from hematokit.evaluation.sources import scale_mismatch
 from hematokit.explanation.field_map import maps_to_patch
@@ -63,7 +64,7 @@ Options = Mapping[str, Mapping[str, object]]
 
 
 @dataclass(frozen=True)
-class ExplanationResult:
+class ExplanationResult(CommandResult):
     """The result of explaining cells.
 
     Attributes

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from hematokit.commands import CommandResult
 from hematokit.errors import HematokitError, ModelError, printable
 from hematokit.explanation.field_map import maps_to_patch
 from hematokit.explanation.running import explain_cells
@@ -184,7 +185,7 @@ _GREY: Final = "#7f7f7f"
 
 
 @dataclass(frozen=True)
-class ExportResult:
+class ExportResult(CommandResult):
     """What an export wrote.
 
     Attributes

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from hematokit.annotations.cells import low_confidence_cells, name_cells
+from hematokit.commands import CommandResult
 from hematokit.detection.windows import examine_field, make_detector
 from hematokit.errors import FieldError, HematokitError, printable
 from hematokit.imaging.fieldfiles import open_field
@@ -437,7 +438,7 @@ def raise_if_all_failed(outcomes: Sequence[FieldOutcome]) -> None:
 
 
 @dataclass(frozen=True)
-class FieldsResult:
+class FieldsResult(CommandResult):
     """What came out of detecting or classifying fields: all fields of the folder, of this call and of earlier ones.
 
     Attributes

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hematokit.commands import CommandResult
 from hematokit.errors import StoreError, printable, shell_word
 from hematokit.imaging.fieldfiles.pixelsize import check_given
 from hematokit.progress import Progress, no_progress
@@ -22,7 +23,7 @@ __all__ = ["PixelSizeChange", "SmearsSummary", "set_pixel_size", "set_smears"]
 
 
 @dataclass(frozen=True)
-class PixelSizeChange:
+class PixelSizeChange(CommandResult):
     """What `set_pixel_size` did.
 
     Attributes
@@ -109,7 +110,7 @@ def set_pixel_size(
 
 
 @dataclass(frozen=True)
-class SmearsSummary:
+class SmearsSummary(CommandResult):
     """What `set_smears` did.
 
     Attributes

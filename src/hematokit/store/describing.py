@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hematokit.commands import CommandResult
 from hematokit.errors import shell_word
 from hematokit.imaging.fieldfiles.pixelsize import is_same_size
 from hematokit.store.corrections import OF_CELLS, standing_corrections
@@ -147,7 +148,7 @@ def count_without_split(store: PatchStore) -> int:
 
 
 @dataclass(frozen=True)
-class StoreInfo:
+class StoreInfo(CommandResult):
     """What `describe_store` found.
 
     Attributes

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from hematokit.commands import CommandResult
 from hematokit.errors import ImageError, StoreError, shell_word
 from hematokit.imaging.fieldfiles.pixelsize import check_given, is_same_size
 from hematokit.progress import Progress, no_progress
@@ -45,7 +46,7 @@ __all__ = ["ImportSummary", "import_crops"]
 
 
 @dataclass(frozen=True)
-class ImportSummary:
+class ImportSummary(CommandResult):
     """Summary of an import.
 
     Attributes

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from hematokit.commands import CommandResult
 from hematokit.errors import StoreError, shell_word, some_of
 from hematokit.progress import Progress, no_progress
 from hematokit.store.corrections import apply_corrections
@@ -32,7 +33,7 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class SplitSummary:
+class SplitSummary(CommandResult):
     """How a store was divided.
 
     Attributes

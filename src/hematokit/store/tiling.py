@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from hematokit.commands import CommandResult
 from hematokit.errors import ImageError, StoreError, printable, shell_word, some_of
 from hematokit.files import hash_path
 from hematokit.imaging.fieldfiles import Field
@@ -298,7 +299,7 @@ class FieldWriter:
 
 
 @dataclass(frozen=True)
-class TileSummary:
+class TileSummary(CommandResult):
     """What `hematokit.tile_fields` did.
 
     Attributes

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from hematokit.commands import CommandResult
 from hematokit.errors import StoreError
 from hematokit.files import hash_path
 from hematokit.progress import Progress, no_progress
@@ -65,7 +66,7 @@ class DamagedField:
 
 
 @dataclass(frozen=True)
-class VerifyReport:
+class VerifyReport(CommandResult):
     """What `verify_store` found.
 
     Attributes
