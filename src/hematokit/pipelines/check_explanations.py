@@ -73,7 +73,7 @@ class CheckResult(CommandResult):
         The content of the JSON file.
     paths : dict of str to Path
         Files written: ``report``, ``json``, and the tables.
-    summary : tuple of str
+    findings : tuple of str
         The summary for a person.
     seconds : float
     """
