@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 X_PACKAGES := xvfb libegl1 libgl1 libgl1-mesa-dri libxkbcommon-x11-0 libdbus-1-3 libxcb-cursor0 libxcb-icccm4 \
 	libxcb-keysyms1 libxcb-xinerama0 libxcb-shape0
 
-.PHONY: help demo test lint docs clean x-server
+.PHONY: help demo test lint docs overrides clean x-server
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -47,6 +47,12 @@ lint: $(READY)
 
 docs: $(READY)
 	$(BIN)/sphinx-build -W -q docs docs/_build
+
+# The typed keyword arguments of the commands, from the settings models.
+overrides: $(READY)
+	$(BIN)/python -c 'import sys; sys.path.insert(0, "docs/_ext"); import generated; \
+		open("src/hematokit/pipelines/overrides.py", "w").write(generated.overrides_source())'
+	$(BIN)/ruff format --quiet src/hematokit/pipelines/overrides.py
 
 clean:
 	rm -rf $(VENV) hematokit-demo docs/_build

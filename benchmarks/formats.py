@@ -135,10 +135,24 @@ def huggingface_readers(path: Path, model: Any) -> Iterator[tuple[str, Compute]]
 
 FORMATS = {
     "onnx": Format((), "model.onnx", patches_readers),
-    "images": Format(("--input", "images"), "images.onnx", images_readers),
+    "images": Format(("--layout", "images"), "images.onnx", images_readers),
     "embeddings": Format(("--embeddings",), "embeddings.onnx", embeddings_readers),
-    "fp16": Format(("--fp16",), "fp16.onnx", patches_readers),
-    "int8": Format(("--int8",), "int8.onnx", patches_readers),
+    "fp16": Format(
+        (
+            "--precision",
+            "fp16",
+        ),
+        "fp16.onnx",
+        patches_readers,
+    ),
+    "int8": Format(
+        (
+            "--precision",
+            "int8",
+        ),
+        "int8.onnx",
+        patches_readers,
+    ),
     "bioimageio": Format(("--format", "bioimageio"), "bioimageio.zip", bioimageio_readers),
     "wsinfer": Format(("--format", "wsinfer"), "wsinfer", wsinfer_readers),
     "huggingface": Format(("--format", "huggingface"), "huggingface", huggingface_readers),

@@ -34,7 +34,7 @@ from hematokit.store import open_store
 from hematokit.synthetic import synthesize_field
 from hematokit.training.augmenters import make_augmenters
 from hematokit.training.data import select_cells
-from hematokit.training.settings import TrainConfig, make_config
+from hematokit.training.settings import TrainSettings
 from pluginkit import environment_with, pip_install, plugins_in_this_process
 from tinykit import COLOURS, write_crops
 
@@ -215,10 +215,10 @@ def check_training(
     store: str | Path | None = None, output: str | Path | None = None, *, settings: dict[str, Any], **more: Any
 ) -> hematokit.TrainResult:
     """Stand in for training on the short pages: all that can be wrong before the first step, and nothing after it."""
-    given = {key: value for key, value in settings.items() if value is not None}
+    given = {key: value for key, value in {"store": store, "output": output, **settings}.items() if value is not None}
     if more["resume"]:
         given = {"store": "marrow.zarr", **given}
-    config = make_config(given)
+    config = TrainSettings.combine(given)
     choose_backbone(config.backbone, config.variant, config.image_size, config.backbone_options)
     make_augmenters(config.augmenter, config.augmenter_options)
     select_cells(open_store(config.store), config.exclude, config.one_vs_rest)
@@ -342,7 +342,7 @@ def generated() -> ModuleType:
 def test_the_reference_has_every_command(generated: ModuleType) -> None:
     page = generated.expand(read("reference/cli.md"))
     headings = re.findall(r"^## (hematokit.*)$", page, re.MULTILINE)
-    assert {f"hematokit {command.rstrip('_')}" for command in COMMANDS} <= set(headings)
+    assert {f"hematokit {command}" for command in COMMANDS} <= set(headings)
     assert {"hematokit store info", "hematokit store verify"} <= set(headings)
     for heading in headings:
         section = page.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
@@ -356,7 +356,7 @@ def test_the_reference_has_every_setting_with_a_meaning(generated: ModuleType) -
     rows = {
         row[0].strip("| `"): row for row in (line.split(" | ") for line in page.splitlines() if line.startswith("| `"))
     }
-    assert set(rows) == set(TrainConfig.model_fields)
+    assert set(rows) == set(TrainSettings.model_fields)
     assert [name for name, row in rows.items() if not row[-1].strip(" |")] == []
     assert "--lr" in rows["lr"][3]
 

@@ -45,7 +45,7 @@ def test_stores_open_verify_split_and_grow(earlier: Path) -> None:
     assert len(tiled.fields) == 2
     assert set(tiled.cells["pixel_size_um"]) == set(tiled.fields["pixel_size_um"])
     before = len(tiled)
-    hematokit.tile_fields([earlier / "fields"], earlier / "fields.zarr")
+    hematokit.tile([earlier / "fields"], earlier / "fields.zarr")
     assert len(hematokit.open_store(earlier / "fields.zarr")) == before
     report = verify_store(earlier / "fields.zarr")
     assert not report.damaged
@@ -97,9 +97,9 @@ import hematokit
 print(metadata.version("hematokit"))
 hematokit.classify(["fields"], "run", "results", device="cpu")
 hematokit.detect(["fields/field_0.png"], "detections")
-hematokit.tile_fields(["fields"], "fields.zarr")
+hematokit.tile(["fields"], "fields.zarr")
 assert hematokit.open_store("fields.zarr").rejects.empty
-hematokit.explain("run", store="crops.zarr", output="explained", split="test", per_class=1, pictures=False)
+hematokit.explain("run", store="crops.zarr", output="explained", split="test", per_class=1, figures=False)
 """
 
 

@@ -22,7 +22,7 @@ from hematokit.pipelines.train import train
 from hematokit.plugins import registered
 from hematokit.taxonomy import MATEK_21, load_taxonomy
 from hematokit.training.runs import RunFolder
-from hematokit.training.settings import load_settings, make_config, parse_assignments
+from hematokit.training.settings import TrainSettings
 from tinykit import TINY
 
 WORDS = (
@@ -84,7 +84,12 @@ def test_an_entry_that_is_a_comment_is_an_error_with_its_line(entry: str, tmp_pa
 def test_what_is_not_yaml_is_one_line_with_file_and_line(text: str, line: int, tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(text)
-    for read in (load_taxonomy, load_settings, read_class_names, lambda path: load_class_map([str(path)], MATEK_21)):
+    for read in (
+        load_taxonomy,
+        TrainSettings.read,
+        read_class_names,
+        lambda path: load_class_map([str(path)], MATEK_21),
+    ):
         with pytest.raises(HematokitError, match=rf"x\.yaml, line {line}: not YAML") as caught:
             read(file)
         assert "\n" not in str(caught.value)
@@ -116,7 +121,9 @@ def test_settings_have_their_declared_types(tmp_path: Path) -> None:
         "store: 007\noutput: NO\nvariant: ~\nweights:\nimage_size: 0x40\nepochs: 010\nlr: 1e-3\npretrained: no\n"
         "compile: off\nbalance: none\nexclude: [NO, 01, null]\none_vs_rest: '~'\naugmenter: [flips, none]\n"
     )
-    config = make_config(load_settings(tmp_path / "c.yaml"), parse_assignments(["seed=3", "patience=1e1"]))
+    config = TrainSettings.combine(
+        TrainSettings.read(tmp_path / "c.yaml"), TrainSettings.assignments(["seed=3", "patience=1e1"])
+    )
     assert (config.store, config.output, config.variant, config.weights) == ("007", "NO", None, None)
     assert (config.image_size, config.epochs, config.lr, config.seed, config.patience) == (64, 10, 1e-3, 3, 10)
     assert (config.pretrained, config.compile, config.balance) == (False, False, "none")
@@ -129,11 +136,11 @@ def test_settings_have_their_declared_types(tmp_path: Path) -> None:
         ("~", None),
     ):
         (tmp_path / "c.yaml").write_text(f"exclude: {text}\n")
-        for settings in (load_settings(tmp_path / "c.yaml"), parse_assignments([f"exclude={text}"])):
-            assert make_config({"store": "s", "output": "o"}, settings).exclude == exclude
+        for settings in (TrainSettings.read(tmp_path / "c.yaml"), TrainSettings.assignments([f"exclude={text}"])):
+            assert TrainSettings.combine({"store": "s", "output": "o"}, settings).exclude == exclude
     (tmp_path / "c.yaml").write_text("seed: 1\ndevice: #cpu\n")
     with pytest.raises(TrainingError, match=r"c\.yaml, line 2: device is empty"):
-        load_settings(tmp_path / "c.yaml")
+        TrainSettings.read(tmp_path / "c.yaml")
 
 
 @given(st.recursive(st.sampled_from(WORDS) | st.text(st.characters(codec="utf-8", exclude_categories=["C"])), st.lists))
@@ -142,13 +149,13 @@ def test_what_a_run_writes_about_text_it_reads_again(facts: object) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(folder)
-        config = make_config({"store": "0123", "output": "on", "exclude": list(WORDS), "one_vs_rest": "~"})
+        config = TrainSettings.combine({"store": "0123", "output": "on", "exclude": list(WORDS), "one_vs_rest": "~"})
         record = TrainingRecord.model_validate(
             {"classes": WORDS, "own": facts, "split": {"01": 0.5, "seed": 7, "by": None}}
         )
         run.write_config(config, record)
         settings, found = run.read_config()
-    assert make_config(settings) == config
+    assert TrainSettings.combine(settings) == config
     assert found == record | {"command": []}
     assert found.model_dump(exclude_unset=True)["split"] == {"01": 0.5, "seed": 7, "by": None}
 
@@ -211,7 +218,7 @@ def test_other_values_are_refused_as_typed(
 def test_options_of_a_training_are_recorded_by_type_and_resumed(tiny_store: Path, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("backbone_options: {drop_path_rate: 0}\naugmenter_options:\n  flip: off\n")
     run = tmp_path / "run"
-    settings = {**load_settings(tmp_path / "c.yaml"), **TINY, "backbone": "timm:test_vit", "epochs": 2}
+    settings = {**TrainSettings.read(tmp_path / "c.yaml"), **TINY, "backbone": "timm:test_vit", "epochs": 2}
     train(tiny_store, run, settings=settings, stop_after=1)
     written = yaml.safe_load((run / "config.yaml").read_text())["settings"]
     assert (written["backbone_options"], written["augmenter_options"]) == ({"drop_path_rate": 0.0}, {"flip": False})

@@ -19,7 +19,9 @@ __all__ = [
     "commands",
     "expand",
     "hooks_reference",
+    "overrides_source",
     "plugin_reference",
+    "settings_models",
     "settings_reference",
     "setup",
 ]
@@ -51,34 +53,86 @@ def cli_reference() -> str:
     return "\n".join(sections)
 
 
+def settings_models() -> list[type[Any]]:
+    """All settings models, that of a training first."""
+    from hematokit.pipelines import settings
+    from hematokit.training.settings import TrainSettings
+
+    return [TrainSettings, *(getattr(settings, name) for name in settings.__all__)]
+
+
 def settings_reference() -> str:
-    """All fields of `TrainConfig`: type, limits, default, option of ``hematokit train``, meaning."""
+    """All fields of the settings models: type, limits, default, option of the command, meaning."""
     from pydantic_core import PydanticUndefined
 
-    from hematokit.training.settings import TrainConfig
+    sections = []
+    for model in settings_models():
+        rows = []
+        for name, field in model.model_fields.items():
+            plugin = name.removesuffix("options").strip("_")
+            if name.endswith("options"):
+                typed = f"`--set {plugin or 'EXPLAINER'}.NAME=`"
+            elif field.annotation == dict[str, Any]:
+                typed = f"`--set {name}.NAME=`"
+            else:
+                typed = f"`--{name.removesuffix('_um').replace('_', '-')}`"
+            if field.is_required():
+                default = "required"
+            else:
+                value = field.get_default(call_default_factory=True)
+                default = "" if value in (None, {}, [], PydanticUndefined) else f"`{_yaml(value)}`"
+            rows.append((f"`{name}`", _type(field), default, typed, " ".join((field.description or "").split())))
+        head = f"## {model.__name__}\n\n{(model.__doc__ or '').strip().splitlines()[0]}\n\n".replace("``", "`")
+        sections.append(head + _table(("setting", "type", "default", "on the command line", "meaning"), rows))
+    return "\n".join(sections)
 
-    train = next(command for name, command in commands() if name == "hematokit train")
-    options = {parameter.name.rstrip("_"): parameter for parameter in train.params}
-    notes = _documented(TrainConfig.__doc__ or "")
-    rows = []
-    for name, field in TrainConfig.model_fields.items():
-        option = options.get(name)
-        typed = getattr(option, "opts", [""])[0]
-        if typed and not typed.startswith("-"):
-            typed = f"first argument `{typed.upper()}`"
-        elif typed:
-            typed = f"`{typed}`"
-        else:
-            typed = f"`--set {name}=`" if not name.endswith("_options") else f"`--set {name.split('_')[0]}.NAME=`"
-        if field.is_required():
-            default = "needed"
-        else:
-            value = field.get_default(call_default_factory=True)
-            default = "" if value is None or value == {} or value is PydanticUndefined else f"`{_yaml(value)}`"
-        own, shared = notes.get(name, ("", ""))
-        help_text = re.sub(r"\s*\[default: .*?\]", "", getattr(option, "help", None) or "")
-        rows.append((f"`{name}`", _type(field), default, typed, field.description or own or help_text or shared))
-    return _table(("setting", "type", "default", "on the command line", "meaning"), rows)
+
+def overrides_source() -> str:
+    """The source of ``hematokit/pipelines/overrides.py``; ``make overrides`` writes it, a test compares the two."""
+    import typing
+
+    classes = []
+    for model in settings_models():
+        hints = typing.get_type_hints(model, include_extras=True)
+        name = model.__name__.removesuffix("Settings") + "Overrides"
+        lines = [f"class {name}(TypedDict, total=False):", f'    """Fields of `{model.__name__}`."""', ""]
+        # Store and output of a training are parameters of their own.
+        lines += [
+            f"    {key}: {_source(hints[key])}" for key, field in model.model_fields.items() if not field.is_required()
+        ]
+        classes.append("\n".join(lines))
+    head = '"""Keyword arguments of the commands, from which editors complete names. Made by ``make overrides``."""'
+    imports = """from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict"""
+    return "\n\n".join([head, imports, ""]) + "\n" + "\n\n\n".join(classes) + "\n"
+
+
+def _source(annotation: Any) -> str:
+    """An annotation as source text, with all types that the field's validator accepts."""
+    from hematokit.settings import Names, PathText
+
+    if annotation == Names:
+        return "str | Sequence[str]"
+    if annotation == PathText:
+        return "str | Path"
+    if hasattr(annotation, "__metadata__"):
+        return _source(annotation.__origin__)
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return f"Literal[{', '.join(map(_quoted, arguments))}]"
+    if type(None) in arguments:
+        return " | ".join([*(_source(part) for part in arguments if part is not type(None)), "None"])
+    if get_origin(annotation) in (dict, list):
+        name = {dict: "Mapping", list: "Sequence"}[get_origin(annotation)]
+        return f"{name}[{', '.join(map(_source, arguments))}]"
+    return "Any" if annotation is Any else str(annotation.__name__)
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'
 
 
 def plugin_reference() -> str:

@@ -152,7 +152,7 @@ def test_runs_are_compared(lab: Path) -> None:
 
 def test_cells_are_explained(lab: Path) -> None:
     words = ["explain", lab / "run", "--device", "cpu", "--per-class", 1, "--methods", "grad-cam"]
-    run(*words, "--doubt", "--target", "NO", "--output", lab / "why")
+    run(*words, "--uncertain", "--target", "NO", "--output", lab / "why")
     cells = pd.read_parquet(lab / "why" / "cells.parquet")
     assert set(cells["label"]) == set(KEPT)
     assert set(cells["target"]) == {"NO"}

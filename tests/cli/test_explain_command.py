@@ -75,7 +75,7 @@ def test_maps_are_aligned_with_the_table_and_are_those_of_the_explainers(
 
 def test_the_same_seed_gives_the_same_maps_and_another_seed_other_cells(run: Run, tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("two", 1), ("three", 2)):
-        run("--per-class", 3, "--seed", seed, "--no-pictures", *QUICK, output=name)
+        run("--per-class", 3, "--seed", seed, "--no-figures", *QUICK, output=name)
     one, two = arrays_of(tmp_path / "one"), arrays_of(tmp_path / "two")
     assert all(np.array_equal(one[method], two[method]) for method in one)
     ids = [pd.read_parquet(tmp_path / name / "cells.parquet")["cell_id"].tolist() for name in ("one", "three")]
@@ -147,7 +147,7 @@ def test_images_may_be_listed_as_a_shell_does_it(run: Run, tmp_path: Path) -> No
 
 
 def test_doubt_shows_both_classes_and_their_maps(run: Run, tmp_path: Path, tiny_run: Path, tiny_store: Path) -> None:
-    words = ["--split", "all", "--per-class", 4, "--doubt", "--min-probability", 1.0, "--methods", "grad-cam"]
+    words = ["--split", "all", "--per-class", 4, "--uncertain", "--min-probability", 1.0, "--methods", "grad-cam"]
     code, document, _ = run(*words, "--json")
     assert code == 0
     assert document["doubtful"] == 12
@@ -160,7 +160,10 @@ def test_doubt_shows_both_classes_and_their_maps(run: Run, tmp_path: Path, tiny_
     for place, column in enumerate(("first", "second")):
         targets = torch.tensor([model.codes.index(code) for code in doubtful[column]])
         np.testing.assert_allclose(maps[:, place], explainer.attribute(model, images, targets), rtol=1e-3, atol=1e-6)
-    assert sorted(path.name for path in (tmp_path / "why" / "doubt").iterdir()) == ["sheet-001.png", "sheet-002.png"]
+    assert sorted(path.name for path in (tmp_path / "why" / "uncertain").iterdir()) == [
+        "sheet-001.png",
+        "sheet-002.png",
+    ]
     # Another threshold is another list of cells, not a fault of the folder.
     code, document, _ = run(*words[:-4], "--min-probability", 0.0, "--methods", "grad-cam", "--json")
     assert code == 0
@@ -188,7 +191,7 @@ def test_a_call_that_failed_before_its_first_cell_can_be_corrected(run: Run) -> 
         (["stray.png"], "images are given with --images"),
         (["--images", "stray.png", "--cells", "a"], "give one of --images and --store"),
         (["--field", "f.png", "--images", "a.png"], "give one of --field"),
-        (["--sanity", "--doubt"], "leave out the other options"),
+        (["--sanity", "--uncertain"], "leave out the other options"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_no_folder(run: Run, tmp_path: Path, words: list[str], said: str) -> None:
@@ -224,7 +227,7 @@ def test_a_field_is_found_explained_and_laid_over(tiny_run: Path, tiny_store: Pa
     Image.fromarray(pixels).save(tmp_path / "field.png")
     settings: dict[str, Any] = {"methods": ["smoothgrad"], "options": {"smoothgrad": {"samples": 2}}, "device": "cpu"}
 
-    whole = explain_field(tiny_run, tmp_path / "field.png", tmp_path / "all", detector="knows", **settings)
+    whole = explain_field(tmp_path / "field.png", tiny_run, tmp_path / "all", detector="knows", **settings)
     assert whole.cells["cell_id"].tolist() == ["field-00040-00050", "field-00044-00090", "field-00150-00170"]
     padded = np.pad(pixels, ((64, 64), (64, 64), (0, 0)), mode="reflect")
     patches = np.stack([padded[int(y) + 32 : int(y) + 96, int(x) + 32 : int(x) + 96] for y, x in PLACES])
@@ -239,15 +242,15 @@ def test_a_field_is_found_explained_and_laid_over(tiny_run: Path, tiny_store: Pa
         assert overlay.size == (230, 200)
 
     one = explain_field(
-        tiny_run, tmp_path / "field.png", tmp_path / "one", detector="knows", cells=["field-00150-00170"], **settings
+        tmp_path / "field.png", tiny_run, tmp_path / "one", detector="knows", cells=["field-00150-00170"], **settings
     )
     assert len(one.cells) == 1
     only = np.asarray(zarr.open_array(tmp_path / "one" / "saliency" / "smoothgrad.ome.zarr" / "0", mode="r")[:])
     np.testing.assert_allclose(only[118:182, 138:202], alone, rtol=1e-3)
     assert not only[:118].any()
     low_confidence = explain_field(
-        tiny_run,
         tmp_path / "field.png",
+        tiny_run,
         tmp_path / "low_confidence",
         detector="knows",
         cells="low_confidence",
@@ -256,11 +259,11 @@ def test_a_field_is_found_explained_and_laid_over(tiny_run: Path, tiny_store: Pa
     )
     assert len(low_confidence.cells) == 3
     with pytest.raises(ExplanationError, match="has no cell 'nobody'; ids are those of hematokit classify"):
-        explain_field(tiny_run, tmp_path / "field.png", tmp_path / "x", detector="knows", cells=["nobody"], **settings)
+        explain_field(tmp_path / "field.png", tiny_run, tmp_path / "x", detector="knows", cells=["nobody"], **settings)
     with pytest.raises(ExplanationError, match=r"no cell of .* is low-confidence"):
         explain_field(
-            tiny_run,
             tmp_path / "field.png",
+            tiny_run,
             tmp_path / "x",
             detector="knows",
             cells="low_confidence",

@@ -109,8 +109,10 @@ def test_wrong_calls_are_told_before_any_work(
     assert "old.onnx exists; give another --output, or --overwrite" in to(tmp_path / "old.onnx")
     assert "cannot write to" in to(tmp_path / "file" / "model.onnx")
     assert "cannot write to /proc" in to("/proc/model.onnx")
-    assert "--fp16 and --int8 were given" in to(tmp_path / "m.onnx", "--fp16", "--int8")
-    assert "go with --format onnx, not with huggingface" in to(tmp_path / "m", "--format", "huggingface", "--int8")
+    assert "--fp16 and --int8 were given" in to(tmp_path / "m.onnx", "--precision", "fp16", "--precision", "int8")
+    assert "go with --format onnx, not with huggingface" in to(
+        tmp_path / "m", "--format", "huggingface", "--precision", "int8"
+    )
     assert "neither a run nor a bundle" in refused(
         capsys, "export", tmp_path / "there", "--output", tmp_path / "m.onnx"
     )
@@ -118,7 +120,9 @@ def test_wrong_calls_are_told_before_any_work(
     assert (tmp_path / "old.onnx").read_text() == "old"
 
 
-@pytest.mark.parametrize("words", [[], ["--fp16"], ["--int8"], ["--format", "wsinfer", "--pixel-size", "0.1"]])
+@pytest.mark.parametrize(
+    "words", [[], ["--precision", "fp16"], ["--precision", "int8"], ["--format", "wsinfer", "--pixel-size", "0.1"]]
+)
 def test_files_have_no_paths_of_this_machine(tiny_run: Path, tmp_path: Path, words: list[str]) -> None:
     """Neither of the data nor of the programs: exporters write stack traces."""
     target = tmp_path / ("out" if "wsinfer" in words else "out.onnx")

@@ -88,7 +88,7 @@ def test_training_evaluation_explanation_and_export(
     say("train", write("s.zarr"), "--output", write("run"), *quick)
     one = say("evaluate", write("run"), "--store", write("s.zarr"), "--device", "cpu", "--output", write("one"))
     say("explain", write("run"), "--store", write("s.zarr"), "--output", write("why"), "--device", "cpu",
-        "--per-class", 1, "--methods", "grad-cam", "--no-pictures")  # fmt: skip
+        "--per-class", 1, "--methods", "grad-cam", "--no-figures")  # fmt: skip
     say("export", write("run"), "--output", write("model.onnx"))
     assert len(pd.read_parquet(tmp_path / "why" / "cells.parquet")) == 3
     assert (tmp_path / "model.onnx").is_file()

@@ -232,7 +232,7 @@ def test_cells_of_another_pixel_size_are_a_warning(
         "cpu",
     ]
     for check in ([], ["--faithfulness"]):
-        words = [*explained, "--output", tmp_path / f"why{len(check)}", *check, *([] if check else ["--no-pictures"])]
+        words = [*explained, "--output", tmp_path / f"why{len(check)}", *check, *([] if check else ["--no-figures"])]
         assert main([str(word) for word in words]) == 0
         said = capsys.readouterr().out
         assert any(line.startswith("Warning: ") and "pixel size of 0.25 um" in line for line in said.splitlines())
@@ -253,7 +253,7 @@ def test_cells_of_another_pixel_size_are_a_warning(
             "--methods",
             "grad-cam",
         ]
-        assert main([str(word) for word in [*words, "--device", "cpu", "--no-pictures"]]) == 0
+        assert main([str(word) for word in [*words, "--device", "cpu", "--no-figures"]]) == 0
         assert ("pixel size of 0.25 um" in capsys.readouterr().out) is (number == 0)
 
 

@@ -20,7 +20,7 @@ from hematokit.imaging.fieldfiles import Field, open_field
 from hematokit.imaging.geometry import Box
 from hematokit.imaging.reading import read_rgb
 from hematokit.pipelines.store_corrected import store_corrected
-from hematokit.pipelines.tile import tile_fields
+from hematokit.pipelines.tile import tile
 from hematokit.results.reading import open_results
 from hematokit.review.session import Review
 from hematokit.store import import_crops, open_store, open_stored_field
@@ -219,9 +219,9 @@ def before_orientation(monkeypatch: pytest.MonkeyPatch, work: Callable[[], objec
 @pytest.mark.parametrize("orientation", [3, 6])
 def test_a_store_from_before_is_not_mixed(orientation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image, store = photo(tmp_path / "f", orientation), tmp_path / "old.zarr"
-    before_orientation(monkeypatch, lambda: tile_fields([image], store))
+    before_orientation(monkeypatch, lambda: tile([image], store))
     old = open_store(store).cells
-    summary = tile_fields([image], store)
+    summary = tile([image], store)
     assert (summary.added, summary.rejected) == (0, {"orientation-differs": 1})
     message = open_store(store).rejects["message"].iloc[0]
     assert "before orientation was applied" in message

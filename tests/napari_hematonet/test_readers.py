@@ -16,7 +16,7 @@ from hematokit.annotations.writing import write_parquet
 from hematokit.cli.main import main
 from hematokit.files import write_json
 from hematokit.imaging.fieldfiles import open_field
-from hematokit.pipelines.tile import tile_fields
+from hematokit.pipelines.tile import tile
 from hematokit.store import open_store
 from hematokit.taxonomy import MATEK_21
 from napari_hematonet import images
@@ -128,7 +128,7 @@ def store(picture: Path, tmp_path: Path) -> Path:
     Picture.open(picture).transpose(Picture.Transpose.ROTATE_180).save(picture.parent / "slide2.png")
     rows = ["slide1,100,120,BLA", "slide1,200,60,LYT", "slide2,150,150,NGS"]
     (tmp_path / "cells.csv").write_text("\n".join(["field_id,y,x,label", *rows]) + "\n")
-    tile_fields([picture.parent], tmp_path / "s.zarr", cells=tmp_path / "cells.csv", patch_size=64, pixel_size_um=0.2)
+    tile([picture.parent], tmp_path / "s.zarr", cells=tmp_path / "cells.csv", patch_size=64, pixel_size_um=0.2)
     return tmp_path / "s.zarr"
 
 

@@ -73,9 +73,9 @@ def test_sanity_report_says_what_came_out(plugins: Any, tiny_run: Path, tiny_sto
     seen: list[str] = []
     result = check_sanity(
         tiny_run,
-        tiny_store,
-        ["gradient", "another", "impossible"],
         tmp_path / "out",
+        store=tiny_store,
+        methods=["gradient", "another", "impossible"],
         options={"gradient": {"scale": 2}},
         per_class=3,
         training={"epochs": 2},
@@ -116,9 +116,9 @@ def test_faithfulness_report_has_areas_and_shares_for_several_models(
 ) -> None:
     result = check_faithfulness(
         [tiny_run, _copied(tiny_run, tmp_path / "again")],
-        tiny_store,
-        ["gradient"],
         tmp_path / "out",
+        store=tiny_store,
+        methods=["gradient"],
         per_class=2,
         steps=5,
         detector="middle",
@@ -146,9 +146,9 @@ def test_without_a_detector_there_is_no_localisation(
 ) -> None:
     result = check_faithfulness(
         tiny_run,
-        tiny_store,
-        ["gradient"],
         tmp_path,
+        store=tiny_store,
+        methods=["gradient"],
         per_class=1,
         steps=3,
         detector=None,
@@ -174,25 +174,27 @@ def test_a_cancelled_check_writes_nothing(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        check(tiny_run, tiny_store, ["gradient"], tmp_path / "out", per_class=2, progress=cancel, **more)
+        check(tiny_run, tmp_path / "out", store=tiny_store, methods=["gradient"], per_class=2, progress=cancel, **more)
     assert not (tmp_path / "out").exists()
 
 
 def test_mistakes_are_said_in_one_line(plugins: Any, tiny_run: Path, tiny_store: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ExplanationError, match="is a file"):
-        check_sanity(tiny_run, tiny_store, ["gradient"], tmp_path / "file")
+        check_sanity(tiny_run, tmp_path / "file", store=tiny_store, methods=["gradient"])
     with pytest.raises(ExplanationError, match="named twice"):
-        check_sanity([tiny_run, tiny_run / "bundle"], tiny_store, ["gradient"], tmp_path / "out")
+        check_sanity([tiny_run, tiny_run / "bundle"], tmp_path / "out", store=tiny_store, methods=["gradient"])
     with pytest.raises(ExplanationError, match=r"none of the methods could be run: .*no such layer"):
-        check_faithfulness(tiny_run, tiny_store, ["impossible"], tmp_path / "out", per_class=1, detector="middle")
-    with pytest.raises(ExplanationError, match="'black' is not one of blur, mean"):
-        check_faithfulness(tiny_run, tiny_store, ["gradient"], tmp_path / "out", replacement="black")  # type: ignore[arg-type]
+        check_faithfulness(
+            tiny_run, tmp_path / "out", store=tiny_store, methods=["impossible"], per_class=1, detector="middle"
+        )
+    with pytest.raises(ExplanationError, match="setting 'replacement': Input should be 'blur' or 'mean'"):
+        check_faithfulness(tiny_run, tmp_path / "out", store=tiny_store, methods=["gradient"], replacement="black")  # type: ignore[arg-type]
     with pytest.raises(PluginError, match="no explainer is called 'magic'"):
-        check_sanity(tiny_run, tiny_store, ["magic"], tmp_path / "out")
+        check_sanity(tiny_run, tmp_path / "out", store=tiny_store, methods=["magic"])
     cell = "nothing-like-it"
     with pytest.raises(ExplanationError, match="no cell 'nothing-like-it'"):
-        check_sanity(tiny_run, tiny_store, ["gradient"], tmp_path / "out", cell_ids=[cell], device="cpu")
+        check_sanity(tiny_run, tmp_path / "out", store=tiny_store, methods=["gradient"], cells=[cell], device="cpu")
     assert not (tmp_path / "out").exists()
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from hematokit.cli.compare import print_comparison
 from hematokit.errors import EvaluationError
-from hematokit.pipelines.compare import RunComparison, compare
+from hematokit.pipelines.compare import CompareResult, compare
 from hematokit.pipelines.evaluate import evaluate
 from tinykit import seal_bundle
 
@@ -34,11 +34,11 @@ def runs(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
 
 
 @pytest.fixture(scope="module")
-def compared(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> RunComparison:
+def compared(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> CompareResult:
     return compare(runs, output=tmp_path_factory.mktemp("comparison") / "new", device="cpu")
 
 
-def test_the_best_is_named_and_the_missing_evaluation_made(compared: RunComparison, runs: list[Path]) -> None:
+def test_the_best_is_named_and_the_missing_evaluation_made(compared: CompareResult, runs: list[Path]) -> None:
     assert (runs[1] / "evaluation" / "test" / "report.html").is_file()
     assert compared.comparison.best in ("good", "double")
     assert "is not significant" in compared.comparison.verdict
@@ -48,7 +48,7 @@ def test_the_best_is_named_and_the_missing_evaluation_made(compared: RunComparis
     assert pairs["good", "[bold]<i>poor"].significant
 
 
-def test_json_csv_and_html_agree(compared: RunComparison) -> None:
+def test_json_csv_and_html_agree(compared: CompareResult) -> None:
     data = json.loads(compared.paths["json"].read_text())
     assert data["best"] == compared.comparison.best
     assert set(data["runs"]) == set(compared.comparison.scores)
@@ -69,7 +69,7 @@ def test_json_csv_and_html_agree(compared: RunComparison) -> None:
     assert {"i", "script", "link"}.isdisjoint(tags)
 
 
-def test_the_console_shows_names_as_they_are(compared: RunComparison) -> None:
+def test_the_console_shows_names_as_they_are(compared: CompareResult) -> None:
     out = io.StringIO()
     print_comparison(compared, Console(file=out))
     printed = out.getvalue()

@@ -89,7 +89,7 @@ def test_every_way_cuts_the_same_patches(
             scores(expected).loc[place["cell_id"]].to_dict(), abs=2e-5
         )
     explained = explain_field(
-        measured_run, coarse, tmp_path / "why", methods=["grad-cam"], pixel_size_um=COARSE, pictures=False, device="cpu"
+        coarse, measured_run, tmp_path / "why", methods=["grad-cam"], pixel_size_um=COARSE, figures=False, device="cpu"
     )
     assert explained.cells.set_index("cell_id")["probability"].to_dict() == pytest.approx(
         expected.set_index("cell_id")["probability"].to_dict(), abs=2e-5
@@ -121,7 +121,7 @@ def test_the_command_line_says_which_side_is_unknown(
         told = json.loads(capsys.readouterr().out)["warnings"]
         assert [f"Warning: {warning}" for warning in told if "pixel size" in warning] == said
         notes = ["explain", str(run), "--field", str(coarse), "--output", str(tmp_path / f"why{number}")]
-        notes += ["--methods", "grad-cam", "--device", "cpu", "--no-pictures", *map(str, options)]
+        notes += ["--methods", "grad-cam", "--device", "cpu", "--no-figures", *map(str, options)]
         assert main(notes) == 0
         explained = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning: the pixel")]
         assert explained == said

@@ -22,7 +22,7 @@ from hematokit.models.field_cells import classify_cells
 from hematokit.pipelines.classify import classify
 from hematokit.pipelines.interactive import classify_one, usual_side
 from hematokit.pipelines.store_corrected import store_corrected
-from hematokit.pipelines.tile import tile_fields
+from hematokit.pipelines.tile import tile
 from hematokit.review.session import Review
 from hematokit.store import open_store, open_stored_field, set_pixel_size, split_store, verify_store
 from hematokit.store.corrections import CORRECTIONS_FILE, Correction, append_corrections, new_edit, utc_now
@@ -211,7 +211,7 @@ def test_exporting_again_brings_the_store_up_to_date(review: Review, picture: Pa
 
 def test_a_field_that_was_tiled_before_gets_labels(review: Review, picture: Path, tmp_path: Path) -> None:
     store = tmp_path / "marrow.zarr"
-    tile_fields([picture], store, **QUIET)
+    tile([picture], store, **QUIET)
     count = len(open_store(store))
     assert count == len(review)
     review.correct(review.cells["cell_id"][:2].tolist(), "MYB")
@@ -225,7 +225,7 @@ def test_a_field_that_was_tiled_before_gets_labels(review: Review, picture: Path
 
 def test_a_stores_own_field_keeps_what_was_added_to_it(picture: Path, model: Classifier, tmp_path: Path) -> None:
     store = tmp_path / "marrow.zarr"
-    tile_fields([picture], store, **QUIET)
+    tile([picture], store, **QUIET)
     opened = open_store(store)
     review = Review(opened.cells, MATEK_21, field_id="102", journal=store / CORRECTIONS_FILE)
     field = open_stored_field(opened, "102")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from hematokit import set_smears
 from hematokit.errors import FieldError, StoreError, TrainingError
-from hematokit.pipelines.tile import tile_fields
+from hematokit.pipelines.tile import tile
 from hematokit.store import create_store, import_crops, open_store, split_store, verify_store
 from hematokit.training.data import select_cells
 
@@ -35,7 +35,7 @@ def store(tmp_path: Path) -> Path:
         rows += [f"f{number},{20 + 15 * cell},40,{('BLA', 'LYT')[cell % 2]}" for cell in range(3)]
     (tmp_path / "cells.csv").write_text("\n".join(["field_id,y,x,label", *rows]) + "\n")
     path = tmp_path / "store.zarr"
-    tile_fields([tmp_path / "in"], path, cells=tmp_path / "cells.csv", patch_size=16)
+    tile([tmp_path / "in"], path, cells=tmp_path / "cells.csv", patch_size=16)
     (tmp_path / "crops" / "BLA").mkdir(parents=True)
     for number in range(3):
         pixels = noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -96,12 +96,12 @@ def test_a_split_that_divides_nobody_stays(store: Path, tmp_path: Path) -> None:
 
 def test_what_was_refused_for_its_smear_is_no_reject_any_more(store: Path, tmp_path: Path) -> None:
     named = table(tmp_path, "f0.png,S0,P1", "f1.png,S1,P1")
-    summary = tile_fields([tmp_path / "in"], store, cells=tmp_path / "cells.csv", smears=named)
+    summary = tile([tmp_path / "in"], store, cells=tmp_path / "cells.csv", smears=named)
     assert summary.rejected == {"smear-differs": 2}
     assert any(f"hematokit store set-smears {store} {named}" in warning for warning in summary.warnings)
     set_smears(store, named)
     assert len(open_store(store).rejects) == 0
-    assert tile_fields([tmp_path / "in"], store, cells=tmp_path / "cells.csv", smears=named).present_fields == 4
+    assert tile([tmp_path / "in"], store, cells=tmp_path / "cells.csv", smears=named).present_fields == 4
 
 
 def test_mistakes_change_nothing(store: Path, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_killed_it_leaves_the_old_or_the_new(store: Path, tmp_path: Path, step: 
     pd.concat([cells, pd.DataFrame({"field_id": ["g"], "y": 9, "x": 9, "label": "BLA"})]).to_csv(
         tmp_path / "cells.csv", index=False
     )
-    summary = tile_fields([tmp_path / "in"], store, cells=tmp_path / "cells.csv")
+    summary = tile([tmp_path / "in"], store, cells=tmp_path / "cells.csv")
     assert (summary.present_fields, summary.added_fields) == (4, 1)
     set_smears(store, named)
     opened = open_store(store)

@@ -16,7 +16,7 @@ from hematokit.cli.main import main
 from hematokit.errors import TrainingError
 from hematokit.plugins import registered
 from hematokit.training.augmenters import make_augmenters, recorded_options, sort_options
-from hematokit.training.settings import make_config, parse_assignments
+from hematokit.training.settings import TrainSettings
 from tinykit import TINY
 
 
@@ -61,11 +61,11 @@ def test_options_find_their_augmenter() -> None:
     assert sort_options(names, {"amount": 5, "factor": 3}) == expected
     assert sort_options(names, {"add-it.amount": 5, "times.factor": 3}) == expected
     assert sort_options(names, {"add-it": {"amount": 5}, "times": {"factor": 3}}) == expected
-    typed = parse_assignments(["augmenter.add-it.amount=5", "augmenter.times.factor=3"])
-    config = make_config({"store": "s", "output": "o", "augmenter": ",".join(names)}, typed)
+    typed = TrainSettings.assignments(["augmenter.add-it.amount=5", "augmenter.times.factor=3"])
+    config = TrainSettings.combine({"store": "s", "output": "o", "augmenter": ",".join(names)}, typed)
     assert config.augmenter_options == expected
-    braces = parse_assignments(["augmenter.add-it={amount: 5}", 'augmenter.times={"factor": 3}'])
-    assert make_config(config.model_dump(), braces).augmenter_options == expected
+    braces = TrainSettings.assignments(["augmenter.add-it={amount: 5}", 'augmenter.times={"factor": 3}'])
+    assert TrainSettings.combine(config.model_dump(), braces).augmenter_options == expected
     assert sort_options(["times"], {"times.factor": 3}) == {"times": {"factor": 3}}
 
 
@@ -97,7 +97,10 @@ def test_the_one_that_fails_is_named() -> None:
 
 
 def test_a_list_of_names_will_do() -> None:
-    assert make_config({"store": "s", "output": "o", "augmenter": ["times", "add-it"]}).augmenter == "times,add-it"
+    assert (
+        TrainSettings.combine({"store": "s", "output": "o", "augmenter": ["times", "add-it"]}).augmenter
+        == "times,add-it"
+    )
 
 
 def test_folders_are_not_recorded(tmp_path: Path) -> None:

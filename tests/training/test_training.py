@@ -323,9 +323,9 @@ def test_every_balance_trains(tiny_store: Path, tmp_path: Path, balance: str) ->
 
 
 def test_configuration_of_a_run_repeats_it(tiny_run: Path, tiny_store: Path, tmp_path: Path) -> None:
-    from hematokit.training.settings import load_settings
+    from hematokit.training.settings import TrainSettings
 
-    settings = load_settings(tiny_run / "config.yaml")
+    settings = TrainSettings.read(tiny_run / "config.yaml")
     train(tiny_store, tmp_path / "run", settings=settings | {"output": str(tmp_path / "run")})
     assert_same_weights(tiny_run, tmp_path / "run")
 

@@ -3,65 +3,54 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hematokit.cli.common import JsonOption, print_json, progress_bar
-from hematokit.cli.options import BatchSizeOption
+from hematokit.cli.options import add_command
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hematokit.pipelines.compare import RunComparison
+    from hematokit.pipelines.compare import CompareResult
 
 __all__ = ["print_comparison", "register"]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("compare")(compare_command)
+    from hematokit.pipelines.settings import CompareSettings
+
+    add_command(app, "compare", compare_command, CompareSettings)
 
 
 def compare_command(
-    runs: Annotated[list[Path], typer.Argument(help="Two or more run folders.")],
-    split: Annotated[str, typer.Option(help="train, val, test, or all.")] = "test",
+    models: Annotated[list[Path], typer.Argument(help="Two or more run folders.")],
+    given: dict[str, Any],
     output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("comparison"),
-    common: Annotated[
-        bool, typer.Option("--common", help="Compare the cells in common where the runs have different ones.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="For runs that are not evaluated yet: auto, cpu, cuda.")] = "auto",
-    batch_size: BatchSizeOption = 64,
     as_json: JsonOption = False,
 ) -> None:
-    """Put runs side by side on the same cells, test their differences, name the best; writes JSON, CSV, HTML.
+    """Compare models on the same cells, test their differences, name the best; writes JSON, CSV, HTML.
 
     Example: hematokit compare runs/coatnet runs/efficientnetv2 runs/resnext50
     """
     from hematokit.pipelines.compare import compare
 
     with progress_bar("evaluate", "cells") as progress:
-        result = compare(
-            runs,
-            split=split,
-            output=output,
-            common=common,
-            device=device,
-            batch_size=batch_size,
-            progress=progress,
-        )
+        result = compare(models, output, progress=progress, **given)
     if as_json:
-        print_json({**result.metrics, "paths": {name: str(path) for name, path in result.paths.items()}})
-        return
-    print_comparison(result)
+        print_json(result.to_dict())
+    else:
+        print_comparison(result)
 
 
-def print_comparison(result: RunComparison, console: Console | None = None) -> None:
+def print_comparison(result: CompareResult, console: Console | None = None) -> None:
     """Print the runs side by side, the tests, the verdict and the path of the report.
 
     Parameters
     ----------
-    result : RunComparison
+    result : CompareResult
     console : rich.console.Console, optional
         Standard output by default. Off a terminal it is as wide as the table needs.
     """
@@ -71,11 +60,7 @@ def print_comparison(result: RunComparison, console: Console | None = None) -> N
 
     from hematokit.evaluation.metrics import LOW_SUPPORT, OVERALL_METRICS
     from hematokit.reports.rendering import METRIC_NAMES
-    from hematokit.reports.text import figure, interval, p_value
-
-    def equals(value: float) -> str:
-        shown = p_value(value)
-        return shown if shown.startswith("<") else f"= {shown}"
+    from hematokit.reports.text import figure, interval
 
     console = console or Console(highlight=False)
     if not console.is_terminal:
@@ -112,16 +97,5 @@ def print_comparison(result: RunComparison, console: Console | None = None) -> N
         table.add_row(Text(METRIC_NAMES[metric]), *cells, Text(f"{comparison.cells:,}"))
     console.print(table)
     console.print(Text(f"* fewer than {LOW_SUPPORT} test cells. [..]: 95 % intervals."))
-    for name, count in comparison.dropped.items():
-        if count:
-            console.print(Text(f"Not in common with the others, and left out: {count:,} cells of {name}"))
-    for pair in comparison.pairs:
-        bounds = f" [{pair.interval[0]:+.3f}, {pair.interval[1]:+.3f}]" if pair.interval else ""
-        console.print(
-            Text(
-                f"{pair.first} - {pair.second}: macro F1 {pair.macro_f1_difference:+.3f}{bounds}, "
-                f"p {equals(pair.macro_f1_p_adjusted)}; accuracy (McNemar) p {equals(pair.mcnemar_p_adjusted)}"
-            )
-        )
-    console.print(Text(comparison.verdict, style="bold"), soft_wrap=True)
-    console.print(Text(f"Report: {result.paths['report']}"), soft_wrap=True)
+    for line in result.lines()[1 + len(names) :]:
+        console.print(Text(line, style="bold" if line == comparison.verdict else ""), soft_wrap=True)

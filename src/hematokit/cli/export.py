@@ -3,57 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
 from hematokit.cli.common import JsonOption, print_result, progress_bar
-from hematokit.errors import ModelError
+from hematokit.cli.options import add_command
 
 __all__ = ["register"]
-
-Format = Literal["onnx", "bioimageio", "wsinfer", "huggingface"]
-Input = Literal["patches", "images"]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("export")(export_command)
+    from hematokit.pipelines.settings import ExportSettings
+
+    add_command(app, "export", export_command, ExportSettings)
 
 
 def export_command(
-    model: Annotated[Path, typer.Argument(help="Run folder, or a bundle.")],
+    model: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
     output: Annotated[
-        Path, typer.Option(help="File (.onnx, .zip for bioimageio) or folder (wsinfer, huggingface) to make.")
+        Path, typer.Option(help="File (.onnx, .zip for bioimageio) or folder (wsinfer, huggingface) to write.")
     ],
-    format: Annotated[Format, typer.Option(help="What to write.")] = "onnx",
-    layout: Annotated[
-        Input,
-        typer.Option("--input", help="ONNX: patches, uint8 (N, P, P, 3), or images, float32 (N, 3, S, S) from 0 to 1."),
-    ] = "patches",
-    embeddings: Annotated[bool, typer.Option("--embeddings", help="ONNX: a third output, embeddings.")] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", help="ONNX: half the size; what it costs is measured.")] = False,
-    int8: Annotated[
-        bool,
-        typer.Option("--int8", help="ONNX: a quarter of the size; changes some answers: how many is measured."),
-    ] = False,
-    licence: Annotated[
-        str,
-        typer.Option("--license", help="Licence of the weights, such as CC-BY-4.0; goes along in every format."),
-    ] = "",
-    store: Annotated[
-        Path | None,
-        typer.Option(help="Training store, if it is not where the model says: crops to compare and calibrate on."),
-    ] = None,
-    taxonomy: Annotated[
-        Path | None,
-        typer.Option(help="Taxonomy file whose names and colours replace the model's."),
-    ] = None,
-    pixel_size: Annotated[
-        float | None,
-        typer.Option(help="Micrometres per pixel of the training images, if the model does not say."),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
+    given: dict[str, Any],
     as_json: JsonOption = False,
 ) -> None:
     """Write a trained model for other programs, compared with torch before it is kept, and its model card.
@@ -62,8 +34,6 @@ def export_command(
 
     QuPath: hematokit export runs/coatnet --format wsinfer --pixel-size 0.1 --output coatnet-wsinfer
     """
-    if fp16 and int8:
-        raise ModelError("--fp16 and --int8 were given; give one of them")
     from hematokit.pipelines.export import export
 
     with progress_bar("export", "steps") as progress:
@@ -74,18 +44,5 @@ def export_command(
             progress(steps, None, text)
             steps += 1
 
-        result = export(
-            model,
-            output,
-            format=format,
-            layout=layout,
-            embeddings=embeddings,
-            precision="fp16" if fp16 else "int8" if int8 else "fp32",
-            licence=licence,
-            store=store,
-            taxonomy=taxonomy,
-            pixel_size_um=pixel_size,
-            overwrite=overwrite,
-            log=log,
-        )
+        result = export(model, output, log=log, **given)
     print_result(result, as_json)

@@ -17,22 +17,26 @@ from hematokit.plugins import load_plugins
 
 __all__ = ["build_app", "main"]
 
-COMMANDS = (
-    "demo",
-    "import_",
-    "store",
-    "tile",
-    "split",
-    "train",
-    "evaluate",
-    "compare",
-    "explain",
-    "detect",
-    "classify",
-    "export",
-    "serve",
-    "plugins",
-)
+COMMANDS = {
+    "demo": "Run the main steps on drawn cells",
+    "import": "Import folders of crops into a patch store",
+    "store": "Inspect, verify and change a patch store",
+    "tile": "Tile whole fields into a patch store",
+    "split": "Divide a store into train, val and test",
+    "train": "Train a classifier",
+    "evaluate": "Evaluate a trained classifier",
+    "compare": "Compare trained classifiers on the same cells",
+    "explain": "Explain predictions, and check explanations",
+    "detect": "Detect the cells of fields",
+    "classify": "Detect and classify the cells of fields",
+    "export": "Export a model to ONNX, QuPath and others",
+    "serve": "Serve a model over HTTP",
+    "plugins": "List, create and check plugins",
+}
+"""The built-in commands with one line each for ``hematokit --help``, which imports none of them.
+
+The command ``import`` is the module ``import_``, as the name is a keyword.
+"""
 
 HELP = """Bone-marrow and blood cytology: patch store, training, honest evaluation.
 
@@ -45,8 +49,15 @@ For research use only; not a medical device.
 """
 
 
-def build_app() -> typer.Typer:
-    """Return the command line with all built-in commands and those of plugins."""
+def build_app(only: str | None = None) -> typer.Typer:
+    """Return the command line with all commands, built-in ones and those of plugins.
+
+    Parameters
+    ----------
+    only : str, optional
+        A command of `COMMANDS`: no other is imported, and no plugin adds commands. ``"--help"``: commands are listed,
+        but not imported.
+    """
     app = typer.Typer(
         name="hematokit",
         help=HELP,
@@ -64,9 +75,17 @@ def build_app() -> typer.Typer:
     ) -> None:
         """Hold the options of the whole program."""
 
-    for command in COMMANDS:
-        importlib.import_module(f"hematokit.cli.{command}").register(app)
-    load_plugins().register_commands(app)
+    for name in [only] if only in COMMANDS else COMMANDS:
+        if only == "--help":
+            app.command(name)(lambda: None)
+        else:
+            importlib.import_module(f"hematokit.cli.{'import_' if name == 'import' else name}").register(app)
+    if only not in COMMANDS:
+        load_plugins().register_commands(app)
+    for command in app.registered_commands:
+        command.short_help = COMMANDS.get(command.name or "", command.short_help)
+    for group in app.registered_groups:
+        group.short_help = COMMANDS.get(group.name or "", group.short_help)
     return app
 
 
@@ -94,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [argument for argument in given if argument != "--debug"]
     GIVEN.set(tuple(given))
     try:
-        command = typer.main.get_command(build_app())
+        command = typer.main.get_command(build_app(_needed(given)))
         code = command.main(args=given, prog_name="hematokit", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except HematokitError as error:
@@ -119,6 +138,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(getattr(error, "exit_code", 2))
         text = " ".join(str(error).split())
         return _fail(f"unexpected {type(error).__name__}: {text}; run again with --debug and report it", 1, debug)
+
+
+def _needed(arguments: Sequence[str]) -> str | None:
+    """Return the part of the command line that these arguments need; see `build_app`."""
+    if "_HEMATOKIT_COMPLETE" in os.environ:
+        return None
+    first = arguments[0] if arguments else "--help"
+    return first if first in COMMANDS or first == "--help" else None
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

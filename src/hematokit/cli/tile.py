@@ -1,101 +1,49 @@
-"""``hematokit tile``: whole fields into a patch store."""
+"""``hematokit tile``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hematokit.cli.common import JsonOption, print_result, progress_bar
-from hematokit.cli.options import (
-    CodecOption,
-    DetectorOption,
-    FieldsArgument,
-    ForcePixelSizeOption,
-    PatchSizeOption,
-    PixelSizeOption,
-    SetOption,
-    SmearsOption,
-    options_help,
-    plugin_options,
-)
+from hematokit.cli.options import InputsArgument, add_command
 
 __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("tile", epilog=options_help("detector"))(tile_command)
+    from hematokit.pipelines.settings import TileSettings
+
+    add_command(app, "tile", tile_command, TileSettings, plugins=("detector",))
 
 
 def tile_command(
-    fields: FieldsArgument,
+    inputs: InputsArgument,
     store: Annotated[Path, typer.Argument(help="Store to create or to add to.")],
-    detector: DetectorOption = "nuclei",
-    assignments: SetOption = None,
+    given: dict[str, Any],
     cells: Annotated[
         Path | None,
-        typer.Option(help="Known cells instead: .csv, .geojson, .xml (VOC), .txt (YOLO), or a folder of such files."),
-    ] = None,
-    class_map: Annotated[
-        list[str] | None,
         typer.Option(
-            metavar="NAME=CODE", help="What a class name in --cells means; NAME= for no class; or a YAML file."
+            help="Annotations instead of detection: .csv, .geojson, .xml (VOC), .txt (YOLO), or a folder of them."
         ),
     ] = None,
-    class_names: Annotated[
-        Path | None, typer.Option(help="Names of YOLO classes [default: classes.txt or data.yaml beside them].")
-    ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="CLASS", help="Take only these classes of --cells; repeatable.")
-    ] = None,
-    smears: SmearsOption = None,
-    pixel_size: PixelSizeOption = None,
-    force_pixel_size: ForcePixelSizeOption = False,
-    taxonomy: Annotated[Path | None, typer.Option(help="YAML file with your own classes, for a new store.")] = None,
-    patch_size: PatchSizeOption = None,
-    codec: CodecOption = None,
-    near_duplicates: Annotated[
-        bool,
-        typer.Option("--near-duplicates/--no-near-duplicates", help="Search for fields that show the same cell."),
-    ] = True,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace the cells of fields that are in the store with others.")
-    ] = False,
+    taxonomy: Annotated[Path | None, typer.Option(help="YAML file of the classes of a new store.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put whole fields into a patch store: image, cells, and a patch around each cell.
+    """Tile whole fields into a patch store: the image, its cells, and a patch around each cell.
 
-    The cells are found by the detector, or given with --cells. Fields and cells that cannot be used go into the
-    store's table of rejects, each with its reason. Running it again adds what is new, and finishes what was
-    interrupted.
+    The cells are detected, or given as annotations with --cells. Fields and cells that cannot be used are listed in the
+    store's table of rejects, each with its reason. A second call adds new fields and completes an interrupted one.
 
     Example: hematokit tile smears/ marrow.zarr --pixel-size 0.17
 
     Corrected annotations: hematokit tile smears/ marrow.zarr --cells corrected.csv --replace
     """
-    from hematokit.pipelines.tile import tile_fields
-    from hematokit.taxonomy import load_taxonomy
+    from hematokit.pipelines.tile import tile
 
-    with progress_bar("tiling", "fields") as progress:
-        summary = tile_fields(
-            fields,
-            store,
-            detector=detector,
-            detector_options=plugin_options(assignments or [], "detector"),
-            cells=cells,
-            class_map=class_map,
-            class_names=class_names,
-            only=only,
-            smears=smears,
-            pixel_size_um=pixel_size,
-            force_pixel_size=force_pixel_size,
-            taxonomy=load_taxonomy(taxonomy) if taxonomy else None,
-            patch_size=patch_size,
-            codec=codec,
-            near_duplicates=near_duplicates,
-            replace=replace,
-            progress=progress,
-        )
-    print_result(summary, as_json)
+    with progress_bar("tile", "fields") as progress:
+        result = tile(inputs, store, cells=cells, taxonomy=taxonomy, progress=progress, **given)
+    print_result(result, as_json)

@@ -34,9 +34,9 @@ __all__ = [
     "cells_of_field",
     "cells_of_images",
     "cells_of_store",
-    "check_threshold",
     "leading_classes",
     "open_cells_store",
+    "read_cell_ids",
     "target_chooser",
     "uncertain_cells",
 ]
@@ -107,6 +107,30 @@ def open_cells_store(classifier: Classifier, model: Path, store: str | Path | No
             "import the images again with that patch size"
         )
     return opened
+
+
+def read_cell_ids(given: Sequence[str]) -> list[str]:
+    """Return ids of cells; an entry that is a text file (.txt or .csv) stands for the ids in it, one per line.
+
+    Raises
+    ------
+    ExplanationError
+        If there are none, or a file is not UTF-8 text.
+    """
+    ids: list[str] = []
+    for entry in given:
+        path = Path(entry)
+        if path.suffix.lower() in {".txt", ".csv"} and path.is_file():
+            try:
+                lines = path.read_text(encoding="utf-8").splitlines()
+            except UnicodeDecodeError as error:
+                raise ExplanationError(f"{path} is not UTF-8 text; give a file with one cell id per line") from error
+            ids += [line.strip() for line in lines if line.strip()]
+        else:
+            ids.append(entry)
+    if not ids:
+        raise ExplanationError("no cell was named; give ids with --cells ID,ID")
+    return ids
 
 
 def cells_of_store(
@@ -420,9 +444,3 @@ def uncertain_cells(predictions: pd.DataFrame, codes: Sequence[str], *, min_prob
     is_wrong = wrong[chosen.index].to_numpy()
     order = np.lexsort((np.where(is_wrong, -first, first - second), ~is_wrong))
     return chosen.iloc[order]
-
-
-def check_threshold(min_probability: float) -> None:
-    """Refuse a threshold that is no probability."""
-    if not 0 <= min_probability <= 1:
-        raise ExplanationError(f"a threshold of {min_probability} is no probability; give one from 0 to 1")

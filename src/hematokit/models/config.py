@@ -101,7 +101,7 @@ class SplitRecord(_Record):
 
 
 class TrainingSettings(_Record):
-    """The settings of a training as a bundle records them; see `hematokit.training.settings.TrainConfig`."""
+    """The settings of a training as a bundle records them; see `hematokit.training.settings.TrainSettings`."""
 
     store: str | None = None
     output: str | None = None

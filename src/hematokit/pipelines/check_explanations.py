@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from hematokit._version import __version__
-from hematokit.commands import CommandResult
+from hematokit.commands import CommandResult, Inputs, as_paths
 from hematokit.detection.windows import make_detector
 from hematokit.errors import ExplanationError, PluginError
 from hematokit.evaluation.sources import scale_mismatch
@@ -32,12 +32,20 @@ from hematokit.explanation.checks.faithfulness import deletion_insertion
 from hematokit.explanation.checks.localisation import find_cell_masks, localisation
 from hematokit.explanation.checks.sanity import EdgeDetector, parameter_randomisation
 from hematokit.explanation.running import attribute_in_batches, make_explainers
-from hematokit.explanation.selection import ChosenCells, cells_of_store, open_cells_store, target_chooser
+from hematokit.explanation.selection import (
+    ChosenCells,
+    cells_of_store,
+    open_cells_store,
+    read_cell_ids,
+    target_chooser,
+)
 from hematokit.files import one_line_write_errors, write_atomically
 from hematokit.models import find_bundle, load_model
 from hematokit.models.classifier import Classifier
 from hematokit.models.config import TrainingSettings
+from hematokit.pipelines.overrides import FaithfulnessOverrides, SanityOverrides
 from hematokit.pipelines.retrain import retrain_models
+from hematokit.pipelines.settings import FaithfulnessSettings, SanitySettings, StoreCellsSettings
 from hematokit.plugins import MadeExplainer
 from hematokit.progress import Progress, no_progress
 from hematokit.reports.checks import (
@@ -57,8 +65,6 @@ if TYPE_CHECKING:
 __all__ = ["CONTROL", "CheckResult", "check_faithfulness", "check_sanity"]
 
 CONTROL: Final = "edge detector (control)"
-Models = str | Path | Sequence[str | Path]
-Options = Mapping[str, Mapping[str, object]]
 
 
 @dataclass(frozen=True)
@@ -94,74 +100,36 @@ class CheckResult(CommandResult):
 
 
 def check_sanity(
-    models: Models,
-    store: str | Path | None,
-    methods: Sequence[str],
+    models: Inputs,
     output: str | Path,
     *,
-    options: Options | None = None,
-    cell_ids: Sequence[str] | None = None,
-    split: str = "test",
-    per_class: int | None = 6,
-    target: str = "predicted",
-    blocks: int = 5,
-    draws: int = 1,
-    labels: bool = True,
-    training: Mapping[str, Any] | None = None,
-    train_per_class: int | None = 100,
-    other_seed: bool = True,
-    examples: int = 2,
-    seed: int = 0,
-    device: str = "auto",
-    batch_size: int = 16,
-    command: str = "",
+    store: str | Path | None = None,
+    settings: SanitySettings | None = None,
     progress: Progress = no_progress,
+    command: str = "",
+    **overrides: Unpack[SanityOverrides],
 ) -> CheckResult:
     """Check that explanations depend on the model (Adebayo et al. 2018), and write a report.
 
-    Writes ``sanity.html``, ``sanity.json`` and ``sanity.csv``. Nothing is written before all is done, and each file is
-    the old one or the whole new one at any time.
+    Writes ``sanity.html``, ``sanity.json`` and ``sanity.csv``, all at the end, each as a whole. An edge detector, which
+    ignores the model, is checked beside the methods as a control.
 
     Parameters
     ----------
-    models : path, or sequence of paths
-        Runs or bundles; all stand in one report.
-    store : path or None
-        Store with the cells, and with a training split if `labels`; by default the one each model was trained on.
-    methods : sequence of str
-        Names of registered explainers. An edge detector, which ignores the model, is checked beside them as a control.
+    models : path, or sequence of path
+        Runs or bundles; all appear in one report.
     output : path
         Folder to write to.
-    options : mapping of str to mapping, optional
-        Options of the methods.
-    cell_ids, split, per_class
-        Which cells; see `hematokit.explanation.selection.cells_of_store`.
-    target : str
-        Class that is explained in the parameter randomisation: ``"predicted"``, ``"true"`` or a code.
-    blocks : int
-        Divide the network into at least so many blocks, where it can be.
-    draws : int
-        Cascades with other random weights, averaged.
-    labels : bool
-        Do the data-randomisation test, too: it trains two or three small models for each model.
-    training : mapping, optional
-        Settings of these trainings, over the model's own and `SMALL_TRAINING`.
-    train_per_class : int, optional
-        Their training cells per class; ``None`` for all.
-    other_seed : bool
-        Train the third one, which shows how far maps of two models differ anyway.
-    examples : int
-        Cells whose maps are shown.
-    seed : int
-        Of everything random.
-    device : str
-        ``"auto"``, ``"cpu"``, ``"cuda"``, ...
-    batch_size : int
-        Cells explained at a time.
+    store : path, optional
+        Store with the cells, and with a training split for the data-randomisation test; by default the one each model
+        was trained on.
+    settings : SanitySettings, optional
+    progress : Progress
+        Called with the progress of the current part; raising from it cancels, and nothing is written.
     command : str
         The command line, for the report.
-    progress : Progress
-        Called with what is done of the part under way; raising from it cancels, and nothing is written.
+    **overrides
+        Fields of `SanitySettings`; they take precedence over `settings`.
 
     Returns
     -------
@@ -178,32 +146,34 @@ def check_sanity(
 
     Examples
     --------
-    >>> result = check_sanity(["runs/coatnet"], "bm.zarr", ["grad-cam"], "checks")  # doctest: +SKIP
+    >>> result = check_sanity("runs/coatnet", "checks", methods="grad-cam")  # doctest: +SKIP
     >>> result.table[["method", "parameters", "labels"]]  # doctest: +SKIP
     """
     started = time.monotonic()
+    settings = SanitySettings.combine(settings, overrides)
+    seed, batch_size = settings.seed, settings.batch_size
     folder = _usable_folder(output)
-    explainers = make_explainers(_listed(methods), options, seed=seed)
-    choice = _CellChoice(store, cell_ids, split, per_class, target, seed)
+    explainers = make_explainers(settings.methods, settings.options, seed=seed)
+    choice = _CellChoice.of(store, settings)
     checked: list[ModelSanity] = []
     warnings: list[str] = []
     for name, path in _model_names(models).items():
-        subject = _CheckedModel.load(name, path, choice, device)
+        subject = _CheckedModel.load(name, path, choice, settings.device)
         if len(subject.images) < 2:
             raise ExplanationError("the check compares cells with each other and needs two or more; give more cells")
         warnings += subject.warnings
         sanity = ModelSanity(subject.name, subject.backbone, len(subject.images))
-        run = _SanityRun(subject, explainers, sanity, examples, seed, batch_size, progress)
-        run.randomise_parameters(blocks, draws)
-        if labels:
+        run = _SanityRun(subject, explainers, sanity, settings.examples, seed, batch_size, progress)
+        run.randomise_parameters(settings.blocks, settings.draws)
+        if settings.retrain:
             own = subject.classifier.config.training.settings or TrainingSettings()
             retrained = retrain_models(
                 subject.store,
-                {**own.model_dump(exclude_unset=True), **SMALL_TRAINING, **(training or {})},
-                per_class=train_per_class,
-                other_seed=other_seed,
+                {**own.model_dump(exclude_unset=True), **SMALL_TRAINING, **settings.training},
+                per_class=settings.train_per_class or None,
+                other_seed=settings.other_seed,
                 seed=seed,
-                device=device,
+                device=settings.device,
                 progress=_prefixed(progress, name),
             )
             run.randomise_labels(retrained)
@@ -211,55 +181,33 @@ def check_sanity(
     if not any(len(sanity.parameters) > 1 for sanity in checked):
         reason = next(iter(checked[0].impossible.values()))
         raise ExplanationError(f"none of the methods could be run: {reason}")
-    settings = _settings(explainers, choice, warnings, {"Random draws": draws})
-    documents = sanity_documents(checked, control=CONTROL, settings=settings, command=command)
+    shown = _settings(explainers, choice, warnings, {"Random draws": settings.draws})
+    documents = sanity_documents(checked, control=CONTROL, settings=shown, command=command)
     return _write(folder, documents, started, warnings)
 
 
 def check_faithfulness(
-    models: Models,
-    store: str | Path | None,
-    methods: Sequence[str],
+    models: Inputs,
     output: str | Path,
     *,
-    options: Options | None = None,
-    cell_ids: Sequence[str] | None = None,
-    split: str = "test",
-    per_class: int | None = 6,
-    target: str = "predicted",
-    steps: int = 24,
-    replacement: Literal["blur", "mean"] = "blur",
-    order: Literal["value", "magnitude"] = "value",
-    detector: str | None = "nuclei",
-    detector_options: Mapping[str, Any] | None = None,
-    pixel_size_um: float | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    batch_size: int = 16,
-    command: str = "",
+    store: str | Path | None = None,
+    settings: FaithfulnessSettings | None = None,
     progress: Progress = no_progress,
+    command: str = "",
+    **overrides: Unpack[FaithfulnessOverrides],
 ) -> CheckResult:
     """Measure deletion, insertion and localisation of explanations beside simple baselines, and write a report.
 
     Writes ``faithfulness.html``, ``faithfulness.json``, ``faithfulness.csv``, ``faithfulness_cells.csv`` and, with a
-    detector, ``localisation.csv``. Nothing is written before all is done.
+    detector, ``localisation.csv``, all at the end.
 
     Parameters
     ----------
-    models, store, methods, output, options, cell_ids, split, per_class, target, seed, device, batch_size, command
+    models, output, store, progress, command
         As in `check_sanity`.
-    steps : int
-        Steps of the curves.
-    replacement, order : str
-        See `hematokit.explanation.checks.faithfulness.deletion_insertion`.
-    detector : str or None
-        Detector of the cell and its nucleus in each patch; ``None``: no localisation.
-    detector_options : mapping, optional
-        Its options.
-    pixel_size_um : float, optional
-        Micrometres per pixel of the patches; by default what the store says, else the bundle, if they do.
-    progress : Progress
-        Called with what is done of the part under way; raising from it cancels, and nothing is written.
+    settings : FaithfulnessSettings, optional
+    **overrides
+        Fields of `FaithfulnessSettings`; they take precedence over `settings`.
 
     Returns
     -------
@@ -275,22 +223,18 @@ def check_faithfulness(
         If a method, the detector, a model or a store cannot be used.
     """
     started = time.monotonic()
+    settings = FaithfulnessSettings.combine(settings, overrides)
+    seed, batch_size = settings.seed, settings.batch_size
     folder = _usable_folder(output)
-    if steps < 2:
-        raise ExplanationError(f"curves of {steps} steps cannot be drawn; give 2 or more")
-    for name, value, known in (
-        ("replacement", replacement, ("blur", "mean")),
-        ("order", order, ("value", "magnitude")),
-    ):
-        if value not in known:
-            raise ExplanationError(f"{name} {value!r} is not one of {', '.join(known)}; choose one of them")
-    explainers = make_explainers(_listed(methods), options, seed=seed)
-    finder = None if detector is None else make_detector(detector, detector_options).value
-    choice = _CellChoice(store, cell_ids, split, per_class, target, seed)
+    explainers = make_explainers(settings.methods, settings.options, seed=seed)
+    detector = None
+    if settings.detector is not None:
+        detector = make_detector(settings.detector, settings.detector_options).value
+    choice = _CellChoice.of(store, settings)
     checked: list[ModelFaithfulness] = []
     warnings: list[str] = []
     for name, path in _model_names(models).items():
-        subject = _CheckedModel.load(name, path, choice, device)
+        subject = _CheckedModel.load(name, path, choice, settings.device)
         warnings += subject.warnings
         maps, impossible = _maps(subject, explainers, batch_size, progress)
         faithfulness = deletion_insertion(
@@ -300,20 +244,20 @@ def check_faithfulness(
             maps,
             labels=subject.labels,
             groups=subject.groups,
-            steps=steps,
-            replacement=replacement,
-            order=order,
+            steps=settings.steps,
+            replacement=settings.replacement,
+            order=settings.order,
             batch_size=max(batch_size, 32),
             seed=seed,
             progress=_prefixed(progress, name),
         )
         located, not_found = None, 0
-        if finder is not None:
+        if detector is not None:
             masks = find_cell_masks(
-                finder,
+                detector,
                 subject.patches,
                 subject.classifier.input_spec,
-                pixel_size_um=pixel_size_um or subject.pixel_size_um,
+                pixel_size_um=settings.pixel_size_um or subject.pixel_size_um,
                 progress=_prefixed(progress, name),
             )
             not_found = int((~masks.found).sum())
@@ -331,10 +275,10 @@ def check_faithfulness(
             )
         )
     details = {
-        "Steps": steps,
-        "Replaced by": {"blur": "the blurred image", "mean": "the image's mean colour"}[replacement],
-        "Pixels ranked by": order,
-        "Detector": detector or "none",
+        "Steps": settings.steps,
+        "Replaced by": {"blur": "the blurred image", "mean": "the image's mean colour"}[settings.replacement],
+        "Pixels ranked by": settings.order,
+        "Detector": settings.detector or "none",
     }
     documents = faithfulness_documents(
         checked, settings=_settings(explainers, choice, warnings, details), command=command
@@ -352,6 +296,12 @@ class _CellChoice:
     per_class: int | None
     target: str
     seed: int
+
+    @classmethod
+    def of(cls, store: str | Path | None, settings: StoreCellsSettings) -> _CellChoice:
+        """Return the choice that the settings of a check describe."""
+        ids = None if settings.cells is None else read_cell_ids(settings.cells)
+        return cls(store, ids, settings.split, settings.per_class or None, settings.target, settings.seed)
 
     def __str__(self) -> str:
         if self.cell_ids is not None:
@@ -532,13 +482,9 @@ def _code_of(label: str, codes: Sequence[str]) -> str | None:
     return REST if label and REST in codes else None
 
 
-def _listed(methods: Sequence[str]) -> Sequence[str]:
-    return [methods] if isinstance(methods, str) else methods
-
-
-def _model_names(models: Models) -> dict[str, Path]:
+def _model_names(models: Inputs) -> dict[str, Path]:
     """Return models by a short name; made longer from the right until all differ."""
-    given = [models] if isinstance(models, str | Path) else list(models)
+    given = as_paths(models)
     if not given:
         raise ExplanationError("no model was named; give a run or a bundle")
     folders = [find_bundle(Path(path)).resolve() for path in given]

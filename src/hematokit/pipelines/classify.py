@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import pandas as pd
 
 from hematokit._version import __version__
 from hematokit.annotations.writing import csv_text
+from hematokit.commands import Inputs, as_paths
 from hematokit.differential.differential import Differential, count_differential
 from hematokit.errors import FieldError, printable
 from hematokit.files import one_line_write_errors, write_atomically, write_json
@@ -26,6 +27,8 @@ from hematokit.pipelines.field_run import (
     scale_notes,
     work_on_fields,
 )
+from hematokit.pipelines.overrides import ClassifyOverrides
+from hematokit.pipelines.settings import ClassifySettings
 from hematokit.progress import Progress, no_progress
 from hematokit.reports.fields import cell_types_figure, render_field_report
 from hematokit.reports.rendering import to_png
@@ -38,60 +41,33 @@ __all__ = ["classify"]
 
 
 def classify(
-    paths: Sequence[str | Path],
+    inputs: Inputs,
     model: str | Path,
     output: str | Path,
     *,
-    detector: str = "nuclei",
-    detector_options: Mapping[str, Any] | None = None,
-    min_probability: float = 0.5,
-    exclude_border: bool = False,
-    pixel_size_um: float | None = None,
-    force_pixel_size: bool = False,
-    model_pixel_size_um: float | None = None,
-    smears: str | Path | None = None,
-    runtime: str = "auto",
-    device: str = "auto",
-    batch_size: int = 64,
-    scheduler: str = "local",
+    settings: ClassifySettings | None = None,
     progress: Progress = no_progress,
+    **overrides: Unpack[ClassifyOverrides],
 ) -> FieldsResult:
-    """Find and classify the cells of fields, write them, and count the differential.
+    """Detect and classify the cells of fields, write them, and count the differential.
 
-    Writes for each field ``cells.parquet``, ``cells.csv``, ``cells.geojson`` and ``overlay.png``; for the whole run
+    Writes for each field ``cells.parquet``, ``cells.csv``, ``cells.geojson`` and ``overlay.png``; for all fields
     ``differential.json``, ``differential.csv``, ``cell_types.png``, ``fields.csv`` and ``report.html``. Called again,
-    it goes on with what is not done.
+    it continues with the fields that are not done.
 
     Parameters
     ----------
-    paths : sequence of path
+    inputs : path, or sequence of path
         Images, or folders of them.
     model : path
         Run, bundle, or exported ONNX file.
     output : path
         Folder of results; new, empty, or from an earlier call with the same model and settings.
-    detector, detector_options
-        Name and options of a registered detector.
-    min_probability : float
-        Probability below which a cell counts as low-confidence.
-    exclude_border : bool
-        Leave cells that the border of their field cuts out of the count; their files hold them all the same.
-    pixel_size_um : float, optional
-        Micrometres per pixel of fields whose file does not say; of all fields with `force_pixel_size`.
-    force_pixel_size : bool
-    model_pixel_size_um : float, optional
-        Pixel size the model was trained at, instead of what its bundle says; patches of fields with another one are
-        resampled to it.
-    smears : path, optional
-        CSV that maps files to smear and patient.
-    runtime, device : str
-        What computes the model.
-    batch_size : int
-        Patches classified at a time.
-    scheduler : str
-        ``"local"``, or the address of a Dask scheduler.
+    settings : ClassifySettings, optional
     progress : Progress
         Called with the number of fields done.
+    **overrides
+        Fields of `ClassifySettings`; they take precedence over `settings`.
 
     Returns
     -------
@@ -100,7 +76,7 @@ def classify(
     Raises
     ------
     FieldError
-        If no field could be worked on, the folder holds something else, or nothing can be written.
+        If no field could be processed, the folder contains something else, or nothing can be written.
     ImageError
         If a path does not exist.
     ModelError, PluginError
@@ -108,32 +84,19 @@ def classify(
 
     Examples
     --------
-    >>> result = classify(["fields"], "runs/coatnet", "results")  # doctest: +SKIP
+    >>> result = classify("fields", "runs/coatnet", "results")  # doctest: +SKIP
     >>> result.differential.table()  # doctest: +SKIP
     """
     started = time.monotonic()
-    if not 0 <= min_probability <= 1:
-        raise FieldError(f"a threshold of {min_probability} is no probability; give one from 0 to 1")
-    job = FieldJob(
-        str(Path(output).resolve()),
-        detector,
-        dict(detector_options or {}),
-        model=str(Path(model).resolve()),
-        runtime=runtime,
-        device=device,
-        model_pixel_size_um=model_pixel_size_um,
-        pixel_size_um=pixel_size_um,
-        force_pixel_size=force_pixel_size,
-        min_probability=min_probability,
-        batch_size=batch_size,
-    )
+    settings = ClassifySettings.combine(settings, overrides)
+    job = FieldJob.of(output, settings, model)
     # Before the first field: a model that cannot be loaded is not the fault of a field.
     loaded = job.load_model()
     assert loaded is not None  # a model was named
-    scale = model_pixel_size(loaded, model_pixel_size_um)
+    scale = model_pixel_size(loaded, settings.model_pixel_size_um)
 
     # Open, detect, cut, classify and write each field (`FieldJob.run`).
-    job, results, now, outcomes = work_on_fields(paths, job, smears, scheduler, progress)
+    job, results, now, outcomes = work_on_fields(as_paths(inputs), job, settings, progress)
 
     # Count the cells of all fields of the folder, with corrections.
     predictions = results.read_predictions(outcomes)
@@ -142,8 +105,8 @@ def classify(
     differential = count_differential(
         predictions,
         taxonomy,
-        min_probability=min_probability,
-        exclude_border=exclude_border,
+        min_probability=settings.min_probability,
+        exclude_border=settings.exclude_border,
         fields=[(outcome.field_id, outcome.smear_id, outcome.patient_id) for outcome in done],
     )
     table = outcome_table(_with_counts(outcomes, differential))
@@ -160,8 +123,8 @@ def classify(
             "Model": str(model),
             "Backbone": f"{loaded.config.backbone.name}:{loaded.config.backbone.variant}",
             "Computed by": f"{loaded.runtime} on {loaded.device}",
-            "Detector": detector,
-            "Minimum probability": f"{min_probability:g}",
+            "Detector": settings.detector,
+            "Minimum probability": f"{settings.min_probability:g}",
             "Reviewed by people": f"{int(predictions['reviewed'].sum())} of {len(predictions)} cells",
             "hematokit": __version__,
             "Made": datetime.now(UTC).isoformat(timespec="minutes"),
@@ -169,7 +132,7 @@ def classify(
         overlays={key: job.fields.folder(key) / OVERLAY for key, outcome in shown.items() if outcome is not None},
         folder=results.path,
         notes=[*scale_notes(table, True, scale), *results.warnings, *_not_drawn_notes(not_drawn)],
-        reproduce=[_reproduce(results.inputs, job, model, output, exclude_border, smears)],
+        reproduce=[_reproduce(results.inputs, settings, model, output)],
     )
     written = _write(results.path, table, differential, page)
     raise_if_all_failed(now)
@@ -215,31 +178,11 @@ def _with_counts(outcomes: Sequence[FieldOutcome], differential: Differential) -
     ]
 
 
-def _reproduce(
-    inputs: Sequence[str],
-    job: FieldJob,
-    model: str | Path,
-    output: str | Path,
-    exclude_border: bool,
-    smears: str | Path | None,
-) -> str:
-    """The command that makes the same again: the paths of all calls, and the settings that are not the defaults."""
-    usual = FieldJob("")
-    words: list[object] = ["hematokit", "classify", *inputs, "--model", model, "--output", output]
-    for name, option in (
-        ("detector", "--detector"),
-        ("min_probability", "--min-probability"),
-        ("pixel_size_um", "--pixel-size"),
-        ("model_pixel_size_um", "--model-pixel-size"),
-    ):
-        if getattr(job, name) != getattr(usual, name):
-            words += [option, getattr(job, name)]
-    for name, value in job.detector_options.items():
-        words += ["--set", f"detector.{name}={value}"]
-    words += ["--force-pixel-size"] if job.force_pixel_size else []
-    words += ["--exclude-border"] if exclude_border else []
-    words += ["--smears", smears] if smears is not None else []
-    return command(*words)
+def _reproduce(inputs: Sequence[str], settings: ClassifySettings, model: str | Path, output: str | Path) -> str:
+    """Return the command that repeats the work: the inputs of all calls, and the settings that decide results."""
+    # Where and how fast it is computed is not repeated.
+    options = settings.command_words(exclude={"scheduler", "runtime", "device", "batch_size"})
+    return command("hematokit", "classify", *inputs, "--model", model, "--output", output, *options)
 
 
 def _not_drawn_notes(field_ids: Sequence[str]) -> list[str]:

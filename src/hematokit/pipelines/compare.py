@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 
+from hematokit.commands import CommandResult, as_paths
 from hematokit.errors import EvaluationError, HematokitError
 from hematokit.evaluation.comparison import Comparison, compare_predictions
 from hematokit.evaluation.evaluating import data_identity
@@ -19,18 +20,20 @@ from hematokit.files import one_line_write_errors, write_atomically
 from hematokit.models import ModelConfig, find_bundle
 from hematokit.models.bundle import read_config
 from hematokit.pipelines.evaluate import evaluate, evaluation_folder
+from hematokit.pipelines.overrides import CompareOverrides
+from hematokit.pipelines.settings import CompareSettings
 from hematokit.progress import Progress, no_progress
 from hematokit.reports.evaluation import render_comparison
-from hematokit.reports.text import command
+from hematokit.reports.text import command, figure, interval, p_value
 from hematokit.store import open_store
 from hematokit.taxonomy import CellClass
 
-__all__ = ["RunComparison", "compare"]
+__all__ = ["CompareResult", "compare"]
 
 
 @dataclass(frozen=True)
-class RunComparison:
-    """Runs compared, and what was written.
+class CompareResult(CommandResult):
+    """Result of a comparison of models.
 
     Attributes
     ----------
@@ -51,52 +54,75 @@ class RunComparison:
         """The content of ``comparison.json``."""
         return self.comparison.to_dict()
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of ``comparison.json`` and the paths."""
+        return {**self.metrics, "paths": {name: str(path) for name, path in self.paths.items()}}
+
+    def lines(self) -> list[str]:
+        """Return the overall metrics, the tests of the differences, the verdict and the path of the report."""
+
+        def equals(value: float) -> str:
+            shown = p_value(value)
+            return shown if shown.startswith("<") else f"= {shown}"
+
+        comparison = self.comparison
+        lines = [f"{len(comparison.scores)} models on {comparison.cells:,} cells; 95 % intervals in brackets"]
+        for name, scores in comparison.scores.items():
+            macro = f"macro F1 {figure(scores.macro_f1)} [{interval(scores.intervals['macro_f1'])}]"
+            lines.append(
+                f"{name}: {macro}, accuracy {figure(scores.accuracy)} [{interval(scores.intervals['accuracy'])}]"
+            )
+        for name, count in comparison.dropped.items():
+            if count:
+                lines.append(f"Not in common with the others, and left out: {count:,} cells of {name}")
+        for pair in comparison.pairs:
+            bounds = f" [{pair.interval[0]:+.3f}, {pair.interval[1]:+.3f}]" if pair.interval else ""
+            lines.append(
+                f"{pair.first} - {pair.second}: macro F1 {pair.macro_f1_difference:+.3f}{bounds}, "
+                f"p {equals(pair.macro_f1_p_adjusted)}; accuracy (McNemar) p {equals(pair.mcnemar_p_adjusted)}"
+            )
+        return [*lines, comparison.verdict, f"Report: {self.paths['report']}"]
+
 
 def compare(
-    runs: Sequence[str | Path],
-    *,
-    split: str = "test",
+    models: Sequence[str | Path],
     output: str | Path = "comparison",
-    common: bool = False,
-    device: str = "auto",
-    batch_size: int = 64,
-    seed: int = 0,
+    *,
+    settings: CompareSettings | None = None,
     progress: Progress = no_progress,
-) -> RunComparison:
-    """Compare runs on the same cells.
+    **overrides: Unpack[CompareOverrides],
+) -> CompareResult:
+    """Compare models on the same cells.
 
-    A run without predictions for the split, or with those of an older bundle or of a store that has changed since, is
-    evaluated first. Writes ``comparison.json``, ``comparison.csv`` and ``comparison.html``.
+    A model without predictions for the split, or with predictions of an older bundle or of a store that has changed
+    since, is evaluated first. Writes ``comparison.json``, ``comparison.csv`` and ``comparison.html``.
 
     Parameters
     ----------
-    runs : sequence of path
+    models : sequence of path
         Two or more run folders.
-    split : str
-        As for `hematokit.pipelines.evaluate.evaluate`.
     output : path
-        Folder to write to, made if it does not exist.
-    common : bool
-        Where the runs were evaluated on different cells, compare those in common instead of refusing.
-    device, batch_size
-        For runs that must be evaluated first.
-    seed : int
-        Of the resampling.
+        Folder to write to; created if it does not exist.
+    settings : CompareSettings, optional
     progress : Progress
-        Called with the number of cells that are classified.
+        Called with the number of cells classified.
+    **overrides
+        Fields of `CompareSettings`; they take precedence over `settings`.
 
     Returns
     -------
-    RunComparison
+    CompareResult
 
     Raises
     ------
     EvaluationError
-        If the runs have no cells or labels in common, or the output cannot be written.
+        If the models have no cells or labels in common, or the output cannot be written.
     ModelError, StoreError
-        If a run or its store cannot be read.
+        If a model or its store cannot be read.
     """
-    paths = [Path(run) for run in runs]
+    settings = CompareSettings.combine(settings, overrides)
+    split, common = settings.split, settings.common
+    paths = [Path(run) for run in as_paths(models)]
     if len(paths) < 2:
         raise EvaluationError("a comparison needs at least two runs; give two or more")
     resolved = [find_bundle(path).resolve() for path in paths]
@@ -107,11 +133,11 @@ def compare(
     classes: dict[str, CellClass] = {}
     for name, path, bundle in zip(names, paths, resolved, strict=True):
         config = read_config(bundle)
-        tables[name] = _predictions(path, bundle, config, split, device, batch_size, progress)
+        tables[name] = _predictions(path, bundle, config, split, settings, progress)
         for entry in config.taxonomy:
             classes.setdefault(entry.code, entry)
     progress(0, None, "testing the differences")
-    comparison = compare_predictions(tables, common=common, seed=seed)
+    comparison = compare_predictions(tables, common=common, seed=settings.seed)
     table = _comparison_table(comparison)
     words = ["hematokit", "compare", *paths, "--split", split, "--output", output, *(["--common"] if common else [])]
     page = render_comparison(
@@ -122,7 +148,7 @@ def compare(
         runs=dict(zip(names, map(str, paths), strict=True)),
         reproduce=command(*words),
     )
-    return RunComparison(comparison, table, _write(Path(output), comparison, table, page))
+    return CompareResult(comparison, table, _write(Path(output), comparison, table, page))
 
 
 def _comparison_table(comparison: Comparison) -> pd.DataFrame:
@@ -163,14 +189,16 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _predictions(
-    run: Path, bundle: Path, config: ModelConfig, split: str, device: str, batch_size: int, progress: Progress
+    run: Path, bundle: Path, config: ModelConfig, split: str, settings: CompareSettings, progress: Progress
 ) -> pd.DataFrame:
     folder = evaluation_folder(bundle, split=split)
     if (folder / PREDICTIONS).is_file() and _is_current(folder, config):
         table = read_predictions(folder)
         if table is not None:
             return table
-    return evaluate(run, split=split, device=device, batch_size=batch_size, progress=progress).predictions
+    return evaluate(
+        run, split=split, device=settings.device, batch_size=settings.batch_size, progress=progress
+    ).predictions
 
 
 def _is_current(folder: Path, config: ModelConfig) -> bool:

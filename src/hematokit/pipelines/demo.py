@@ -6,15 +6,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from hematokit.annotations.writing import read_parquet
+from hematokit.commands import CommandResult
 from hematokit.detection.windows import match_cells
 from hematokit.errors import TrainingError
 from hematokit.files import replace_file
 from hematokit.pipelines.classify import classify
 from hematokit.pipelines.evaluate import evaluate
 from hematokit.pipelines.field_run import FieldsResult
+from hematokit.pipelines.overrides import DemoOverrides
+from hematokit.pipelines.settings import DemoSettings
 from hematokit.pipelines.train import train
 from hematokit.progress import Progress, no_log, no_progress
 from hematokit.store import import_crops, open_store, set_pixel_size, split_store
@@ -59,8 +62,8 @@ class FieldDemo:
 
 
 @dataclass(frozen=True)
-class DemoResult:
-    """Where the demonstration's results lie, and the headline figures."""
+class DemoResult(CommandResult):
+    """The files of the demonstration and its main figures."""
 
     sample: Path
     store: Path
@@ -71,34 +74,59 @@ class DemoResult:
     seconds: float
     field: FieldDemo
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the paths and figures."""
+        return {
+            **{name: str(getattr(self, name)) for name in ("sample", "store", "run", "report", "picture")},
+            "seconds": round(self.seconds, 1),
+            "accuracy": self.metrics["accuracy"],
+            "macro_f1": self.metrics["macro_f1"],
+            "field": self.field.result.to_dict(),
+            "overlay": str(self.field.overlay),
+            "cells_drawn": self.field.drawn,
+            "cells_found": self.field.found,
+            "cells_right": self.field.right,
+        }
+
+    def lines(self) -> list[str]:
+        """Return the main figures, the differential of the field, and the paths."""
+        metrics, field = self.metrics, self.field
+        return [
+            f"Accuracy {metrics['accuracy']:.3f}, macro F1 {metrics['macro_f1']:.3f} on {metrics['n']} unseen cells",
+            f"Report:  {self.report}",
+            f"Figure:  {self.picture}",
+            f"Field:   {field.found} of {field.drawn} drawn cells detected, {field.detections - field.found} other "
+            f"detections; {field.right} classified correctly",
+            *(f"  {line}" for line in field.result.differential_lines()),
+            f"Overlay: {field.overlay}",
+            f"Differential: {field.result.paths['report']}",
+            f"Took {self.seconds:.0f} s. The cells are drawn: the figures show that the program works, no more.",
+        ]
+
 
 def run_demo(
     output: str | Path,
     *,
-    seed: int = 0,
-    epochs: int = _EPOCHS,
-    device: str = "auto",
+    settings: DemoSettings | None = None,
     progress: Progress = no_progress,
     log: Callable[[str], None] = no_log,
+    **overrides: Unpack[DemoOverrides],
 ) -> DemoResult:
     """Draw the sample, import, split, train a small CoAtNet, evaluate, classify a field.
 
-    Called again, it goes on where it stopped.
+    Called again, it continues where it stopped.
 
     Parameters
     ----------
     output : path
-        Folder for everything it makes.
-    seed : int
-        Of the sample, the split and the training.
-    epochs : int
-        Epochs to train.
-    device : str
-        Device to train on.
+        Folder for all files.
+    settings : DemoSettings, optional
     progress : Progress
         Called with the progress of each step.
     log : callable
         Called with one line per step.
+    **overrides
+        Fields of `DemoSettings`; they take precedence over `settings`.
 
     Returns
     -------
@@ -112,8 +140,10 @@ def run_demo(
         If the training was stopped; what is done is kept.
     """
     begun = time.monotonic()
+    settings = DemoSettings.combine(settings, overrides)
+    seed, device = settings.seed, settings.device
     folder = Path(output)
-    run = train_demo(folder, seed=seed, epochs=epochs, device=device, progress=progress, step=log, log=log)
+    run = train_demo(folder, seed=seed, epochs=settings.epochs, device=device, progress=progress, step=log, log=log)
     log("Evaluating on cells it has not seen")
     evaluation = evaluate(run, split="test", device=device, progress=progress)
     log("Classifying a drawn field of 2452x2056 px")

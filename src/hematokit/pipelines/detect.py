@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from hematokit.annotations.writing import write_csv, write_parquet
+from hematokit.commands import Inputs, as_paths
 from hematokit.errors import FieldError
 from hematokit.files import one_line_write_errors
 from hematokit.pipelines.field_run import WRITE_ADVICE, FieldJob, FieldsResult, raise_if_all_failed, work_on_fields
+from hematokit.pipelines.overrides import DetectOverrides
+from hematokit.pipelines.settings import DetectSettings
 from hematokit.progress import Progress, no_progress
 from hematokit.results.folder import outcome_table, write_outcomes
 from hematokit.taxonomy import MATEK_21
@@ -20,39 +22,29 @@ __all__ = ["detect"]
 
 
 def detect(
-    paths: Sequence[str | Path],
+    inputs: Inputs,
     output: str | Path,
     *,
-    detector: str = "nuclei",
-    detector_options: Mapping[str, Any] | None = None,
-    pixel_size_um: float | None = None,
-    force_pixel_size: bool = False,
-    smears: str | Path | None = None,
-    scheduler: str = "local",
+    settings: DetectSettings | None = None,
     progress: Progress = no_progress,
+    **overrides: Unpack[DetectOverrides],
 ) -> FieldsResult:
-    """Find the cells of fields and write them.
+    """Detect the cells of fields and write them.
 
     Writes ``cells.parquet`` and ``cells.csv`` for all fields, ``fields.csv``, and for each field a folder with its
-    cells as Parquet, CSV and GeoJSON and a picture. Called again, it goes on with what is not done.
+    cells as Parquet, CSV and GeoJSON and an overlay. Called again, it continues with the fields that are not done.
 
     Parameters
     ----------
-    paths : sequence of path
+    inputs : path, or sequence of path
         Images, or folders of them.
     output : path
         Folder of results; new, empty, or from an earlier call with the same settings.
-    detector, detector_options
-        Name and options of a registered detector.
-    pixel_size_um : float, optional
-        Micrometres per pixel of fields whose file does not say; of all fields with `force_pixel_size`.
-    force_pixel_size : bool
-    smears : path, optional
-        CSV that maps files to smear and patient.
-    scheduler : str
-        ``"local"``, or the address of a Dask scheduler.
+    settings : DetectSettings, optional
     progress : Progress
         Called with the number of fields done.
+    **overrides
+        Fields of `DetectSettings`; they take precedence over `settings`.
 
     Returns
     -------
@@ -61,21 +53,16 @@ def detect(
     Raises
     ------
     FieldError
-        If no field could be worked on, the folder holds something else, or nothing can be written.
+        If no field could be processed, the folder contains something else, or nothing can be written.
     ImageError
         If a path does not exist.
     PluginError
         If the detector does not exist or its options do not fit.
     """
     started = time.monotonic()
-    job = FieldJob(
-        str(Path(output).resolve()),
-        detector,
-        dict(detector_options or {}),
-        pixel_size_um=pixel_size_um,
-        force_pixel_size=force_pixel_size,
-    )
-    job, results, now, outcomes = work_on_fields(paths, job, smears, scheduler, progress)
+    settings = DetectSettings.combine(settings, overrides)
+    job = FieldJob.of(output, settings)
+    job, results, now, outcomes = work_on_fields(as_paths(inputs), job, settings, progress)
     cells = results.read_cells(outcomes)
     counts = cells["field_id"].value_counts()
     table = outcome_table([replace(outcome, cells=int(counts.get(outcome.field_id, 0))) for outcome in outcomes])

@@ -1,74 +1,106 @@
-"""Evaluating a run or bundle: predictions, metrics and the report, in one call."""
+"""Evaluation of a trained classifier: predictions, metrics and the report."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, Unpack
 
+from hematokit.commands import CommandResult
 from hematokit.errors import EvaluationError
 from hematokit.evaluation.evaluating import Evaluation, evaluate_images, evaluate_store
 from hematokit.evaluation.files import PICTURE, REPORT, write_evaluation
+from hematokit.evaluation.metrics import LOW_SUPPORT, OVERALL_METRICS
 from hematokit.evaluation.sources import open_training_store
 from hematokit.models import find_model, load_model
+from hematokit.pipelines.overrides import EvaluateOverrides
+from hematokit.pipelines.settings import EvaluateSettings
 from hematokit.progress import Progress, no_progress
 from hematokit.reports.evaluation import render_picture, render_report
-from hematokit.reports.text import command
+from hematokit.reports.rendering import METRIC_NAMES
+from hematokit.reports.text import command, figure, interval
 
-__all__ = ["evaluate", "evaluation_folder"]
+__all__ = ["EvaluationResult", "evaluate", "evaluation_folder"]
+
+
+@dataclass(frozen=True)
+class EvaluationResult(Evaluation, CommandResult):
+    """An evaluation with the files written; see `hematokit.evaluation.evaluating.Evaluation` for its attributes."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of ``metrics.json`` and the paths."""
+        return {**self.metrics, "paths": {name: str(path) for name, path in self.paths.items()}}
+
+    def lines(self) -> list[str]:
+        """Return the main metrics with their intervals and the paths of the figures and the report."""
+        scores = self.scores
+        lines = [f"Warning: {note}" for note in self.notes]
+        if scores is None:
+            lines.append(f"{len(self.predictions):,} images classified; none has a label, so there is nothing to score")
+        else:
+            lines.append(f"{scores.n:,} cells, {len(scores.codes)} classes; 95 % intervals in brackets")
+            for name in OVERALL_METRICS:
+                lines.append(
+                    f"  {METRIC_NAMES[name]:<18} {figure(getattr(scores, name))}  [{interval(scores.intervals[name])}]"
+                )
+            without = [code for code, entry in scores.per_class.items() if not entry.support]
+            if without:
+                lines.append(f"No test cell: {', '.join(without)}; nothing can be said of them")
+            few = [code for code, entry in scores.per_class.items() if entry.low_support and entry.support]
+            if few:
+                lines.append(f"Fewer than {LOW_SUPPORT} test cells: {', '.join(few)}; take their figures with care")
+        if self.left_out:
+            parts = [f"{label or 'no label'} {count:,}" for label, count in self.left_out.items()]
+            lines.append(f"Left out, of classes the model does not know: {', '.join(parts)}")
+        if "picture" in self.paths:
+            lines.append(f"Picture: {self.paths['picture']}")
+        if "report" in self.paths:
+            lines.append(f"Report:  {self.paths['report']}")
+        lines.append("For research use only")
+        return lines
 
 
 def evaluate(
-    model_path: str | Path,
+    model: str | Path,
+    output: str | Path | None = None,
     *,
     store: str | Path | None = None,
-    split: str = "test",
     images: str | Path | None = None,
-    output: str | Path | None = None,
-    device: str = "auto",
-    runtime: str | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
-    bootstrap: int = 1000,
+    settings: EvaluateSettings | None = None,
     progress: Progress = no_progress,
-) -> Evaluation:
-    """Evaluate a trained classifier and write what came out.
+    **overrides: Unpack[EvaluateOverrides],
+) -> EvaluationResult:
+    """Evaluate a trained classifier and write the results.
 
     Writes ``metrics.json``, ``predictions.parquet``, ``table2.csv``, ``report.html`` and ``report.png``; each file is
-    the old one or the whole new one at any time.
+    replaced as a whole.
 
     Parameters
     ----------
-    model_path : path
+    model : path
         A run, a bundle, or an exported ONNX file.
-    store : path, optional
-        Store to evaluate on; by default the one the run was trained on. Classes are matched by code.
-    split : str
-        ``"train"``, ``"val"``, ``"test"``, or ``"all"`` for every cell.
-    images : path, optional
-        A folder of images instead of a store; folders named after a class give labels.
     output : path, optional
         Folder to write to; by default ``RUN/evaluation/<split>``, or a name made of the store or folder.
-    device : str
-        ``"auto"``, ``"cpu"``, ``"cuda"``, ...
-    runtime : str, optional
-        What computes the model, see `hematokit.load_model`; by default torch, and for an ONNX file ``"auto"``.
-    batch_size : int
-        Patches classified at a time.
-    seed, bootstrap : int
-        Seed and number of resamples of the intervals.
+    store : path, optional
+        Store to evaluate on; by default the one the model was trained on. Classes are matched by code.
+    images : path, optional
+        A folder of images instead of a store; folders named after a class give labels.
+    settings : EvaluateSettings, optional
     progress : Progress
-        Called with the number of cells that are done.
+        Called with the number of cells classified.
+    **overrides
+        Fields of `EvaluateSettings`; they take precedence over `settings`.
 
     Returns
     -------
-    Evaluation
+    EvaluationResult
         Its ``metrics`` is the content of ``metrics.json``, its ``paths`` are those of the files.
 
     Raises
     ------
     EvaluationError
-        If there is no split, nothing to evaluate in it, patch sizes differ, or the output cannot be written.
+        If there is no split, no cell to evaluate in it, patch sizes differ, or the output cannot be written.
     ModelError, StoreError
         If the model or the store cannot be read.
 
@@ -77,21 +109,25 @@ def evaluate(
     >>> evaluation = evaluate("runs/coatnet")  # doctest: +SKIP
     >>> evaluation.metrics["macro_f1"], evaluation.paths["report"]  # doctest: +SKIP
     """
+    settings = EvaluateSettings.combine(settings, overrides)
+    split, runtime = settings.split, settings.runtime
     if store is not None and images is not None:
         raise EvaluationError("a store and a folder of images were given; give one of --store and --images")
-    if batch_size < 1:
-        raise EvaluationError(f"a batch of {batch_size} cells is not possible; give --batch-size 1 or more")
-    model_path = Path(model_path)
+    model_path = Path(model)
     bundle = find_model(model_path)
     # Where to write is decided before the work, not after it.
     folder = Path(output) if output is not None else evaluation_folder(bundle, store=store, split=split, images=images)
-    model = load_model(bundle, device=device, runtime=runtime)
-    options = {"batch_size": batch_size, "seed": seed, "bootstrap": bootstrap}
+    classifier = load_model(bundle, device=settings.device, runtime=runtime)
+    options = settings.model_dump(include={"batch_size", "seed", "bootstrap"})
     if images is not None:
-        evaluation = evaluate_images(model, images, progress=progress, **options)
+        evaluation = evaluate_images(classifier, images, progress=progress, **options)
     else:
         evaluation = evaluate_store(
-            model, open_training_store(model, model_path, store, EvaluationError), split, progress=progress, **options
+            classifier,
+            open_training_store(classifier, model_path, store, EvaluationError),
+            split,
+            progress=progress,
+            **options,
         )
     progress(len(evaluation.predictions), len(evaluation.predictions), "writing the report")
     words: list[object] = ["hematokit", "evaluate", model_path]
@@ -107,7 +143,8 @@ def evaluate(
     picture = render_picture(evaluation, model_path)
     if picture is not None:
         extra[PICTURE] = picture
-    return replace(evaluation, paths=write_evaluation(evaluation, folder, extra))
+    values = {item.name: getattr(evaluation, item.name) for item in fields(evaluation)}
+    return EvaluationResult(**values | {"paths": write_evaluation(evaluation, folder, extra)})
 
 
 def evaluation_folder(

@@ -6,13 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.commands import CommandResult
+from hematokit.commands import CommandResult, Inputs, as_paths
 from hematokit.errors import ExplanationError, printable
 from hematokit.evaluation.sources import scale_mismatch
 from hematokit.explanation.field_map import maps_to_patch
@@ -27,18 +27,19 @@ from hematokit.explanation.folder import (
 )
 from hematokit.explanation.running import ExplainedBatch, make_explainers
 from hematokit.explanation.selection import (
-    PREDICTED,
     ChosenCells,
     cells_of_images,
     cells_of_store,
-    check_threshold,
     open_cells_store,
+    read_cell_ids,
     target_chooser,
 )
 from hematokit.files import write_atomically
 from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.models import find_bundle, load_model
 from hematokit.models.model import prediction_frame
+from hematokit.pipelines.overrides import ExplainOverrides
+from hematokit.pipelines.settings import ExplainSettings
 from hematokit.plugins import MadeExplainer
 from hematokit.progress import Progress, no_progress
 from hematokit.reports.attributions import (
@@ -53,11 +54,10 @@ from hematokit.reports.rendering import to_png
 if TYPE_CHECKING:
     from hematokit.models import Classifier
 
-__all__ = ["DEFAULT_METHODS", "ExplanationResult", "ExplanationRun", "explain"]
+__all__ = ["ExplanationResult", "ExplanationRun", "explain"]
 
-DEFAULT_METHODS: Final = ("grad-cam", "smoothgrad")
 _PICTURES: Final = "cells"
-_SHEETS: Final = "doubt"
+_SHEETS: Final = "uncertain"
 _PER_SHEET: Final = 6
 
 Options = Mapping[str, Mapping[str, object]]
@@ -75,7 +75,7 @@ class ExplanationResult(CommandResult):
         One row a cell, aligned with the arrays: identity, ``predicted``, ``probability``, ``p_<CODE>``, ``target``.
     methods : tuple of str
     paths : dict of str to Path
-        ``attributions`` (the Zarr group), ``cells``, ``pictures``, ``figure``, and ``doubt`` where asked for.
+        ``attributions`` (the Zarr group), ``cells``, ``figures``, ``figure``, and ``uncertain`` if requested.
     seconds : float
     done_before : int
         Cells of an earlier call that were not done again.
@@ -110,7 +110,7 @@ class ExplanationResult(CommandResult):
             "methods": list(self.methods),
             "targets": {str(code): int(count) for code, count in self.cells["target"].value_counts().items()},
             "misclassified": int((known["label"] != known["predicted"]).sum()),
-            "doubtful": None if self.uncertain is None else len(self.uncertain),
+            "uncertain": None if self.uncertain is None else len(self.uncertain),
             "seconds": round(self.seconds, 3),
             "notes": list(self.notes),
             "paths": {name: str(path) for name, path in self.paths.items()},
@@ -123,7 +123,7 @@ class ExplanationResult(CommandResult):
         lines = [f"{len(self.cells):,} cells explained by {', '.join(self.methods)}{again}, {self.seconds:.1f} s"]
         lines += [f"Warning: {note}" for note in self.notes]
         if self.uncertain is not None:
-            lines.append(f"In doubt (misclassified or low-confidence): {len(self.uncertain):,} cells")
+            lines.append(f"Uncertain (misclassified or low-confidence): {len(self.uncertain):,} cells")
         lines += [f"{name.capitalize()}: {path}" for name, path in self.paths.items()]
         lines.append("For research use only")
         return lines
@@ -134,26 +134,16 @@ def explain(
     output: str | Path,
     *,
     store: str | Path | None = None,
-    images: Sequence[str | Path] | None = None,
-    cells: Sequence[str] | None = None,
-    split: str = "test",
-    per_class: int | None = 4,
-    methods: Sequence[str] = DEFAULT_METHODS,
-    options: Options | None = None,
-    target: str = PREDICTED,
-    doubt: bool = False,
-    min_probability: float = 0.5,
-    pictures: bool = True,
-    device: str = "auto",
-    batch_size: int = 16,
-    seed: int = 0,
+    images: Inputs | None = None,
+    settings: ExplainSettings | None = None,
     progress: Progress = no_progress,
+    **overrides: Unpack[ExplainOverrides],
 ) -> ExplanationResult:
     """Explain cells of a store, or images.
 
-    Writes ``attributions.zarr`` (one float32 array a method, in pixels of the network's input), ``cells.parquet``
-    (aligned by row), a picture a cell, and ``classes.png`` (the HematoNet paper's Fig. 8: one cell a class, below it
-    its maps). Called again after a stop, it continues with the cells that are not done.
+    Writes ``attributions.zarr`` (one float32 array per method, in pixels of the network's input), ``cells.parquet``
+    (aligned by row), a figure of each cell, and ``classes.png`` (Fig. 8 of the HematoNet paper: one cell per class,
+    below it its maps). Called again after an interruption, it continues with the cells that are not done.
 
     Parameters
     ----------
@@ -162,35 +152,16 @@ def explain(
     output : path
         Folder of results; new, empty, or from an earlier call with the same model, cells and settings.
     store : path, optional
-        By default the one the run was trained on.
-    images : sequence of path, optional
+        By default the store that the model was trained on.
+    images : path, or sequence of path, optional
         Image files or folders of them instead; a folder named after a class gives its label.
-    cells : sequence of str, optional
-        Exactly these cells of the store.
-    split : str
-        Else cells of this split, or ``"all"``.
-    per_class : int or None
-        Of these, so many of each class, drawn at random; None: all.
-    methods : sequence of str
-        Names of registered explainers.
-    options : mapping of str to mapping, optional
-        Options by method.
-    target : str
-        The class explained: ``"predicted"``, ``"true"``, or a class code.
-    doubt : bool
-        Also draw sheets of the cells that are misclassified or of low confidence: maps for their two leading classes,
-        and the difference.
-    min_probability : float
-        Probability below which a cell has low confidence.
-    pictures : bool
-        Draw a picture of each cell.
-    device : str
-    batch_size : int
-        Cells at a time; maps do not depend on it.
-    seed : int
-        Of the draw of cells, and of explainers with random parts.
+    settings : ExplainSettings, optional
+        With ``cells``, exactly these cells of the store are explained; otherwise ``per_class`` of each class of
+        ``split``.
     progress : Progress
-        Called with the number of cells that are done; raising from it stops the work, and what is done is kept.
+        Called with the number of cells done; raising from it stops the work, and what is done is kept.
+    **overrides
+        Fields of `ExplainSettings`; they take precedence over `settings`.
 
     Returns
     -------
@@ -210,27 +181,41 @@ def explain(
     (16, 224, 224)
     """
     started = time.monotonic()
-    check_threshold(min_probability)
+    settings = ExplainSettings.combine(settings, overrides)
+    cells = None if settings.cells is None else read_cell_ids(settings.cells)
     if images is not None and (store is not None or cells is not None):
         raise ExplanationError("images were given and a store or its cells too; give one of --images and --store")
     bundle = find_bundle(model)
-    explainers = make_explainers(methods, options, seed=seed)
-    classifier = load_model(bundle, device=device, runtime="torch")
+    explainers = make_explainers(settings.methods, settings.options, seed=settings.seed)
+    classifier = load_model(bundle, device=settings.device, runtime="torch")
 
     codes, opened = classifier.codes, None
     if images is not None:
-        chosen = cells_of_images([Path(image) for image in images], codes, classifier.patch_size)
+        chosen = cells_of_images(as_paths(images), codes, classifier.patch_size)
     else:
         opened = open_cells_store(classifier, Path(model), store)
-        chosen = cells_of_store(opened, codes, cell_ids=cells, split=split, per_class=per_class, seed=seed)
+        chosen = cells_of_store(
+            opened,
+            codes,
+            cell_ids=cells,
+            split=settings.split,
+            per_class=settings.per_class or None,
+            seed=settings.seed,
+        )
 
     run = ExplanationRun(
-        output, classifier, chosen, explainers, target=target, batch_size=batch_size, progress=progress
+        output,
+        classifier,
+        chosen,
+        explainers,
+        target=settings.target,
+        batch_size=settings.batch_size,
+        progress=progress,
     )
-    run.explain_cells(pictures=pictures)
+    run.explain_cells(figures=settings.figures)
     run.draw_classes()
-    if doubt:
-        run.explain_uncertain(min_probability)
+    if settings.uncertain:
+        run.explain_uncertain(settings.min_probability)
     mismatch = scale_mismatch(classifier, chosen.cells, opened)
     return run.result(started, [mismatch] if mismatch else [])
 
@@ -298,8 +283,8 @@ class ExplanationRun:
         self._done_before = self.folder.done("attributions")
         self._uncertain: pd.DataFrame | None = None
 
-    def explain_cells(self, *, pictures: bool) -> None:
-        """Explain the cells that are not done yet; with `pictures`, draw each beside its maps."""
+    def explain_cells(self, *, figures: bool) -> None:
+        """Explain the cells that are not done yet; with `figures`, draw each beside its maps."""
         self.arrays, self.cells = collect_maps(
             self.folder,
             self._classifier,
@@ -307,12 +292,12 @@ class ExplanationRun:
             self._choose,
             self._explainers,
             batch_size=self._batch_size,
-            each=self._draw_batch if pictures else None,
+            each=self._draw_batch if figures else None,
             progress=self._progress,
         )
         self.paths |= {"attributions": self.arrays.path, "cells": self.folder.path / CELLS_FILE}
-        if pictures:
-            self.paths["pictures"] = self.folder.path / _PICTURES
+        if figures:
+            self.paths["figures"] = self.folder.path / _PICTURES
 
     def _draw_batch(self, batch: ExplainedBatch) -> None:
         codes, folder = self._classifier.codes, self.folder.path / _PICTURES
@@ -364,7 +349,7 @@ class ExplanationRun:
         )
         if arrays is None:
             return
-        folder = self.paths["doubt"] = self.folder.path / _SHEETS
+        folder = self.paths["uncertain"] = self.folder.path / _SHEETS
         columns = ["cell_id", "label", "reason", "first", "second", "p_first", "p_second"]
         rows = self._uncertain["row"].to_numpy(np.int64)
         starts = range(0, len(rows), _PER_SHEET)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +15,15 @@ from hematokit.errors import ExplanationError, printable
 from hematokit.explanation.field_map import cell_boxes, downsample_layer, maps_to_patch, write_layer
 from hematokit.explanation.folder import writing
 from hematokit.explanation.running import make_explainers
-from hematokit.explanation.selection import ALL, PREDICTED, cells_of_field, check_threshold
+from hematokit.explanation.selection import ALL, cells_of_field, read_cell_ids
 from hematokit.files import write_atomically
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.models import find_bundle, load_model
 from hematokit.models.field_cells import classify_cells, field_patch_side, model_pixel_size, scale_warnings
-from hematokit.pipelines.explain import DEFAULT_METHODS, ExplanationResult, ExplanationRun
+from hematokit.pipelines.explain import ExplanationResult, ExplanationRun
+from hematokit.pipelines.overrides import ExplainFieldOverrides
+from hematokit.pipelines.settings import ExplainFieldSettings
 from hematokit.progress import Progress, no_progress
 from hematokit.reports.attributions import saliency_overlay
 
@@ -38,48 +39,34 @@ _LONGEST: Final = 2452
 
 
 def explain_field(
-    model: str | Path,
     field: str | Path,
+    model: str | Path,
     output: str | Path,
     *,
-    cells: Sequence[str] | str = ALL,
-    methods: Sequence[str] = DEFAULT_METHODS,
-    options: Mapping[str, Mapping[str, object]] | None = None,
-    target: str = PREDICTED,
-    detector: str = "nuclei",
-    detector_options: Mapping[str, Any] | None = None,
-    pixel_size_um: float | None = None,
-    force_pixel_size: bool = False,
-    model_pixel_size_um: float | None = None,
-    doubt: bool = False,
-    min_probability: float = 0.5,
-    pictures: bool = True,
-    device: str = "auto",
-    batch_size: int = 16,
-    seed: int = 0,
+    settings: ExplainFieldSettings | None = None,
     progress: Progress = no_progress,
+    **overrides: Unpack[ExplainFieldOverrides],
 ) -> ExplanationResult:
     """Detect, classify and explain the cells of a whole field.
 
-    Writes what `hematokit.pipelines.explain.explain` writes, and for each method a saliency layer of the field's
-    size, ``saliency/<method>.ome.zarr`` (float32), and ``saliency/<method>.png``, the layer over the field. See
+    Writes what `hematokit.explain` writes, and for each method a saliency layer of the field's size,
+    ``saliency/<method>.ome.zarr`` (float32), and ``saliency/<method>.png``, the layer over the field. See
     `hematokit.explanation.field_map` for how maps that overlap are blended.
 
     Parameters
     ----------
-    model, field, output : path
-        Run or bundle; the image; folder of results.
-    cells : sequence of str or str
-        Ids of cells as ``hematokit classify`` gives them, ``"all"``, or ``"low-confidence"``.
-    methods, options, target, doubt, min_probability, pictures, device, batch_size, seed, progress
-        As for `explain`.
-    detector, detector_options
-        Name and options of a registered detector.
-    pixel_size_um : float, optional
-        Micrometres per pixel of a field whose file does not say; of any with `force_pixel_size`.
-    force_pixel_size : bool
-    model_pixel_size_um : float, optional
-        Pixel size the model was trained at, instead of what its bundle says.
+    field : path
+        The image.
+    model : path
+        Run or bundle.
+    output : path
+        Folder of results.
+    settings : ExplainFieldSettings, optional
+        Its ``cells`` are ids as ``hematokit classify`` gives them, ``"all"`` (the default), or ``"low-confidence"``.
+    progress : Progress
+        Called with the number of cells done.
+    **overrides
+        Fields of `ExplainFieldSettings`; they take precedence over `settings`.
 
     Returns
     -------
@@ -93,30 +80,32 @@ def explain_field(
         If the field, the model, the detector or a method cannot be used.
     """
     started = time.monotonic()
-    check_threshold(min_probability)
+    settings = ExplainFieldSettings.combine(settings, overrides)
     bundle = find_bundle(model)
-    explainers = make_explainers(methods, options, seed=seed)
-    finder = make_detector(detector, detector_options)
-    classifier = load_model(bundle, device=device, runtime="torch")
-    with open_field(Path(field), pixel_size_um=pixel_size_um, force_pixel_size=force_pixel_size) as opened:
-        progress(0, None, "finding cells")
-        detected = name_cells(examine_field(opened, finder).cells, safe_name(opened.name), printable(str(field)))
+    explainers = make_explainers(settings.methods, settings.options, seed=settings.seed)
+    detector = make_detector(settings.detector, settings.detector_options)
+    classifier = load_model(bundle, device=settings.device, runtime="torch")
+    with open_field(
+        Path(field), pixel_size_um=settings.pixel_size_um, force_pixel_size=settings.force_pixel_size
+    ) as opened:
+        progress(0, None, "detecting cells")
+        detected = name_cells(examine_field(opened, detector).cells, safe_name(opened.name), printable(str(field)))
         if not len(detected):
-            raise ExplanationError(f"{printable(str(field))} has no cells that detector {detector!r} finds")
+            raise ExplanationError(f"{printable(str(field))} has no cells that detector {settings.detector!r} detects")
 
-        scale = model_pixel_size(classifier, model_pixel_size_um)
+        scale = model_pixel_size(classifier, settings.model_pixel_size_um)
         side = field_patch_side(opened, classifier, scale)
         classified = classify_cells(
-            opened, detected, classifier, model_pixel_size_um=scale, batch_size=batch_size, progress=progress
+            opened, detected, classifier, model_pixel_size_um=scale, batch_size=settings.batch_size, progress=progress
         )
         chosen = cells_of_field(
             opened,
             Path(field),
             classified,
-            cells,
+            ALL if settings.cells is None else read_cell_ids(settings.cells),
             patch_size=classifier.patch_size,
             side=side,
-            min_probability=min_probability,
+            min_probability=settings.min_probability,
         )
 
         run = ExplanationRun(
@@ -124,16 +113,16 @@ def explain_field(
             classifier,
             chosen,
             explainers,
-            target=target,
-            batch_size=batch_size,
+            target=settings.target,
+            batch_size=settings.batch_size,
             progress=progress,
-            identity={"detector": finder.identity(), "pixel sizes": [opened.pixel_size_um, scale]},
+            identity={"detector": detector.identity(), "pixel sizes": [opened.pixel_size_um, scale]},
         )
-        run.explain_cells(pictures=pictures)
+        run.explain_cells(figures=settings.figures)
         run.draw_classes()
         run.paths["saliency"] = _lay_over(run, opened, classifier, side)
-        if doubt:
-            run.explain_uncertain(min_probability)
+        if settings.uncertain:
+            run.explain_uncertain(settings.min_probability)
         return run.result(started, [*opened.notes, *scale_warnings(scale, opened.pixel_size_um is None)])
 
 

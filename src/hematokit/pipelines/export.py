@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +29,11 @@ from hematokit.imaging.reading import decode_rgb
 from hematokit.models.bundle import find_bundle
 from hematokit.models.formats.onnx_file import OnnxSettings
 from hematokit.models.formats.packages import drawn_crops
-from hematokit.models.formats.quantising import JudgedCrops, Precision
+from hematokit.models.formats.quantising import JudgedCrops
 from hematokit.models.loading import load_model
-from hematokit.models.runtimes.onnx_graph import Layout
 from hematokit.models.runtimes.parity import sample_patches
+from hematokit.pipelines.overrides import ExportOverrides
+from hematokit.pipelines.settings import ExportSettings
 from hematokit.progress import no_log
 from hematokit.reports.attributions import AttributedCell, class_figure
 from hematokit.reports.model_card import CardPicture, evaluation_results, model_card
@@ -249,45 +250,28 @@ def export(
     model: str | Path,
     output: str | Path,
     *,
-    format: str = "onnx",
-    layout: Layout = "patches",
-    embeddings: bool = False,
-    precision: Precision = "fp32",
-    licence: str = "",
-    store: str | Path | None = None,
-    taxonomy: str | Path | None = None,
-    pixel_size_um: float | None = None,
-    overwrite: bool = False,
+    settings: ExportSettings | None = None,
     log: Callable[[str], None] = no_log,
+    **overrides: Unpack[ExportOverrides],
 ) -> ExportResult:
-    """Write a trained model for other programs, with its model card; nothing is kept that answers otherwise than torch.
+    """Write a trained model for other programs, with its model card, after comparing its output with that of torch.
 
-    Before the file is kept, its answers are compared with torch's at batches of 1, 2 and 7 crops: of the store that
-    the model was trained on where it can be reached, else drawn ones.
+    The logits are compared with those of torch at batches of 1, 2 and 7 patches: of the store that the model was
+    trained on if it can be opened, otherwise drawn ones. A file whose logits differ is not kept.
 
     Parameters
     ----------
     model : path
         Run or bundle.
     output : path
-        File or folder to make; its name ends as the format wants it.
-    format : str
-        ``"onnx"``, ``"bioimageio"``, ``"wsinfer"`` or ``"huggingface"``.
-    layout, embeddings, precision
-        Of ONNX files, see `hematokit.models.formats.onnx_file.OnnxSettings`. int8 is calibrated on training crops, and
-        what float16 and int8 cost is measured on test crops.
-    licence : str
-        Of the weights, best as SPDX names it (``"CC-BY-4.0"``); every format says it.
-    store : path, optional
-        Where these crops are, if not where the model says.
-    taxonomy : path, optional
-        Taxonomy file with the same classes, whose names and colours replace the model's.
-    pixel_size_um : float, optional
-        Micrometres per pixel of the training images, if the bundle does not say.
-    overwrite : bool
-        Replace a file that exists; folders are never replaced.
+        File or folder to write; its name ends as the format requires.
+    settings : ExportSettings, optional
+        int8 is calibrated on training patches; the effect of fp16 and int8 on the predictions is measured on test
+        patches. Folders are never overwritten.
     log : callable
-        Called with a line on what is being done.
+        Called with one line of text for each step.
+    **overrides
+        Fields of `ExportSettings`; they take precedence over `settings`.
 
     Returns
     -------
@@ -309,22 +293,24 @@ def export(
     >>> result.facts["parity"]["onnxruntime"]["max_logit_difference"]  # doctest: +SKIP
     """
     started = time.monotonic()
-    licence = _settings(format, layout, embeddings, precision, licence)
+    settings = ExportSettings.combine(settings, overrides)
+    format, precision = settings.format, settings.precision
+    licence = _usable_licence(settings)
     writer = importlib.import_module(FORMATS[format])
     output = Path(output)
     bundle = find_bundle(model)
     card_file = output.with_suffix(".md") if writer.SUFFIX == ".onnx" else None
-    with _place(output, writer.SUFFIX, overwrite, card_file) as target:
+    with _place(output, writer.SUFFIX, settings.overwrite, card_file) as target:
         log("loading the model")
         loaded = load_model(bundle, "cpu", runtime="torch")
-        crops = ExportCrops.find(loaded, store)
-        classifier = _shareable(loaded, taxonomy, pixel_size_um)
+        crops = ExportCrops.find(loaded, settings.store)
+        classifier = _shareable(loaded, settings.taxonomy, settings.pixel_size_um)
         options: dict[str, Any] = {}
         if format == "onnx":
             smaller = precision != "fp32"
             calibration = crops.calibration() if precision == "int8" else None
             judged = crops.judged() if smaller else None
-            options["settings"] = OnnxSettings(layout, embeddings, precision, calibration, judged)
+            options["settings"] = OnnxSettings(settings.layout, settings.embeddings, precision, calibration, judged)
         log("writing the model card")
         run = bundle.parent if (bundle.parent / "config.yaml").is_file() else None
         card = model_card(classifier, run, explanation=drawn_example(classifier), licence=licence)
@@ -387,18 +373,17 @@ def drawn_example(classifier: Classifier) -> CardPicture:
     )
 
 
-def _settings(format: str, layout: str, embeddings: bool, precision: str, licence: str) -> str:
-    """Refuse what does not exist or go together, before any work; return the licence as one line."""
-    if format not in FORMATS:
-        raise ModelError(f"format {printable(format)!r} does not exist; choose among {', '.join(FORMATS)}")
-    for word, known in ((layout, get_args(Layout)), (precision, get_args(Precision))):
-        if word not in known:
-            raise ModelError(f"{printable(word)!r} does not exist; choose among {', '.join(known)}")
-    if format != "onnx" and (layout != "patches" or embeddings or precision != "fp32"):
+def _usable_licence(settings: ExportSettings) -> str:
+    """Refuse options that the format does not have, before any work; return the licence as one line."""
+    if settings.format != "onnx" and (settings.layout, settings.embeddings, settings.precision) != (
+        "patches",
+        False,
+        "fp32",
+    ):
         raise ModelError(
-            f"--input, --embeddings, --fp16, --int8 go with --format onnx, not with {format}; leave them out"
+            f"--layout, --embeddings and --precision go with --format onnx, not with {settings.format}; leave them out"
         )
-    return printable(licence)[:200]
+    return printable(settings.licence)[:200]
 
 
 class _place(contextlib.AbstractContextManager[Path]):

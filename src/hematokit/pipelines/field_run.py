@@ -23,6 +23,7 @@ from hematokit.errors import FieldError, HematokitError, printable
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.models.field_cells import classify_cells, scale_warnings
 from hematokit.pipelines.distributed import run_on_cluster
+from hematokit.pipelines.settings import DetectSettings
 from hematokit.plugins import MadeDetector
 from hematokit.progress import Progress, no_log, no_progress
 from hematokit.reports.overlay import draw_overlay
@@ -91,6 +92,12 @@ class FieldJob:
     force_pixel_size: bool = False
     min_probability: float = 0.5
     batch_size: int = 64
+
+    @classmethod
+    def of(cls, output: str | Path, settings: DetectSettings, model: str | Path | None = None) -> FieldJob:
+        """Return the job of a command's settings."""
+        used = settings.model_dump(include=set(cls.__dataclass_fields__))
+        return cls(str(Path(output).resolve()), model=None if model is None else str(Path(model).resolve()), **used)
 
     @property
     def fields(self) -> FieldFolders:
@@ -403,7 +410,7 @@ def _one_by_one(job: FieldJob, tasks: Sequence[FieldTask], note: Note) -> Iterat
 
 
 def work_on_fields(
-    paths: Sequence[str | Path], job: FieldJob, smears: str | Path | None, scheduler: str, progress: Progress
+    paths: Sequence[str | Path], job: FieldJob, settings: DetectSettings, progress: Progress
 ) -> tuple[FieldJob, ResultsFolder, list[FieldOutcome], list[FieldOutcome]]:
     """Work on the fields of one call.
 
@@ -421,8 +428,8 @@ def work_on_fields(
     FieldError
         If all of them failed, beside what `prepare_run` and `run_fields` raise.
     """
-    job, results = prepare_run(paths, job, smears=smears)
-    now = run_fields(job, results, scheduler=scheduler, progress=progress)
+    job, results = prepare_run(paths, job, smears=settings.smears)
+    now = run_fields(job, results, scheduler=settings.scheduler, progress=progress)
     outcomes = results.all_outcomes(now)
     if all(outcome.status == "failed" for outcome in outcomes):
         write_outcomes(results.path, outcome_table(outcomes))

@@ -45,7 +45,7 @@ def retrain_models(
     store : PatchStore
         Store with a training split; it is only read.
     settings : mapping
-        Settings of `hematokit.training.settings.TrainConfig`; those of the model in question, changed by
+        Settings of `hematokit.training.settings.TrainSettings`; those of the model in question, changed by
         `hematokit.explanation.checks.data_randomisation.SMALL_TRAINING`. ``store``, ``output``, ``seed`` and
         ``device`` are replaced.
     per_class : int, optional

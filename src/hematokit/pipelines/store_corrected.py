@@ -81,11 +81,11 @@ def store_corrected(
     others : bool
         Take the cells that nobody reviewed too, without a label.
     smears
-        As `hematokit.pipelines.tile.tile_fields` takes it; without it, those of the reviewed cells are taken.
+        As `hematokit.pipelines.tile.tile` takes it; without it, those of the reviewed cells are taken.
     pixel_size_um : float, optional
         Of fields whose file does not say; by default that of their review.
     force_pixel_size, patch_size, codec, near_duplicates
-        As `hematokit.pipelines.tile.tile_fields` takes them.
+        As `hematokit.pipelines.tile.tile` takes them.
     progress : Progress
         Called with the number of fields done.
 

@@ -14,16 +14,19 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 import numpy as np
 import pandas as pd
 
 from hematokit.annotations import AnnotationFiles, ClassNames, check_annotations, load_class_map, read_class_names
 from hematokit.annotations.cells import name_cells
+from hematokit.commands import Inputs, as_paths
 from hematokit.errors import FieldError, ImageError, PluginError, printable
 from hematokit.imaging.fieldfiles import Field, field_name, list_fields, open_field
 from hematokit.imaging.fieldfiles.pixelsize import check_given
+from hematokit.pipelines.overrides import TileOverrides
+from hematokit.pipelines.settings import TileSettings
 from hematokit.plugins import load_plugins
 from hematokit.progress import Progress, no_progress
 from hematokit.store.corrections import standing_corrections
@@ -33,7 +36,7 @@ from hematokit.store.patchstore import PatchStore
 from hematokit.store.smears import SMEAR_COLUMNS, count_other_smears, match_smears, other_smears
 from hematokit.store.tiling import FieldRecord, FieldWriter, TileSummary, TileTally, hash_source
 from hematokit.store.writer import StoreWriter, disk_errors
-from hematokit.taxonomy import Taxonomy
+from hematokit.taxonomy import Taxonomy, load_taxonomy
 
 __all__ = [
     "CellsOfField",
@@ -42,75 +45,42 @@ __all__ = [
     "annotation_identity",
     "first_of",
     "list_new_fields",
-    "tile_fields",
+    "tile",
     "tile_into",
 ]
 
 
-def tile_fields(
-    paths: Sequence[str | Path],
-    store_path: str | Path,
+def tile(
+    inputs: Inputs,
+    store: str | Path,
     *,
-    detector: str = "nuclei",
-    detector_options: Mapping[str, object] | None = None,
     cells: str | Path | CellsOfField | None = None,
-    class_map: Sequence[str] | None = None,
-    class_names: str | Path | None = None,
-    only: Collection[str] | None = None,
-    smears: str | Path | None = None,
-    pixel_size_um: float | None = None,
-    force_pixel_size: bool = False,
-    taxonomy: Taxonomy | None = None,
-    patch_size: int | None = None,
-    codec: str | None = None,
-    near_duplicates: bool = True,
-    replace: bool = False,
+    taxonomy: Taxonomy | str | Path | None = None,
+    settings: TileSettings | None = None,
     progress: Progress = no_progress,
+    **overrides: Unpack[TileOverrides],
 ) -> TileSummary:
-    """Put whole fields into a patch store, which is created if need be: their images, cells and patches.
+    """Tile whole fields into a patch store: their images, cells and patches.
 
-    Every field ends in the store or as a row of the store's `rejects`. Killed at any moment, the same call goes on
-    where the last commit was.
+    Every field ends in the store or as a row of the store's `rejects`. Interrupted at any moment, the same call
+    continues after the last commit.
 
     Parameters
     ----------
-    paths : sequence of str or Path
+    inputs : path, or sequence of path
         Images, OME-Zarr folders, or folders of them.
-    store_path : str or Path
-        Folder of the store.
-    detector : str
-        Detects the cells, unless `cells` are given.
-    detector_options : mapping, optional
-        The detector's options.
-    cells : str, Path or CellsOfField, optional
-        Annotations instead of detection: files, see `hematokit.annotations.AnnotationFiles`; or a function that is
-        given each opened field and returns its cells.
-    class_map : sequence of str, optional
-        What the names that `cells` uses mean: ``"NAME=CODE"``, ``"NAME="`` for a cell without label, or YAML files.
-    class_names : str or Path, optional
-        File of the names of the classes of YOLO files.
-    only : collection of str, optional
-        Names or codes of the classes of `cells` to take; others are left out.
-    smears : str or Path, optional
-        CSV that states which smear and patient a field is from.
-    pixel_size_um : float, optional
-        Micrometres per pixel, for files that do not state it.
-    force_pixel_size : bool
-        `pixel_size_um` wins over the files.
-    taxonomy : Taxonomy, optional
+    store : path
+        Folder of the store; created if it does not exist.
+    cells : path or callable, optional
+        Annotations instead of detection: files, see `hematokit.annotations.AnnotationFiles`; or a function that takes
+        an opened field and returns its cells.
+    taxonomy : Taxonomy or path, optional
         Classes of a new store, `MATEK_21` by default; must equal those of an existing one.
-    patch_size : int, optional
-        Side of the patches of a new store in pixels, 250 by default; must equal that of an existing one.
-    codec : {"raw", "zstd"}, optional
-        How a new store packs patches, ``"raw"`` by default.
-    near_duplicates : bool
-        Search for patches of different fields that show the same cell, too, not only for equal pixels.
-    replace : bool
-        Replace the cells, smear and patient of fields that are in the store with others; without it such fields are
-        refused. Cells at the same place keep their id, and with it what people corrected; the new cells are in no
-        split.
+    settings : TileSettings, optional
     progress : Progress
         Called with the number of fields done.
+    **overrides
+        Fields of `TileSettings`; they take precedence over `settings`.
 
     Returns
     -------
@@ -128,25 +98,33 @@ def tile_fields(
         If the store does not fit, is damaged, or is being written; if the disk is full.
     """
     started = time.monotonic()
-    target = StoreTarget.at(Path(store_path), taxonomy=taxonomy, patch_size=patch_size, codec=codec)
-    files = list_new_fields(paths, target.path)
-    check_given(pixel_size_um)
+    settings = TileSettings.combine(settings, overrides)
+    classes = load_taxonomy(taxonomy) if isinstance(taxonomy, str | Path) else taxonomy
+    target = StoreTarget.at(Path(store), taxonomy=classes, patch_size=settings.patch_size, codec=settings.codec)
+    files = list_new_fields(as_paths(inputs), target.path)
+    check_given(settings.pixel_size_um)
+    only = settings.only or None
     if cells is None:
-        if only is not None or class_map or class_names is not None:
-            raise FieldError("classes are named by known cells only: give --cells too, or leave these options out")
-        cells_of = _detected(detector, detector_options)
+        if only or settings.class_map or settings.class_names is not None:
+            raise FieldError(
+                "--class-map, --class-names and --only are for annotations: give --cells too, or leave them out"
+            )
+        cells_of = _detected(settings.detector, settings.detector_options)
     elif callable(cells):
         cells_of = cells
     else:
-        yolo_names = None if class_names is None else read_class_names(Path(class_names))
-        classes = ClassNames(target.taxonomy, load_class_map(class_map or (), target.taxonomy))
-        cells_of = _annotated(AnnotationFiles(Path(cells), files, yolo_names), classes, only, target.patch_size)
-    named = match_smears(smears, files)
-    sizes = dict.fromkeys(files, pixel_size_um)
-    job = TileJob(files, cells_of, named.said, sizes, force_pixel_size, near_duplicates, replace)
-    store, tally = tile_into(target, job, progress)
-    tally.warnings += [*named.warnings, *other_smears(count_other_smears(tally.rejects), target.path, smears)]
-    return tally.summarize(store, len(files), time.monotonic() - started)
+        yolo_names = None if settings.class_names is None else read_class_names(Path(settings.class_names))
+        names = ClassNames(target.taxonomy, load_class_map(settings.class_map, target.taxonomy))
+        cells_of = _annotated(AnnotationFiles(Path(cells), files, yolo_names), names, only, target.patch_size)
+    named = match_smears(settings.smears, files)
+    sizes = dict.fromkeys(files, settings.pixel_size_um)
+    job = TileJob(
+        files, cells_of, named.said, sizes, settings.force_pixel_size, settings.near_duplicates, settings.replace
+    )
+    tiled, tally = tile_into(target, job, progress)
+    lost = other_smears(count_other_smears(tally.rejects), target.path, settings.smears)
+    tally.warnings += [*named.warnings, *lost]
+    return tally.summarize(tiled, len(files), time.monotonic() - started)
 
 
 # --- the cells of a field: a detector, or annotations -----------------------------------------------------------------

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
+from hematokit.commands import CommandResult
 from hematokit.errors import ModelError, TrainingError, shell_word
 from hematokit.evaluation.calibration import fit_temperature
 from hematokit.files import write_json
@@ -18,13 +19,14 @@ from hematokit.models.bundle import save_bundle
 from hematokit.models.classifier import Classifier, describe_device, resolve_device
 from hematokit.models.config import SplitRecord, TrainingRecord
 from hematokit.models.construction import BackboneChoice, build_backbone, choose_backbone
+from hematokit.pipelines.overrides import TrainOverrides
 from hematokit.progress import Progress, no_log, no_progress
 from hematokit.store import PatchStore, open_store
 from hematokit.training.augmenters import make_augmenters, recorded_options
 from hematokit.training.data import PatchFeed, TrainingData, select_cells
 from hematokit.training.loop import Loop, TrainingSetup, stop_on_signals
 from hematokit.training.runs import RunFolder, environment
-from hematokit.training.settings import TrainConfig, make_config
+from hematokit.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,8 +38,8 @@ RESUMABLE = {"epochs", "stop_after", "device", "workers", "cache", "compile", "p
 
 
 @dataclass(frozen=True)
-class TrainResult:
-    """What became of a training.
+class TrainResult(CommandResult):
+    """Result of a training.
 
     Attributes
     ----------
@@ -46,17 +48,17 @@ class TrainResult:
     bundle : Path or None
         The bundle, if the training is finished.
     finished : bool
-        False if it was stopped; ``resume=True`` goes on.
+        False if the training was stopped; ``resume=True`` continues it.
     epochs : int
-        Epochs done.
+        Epochs completed.
     best_epoch : int
-        The epoch in the bundle, from 1.
+        The epoch whose weights are in the bundle, counted from 1.
     best : float or None
-        Its monitored figure on the validation split.
+        Its value of the monitored validation metric.
     seconds : float
-        Time trained, over all starts.
+        Time spent on training, over all calls.
     warnings : tuple of str
-        What is doubtful about the cells it was trained on, one line each.
+        Doubts about the training cells, one line each.
     """
 
     run: Path
@@ -68,36 +70,57 @@ class TrainResult:
     seconds: float
     warnings: tuple[str, ...] = ()
 
+    def lines(self) -> list[str]:
+        """Return the files written and the next command."""
+        if self.finished:
+            return [
+                f"Bundle: {self.bundle} (epoch {self.best_epoch} of {self.epochs})",
+                f"Next: hematokit evaluate {shell_word(self.run)}",
+            ]
+        return [
+            f"Stopped after {self.epochs} epochs. Go on with: hematokit train --resume --output {shell_word(self.run)}"
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes, paths as text."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
 
 def train(
-    store: str | Path | None = None,
+    store: str | Path | TrainSettings | None = None,
     output: str | Path | None = None,
     *,
+    settings: TrainSettings | Mapping[str, Any] | None = None,
     resume: bool = False,
     progress: Progress = no_progress,
     log: Callable[[str], None] | None = None,
-    settings: Mapping[str, Any] | None = None,
     command: Sequence[str] = (),
-    **more: Any,
+    **overrides: Unpack[TrainOverrides],
 ) -> TrainResult:
-    """Train a classifier on a store's training split.
+    """Train a classifier on the training split of a store.
+
+    ``train(TrainSettings(...))``, ``train(store, output, epochs=3)`` and ``hematokit train --config`` do the same.
 
     Parameters
     ----------
-    store : path
-        Patch store with a split. Needed unless `resume` (the run remembers it).
+    store : path or TrainSettings
+        Patch store with a split; or all settings, store and output included. Not needed with `resume`: the run
+        records its store.
     output : path
-        Run folder to write; with `resume`, the one to go on with.
+        Run folder to write; with `resume`, the run to continue.
+    settings : TrainSettings or mapping, optional
+        Settings; `overrides` take precedence.
     resume : bool
-        Go on from the last checkpoint of `output`.
+        Continue from the last checkpoint of `output`.
     progress : Progress
-        Called after each step with the number of cells that are done.
+        Called after each step with the number of cells processed.
     log : callable, optional
-        Called with a line of text after each epoch and where something needs saying.
+        Called with one line of text after each epoch and for each message.
     command : sequence of str, optional
-        The command line that asked for it, recorded in the run and its bundle; a resumed run keeps its first one.
-    settings, **more
-        Fields of `hematokit.training.settings.TrainConfig`.
+        The command line, recorded in the run and its bundle; a resumed run keeps its first one.
+    **overrides
+        Fields of `TrainSettings`.
 
     Returns
     -------
@@ -106,14 +129,19 @@ def train(
     Raises
     ------
     TrainingError, StoreError, PluginError, ModelError
-        One line each: settings that make no sense, a store that cannot be trained on, a plugin or weights that are
-        missing, a loss that is no longer finite.
+        One line each: settings that contradict each other, a store that cannot be trained on, a plugin or weights
+        that are missing, a loss that is no longer finite.
 
     Examples
     --------
-    >>> result = hematokit.train("bm.zarr", "runs/coatnet", backbone="coatnet", epochs=30)  # doctest: +SKIP
+    >>> result = train("bm.zarr", "runs/tiny", backbone="timm:test_vit", epochs=1, image_size=160)
+    >>> result.finished
+    True
     """
-    run, config, before = _settings(store, output, {**(settings or {}), **more}, resume)
+    if isinstance(store, TrainSettings):
+        settings, store = TrainSettings.combine(store, settings), None
+    given = settings.model_dump(exclude_unset=True) if isinstance(settings, TrainSettings) else dict(settings or {})
+    run, config, before = _settings(store, output, given | overrides, resume)
     with _accelerator(config) as accelerator, stop_on_signals() as request:
         main = accelerator.is_main_process
         say = log if log is not None and main else no_log
@@ -190,7 +218,7 @@ def train(
 
 def _settings(
     store: str | Path | None, output: str | Path | None, given: dict[str, Any], resume: bool
-) -> tuple[RunFolder, TrainConfig, TrainingRecord]:
+) -> tuple[RunFolder, TrainSettings, TrainingRecord]:
     """Return the run folder, the settings, and what a run that goes on recorded at its start."""
     output = given.get("output") if output is None else output
     if output is None:
@@ -203,19 +231,19 @@ def _settings(
         return run, *_resumed(run, given)
     if "store" not in given:
         raise TrainingError("no store given; name the patch store that hematokit import wrote")
-    return run, make_config(given), TrainingRecord()
+    return run, TrainSettings.combine(given), TrainingRecord()
 
 
-def _resumed(run: RunFolder, given: dict[str, Any]) -> tuple[TrainConfig, TrainingRecord]:
+def _resumed(run: RunFolder, given: dict[str, Any]) -> tuple[TrainSettings, TrainingRecord]:
     settings, facts = run.read_config()
-    before = make_config(settings)
+    before = TrainSettings.combine(settings)
     given = {key: value for key, value in given.items() if value is not None}
     if "store" not in given and facts.store and Path(facts.store).is_dir():
         # The path that was typed may be relative to another working directory.
         given["store"] = facts.store
     # How long the last call was meant to run says nothing about this one.
-    config = make_config(settings, {"stop_after": None}, given)
-    for key in TrainConfig.model_fields:
+    config = TrainSettings.combine(settings, {"stop_after": None}, given)
+    for key in TrainSettings.model_fields:
         if key not in RESUMABLE and getattr(before, key) != getattr(config, key):
             raise TrainingError(
                 f"run {run.path} was started with {key}={getattr(before, key)!r}, which --resume cannot change to "
@@ -225,7 +253,7 @@ def _resumed(run: RunFolder, given: dict[str, Any]) -> tuple[TrainConfig, Traini
 
 
 @contextmanager
-def _accelerator(config: TrainConfig) -> Iterator[Accelerator]:
+def _accelerator(config: TrainSettings) -> Iterator[Accelerator]:
     """Make accelerate's Accelerator for one training, and make the process forget it afterwards.
 
     Its state is global to the process; left behind, a second training would silently get the first one's device.
@@ -276,7 +304,7 @@ def _warnings(data: TrainingData, store: Path) -> list[str]:
 
 
 def _first_model(
-    config: TrainConfig, choice: BackboneChoice, data: TrainingData, patch_size: int, *, trained: bool
+    config: TrainSettings, choice: BackboneChoice, data: TrainingData, patch_size: int, *, trained: bool
 ) -> Classifier:
     """Build the classifier with its first weights: random from the seed, or, unless `trained`, those asked for."""
     torch.manual_seed(config.seed)

@@ -31,7 +31,7 @@ from hematokit.imaging.reading import read_rgb
 from hematokit.models.config import ModelConfig, SplitRecord, TrainingRecord, TrainingSettings
 from hematokit.reports.rendering import METRIC_NAMES, data_url, templates
 from hematokit.reports.text import command, duration, interval
-from hematokit.training.settings import TrainConfig
+from hematokit.training.settings import TrainSettings
 from hematokit.yaml_text import typed_text
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _other_settings(settings: TrainingSettings) -> Iterator[tuple[str, str]]:
     """What changes a model and has no place above, where it is not what a training takes by itself."""
     for name in _SETTINGS:
         value = getattr(settings, name)
-        if name in settings.model_fields_set and value != TrainConfig.model_fields[name].default:
+        if name in settings.model_fields_set and value != TrainSettings.model_fields[name].default:
             yield name, _as_typed(value)
     yield from _given_options("backbone", settings.backbone_options or {})
     yield from _given_options("augmenter", settings.augmenter_options or {})

@@ -300,7 +300,7 @@ class FieldWriter:
 
 @dataclass(frozen=True)
 class TileSummary(CommandResult):
-    """What `hematokit.tile_fields` did.
+    """What `hematokit.tile` did.
 
     Attributes
     ----------

@@ -3,7 +3,7 @@
 Modules
 -------
 settings
-    `TrainConfig`: everything that decides what a training does.
+    `TrainSettings`: everything that decides what a training does.
 data
     The cells of each split, and their patches in batches on the device.
 augmenters

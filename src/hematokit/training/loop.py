@@ -31,7 +31,7 @@ from hematokit.training.augmenters import Augmenters
 from hematokit.training.balance import BalancedLoss, epoch_batches, epoch_order
 from hematokit.training.data import PatchFeed, TrainingData
 from hematokit.training.runs import Progressed, RunFolder
-from hematokit.training.settings import TrainConfig
+from hematokit.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -50,7 +50,7 @@ class TrainingSetup:
 
     Attributes
     ----------
-    config : TrainConfig
+    config : TrainSettings
     classifier : Classifier
         On the accelerator's device.
     data : TrainingData
@@ -61,7 +61,7 @@ class TrainingSetup:
     run : RunFolder
     """
 
-    config: TrainConfig
+    config: TrainSettings
     classifier: Classifier
     data: TrainingData
     feeds: dict[str, PatchFeed]

@@ -24,7 +24,7 @@ from hematokit._version import __version__
 from hematokit.errors import TrainingError
 from hematokit.files import one_line_read_errors, replace_file, write_atomically
 from hematokit.models.config import TrainingRecord
-from hematokit.training.settings import TrainConfig, declared_settings
+from hematokit.training.settings import TrainSettings
 from hematokit.yaml_text import parse_yaml
 
 __all__ = ["Progressed", "RunFolder", "environment"]
@@ -103,7 +103,7 @@ class RunFolder:
         """Path of the checkpoint ``last`` or ``best``."""
         return self.path / CHECKPOINTS / f"{name}.safetensors"
 
-    def start(self, config: TrainConfig, facts: TrainingRecord) -> None:
+    def start(self, config: TrainSettings, facts: TrainingRecord) -> None:
         """Make the folder and write ``config.yaml``.
 
         Raises
@@ -118,7 +118,7 @@ class RunFolder:
         (self.path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         self.write_config(config, facts)
 
-    def write_config(self, config: TrainConfig, facts: TrainingRecord) -> None:
+    def write_config(self, config: TrainSettings, facts: TrainingRecord) -> None:
         """Write ``config.yaml``."""
         found = facts.model_dump(mode="json", exclude_unset=True, exclude={"command"})
         data = {"settings": config.model_dump(), "facts": found, "command": facts.command or []}
@@ -139,7 +139,7 @@ class RunFolder:
         try:
             with one_line_read_errors(self.config_file, TrainingError):
                 text, where = self.config_file.read_text(encoding="utf-8"), str(self.config_file)
-            settings = declared_settings(parse_yaml(text, where, TrainingError)["settings"], where)
+            settings = TrainSettings.typed(parse_yaml(text, where, TrainingError)["settings"], where)
             data = parse_yaml(text, where, TrainingError, typed=True)
             facts = dict(data["facts"])
             # Older runs have a line of text there, with the folders of whoever wrote it.
