@@ -88,7 +88,7 @@ class Settings(BaseModel):
         if first["type"] == "extra_forbidden":
             return f"setting {name!r} does not exist; settings: {', '.join(sorted(cls.model_fields))}"
         message = str(first["msg"]).removeprefix("Value error, ")
-        return f"setting {name!r}: {message} (given: {first['input']!r})" if name else message
+        return f"setting {name!r} ({flag_name(name)}): {message} (given: {first['input']!r})" if name else message
 
     @classmethod
     def read(cls, path: str | Path) -> dict[str, Any]:

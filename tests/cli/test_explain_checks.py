@@ -52,7 +52,7 @@ def test_faithfulness_is_written_from_the_command_line(
         (["--also", "OTHER"], "--also is for --sanity and --faithfulness"),
         (["--sanity", "--also", "SAME"], "a model was named twice"),
         (["--faithfulness", "--set", "training.epochs=2"], "--set training.NAME is for the models"),
-        (["--sanity", "--no-retrain", "--set", "training.epochs=2"], "--set training.NAME is for the models"),
+        (["--sanity", "--no-retrain", "--set", "training.epochs=2"], "training needs retrain"),
         (["--sanity", "--set", "training.nonsense=2"], "nonsense"),
     ],
 )

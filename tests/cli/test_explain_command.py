@@ -146,13 +146,15 @@ def test_images_may_be_listed_as_a_shell_does_it(run: Run, tmp_path: Path) -> No
     assert document["targets"] == {"BLA": 2, "NGS": 1}
 
 
-def test_doubt_shows_both_classes_and_their_maps(run: Run, tmp_path: Path, tiny_run: Path, tiny_store: Path) -> None:
+def test_uncertain_cells_show_both_classes_and_their_maps(
+    run: Run, tmp_path: Path, tiny_run: Path, tiny_store: Path
+) -> None:
     words = ["--split", "all", "--per-class", 4, "--uncertain", "--min-probability", 1.0, "--methods", "grad-cam"]
     code, document, _ = run(*words, "--json")
     assert code == 0
-    assert document["doubtful"] == 12
-    doubtful = pd.read_parquet(tmp_path / "why" / "doubt.parquet")
-    maps = np.asarray(zarr.open_group(tmp_path / "why" / "doubt.zarr", mode="r")["grad-cam"])
+    assert document["uncertain"] == 12
+    doubtful = pd.read_parquet(tmp_path / "why" / "uncertain.parquet")
+    maps = np.asarray(zarr.open_group(tmp_path / "why" / "uncertain.zarr", mode="r")["grad-cam"])
     model = load_model(tiny_run, "cpu")
     images = model.prepare(torch.from_numpy(open_store(tiny_store).patches(doubtful["cell_id"].tolist())))
     spec = load_plugins().explainers.get("grad-cam")
@@ -167,7 +169,7 @@ def test_doubt_shows_both_classes_and_their_maps(run: Run, tmp_path: Path, tiny_
     # Another threshold is another list of cells, not a fault of the folder.
     code, document, _ = run(*words[:-4], "--min-probability", 0.0, "--methods", "grad-cam", "--json")
     assert code == 0
-    assert document["doubtful"] < 12
+    assert document["uncertain"] < 12
 
 
 def test_a_call_that_failed_before_its_first_cell_can_be_corrected(run: Run) -> None:
@@ -182,7 +184,7 @@ def test_a_call_that_failed_before_its_first_cell_can_be_corrected(run: Run) -> 
     [
         (["--methods", "grad-kam"], "no explainer is called 'grad-kam'"),
         (["--methods", "grad-cam", "--set", "smoothgrad.samples=3"], "not among the methods"),
-        (["--set", "samples=3"], "is not METHOD.NAME=VALUE"),
+        (["--set", "samples=3"], "setting 'samples' does not exist"),
         (["--set", "smoothgrad.samples=many"], "is not a whole number"),
         (["--set", "grad-cam.layer=99x99"], "there are:"),
         (["--cells", "BLA_9999"], "has no cell 'BLA_9999'"),
@@ -191,7 +193,7 @@ def test_a_call_that_failed_before_its_first_cell_can_be_corrected(run: Run) -> 
         (["stray.png"], "images are given with --images"),
         (["--images", "stray.png", "--cells", "a"], "give one of --images and --store"),
         (["--field", "f.png", "--images", "a.png"], "give one of --field"),
-        (["--sanity", "--uncertain"], "leave out the other options"),
+        (["--sanity", "--uncertain"], "--uncertain has no effect"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_no_folder(run: Run, tmp_path: Path, words: list[str], said: str) -> None:
@@ -253,7 +255,7 @@ def test_a_field_is_found_explained_and_laid_over(tiny_run: Path, tiny_store: Pa
         tiny_run,
         tmp_path / "low_confidence",
         detector="knows",
-        cells="low_confidence",
+        cells="low-confidence",
         min_probability=1.0,
         **settings,
     )
@@ -266,7 +268,7 @@ def test_a_field_is_found_explained_and_laid_over(tiny_run: Path, tiny_store: Pa
             tiny_run,
             tmp_path / "x",
             detector="knows",
-            cells="low_confidence",
+            cells="low-confidence",
             min_probability=0.0,
             **settings,
         )

@@ -21,7 +21,7 @@ from crashkit import DEADLY
 from hematokit.errors import FieldError, ImageError, PluginError, StoreError
 from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.geometry import Box
-from hematokit.pipelines.tile import tile
+from hematokit.pipelines import tile as tiling
 from hematokit.plugins import registered
 from hematokit.plugins.specs import DetectorSpec, Option
 from hematokit.store import StoreWriter, describe_store, open_store, set_pixel_size, split_store, verify_store
@@ -44,7 +44,7 @@ def save(path: Path, seed: int, **more: Any) -> np.ndarray:
 
 
 def tile(folder: Path, store: Path, **more: Any) -> TileSummary:
-    return tile([folder], store, **{"patch_size": SIZE, "near_duplicates": False} | more)
+    return tiling.tile([folder], store, **{"patch_size": SIZE, "near_duplicates": False} | more)
 
 
 @pytest.fixture
@@ -324,7 +324,7 @@ def test_a_store_among_its_fields_is_not_tiled_into_itself(fields: Path, tmp_pat
         summary = tile(fields, fields / "store.zarr", cells=tmp_path / "cells.csv")
         assert summary.fields == 3
     with pytest.raises(FieldError, match="of the store"):
-        tile([fields / "store.zarr"], fields / "store.zarr", cells=tmp_path / "cells.csv")
+        tiling.tile([fields / "store.zarr"], fields / "store.zarr", cells=tmp_path / "cells.csv")
 
 
 def test_a_dense_field_is_one_group_and_its_patches_are_not_compared(tmp_path: Path) -> None:
@@ -519,7 +519,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of a run that was left alone."""
     store = tmp_path_factory.mktemp("whole") / "store.zarr"
-    summary = tile([many], store, cells=many.parent / "cells.csv", patch_size=SIZE)
+    summary = tiling.tile([many], store, cells=many.parent / "cells.csv", patch_size=SIZE)
     assert (summary.added_fields, summary.without_cells) == (FIELDS, 1)
     return store
 
@@ -545,7 +545,7 @@ def committed(store: Path) -> int:
 
 
 def check_finishes(many: Path, store: Path, whole: Path, before: int) -> None:
-    summary = tile([many], store, cells=many.parent / "cells.csv", patch_size=SIZE)
+    summary = tiling.tile([many], store, cells=many.parent / "cells.csv", patch_size=SIZE)
     assert (summary.present_fields, summary.added_fields) == (before, FIELDS - before)
     one, two = open_store(store), open_store(whole)
     assert verify_store(store).ok
@@ -592,7 +592,7 @@ def moved(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = pd.read_csv(many.parent / "cells.csv", keep_default_na=False)
     table.assign(x=table["x"] + 300).to_csv(many.parent / "moved.csv", index=False)
     store = tmp_path_factory.mktemp("moved") / "store.zarr"
-    tile([many], store, cells=many.parent / "moved.csv", patch_size=SIZE)
+    tiling.tile([many], store, cells=many.parent / "moved.csv", patch_size=SIZE)
     return store
 
 
@@ -626,7 +626,7 @@ def test_killed_while_cells_are_replaced(
     found, old, new = by_field(store), by_field(whole), by_field(moved)
     assert all(found[name] in (old[name], new[name]) for name in old)
     assert sum(found[name] != old[name] for name in old) == expected
-    summary = tile([many], store, cells=many.parent / "moved.csv", patch_size=SIZE, replace=True)
+    summary = tiling.tile([many], store, cells=many.parent / "moved.csv", patch_size=SIZE, replace=True)
     assert summary.replaced_fields == FIELDS - 1 - expected
     assert by_field(store) == new
     assert open_store(store).content_hash == open_store(moved).content_hash
@@ -643,7 +643,7 @@ def test_interrupted_it_keeps_what_it_committed(
     monkeypatch.setattr("hematokit.store.writer._COMMIT_SECONDS", 0.0)
     store = tmp_path / "store.zarr"
     with pytest.raises(KeyboardInterrupt):
-        tile([many], store, cells=many.parent / "cells.csv", patch_size=SIZE, progress=interrupt)
+        tiling.tile([many], store, cells=many.parent / "cells.csv", patch_size=SIZE, progress=interrupt)
     before = committed(store)
     assert before == 4, "broken.png was the first of five"
     check_finishes(many, store, whole, before)
@@ -669,7 +669,7 @@ def test_bccd_fields_with_voc_boxes(real_data: Path, tmp_path: Path) -> None:
     store = tmp_path / "store.zarr"
     annotations = real_data / "bccd" / "Annotations"
     settings: dict[str, Any] = {"cells": annotations, "class_map": ["WBC="], "only": ["WBC"], "pixel_size_um": 0.1}
-    summary = tile(names, store, **settings)
+    summary = tiling.tile(names, store, **settings)
     opened = open_store(store)
     assert summary.added_fields == 12
     assert summary.added == len(opened) > 11
@@ -682,13 +682,15 @@ def test_bccd_fields_with_voc_boxes(real_data: Path, tmp_path: Path) -> None:
     darker = patches[:, 75:175, 75:175, 0].mean((1, 2)) < patches[..., 0].mean((1, 2))
     assert darker.mean() > 0.9
     assert verify_store(store).ok
-    assert tile(names, store, **settings).present_fields == 12
+    assert tiling.tile(names, store, **settings).present_fields == 12
 
 
 def test_txl_fields_with_yolo_boxes(real_data: Path, tmp_path: Path) -> None:
     names = sorted((real_data / "txl_pbc360" / "images").glob("*.jpg"))[:10]
     store = tmp_path / "store.zarr"
-    summary = tile(names, store, cells=real_data / "txl_pbc360" / "labels", class_map=["0="], only=["0"], codec="zstd")
+    summary = tiling.tile(
+        names, store, cells=real_data / "txl_pbc360" / "labels", class_map=["0="], only=["0"], codec="zstd"
+    )
     cells = open_store(store).cells
     assert summary.added_fields == 10
     assert summary.added == len(cells) >= 10

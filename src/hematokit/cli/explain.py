@@ -22,6 +22,11 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
+    add_command(app, "explain", explain_command, *_models(), plugins=("explainer",))
+
+
+def _models() -> list[type[Settings]]:
+    """Return the settings models of the command; the first reads ``--set``, as it has the options of the retraining."""
     from hematokit.pipelines.settings import (
         ExplainFieldSettings,
         ExplainSettings,
@@ -29,9 +34,7 @@ def register(app: typer.Typer) -> None:
         SanitySettings,
     )
 
-    # The first reads --set: its options of explainers and of the retraining are those of all.
-    models = (SanitySettings, ExplainSettings, ExplainFieldSettings, FaithfulnessSettings)
-    add_command(app, "explain", explain_command, *models, plugins=("explainer",))
+    return [SanitySettings, ExplainSettings, ExplainFieldSettings, FaithfulnessSettings]
 
 
 def explain_command(
@@ -151,6 +154,14 @@ def _check(
 
 def _refuse_others(given: dict[str, Any], *models: type[Settings]) -> None:
     """Refuse settings that none of these has: they would have no effect."""
+    all_models = _models()
     for name in given:
-        if not any(name in model.model_fields for model in models):
-            raise ExplanationError(f"{flag_name(name)} has no effect on this; leave it out")
+        if any(name in model.model_fields for model in models):
+            continue
+        if name == "training":
+            raise ExplanationError("--set training.NAME is for the models that --sanity trains; leave it out")
+        if not any(name in model.model_fields for model in all_models):
+            raise ExplanationError(
+                f"setting {name!r} does not exist; options of explainers are given as --set EXPLAINER.NAME=VALUE"
+            )
+        raise ExplanationError(f"{flag_name(name)} has no effect here; leave it out")

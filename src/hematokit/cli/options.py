@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
@@ -243,7 +243,11 @@ def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
         annotation = str if is_names(field) else list[str]
     if annotation is bool:
         flag = f"{flag}/--no-{flag.removeprefix('--')}" if default is True else flag
-    return _keyword(name, Annotated[annotation | None, typer.Option(flag, help=help_text)])
+    metavar = None
+    if get_origin(annotation) is Literal:
+        # The settings model checks the choice, so that the message is that of a file or of Python.
+        annotation, metavar = str, f"<{'|'.join(get_args(annotation))}>"
+    return _keyword(name, Annotated[annotation | None, typer.Option(flag, help=help_text, metavar=metavar)])
 
 
 def _keyword(name: str, annotation: Any) -> inspect.Parameter:

@@ -7,7 +7,7 @@
     classes.png                one cell a class and its maps
     attributions.zarr/<method> float32 (N, S, S), in pixels of the network's input
     attributions.zarr/.logits  float32 (N, C)
-    doubt.parquet, doubt.zarr  the same for uncertain cells, maps (M, 2, S, S) of their two leading classes
+    uncertain.parquet, uncertain.zarr  the same for uncertain cells, maps (M, 2, S, S) of their two leading classes
 
 A batch counts once ``explain.json`` says so, so a stopped call continues with the next one. Maps of another model,
 other settings or other cells are never mixed in. `collect_maps` and `collect_uncertain` fill a folder.
@@ -56,8 +56,8 @@ __all__ = [
 STATE_FILE: Final = "explain.json"
 CELLS_FILE: Final = "cells.parquet"
 CLASSES_FIGURE: Final = "classes.png"
-UNCERTAIN_FILE: Final = "doubt.parquet"
-UNCERTAIN_ARRAYS: Final = "doubt"
+UNCERTAIN_FILE: Final = "uncertain.parquet"
+UNCERTAIN_ARRAYS: Final = "uncertain"
 _KIND: Final = "hematokit explanations"
 _SCHEMA_VERSION: Final = 1
 _LOGITS: Final = ".logits"
@@ -162,7 +162,7 @@ class ExplanationFolder:
         Parameters
         ----------
         name : str
-            ``"attributions"`` or ``"doubt"``.
+            ``"attributions"`` or ``"uncertain"``.
         shape : tuple of int
             Of one method's array, cells first.
         methods : sequence of str

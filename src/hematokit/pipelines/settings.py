@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from hematokit.errors import EvaluationError, ExplanationError, FieldError, HematokitError, ModelError, PluginError
 from hematokit.settings import Names, PathText, Settings
@@ -275,6 +275,12 @@ class SanitySettings(StoreCellsSettings):
 
     examples: int = Field(default=2, ge=0)
     """Cells whose maps the report shows."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SanitySettings:
+        if self.training and not self.retrain:
+            raise ValueError("training needs retrain: its settings are for the models that are trained again")
+        return self
 
     @classmethod
     def assign_option(cls, settings: dict[str, Any], key: str, value: Any) -> None:
