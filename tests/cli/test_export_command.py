@@ -203,7 +203,7 @@ def test_colours_and_pixel_size_can_be_added(
     assert made.taxonomy["BLA"].colour == hematokit.MATEK_21["BLA"].colour
     assert made.config.pixel_size_um == 0.1
     assert (tmp_path / "out" / "part").is_file()
-    assert "greater than 0" in refused(capsys, *words[:-1], tmp_path / "o2", "--pixel-size", "0")
+    assert "0 um is not possible" in refused(capsys, *words[:-1], tmp_path / "o2", "--pixel-size", "0")
 
 
 @pytest.mark.parametrize(

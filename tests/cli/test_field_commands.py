@@ -134,7 +134,7 @@ def test_a_bad_field_is_named_and_the_command_succeeds(
         (["detect", "FIELDS", "--output", "OUT", "--detector", "nosuch"], "nosuch"),
         (["detect", "FIELDS", "--output", "OUT", "--set", "nonsense"], "detector.NAME=VALUE"),
         (["detect", "FIELDS", "--output", "OUT", "--set", "detector.nosuch=1"], "no option"),
-        (["detect", "FIELDS", "--output", "OUT", "--pixel-size", "nan"], "--pixel-size"),
+        (["detect", "FIELDS", "--output", "OUT", "--pixel-size", "nan"], "pixel size"),
         (["detect", "FIELDS", "--output", "OUT", "--smears", "FIELDS/none.csv"], "none.csv"),
         (["detect", "FIELDS", "--output", "OUT", "--smears", "WRONG"], "names none of the 2 fields"),
         (["detect", "FIELDS", "--output", "FULL"], "holds something else"),

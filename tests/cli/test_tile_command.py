@@ -139,7 +139,7 @@ def test_what_is_not_known_is_said(folder: Path, capsys: pytest.CaptureFixture[s
         (["--cells", "nothing"], "nothing does not exist"),
         (["--cells", "smears.csv"], "needs xmin, ymin, xmax, ymax"),
         (["--cells", "voc", "--class-map", "lympho=XXX"], "'XXX'"),
-        (["--cells", "voc", "--pixel-size", "nan"], "--pixel-size"),
+        (["--cells", "voc", "--pixel-size", "nan"], "pixel size"),
         (["--cells", "voc", "--taxonomy", "none.yaml"], "none.yaml"),
         (["--detector", "nobody"], "nobody"),
         (["--set", "detector"], "detector.NAME=VALUE"),

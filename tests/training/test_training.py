@@ -350,7 +350,7 @@ def unsplit(folder: Path) -> Path:
         ({"backbone": "coatnet", "image_size": 250}, "image size 250 does not fit backbone coatnet"),
         ({"augmenter": "hemtonet"}, "no augmenter is called"),
         ({"augmenter_options": {"rotation": 400}}, "rotation: 400 is outside"),
-        ({"epochs": 0}, "setting 'epochs': Input should be greater than or equal to 1"),
+        ({"epochs": 0}, "setting 'epochs' (--epochs): Input should be greater than or equal to 1"),
         ({"learning_rate": 1}, "setting 'learning_rate' does not exist; settings: augmenter, "),
         ({"lr": float("nan")}, "setting 'lr'"),
         ({"exclude": ["XYZ"]}, "class 'XYZ' is not in taxonomy"),

@@ -1,7 +1,8 @@
 """Settings of the commands, except those of a training (`hematokit.training.TrainSettings`).
 
 Each class is the only definition of the options of its command; see `hematokit.settings`. Nothing heavy is imported
-here, so that ``--help`` is quick.
+here, so that ``--help`` is quick. Pixel sizes have no limits here: `hematokit.imaging` checks them, wherever they are
+from.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class FieldSettings(Settings):
     detector_options: dict[str, Any] = Field(default_factory=dict)
     """Options of the detector."""
 
-    pixel_size_um: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    pixel_size_um: float | None = None
     """Micrometres per pixel of fields whose file does not state it."""
 
     force_pixel_size: bool = False
@@ -71,7 +72,7 @@ class ClassifySettings(DetectSettings):
     exclude_border: bool = False
     """Do not count cells that are cut by the border of their field; the tables contain them all the same."""
 
-    model_pixel_size_um: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    model_pixel_size_um: float | None = None
     """Micrometres per pixel of the model's training images, where the model does not state it.
 
     Patches of fields of another pixel size are resampled to it.
@@ -102,7 +103,7 @@ class TileSettings(FieldSettings):
     smears: PathText | None = None
     """CSV that maps files to smears and patients: columns file, smear_id, patient_id."""
 
-    patch_size: int | None = Field(default=None, ge=1)
+    patch_size: int | None = None
     """Side of the patches of a new store in pixels; 250 by default."""
 
     codec: str | None = None
@@ -142,8 +143,8 @@ class EvaluateSettings(Settings):
     seed: int = Field(default=0, ge=0)
     """Seed of the bootstrap."""
 
-    bootstrap: int = Field(default=1000, ge=1)
-    """Bootstrap resamples of the intervals."""
+    bootstrap: int = Field(default=1000, ge=0)
+    """Bootstrap resamples of the intervals; 0 for no intervals."""
 
 
 class CompareSettings(Settings):
@@ -248,7 +249,7 @@ class ExplainFieldSettings(MapSettings, FieldSettings):
     figures: bool = True
     """Draw a figure of each cell."""
 
-    model_pixel_size_um: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    model_pixel_size_um: float | None = None
     """Micrometres per pixel of the model's training images, where the model does not state it."""
 
 
@@ -312,7 +313,7 @@ class FaithfulnessSettings(StoreCellsSettings):
     detector_options: dict[str, Any] = Field(default_factory=dict)
     """Options of the detector."""
 
-    pixel_size_um: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    pixel_size_um: float | None = None
     """Micrometres per pixel of the patches; by default that of the store, else of the model."""
 
 
@@ -345,7 +346,7 @@ class ExportSettings(Settings):
     taxonomy: PathText | None = None
     """Taxonomy file whose names and colours replace those of the model."""
 
-    pixel_size_um: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    pixel_size_um: float | None = None
     """Micrometres per pixel of the training images, where the model does not state it."""
 
     overwrite: bool = False
