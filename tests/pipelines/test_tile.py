@@ -462,9 +462,9 @@ CHILD = (
     """
 import json, os, resource, signal, sys
 from collections.abc import Iterator
+from pathlib import Path
 from hematokit.errors import StoreError
 from hematokit.pipelines import tile as tiling
-from hematokit.errors import StoreError
 from hematokit.store import fields, schema, writer
 
 folder, store, plan = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
