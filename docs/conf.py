@@ -1,4 +1,4 @@
-"""How Sphinx builds these pages: ``make docs``, or ``sphinx-build -W -q docs docs/_build``."""
+"""Configuration of Sphinx: ``make docs``, or ``sphinx-build -W -q docs docs/_build``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-# Before hematokit is imported: the reference describes what ships, not what happens to be installed beside it.
+# Before hematokit is imported: the reference describes the plugins that ship, not others that are installed.
 os.environ["HEMATOKIT_PLUGINS"] = ""
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
@@ -22,11 +22,11 @@ exclude_patterns = ["_build", "_ext"]
 default_role = "py:obj"
 
 myst_enable_extensions = ["colon_fence", "deflist"]
-myst_heading_anchors = 3
+myst_heading_anchors = 4
 
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
-# Signatures show names as they are written (MATEK_21), not the values behind them.
+# Signatures show names as they are written (MATEK_21), not their values.
 autodoc_preserve_defaults = True
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
@@ -41,7 +41,7 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],
     "show_toc_level": 2,
-    # Wide tables, and headings that are all alike: the second sidebar would only take room.
+    # Wide tables and long lists of similar headings use the width of the second sidebar.
     "secondary_sidebar_items": {"**": ["page-toc"], "reference/settings": [], "reference/run-and-bundle": []},
     "navigation_with_keys": False,
     "pygments_light_style": "tango",

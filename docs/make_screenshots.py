@@ -24,7 +24,7 @@ import napari
 from PIL import Image
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QApplication
+from qtpy.QtWidgets import QApplication, QDockWidget
 
 FOLDER = Path(__file__).parent / "_static" / "viewer"
 SIZE = (1440, 900)
@@ -126,6 +126,33 @@ def ask_why(viewer: napari.Viewer, layer: Any) -> None:
     picture(viewer, "7-why-not")
 
 
+def show_all(viewer: napari.Viewer, layer: Any) -> None:
+    """The image of the front page: the differential, a part of the field, and the explanation of one cell."""
+    from napari_hematonet.following import select_cells
+
+    legend, why = dock(viewer, "Legend and differential"), dock(viewer, "Why")
+    window = viewer.window._qt_window
+    docks = [next(each for each in window.findChildren(QDockWidget) if each.isAncestorOf(w)) for w in (legend, why)]
+    sides = [viewer.window._qt_viewer.dockLayerList, viewer.window._qt_viewer.dockLayerControls]
+    for side in sides:
+        side.hide()
+    window.addDockWidget(Qt.DockWidgetArea.LeftDockWidgetArea, docks[0])
+    window.resizeDocks(docks, [400, 400], Qt.Orientation.Horizontal)
+    cells = layer.metadata["hematokit"].review.cells
+    height, width = viewer.layers[0].data.shape[:2]
+    central = cells[cells["y"].between(0.35 * height, 0.65 * height) & cells["x"].between(0.35 * width, 0.65 * width)]
+    select_cells(viewer, layer, [str(central.sort_values("probability")["cell_id"].iloc[-1])], look=True)
+    wait(lambda: not why.job.busy)
+    settle()
+    viewer.camera.zoom /= 2.2
+    picture(viewer, "0-front")
+    window.addDockWidget(Qt.DockWidgetArea.RightDockWidgetArea, docks[0])
+    window.tabifyDockWidget(docks[1], docks[0])
+    for side in sides:
+        side.show()
+    viewer.reset_view()
+
+
 def correct(viewer: napari.Viewer, layer: Any) -> None:
     """The review queue with its keys, and a cell that was corrected."""
     from napari_hematonet.following import select_cells
@@ -181,6 +208,7 @@ def main(model: str | None) -> None:
     cells = classify(viewer, model)
     count(viewer)
     ask_why(viewer, cells)
+    show_all(viewer, cells)
     correct(viewer, cells)
     classify_folder(viewer, cells.metadata["hematokit"].model_path)
     viewer.close()

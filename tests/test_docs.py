@@ -1,4 +1,4 @@
-"""The documentation: what it tells people to run is run here, smaller; what it links to exists.
+"""The documentation: its commands are run here with smaller data, and its links resolve.
 
 In the pages, ``bash`` and ``python`` blocks are run. ``console`` blocks (a ``$`` before each line) show what tests
 cannot do, such as installing; their hematokit commands are parsed. ``text`` blocks are output.
@@ -40,6 +40,9 @@ from tinykit import COLOURS, write_crops
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md") if "_build" not in page.parts)
+
+# Beside docs/, and not pages of it.
+ROOT_PAGES = ["../README.md", "../CONTRIBUTING.md"]
 
 FEW = "counts={'BLA': 14, 'LYT': 14, 'NGS': 14, 'ART': 4}"
 
@@ -144,6 +147,20 @@ def test_the_python_tutorial_runs(here: Path, capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr().out
     assert "one maturation step away: ['MMZ', 'NGS']" in printed
     assert "no-such.zarr does not exist" in printed
+
+
+def test_the_readme_runs(
+    here: Path,
+    tiny_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_crops(here / "BM_cytomorphology_data", {"BLA": 6, "LYT": 6}, size=250)
+    two_drawn_fields(here)
+    shutil.copytree(tiny_run, here / "runs" / "coatnet")
+    monkeypatch.setattr("hematokit.pipelines.train.train", check_training)
+    run_page("../README.md", capsys)
+    assert "percent" in capsys.readouterr().out
 
 
 # --- short pages, run on prepared files -------------------------------------------------------------------------------
@@ -300,9 +317,9 @@ def run_block(page: str, block: Block, site: Path, capfd: pytest.CaptureFixture[
 
 
 def shown_commands() -> list[tuple[str, list[str]]]:
-    """Every line of any block that starts a hematokit command, unshrunk."""
+    """Return every line of any block that starts a hematokit command, without the replacements of SMALLER."""
     found = []
-    for page in PAGES:
+    for page in [*PAGES, *ROOT_PAGES]:
         for match in re.finditer(r"^```(bash|console|text)\n(.*?)^```$", read(page), re.MULTILINE | re.DOTALL):
             text = match[2].replace("\\\n", " ")
             lines = [line for line in text.splitlines() if re.match(r"(\$ )?(hematokit|torchrun|accelerate) ", line)]
@@ -312,7 +329,7 @@ def shown_commands() -> list[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize(("page", "words"), shown_commands(), ids=lambda value: value if isinstance(value, str) else "")
 def test_shown_commands_exist(page: str, words: list[str], generated: ModuleType) -> None:
-    """Verbs, options, backbones and variants are real, also where a block is not run or is run with others."""
+    """Commands, options, backbones and variants exist, also in blocks that are not run or are run with others."""
     command = dict(generated.commands())["hematokit"]
     name, *rest = words
     # A group may be a command, too: hematokit plugins --json.
@@ -409,7 +426,7 @@ def anchors(page: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, *ROOT_PAGES])
 def test_links_resolve(page: str) -> None:
     broken = [name for name in toctree(page) if not (DOCS / name).is_file()]
     for target in re.findall(r"\]\(([^)\s]+)\)", without_code(read(page))):
@@ -417,7 +434,7 @@ def test_links_resolve(page: str) -> None:
             continue
         path, _, anchor = target.partition("#")
         file = ((DOCS / page).parent / path).resolve() if path else DOCS / page
-        if not file.is_file() or (anchor and anchor not in anchors(file.relative_to(DOCS).as_posix())):
+        if not file.exists() or (anchor and anchor not in anchors(file.relative_to(DOCS).as_posix())):
             broken.append(target)
     assert broken == []
 
