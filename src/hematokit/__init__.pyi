@@ -30,6 +30,7 @@ from .pipelines.settings import ExplainSettings as ExplainSettings
 from .pipelines.settings import ExportSettings as ExportSettings
 from .pipelines.settings import FaithfulnessSettings as FaithfulnessSettings
 from .pipelines.settings import SanitySettings as SanitySettings
+from .pipelines.settings import StoreCorrectedSettings as StoreCorrectedSettings
 from .pipelines.settings import TileSettings as TileSettings
 from .pipelines.store_corrected import store_corrected as store_corrected
 from .pipelines.tile import tile as tile

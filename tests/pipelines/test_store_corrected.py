@@ -75,7 +75,7 @@ def test_a_missed_cell_is_classified_where_it_was_pointed_at(
     picture: Path, model: Classifier, classified: pd.DataFrame, review: Review
 ) -> None:
     with open_field(picture) as field:
-        row = classify_one(field, model, 100.5, 60.25, cells=review.cells, field_id="102", source="s.jpg")
+        row = classify_one(field, model, 100.5, 60.25, cells=review.cells, field_id="102")
         patch = cut_patch(field.read, field.height, field.width, patch_box(100.5, 60.25, SIZE))
     assert row["cell_id"].item() == "102-00100-00060"
     side = usual_side(classified, None, SIZE)
@@ -283,7 +283,7 @@ def test_fields_have_the_pixel_size_of_their_reviews(picture: Path, model: Class
             pixels = np.asarray(field.read(patch_box(200, 200, 300 + 20 * number)))
         Image.fromarray(pixels).save(image)
         with open_field(image, pixel_size_um=size) as field:
-            cells = classify_one(field, model, 100, 100, side=30, field_id=f"f{number}", source=str(image))
+            cells = classify_one(field, model, 100, 100, side=30, field_id=f"f{number}")
         review = Review(cells, MATEK_21, field_id=f"f{number}", pixel_size_um=size)
         review.confirm(review.cells["cell_id"].tolist())
         images.append(image)

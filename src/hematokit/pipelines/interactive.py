@@ -285,32 +285,31 @@ def usual_side(cells: pd.DataFrame | None, pixel_size_um: float | None, patch_si
 
 def classify_one(
     field: Field,
-    classifier: Model,
+    model: Model,
     y: float,
     x: float,
     *,
     cells: pd.DataFrame | None = None,
     side: int | None = None,
     field_id: str = "",
-    source: str = "",
     model_pixel_size_um: float | None = None,
 ) -> pd.DataFrame:
-    """Classify a cell that the detector missed, where a person pointed at it.
+    """Classify a cell that the detector missed, at a given place.
 
     Parameters
     ----------
     field : Field
         The opened field, or anything with its ``read``, ``height``, ``width`` and ``pixel_size_um``.
-    classifier : Model
+    model : Model
         From `hematokit.load_model`.
     y, x : float
-        The cell's centre in pixels of the field, pixel corners on the whole numbers.
+        Centre of the cell in pixels of the field; integers are corners of pixels.
     cells : DataFrame, optional
-        The field's other cells, which say how large a cell usually is, and its smear and patient.
+        The other cells of the field, from which the usual size of a cell, source, smear and patient are taken.
     side : int, optional
         Side of the cell's box in pixels, instead of `usual_side`.
-    field_id, source : str
-        For the row.
+    field_id : str
+        Of the new row.
     model_pixel_size_um : float, optional
         Pixel size that the model was trained at, instead of what its configuration records.
 
@@ -331,7 +330,7 @@ def classify_one(
             f"y {y:g}, x {x:g} is outside the field of {field.width}x{field.height} px; point at a cell inside"
         )
     if side is None:
-        patch = field_patch_side(field, classifier, model_pixel_size_um)
+        patch = field_patch_side(field, model, model_pixel_size_um)
         side = usual_side(cells, field.pixel_size_um, patch)
     box = patch_box(y, x, side).clipped(field.height, field.width)
     assert box is not None  # the centre is inside
@@ -343,8 +342,8 @@ def classify_one(
     found = pd.DataFrame({name: [values[name]] for name in DETECTION_COLUMNS})
     found = found.astype({name: kind for name, kind in empty_detections().dtypes.items() if name != "contour"})
     smear, patient = (_first(cells, name) for name in ("smear_id", "patient_id"))
-    row = name_cells(found, field_id, source or _first(cells, "source"), smear_id=smear, patient_id=patient)
-    return classify_cells(field, row, classifier, model_pixel_size_um=model_pixel_size_um)
+    row = name_cells(found, field_id, _first(cells, "source") or field.name, smear_id=smear, patient_id=patient)
+    return classify_cells(field, row, model, model_pixel_size_um=model_pixel_size_um)
 
 
 def _first(cells: pd.DataFrame | None, column: str) -> str:

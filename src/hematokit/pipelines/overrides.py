@@ -189,6 +189,18 @@ class SanityOverrides(TypedDict, total=False):
     examples: int
 
 
+class StoreCorrectedOverrides(TypedDict, total=False):
+    """Fields of `StoreCorrectedSettings`."""
+
+    others: bool
+    smears: str | Path | None
+    pixel_size_um: float | None
+    force_pixel_size: bool
+    patch_size: int | None
+    codec: str | None
+    near_duplicates: bool
+
+
 class TileOverrides(TypedDict, total=False):
     """Fields of `TileSettings`."""
 

@@ -25,6 +25,7 @@ __all__ = [
     "ExportSettings",
     "FaithfulnessSettings",
     "SanitySettings",
+    "StoreCorrectedSettings",
     "TileSettings",
 ]
 
@@ -118,6 +119,33 @@ class TileSettings(FieldSettings):
     Without it such fields are refused. A cell at the same place keeps its id, and with it its corrections; new cells
     are in no split.
     """
+
+
+class StoreCorrectedSettings(Settings):
+    """Settings of `hematokit.store_corrected`."""
+
+    error: ClassVar[type[HematokitError]] = FieldError
+
+    others: bool = False
+    """Also store the cells that nobody reviewed, without a label."""
+
+    smears: PathText | None = None
+    """CSV that maps files to smears and patients; by default those of the reviewed cells."""
+
+    pixel_size_um: float | None = None
+    """Micrometres per pixel of fields whose file does not state it; by default that of their review."""
+
+    force_pixel_size: bool = False
+    """Use the pixel size given also for files that state another one."""
+
+    patch_size: int | None = None
+    """Side of the patches of a new store in pixels; 250 by default."""
+
+    codec: str | None = None
+    """Codec of a new store: raw (faster, the default) or zstd (about a fifth smaller)."""
+
+    near_duplicates: bool = True
+    """Search for fields that show the same cell."""
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------

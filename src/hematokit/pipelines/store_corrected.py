@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Unpack
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,8 @@ from hematokit.errors import FieldError, ImageError, printable
 from hematokit.imaging.fieldfiles import Field, field_name, file_orientation
 from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.imaging.fieldfiles.pixelsize import check_given
+from hematokit.pipelines.overrides import StoreCorrectedOverrides
+from hematokit.pipelines.settings import StoreCorrectedSettings
 from hematokit.pipelines.tile import (
     CellsOfField,
     FieldCells,
@@ -53,41 +55,31 @@ _PLACE: Final = ["y", "x", "y0", "x0", "height", "width"]
 def store_corrected(
     reviews: Review | Sequence[Review],
     fields: FieldImage | Sequence[FieldImage],
-    store_path: str | Path,
+    store: str | Path,
     *,
-    others: bool = False,
-    smears: str | Path | None = None,
-    pixel_size_um: float | None = None,
-    force_pixel_size: bool = False,
-    patch_size: int | None = None,
-    codec: str | None = None,
-    near_duplicates: bool = True,
+    settings: StoreCorrectedSettings | None = None,
     progress: Progress = no_progress,
+    **overrides: Unpack[StoreCorrectedOverrides],
 ) -> TileSummary:
     """Put reviewed cells into a store, new or existing, as a training set: their fields, patches and labels.
 
-    A cell counts as reviewed when a person gave it a class or confirmed the one it had. Calling again after more of a
-    field was reviewed brings the store up to date: new cells are appended, and what changed of the others goes into
-    the store's ``corrections.jsonl``.
+    A cell is reviewed if a person gave it a class or confirmed the one it had. A second call, after more cells of a
+    field were reviewed, updates the store: new cells are appended, and changes of the others are added to the store's
+    ``corrections.jsonl``.
 
     Parameters
     ----------
     reviews : Review or sequence of Review
         One for each field.
-    fields : str, Path, Field or sequence of them
+    fields : path, Field or sequence of them
         The image of each review. An opened field, which may have no file, is stored as it reads.
-    store_path : str or Path
-        Folder of the store; made if need be, with the classes of the first review.
-    others : bool
-        Take the cells that nobody reviewed too, without a label.
-    smears
-        As `hematokit.pipelines.tile.tile` takes it; without it, those of the reviewed cells are taken.
-    pixel_size_um : float, optional
-        Of fields whose file does not say; by default that of their review.
-    force_pixel_size, patch_size, codec, near_duplicates
-        As `hematokit.pipelines.tile.tile` takes them.
+    store : path
+        Folder of the store; created, if it does not exist, with the classes of the first review.
+    settings : StoreCorrectedSettings, optional
     progress : Progress
         Called with the number of fields done.
+    **overrides
+        Fields of `StoreCorrectedSettings`; they take precedence over `settings`.
 
     Returns
     -------
@@ -104,35 +96,40 @@ def store_corrected(
         If the store does not fit, is damaged, or is being written; if the disk is full.
     """
     started = time.monotonic()
-    store_path = Path(store_path)
-    store = open_store(store_path) if (store_path / ROOT_FILE).exists() else None
+    settings = StoreCorrectedSettings.combine(settings, overrides)
+    smears, near_duplicates = settings.smears, settings.near_duplicates
+    store_path = Path(store)
+    opened = open_store(store_path) if (store_path / ROOT_FILE).exists() else None
     with tempfile.TemporaryDirectory(prefix="hematokit-") as folder:
-        reviewed = _pair(reviews, fields, Path(folder), others)
-        present = {} if store is None else _stored(store, [one.path for one in reviewed])
+        reviewed = _pair(reviews, fields, Path(folder), settings.others)
+        present = {} if opened is None else _stored(opened, [one.path for one in reviewed])
         if not present and not any(len(one.cells) for one in reviewed):
             raise FieldError("no cell has been reviewed yet; give cells a class, or confirm the one they have, first")
-        _check_classes(reviewed, store, store_path)
+        _check_classes(reviewed, opened, store_path)
         named = match_smears(smears, [one.path for one in reviewed])
         different = _count_other_smears(reviewed, present, named.said)
         new = [one for one in reviewed if one.path not in present]
         tally, update = TileTally(), _Update()
-        if store is not None and present:
+        if opened is not None and present:
             there = [one for one in reviewed if one.path in present]
-            update = _update(store, there, present, near=near_duplicates and not new, progress=progress)
+            update = _update(opened, there, present, near=near_duplicates and not new, progress=progress)
         if new:
-            taxonomy = reviewed[0].review.taxonomy if store is None else None
-            target = StoreTarget.at(store_path, taxonomy=taxonomy, patch_size=patch_size, codec=codec)
+            taxonomy = reviewed[0].review.taxonomy if opened is None else None
+            target = StoreTarget.at(store_path, taxonomy=taxonomy, patch_size=settings.patch_size, codec=settings.codec)
             files = list_new_fields([one.path for one in new], store_path)
-            sizes = {one.path: one.review.pixel_size_um if pixel_size_um is None else pixel_size_um for one in new}
+            sizes = {
+                one.path: one.review.pixel_size_um if settings.pixel_size_um is None else settings.pixel_size_um
+                for one in new
+            }
             for size in sizes.values():
                 check_given(size)
-            job = TileJob(files, _cells_of(new), named.said, sizes, force_pixel_size, near_duplicates)
-            store, tally = tile_into(target, job, progress)
+            job = TileJob(files, _cells_of(new), named.said, sizes, settings.force_pixel_size, near_duplicates)
+            opened, tally = tile_into(target, job, progress)
             if tally.rejects:
                 raise FieldError(tally.rejects[0][2])
-            _sign(store, new, _stored(store, [one.path for one in new]))
-        assert store is not None  # every field is in it, or new
-        summary = tally.summarize(store, len(new), time.monotonic() - started)
+            _sign(opened, new, _stored(opened, [one.path for one in new]))
+        assert opened is not None  # every field is in it, or new
+        summary = tally.summarize(opened, len(new), time.monotonic() - started)
     return replace(
         summary,
         warnings=(*named.warnings, *other_smears(different, store_path, smears), *summary.warnings),
