@@ -20,7 +20,7 @@ def test_evaluate_prints_figures_and_where_the_report_lies(run: Path, capsys: py
     assert main(["evaluate", str(run), "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "Macro F1" in printed
-    assert f"Report:  {run / 'evaluation' / 'test' / 'report.html'}" in printed
+    assert f"Report: {run / 'evaluation' / 'test' / 'report.html'}" in printed
     assert "research use" in printed
 
 

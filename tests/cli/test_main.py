@@ -173,5 +173,5 @@ def test_demo_leaves_other_folders_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     done = run_hematokit("demo", "--output", str(tmp_path))
     assert done.returncode == 2
-    assert "holds something else" in done.stderr
+    assert "contains something else" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

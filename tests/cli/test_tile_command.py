@@ -188,6 +188,6 @@ def test_training_says_that_cells_without_a_label_take_no_part(
     arguments = ["--backbone", "timm:test_resnet", "--image-size", "64", "--epochs", "1", "--device", "cpu"]
     run = Run(capsys, ["train", "store.zarr", "--output", "run", *arguments])
     assert run.code == 0, run.err
-    assert "12 cells of the store have no label and take no part" in run.out
+    assert "12 cells of the store have no label and are not used" in run.out
     run = Run(capsys, ["evaluate", "run", "--device", "cpu", "--split", "all"])
     assert run.code == 0, run.err

@@ -279,7 +279,7 @@ def test_a_graphics_processor_that_is_too_small_hands_over_to_the_cpu(
     viewer.add_image(pixels)
     run(qtbot, form)
     assert {severity for severity, _ in told} == {"warning"}
-    assert "going on on the CPU" in told[-1][1]
+    assert "continuing on the CPU" in told[-1][1]
     assert state_of(cells_layers(viewer)[0]).review.cells["predicted"].notna().all()
     # The form says what computed the cells in the end.
     assert "torch on the CPU" in form.status.text()

@@ -388,7 +388,7 @@ def test_a_full_graphics_processor_and_a_failing_detector_are_told(
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "get_model", lambda *a: Full(real(*a), [], None))
         click_run(qtbot, form)
-    assert ("warning", "the graphics processor's memory is full: going on with 2 cells at a time") in told
+    assert ("warning", "GPU memory is full: continuing with 2 cells at a time") in told
     assert cells_layers(viewer)
 
     class Broken:

@@ -228,7 +228,7 @@ def test_a_full_disk_stops_the_work_and_keeps_what_is_done(
         real(path, cells)
 
     monkeypatch.setattr(module, "write_parquet", full)
-    with pytest.raises(FieldError, match=r"No space left on device.*make room"):
+    with pytest.raises(FieldError, match=r"No space left on device.*free disk space"):
         run_fields(*prepare_run([fields], job(tmp_path / "out")))
     monkeypatch.undo()
     assert len(list(tmp_path.rglob("field.json"))) == 1
@@ -341,7 +341,7 @@ def test_the_report_covers_the_fields_of_all_calls(tiny_run: Path, tmp_path: Pat
     assert second.worked == 2
     assert set(second.fields["field_id"]) == {"a", "b", "c", "cut"}
     assert list(second.failed["field_id"]) == ["cut"]
-    assert "2 fields worked on in this call, the others before" in second.lines()
+    assert "2 fields processed in this call, the others before" in second.lines()
     assert any(line.startswith("Failed: ") and "cut.png" in line for line in second.lines())
     assert counts_in(tmp_path / "whole") == counts_in(output)
     page = (output / "report.html").read_text()

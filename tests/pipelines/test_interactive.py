@@ -93,7 +93,7 @@ def test_a_full_graphics_processor_gets_less_at_a_time_then_the_cpu_takes_over(f
     _, cells = run(field, small, note=notes.append)
     assert max(small.sizes) <= 2
     assert small.device == "cuda:0"
-    assert notes == ["the graphics processor's memory is full: going on with 2 cells at a time"]
+    assert notes == ["GPU memory is full: continuing with 2 cells at a time"]
     notes.clear()
     none = Model(room=0, device="cuda:0")
     _, others = run(field, none, note=notes.append)

@@ -175,7 +175,7 @@ def test_mistakes_of_use_are_one_line(tiny_run: Path, tiny_store: Path, tmp_path
         evaluate(tiny_run, store=tiny_store, images=tmp_path)
     bundle = tmp_path / "model"
     shutil.copytree(tiny_run / "bundle", bundle)
-    with pytest.raises(EvaluationError, match=r"lies in no run.*--output"):
+    with pytest.raises(EvaluationError, match=r"not part of a run.*--output"):
         evaluate(bundle)
     config = json.loads((bundle / "config.json").read_text())
     config["training"]["store"] = str(tmp_path / "gone.zarr")

@@ -44,9 +44,9 @@ def echo(line: str = "") -> None:
 
 
 def recorded_command() -> list[str]:
-    """Return the running command as it is written into runs and bundles; empty where there is none.
+    """Return the running command as runs and bundles record it; empty if there is none.
 
-    Of absolute paths only the last part is kept: the folders of a laboratory are private.
+    Only the last part of absolute paths is kept, as folder names may be private.
     """
     return ["hematokit", *("=".join(map(_last_part, word.split("="))) for word in GIVEN.get())] if GIVEN.get() else []
 
@@ -58,12 +58,12 @@ def _last_part(text: str) -> str:
 
 
 def print_json(data: Mapping[str, Any] | list[Any]) -> None:
-    """Print data as one JSON document to standard output; not-a-number becomes null, as JSON has none."""
+    """Print data as one JSON document to standard output; NaN and infinity become null."""
     typer.echo(json.dumps(_finite(data), indent=2, default=str, allow_nan=False))
 
 
 def print_result(result: CommandResult, as_json: bool) -> None:
-    """Print what a command did: for machines, or as lines for people."""
+    """Print the result of a command, as JSON or as text."""
     if as_json:
         print_json(result.to_dict())
     else:
@@ -113,7 +113,7 @@ def progress_bar(description: str, unit: str = "cells") -> Iterator[Progress]:
 def _line_progress(description: str, unit: str) -> Progress:
     import time
 
-    # The first line waits too: work that ends within ten seconds needs none.
+    # Nothing is printed for work that ends within ten seconds.
     last = time.monotonic()
 
     def report(done: int, total: int | None, message: str) -> None:
@@ -128,19 +128,19 @@ def _line_progress(description: str, unit: str) -> Progress:
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that tensors give back, instead of returning it to the system at once.
+    """Let this process keep freed memory, instead of returning it to the system at once.
 
     A step of training frees and takes the same few large blocks again. glibc asks the system for each block above 32
     MiB, which then fills it with zeros, page by page: for a CoAtNet on a CPU that took a quarter of the time (see
     ``docs/results.md``). The price is a somewhat higher peak, as what was freed stays with the process.
 
-    For programs, which own their process; a library must not decide this for its caller. Settings of the user's own
-    (``MALLOC_...`` in the environment) are respected.
+    For programs only: a library must not decide this for its caller. ``MALLOC_...`` variables in the environment take
+    precedence.
 
     Returns
     -------
     bool
-        Whether anything was set: only glibc has this.
+        Whether the setting was applied; only glibc has it.
     """
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
         return False

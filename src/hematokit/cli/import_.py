@@ -1,4 +1,4 @@
-"""``hematokit import``: crops into a patch store."""
+"""``hematokit import``."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def import_command(
         Path | None,
         typer.Option(help="CSV of path, label[, smear_id, patient_id, pixel_size_um] for the files in SRC."),
     ] = None,
-    taxonomy: Annotated[Path | None, typer.Option(help="YAML file with your own classes.")] = None,
+    taxonomy: Annotated[Path | None, typer.Option(help="YAML file of the classes of a new store.")] = None,
     patch_size: PatchSizeOption = None,
-    resize: Annotated[bool, typer.Option("--resize", help="Scale crops of another size.")] = False,
-    pad: Annotated[bool, typer.Option("--pad", help="Fill up smaller crops by reflection.")] = False,
+    resize: Annotated[bool, typer.Option("--resize", help="Resize crops of another size.")] = False,
+    pad: Annotated[bool, typer.Option("--pad", help="Pad smaller crops by reflection.")] = False,
     codec: CodecOption = None,
     near_duplicates: Annotated[
         bool,
         typer.Option("--near-duplicates/--no-near-duplicates", help="Search for crops that show the same cell."),
     ] = True,
     pixel_size: Annotated[
-        float | None, typer.Option(help="Micrometres per pixel of the files, if they do not say it themselves.")
+        float | None, typer.Option(help="Micrometres per pixel of the files, where their metadata do not state it.")
     ] = None,
     force_pixel_size: ForcePixelSizeOption = False,
     as_json: JsonOption = False,
@@ -43,8 +43,8 @@ def import_command(
     """Import single-cell crops (JPEG, PNG, TIFF, BMP) into a patch store.
 
     The class of a crop is the innermost folder named after a class code, as in BLA/0001-1000/BLA_00001.jpg; or the
-    column 'label' of a .csv. Files that cannot be used go into the store's table of rejects, each with its reason.
-    Running it again adds what is new, and finishes an import that was interrupted.
+    column 'label' of a .csv. Files that cannot be used are listed in the store's table of rejects, each with its
+    reason. A second call adds new files and completes an interrupted import.
 
     Models record the pixel size of the cells they are trained on, and fields are rescaled to it.
 

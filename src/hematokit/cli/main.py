@@ -1,4 +1,4 @@
-"""The ``hematokit`` program: gathers the commands and turns errors into one line and an exit code."""
+"""The ``hematokit`` program: its commands, and errors as one line and an exit code."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ HELP = """Bone-marrow and blood cytology: patch store, training, honest evaluati
 
 A first try: hematokit demo
 
-Exit codes: 0 done, 1 a check found something or the program failed, 2 a mistake that you can mend, 130 interrupted.
-Every command takes --debug, which shows where in the program an error arose.
+Exit codes: 0 done, 1 a check failed or an unexpected error, 2 wrong input or options, 130 interrupted.
+Every command takes --debug, which shows where in the program an error occurred.
 
 For research use only; not a medical device.
 """
@@ -73,7 +73,7 @@ def build_app(only: str | None = None) -> typer.Typer:
             False, "--version", help="Print the version and stop.", is_eager=True, callback=_print_version
         ),
     ) -> None:
-        """Hold the options of the whole program."""
+        """Options of the whole program."""
 
     for name in [only] if only in COMMANDS else COMMANDS:
         if only == "--help":
@@ -121,11 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130, debug)
     except BrokenPipeError:
-        # The reader of our output left (hematokit ... | head): nothing to say, and nobody to say it to.
+        # The reader of the output has ended, as in: hematokit ... | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ModuleNotFoundError as error:
-        # An installation without torch classifies with an ONNX file, but cannot train or score.
+        # An installation without torch can classify with an ONNX file, but not train.
         return _fail(describe_missing_module(error), 2, debug)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         show = getattr(error, "show", None)
         if callable(show):
-            # The parser's own errors: wrong option, missing argument.
+            # Errors of the parser: wrong option, missing argument.
             show()
             return int(getattr(error, "exit_code", 2))
         text = " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the options of plugins as text for ``--help``."""
+"""Command-line options from settings models, and the options of plugins as text for ``--help``."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ SetOption = Annotated[
     typer.Option("--set", metavar="detector.NAME=VALUE", help="An option of the detector."),
 ]
 ForcePixelSizeOption = Annotated[
-    bool, typer.Option("--force-pixel-size", help="Take --pixel-size even where the file says otherwise.")
+    bool, typer.Option("--force-pixel-size", help="Use --pixel-size also for files that state another one.")
 ]
 ModelPixelSizeOption = Annotated[
     float | None,
-    typer.Option(help="Micrometres per pixel of the images the model was trained on, if it does not say."),
+    typer.Option(help="Micrometres per pixel of the model's training images, where it does not state it."),
 ]
 RuntimeOption = Annotated[str, typer.Option(help="auto, torch, onnxruntime or openvino.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
@@ -95,13 +95,13 @@ def describe_option(option: Option) -> str:
 
 
 def options_help(*kinds: str) -> str:
-    """Return the end of a command's help: every option of the plugins of some kinds, by its name for ``--set``.
+    """Return the end of the help of a command: the options of plugins of some types, by their names for ``--set``.
 
     Parameters
     ----------
     *kinds : str
         ``"backbone"``, ``"augmenter"``, ``"explainer"``, ``"detector"``. Options of explainers begin with the
-        explainer's name, those of the others with the kind.
+        explainer's name, those of the others with the type.
     """
     registry = load_plugins()
     # Options that several plugins share, as timm's families do, are listed once.
@@ -176,7 +176,7 @@ def add_command(
     fields = {key: field for model in reversed(models) for key, field in model.model_fields.items()}
     signature = inspect.signature(function, eval_str=True)
     own = [parameter for key, parameter in signature.parameters.items() if key != "given"]
-    # A field that the function takes itself, as the store of a training, is no second option.
+    # A field that is a parameter of the function, as the store of a training, gets no second option.
     # Options of plugins are given with --set.
     flags = {
         key: _flag(key, field)

@@ -1,4 +1,4 @@
-"""``hematokit plugins``: list, show, write and test plugins."""
+"""``hematokit plugins``: list, show, create and check plugins."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def plugins_command(context: typer.Context, as_json: JsonOption = False) -> None:
-    """List every plugin: what it provides, its version, and those that failed to load with the reason.
+    """List all plugins with their version and contents; for those that failed to load, the reason.
 
     Example: hematokit plugins --json
     """
@@ -46,7 +46,7 @@ def show_command(
     name: Annotated[str, typer.Argument(help="A package, or the name of what one provides.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a plugin provides, with every option: type, limits, default, meaning.
+    """Show the contents of a plugin, with all options: type, limits, default, meaning.
 
     Example: hematokit plugins show hematonet
     """
@@ -79,7 +79,7 @@ def new_command(
     kind: Annotated[str, typer.Option(help="backbone, augmenter, explainer or detector.")],
     folder: Annotated[Path, typer.Option(help="Where its folder is made.")] = Path(),
 ) -> None:
-    """Write the skeleton of a plugin: a package that installs, passes its own tests, and is there to be changed.
+    """Write the skeleton of a plugin: a package that can be installed and passes its own tests.
 
     Example: hematokit plugins new hematokit-stain-jitter --kind augmenter
     """
@@ -91,14 +91,16 @@ def new_command(
 
 
 def check_command(
-    name: Annotated[str, typer.Argument(help="A package, or the name of one thing that it provides.")],
+    name: Annotated[
+        str, typer.Argument(help="A package, or the name of a backbone, augmenter, explainer or detector.")
+    ],
     assignments: Annotated[
         Optional[list[str]],  # noqa: UP045 - read at run time by the parser
         typer.Option("--set", metavar="KIND.NAME=VALUE", help="An option: detector.weights=cells.pt."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the conformance tests of an installed plugin; exit code 1 if a rule is broken.
+    """Run the conformance tests of an installed plugin; exit code 1 if one fails.
 
     Example: hematokit plugins check hematokit-stain-jitter
     """
@@ -122,7 +124,7 @@ def check_command(
 
 
 def describe(registry: PluginRegistry) -> dict[str, Any]:
-    """Return the listing as plain data."""
+    """Return the list of plugins as JSON-serialisable values."""
     from hematokit.plugins.hookspecs import HOOKS
 
     provided: dict[str, Any] = {}

@@ -31,13 +31,13 @@ def register(app: typer.Typer) -> None:
 
 def serve_command(
     model: Annotated[Path, typer.Argument(help="Run folder, bundle, or exported model.")],
-    host: Annotated[str, typer.Option(help="Address to listen on; any but this machine's own needs a key.")] = (
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback requires an API key.")] = (
         "127.0.0.1"
     ),
     port: Annotated[str, typer.Option(metavar="NUMBER", help="Port; 0 takes a free one.")] = "8000",
     api_key_file: Annotated[
         Path | None,
-        typer.Option(help="File with the API key that requests must show; else HEMATOKIT_API_KEY says it."),
+        typer.Option(help="File with the API key of requests; by default the variable HEMATOKIT_API_KEY."),
     ] = None,
     detector: DetectorOption = "nuclei",
     assignments: SetOption = None,
@@ -48,14 +48,14 @@ def serve_command(
         int | None,
         typer.Option(min=1, help="Cells classified at a time; by default 16 on a CPU, 64 elsewhere."),
     ] = None,
-    max_upload: Annotated[int, typer.Option(min=1, help="Largest field that is taken, in MiB.")] = 256,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Largest field that is taken, in millions of pixels.")] = 64,
-    access_log: Annotated[bool, typer.Option("--access-log", help="Write a line for each request.")] = False,
+    max_upload: Annotated[int, typer.Option(min=1, help="Largest accepted field, in MiB.")] = 256,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Largest accepted field, in megapixels.")] = 64,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log each request.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve a model over HTTP: classify crops and fields, with a page to try it on. Ctrl-C ends it.
+    """Serve a model over HTTP, for patches and fields, with a web page. Ctrl-C stops it.
 
-    It listens on this machine only. For any other --host it wants an API key, and somebody in front who encrypts.
+    It listens on the loopback address only. Any other --host requires an API key, and a proxy for encryption.
 
     Example: hematokit serve runs/coatnet
 

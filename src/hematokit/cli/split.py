@@ -1,4 +1,4 @@
-"""``hematokit split``: train, val and test."""
+"""``hematokit split``."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def split_command(
     fractions: Annotated[
         tuple[float, float, float], typer.Option(help="Shares of train, val and test; they sum to 1.")
     ] = (0.7, 0.15, 0.15),
-    seed: Annotated[int, typer.Option(help="Another seed makes another split.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Divide a store's cells into train, val and test, each class by the given shares.
+    """Divide the cells of a store into train, val and test, stratified by class.
 
     All cells of a patient, and crops that are duplicates of each other, stay on one side. The same cells, shares and
-    seed give the same split. A split that is there already is replaced, and the output says so.
+    seed give the same split. An existing split is replaced, with a note.
 
     Example: hematokit split marrow.zarr --fractions 0.7 0.15 0.15 --seed 0
     """

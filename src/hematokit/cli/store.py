@@ -34,7 +34,7 @@ def info_command(
     rejects: Annotated[bool, typer.Option("--rejects", help="List the files that imports refused, and why.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a store holds: counts, classes, sizes, split, rejects, hash.
+    """Show the contents of a store: counts, classes, sizes, split, rejects, hash.
 
     Example: hematokit store info marrow.zarr
     """
@@ -59,7 +59,7 @@ def verify_command(store: _Store, as_json: JsonOption = False) -> None:
 
 
 def corrections_command(store: _Store, as_json: JsonOption = False) -> None:
-    """List what people corrected in a store: when, who, which cell, from what to what, and what was undone.
+    """List the corrections in a store: time, person, cell, old and new class, and whether it was undone.
 
     Example: hematokit store corrections marrow.zarr
     """
@@ -80,10 +80,10 @@ def corrections_command(store: _Store, as_json: JsonOption = False) -> None:
 def set_pixel_size_command(
     store: _Store,
     pixel_size: Annotated[float, typer.Argument(metavar="UM", help="Micrometres per pixel of the patches.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace a pixel size that is known, too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also replace known pixel sizes.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """State the pixel size of the cells of a store that do not have one; the patches do not change.
+    """Set the pixel size of cells that have none; the patches do not change.
 
     Models record the pixel size of the cells they are trained on, and fields are rescaled to it.
 
@@ -100,10 +100,10 @@ def set_smears_command(
     table: Annotated[Path, typer.Argument(help="CSV with the columns file, smear_id, patient_id.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Set the smears and patients of fields and crops that are in a store, where they were wrong or missing.
+    """Set the smears and patients of fields and crops in a store, where they are wrong or missing.
 
-    Rows name files as they were given to tile or import, or the store's field ids; a table of labels for import will
-    do. What the table does not name stays. A split that then divides a patient is removed.
+    Rows name files as they were given to tile or import, or the store's field ids; a table of labels for import also
+    works. Files that the table does not name stay unchanged. A split that then divides a patient is removed.
 
     Example: hematokit store set-smears marrow.zarr smears.csv
     """

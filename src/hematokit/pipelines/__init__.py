@@ -1,15 +1,17 @@
-"""The work of the commands and of the viewer: each module joins the packages below.
+"""Commands: each module combines the packages below.
 
 Modules
 -------
 train, evaluate, compare, tile, detect, classify, explain, explain_field, export, demo
-    One command each; ``hematokit explain --field`` is a module of its own.
+    One command each; ``explain_field`` is ``hematokit explain --field``.
+settings, overrides
+    The settings of the commands, and their typed keyword arguments (generated).
 field_run, distributed
     Fields one after the other or on a cluster, for `detect` and `classify`.
 check_explanations, retrain
-    ``hematokit explain --sanity`` and ``--faithfulness``; the models of the data-randomisation test.
+    ``hematokit explain --sanity`` and ``--faithfulness``, the models of the data-randomisation test.
 interactive, store_corrected
-    Cells as they come, single cells, and reviewed cells as a training set, for the viewer.
+    For the viewer: cells piece by piece, single cells, and reviewed cells as a training set.
 """
 
 from __future__ import annotations

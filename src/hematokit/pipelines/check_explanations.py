@@ -1,4 +1,4 @@
-"""``hematokit explain --sanity`` and ``--faithfulness``: can the maps of explainers be believed?
+"""Checks of explanations: ``hematokit explain --sanity`` and ``--faithfulness``.
 
 `check_sanity` tests whether maps depend on the model, `check_faithfulness` whether the pixels that they mark matter to
 it. Both check one or several models on cells of a store, and write a report.
@@ -80,7 +80,7 @@ class CheckResult(CommandResult):
     paths : dict of str to Path
         Files written: ``report``, ``json``, and the tables.
     findings : tuple of str
-        The summary for a person.
+        The findings, one line each.
     seconds : float
     """
 
@@ -91,11 +91,11 @@ class CheckResult(CommandResult):
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON: the document and the paths."""
+        """Return the content of the JSON file and the paths."""
         return {**self.document, "paths": {name: str(path) for name, path in self.paths.items()}}
 
     def lines(self) -> list[str]:
-        """Return the summary for a person, one statement per line."""
+        """Return the findings and the path of the report."""
         return [*self.findings, f"Report: {self.paths['report']}", "For research use only"]
 
 
@@ -348,7 +348,7 @@ class _CheckedModel:
 
     @property
     def labels(self) -> list[str]:
-        """Class of each cell for the tables per class; the class explained where no label is known."""
+        """Class of each cell for the tables per class: its label, or the explained class if it has none."""
         labels = map(str, self.chosen.cells["label"])
         codes = self.classifier.codes
         return [label or codes[int(target)] for label, target in zip(labels, self.targets, strict=True)]
@@ -366,13 +366,13 @@ class _CheckedModel:
 
     @property
     def warnings(self) -> list[str]:
-        """Why the cells may not have the scale of the model."""
+        """Warnings that the cells may not have the scale of the model."""
         mismatch = scale_mismatch(self.classifier, self.chosen.cells, self.store)
         return [f"{self.name}: {mismatch}"] if mismatch else []
 
 
 class _SanityRun:
-    """Runs the two sanity checks on one model and puts what they find into `sanity`."""
+    """Runs the two sanity checks on one model and collects the results in `sanity`."""
 
     def __init__(
         self,
@@ -395,7 +395,7 @@ class _SanityRun:
         places = np.linspace(0, count - 1, min(self.examples, count) + 2)[1:-1]
         shown = sorted({round(place) for place in places})
         self.sanity.examples = ExampleCells(
-            _as_pictures(subject.images[shown]), [subject.classifier.codes[int(subject.targets[row])] for row in shown]
+            _as_arrays(subject.images[shown]), [subject.classifier.codes[int(subject.targets[row])] for row in shown]
         )
         for method, explainer in self.explainers.items():
             try:
@@ -429,7 +429,7 @@ class _SanityRun:
         shown = list(range(0, len(labels), max(1, len(labels) // max(1, self.examples))))[: self.examples]
         self.sanity.retrained = retrained
         self.sanity.label_examples = ExampleCells(
-            _as_pictures(true.prepare(torch.from_numpy(patches[shown].copy()))), [labels[place] for place in shown]
+            _as_arrays(true.prepare(torch.from_numpy(patches[shown].copy()))), [labels[place] for place in shown]
         )
         for method, explainer in self.explainers.items():
             if method in self.sanity.impossible:
@@ -450,7 +450,7 @@ class _SanityRun:
 def _maps(
     subject: _CheckedModel, explainers: Mapping[str, MadeExplainer], batch_size: int, progress: Progress
 ) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, str]]:
-    """Return the maps by method, and why the other methods could not be run."""
+    """Return the maps by method, and the reasons why other methods could not be run."""
     maps, impossible = {}, {}
     for method, made in explainers.items():
         try:
@@ -469,10 +469,10 @@ def _maps(
     return maps, impossible
 
 
-def _as_pictures(images: torch.Tensor) -> npt.NDArray[np.float32]:
+def _as_arrays(images: torch.Tensor) -> npt.NDArray[np.float32]:
     """Return images (n, 3, S, S) as arrays (n, S, S, 3)."""
-    pictures: npt.NDArray[np.float32] = images.permute(0, 2, 3, 1).cpu().numpy()
-    return pictures
+    arrays: npt.NDArray[np.float32] = images.permute(0, 2, 3, 1).cpu().numpy()
+    return arrays
 
 
 def _code_of(label: str, codes: Sequence[str]) -> str | None:
@@ -483,7 +483,7 @@ def _code_of(label: str, codes: Sequence[str]) -> str | None:
 
 
 def _model_names(models: Inputs) -> dict[str, Path]:
-    """Return models by a short name; made longer from the right until all differ."""
+    """Return models by a short name: the last parts of their paths, as many as make all names differ."""
     given = as_paths(models)
     if not given:
         raise ExplanationError("no model was named; give a run or a bundle")
@@ -504,7 +504,7 @@ def _prefixed(progress: Progress, name: str) -> Progress:
 def _settings(
     explainers: Mapping[str, MadeExplainer], choice: _CellChoice, warnings: Sequence[str], details: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what the report shows of how it was made; `details` are those of one check."""
+    """Return the settings that the report shows; `details` are those of one check."""
     methods = []
     for name, made in explainers.items():
         listed = ", ".join(f"{key}={value}" for key, value in made.options.items())
@@ -530,7 +530,7 @@ def _usable_folder(output: str | Path) -> Path:
 
 def _write(folder: Path, documents: Documents, started: float, warnings: Sequence[str]) -> CheckResult:
     paths = {}
-    with one_line_write_errors(folder, ExplanationError, "make room or choose another folder"):
+    with one_line_write_errors(folder, ExplanationError, "free disk space or choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, (file, content) in documents.files.items():
             write_atomically(folder / file, content)

@@ -90,7 +90,7 @@ def classify(
     started = time.monotonic()
     settings = ClassifySettings.combine(settings, overrides)
     job = FieldJob.of(output, settings, model)
-    # Before the first field: a model that cannot be loaded is not the fault of a field.
+    # Loaded before the first field, so that a model that cannot be loaded does not fail every field.
     loaded = job.load_model()
     assert loaded is not None  # a model was named
     scale = model_pixel_size(loaded, settings.model_pixel_size_um)
@@ -125,7 +125,7 @@ def classify(
             "Computed by": f"{loaded.runtime} on {loaded.device}",
             "Detector": settings.detector,
             "Minimum probability": f"{settings.min_probability:g}",
-            "Reviewed by people": f"{int(predictions['reviewed'].sum())} of {len(predictions)} cells",
+            "Reviewed": f"{int(predictions['reviewed'].sum())} of {len(predictions)} cells",
             "hematokit": __version__,
             "Made": datetime.now(UTC).isoformat(timespec="minutes"),
         },
@@ -150,7 +150,7 @@ def classify(
 
 
 def _write(folder: Path, table: pd.DataFrame, differential: Differential, page: str) -> dict[str, Path]:
-    """Write what concerns all fields; return the files by name."""
+    """Write the files that cover all fields, and return their paths by name."""
     written = {
         "report": folder / "report.html",
         "differential": folder / "differential.csv",
@@ -168,7 +168,7 @@ def _write(folder: Path, table: pd.DataFrame, differential: Differential, page: 
 
 
 def _with_counts(outcomes: Sequence[FieldOutcome], differential: Differential) -> list[FieldOutcome]:
-    """Outcomes with the cell counts of the differential: after corrections, and without border cells if so asked."""
+    """Return outcomes with the cell counts of the differential: after corrections, without excluded cells."""
     counts = {entry.field_id: entry for entry in differential.fields}
     return [
         replace(outcome, cells=entry.cells, low_confidence=entry.low_confidence)
@@ -189,6 +189,6 @@ def _not_drawn_notes(field_ids: Sequence[str]) -> list[str]:
     if not field_ids:
         return []
     return [
-        f"the pictures of {count_fields(len(field_ids))} are not shown: cells were corrected, and the images are no "
+        f"the overlays of {count_fields(len(field_ids))} are not shown: cells were corrected, and the images are no "
         f"longer where they were ({printable(field_ids[0])} is one)"
     ]

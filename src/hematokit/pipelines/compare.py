@@ -1,4 +1,4 @@
-"""Comparing runs: the paper's three-model Table 2, with tests on the same cells."""
+"""Comparison of models on the same cells, with tests: ``hematokit compare``."""
 
 from __future__ import annotations
 
@@ -124,10 +124,10 @@ def compare(
     split, common = settings.split, settings.common
     paths = [Path(run) for run in as_paths(models)]
     if len(paths) < 2:
-        raise EvaluationError("a comparison needs at least two runs; give two or more")
+        raise EvaluationError("a comparison needs two or more models; give more")
     resolved = [find_bundle(path).resolve() for path in paths]
     if len(set(resolved)) < len(resolved):
-        raise EvaluationError("a run was given twice; give each run once")
+        raise EvaluationError("a model was given twice; give each once")
     names = _names([bundle.parent if bundle.name == "bundle" else bundle for bundle in resolved])
     tables: dict[str, pd.DataFrame] = {}
     classes: dict[str, CellClass] = {}
@@ -152,7 +152,7 @@ def compare(
 
 
 def _comparison_table(comparison: Comparison) -> pd.DataFrame:
-    """Lay out all runs side by side.
+    """Return one table of all models: classes as rows, metrics of each model as columns.
 
     Parameters
     ----------
@@ -179,7 +179,7 @@ def _comparison_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Short names of runs, made longer from the right until all differ."""
+    """Return short names of runs: the last parts of their paths, as many as make all names differ."""
     depth = 1
     while True:
         names = ["/".join(folder.parts[-depth:]) for folder in folders]
@@ -202,7 +202,7 @@ def _predictions(
 
 
 def _is_current(folder: Path, config: ModelConfig) -> bool:
-    """Whether predictions are of the bundle, and of the cells, labels and split of its store, as they are now."""
+    """Return whether predictions are of the current bundle and of the current cells, labels and split of its store."""
     try:
         evaluated = json.loads((folder / METRICS).read_text(encoding="utf-8"))["evaluated"]
         if evaluated["model_created"] != config.created:
@@ -214,7 +214,7 @@ def _is_current(folder: Path, config: ModelConfig) -> bool:
     try:
         now = data_identity(open_store(config.training.store))
     except HematokitError:
-        # The store cannot be read, so nothing could be evaluated instead.
+        # The store cannot be read, so the model could not be evaluated again.
         return True
     return all(evaluated.get(key, value) == value for key, value in now.items())
 

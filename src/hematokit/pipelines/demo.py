@@ -1,4 +1,4 @@
-"""The main job on the built-in sample: crops, store, split, training, evaluation, and a classified field."""
+"""The main steps on drawn cells: crops, store, split, training, evaluation, and a classified field."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SAMPLE: Final = "sample"
 _STORE: Final = "sample.zarr"
 _EPOCHS: Final = 9
 _PER_SAMPLE: Final = 3
-"""Times as many cells as the sample has: with the sample's own 504 training cells, 41 % of a new field were right."""
+"""Factor on the number of cells in the sample: with its own 504 training cells, 41 % of a new field were correct."""
 _SMEARS: Final = 120
 _NEW_SMEAR: Final = 10_000
 
@@ -50,7 +50,7 @@ class FieldDemo:
     detections : int
         All detections.
     right : int
-        Cells found that got the class they were drawn as.
+        Detected cells with the class that they were drawn as.
     """
 
     result: FieldsResult
@@ -137,7 +137,7 @@ def run_demo(
     TrainingError
         If `output` holds something else.
     KeyboardInterrupt
-        If the training was stopped; what is done is kept.
+        If the training was stopped; it can be resumed.
     """
     begun = time.monotonic()
     settings = DemoSettings.combine(settings, overrides)
@@ -170,18 +170,18 @@ def train_demo(
     step: Callable[[str], None] = no_log,
     log: Callable[[str], None] = no_log,
 ) -> Path:
-    """Draw the sample, import, split, and train a small CoAtNet: what `run_demo` begins with, and the viewer needs.
+    """Draw the sample, import, split, and train a small CoAtNet: the first steps of `run_demo`.
 
-    Called again, it goes on where it stopped.
+    Called again, it continues where it stopped.
 
     Parameters
     ----------
     output, seed, epochs, device, progress
         As `run_demo`.
     step : callable
-        Given a line as each step begins.
+        Called with one line as each step begins.
     log : callable
-        Given what the training says meanwhile.
+        Called with the messages of the training.
 
     Returns
     -------
@@ -193,20 +193,20 @@ def train_demo(
     TrainingError
         If `output` holds something else.
     KeyboardInterrupt
-        If the training was stopped; what is done is kept.
+        If the training was stopped; it can be resumed.
     """
     folder = Path(output)
     sample, store, run = folder / _SAMPLE, folder / _STORE, folder / "run"
     mark = sample / "sample.csv"
     if folder.exists() and any(folder.iterdir()) and not sample.is_dir():
-        raise TrainingError(f"folder {folder} exists and holds something else; give another --output")
+        raise TrainingError(f"folder {folder} exists and contains something else; give another --output")
     if not mark.is_file():
         step("Drawing synthetic bone-marrow cells of 21 classes")
         counts = {code: _PER_SAMPLE * count for code, count in SAMPLE_COUNTS.items()}
         write_sample(sample, counts=counts, seed=seed, smears=_PER_SAMPLE * _SMEARS, progress=progress)
     step("Importing them into a patch store")
     import_crops(mark, store, pixel_size_um=PIXEL_SIZE_UM, progress=progress)
-    # A sample of an earlier version does not state it.
+    # A sample of an earlier version does not state its pixel size.
     set_pixel_size(store, PIXEL_SIZE_UM)
     opened = open_store(store)
     if opened.split_info is None:
@@ -235,10 +235,10 @@ def train_demo(
 
 
 def _classify_field(folder: Path, run: Path, seed: int, device: str, progress: Progress) -> FieldDemo:
-    """Draw a field of a smear that the sample does not have, classify it, and count what is right."""
+    """Draw a field of a new smear, classify it, and count the correct cells."""
     from PIL import Image
 
-    # Its smear's number lies past those of the sample, so stain and light are new to the network.
+    # The number of its smear is not among those of the sample, so stain and light are new to the network.
     drawn = synthesize_field(cells=120, seed=seed, smear=_NEW_SMEAR)
     file = folder / "field.png"
     if not file.is_file():

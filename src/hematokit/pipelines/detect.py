@@ -1,4 +1,4 @@
-"""Detection of the cells of fields: what ``hematokit detect`` does."""
+"""Detection of the cells of fields: ``hematokit detect``."""
 
 from __future__ import annotations
 

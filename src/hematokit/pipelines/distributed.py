@@ -20,7 +20,7 @@ _IN_FLIGHT_PER_THREAD = 3
 def run_on_cluster(
     work: Callable[[FieldTask], FieldOutcome], tasks: Sequence[FieldTask], address: str
 ) -> Iterator[FieldOutcome]:
-    """Work on fields on a cluster.
+    """Process fields on a Dask cluster.
 
     Parameters
     ----------

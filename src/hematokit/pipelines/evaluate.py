@@ -37,7 +37,7 @@ class EvaluationResult(Evaluation, CommandResult):
         scores = self.scores
         lines = [f"Warning: {note}" for note in self.notes]
         if scores is None:
-            lines.append(f"{len(self.predictions):,} images classified; none has a label, so there is nothing to score")
+            lines.append(f"{len(self.predictions):,} images classified; none has a label, so nothing to evaluate")
         else:
             lines.append(f"{scores.n:,} cells, {len(scores.codes)} classes; 95 % intervals in brackets")
             for name in OVERALL_METRICS:
@@ -46,7 +46,7 @@ class EvaluationResult(Evaluation, CommandResult):
                 )
             without = [code for code, entry in scores.per_class.items() if not entry.support]
             if without:
-                lines.append(f"No test cell: {', '.join(without)}; nothing can be said of them")
+                lines.append(f"No test cells: {', '.join(without)}; these classes are not evaluated")
             few = [code for code, entry in scores.per_class.items() if entry.low_support and entry.support]
             if few:
                 lines.append(f"Fewer than {LOW_SUPPORT} test cells: {', '.join(few)}; take their figures with care")
@@ -54,9 +54,9 @@ class EvaluationResult(Evaluation, CommandResult):
             parts = [f"{label or 'no label'} {count:,}" for label, count in self.left_out.items()]
             lines.append(f"Left out, of classes the model does not know: {', '.join(parts)}")
         if "picture" in self.paths:
-            lines.append(f"Picture: {self.paths['picture']}")
+            lines.append(f"Figure: {self.paths['picture']}")
         if "report" in self.paths:
-            lines.append(f"Report:  {self.paths['report']}")
+            lines.append(f"Report: {self.paths['report']}")
         lines.append("For research use only")
         return lines
 
@@ -115,7 +115,7 @@ def evaluate(
         raise EvaluationError("a store and a folder of images were given; give one of --store and --images")
     model_path = Path(model)
     bundle = find_model(model_path)
-    # Where to write is decided before the work, not after it.
+    # The folder is determined before the work, so that a wrong one fails at once.
     folder = Path(output) if output is not None else evaluation_folder(bundle, store=store, split=split, images=images)
     classifier = load_model(bundle, device=settings.device, runtime=runtime)
     options = settings.model_dump(include={"batch_size", "seed", "bootstrap"})
@@ -150,7 +150,7 @@ def evaluate(
 def evaluation_folder(
     bundle: Path, *, store: str | Path | None = None, split: str = "test", images: str | Path | None = None
 ) -> Path:
-    """Where an evaluation of a run's bundle goes by default.
+    """Return the folder that an evaluation of a run's bundle is written to by default.
 
     Parameters
     ----------
@@ -162,14 +162,18 @@ def evaluation_folder(
     Raises
     ------
     EvaluationError
-        If the bundle is part of no run: results have no place beside it.
+        If the bundle is not part of a run, so that there is no folder for results.
     """
     if bundle.is_file():
-        # Beside a run, too: an exported file may compute otherwise (int8), and is not to pass for the run.
-        raise EvaluationError(f"{bundle} is one file, so results have no place; give a folder with --output")
+        # Also beside a run: an exported file may give other results (int8), and must not be taken for the run.
+        raise EvaluationError(
+            f"{bundle} is a single file without a run folder for results; give a folder with --output"
+        )
     run = bundle.resolve().parent
     if not (run / "config.yaml").is_file():
-        raise EvaluationError(f"bundle {bundle} lies in no run, so results have no place; give a folder with --output")
+        raise EvaluationError(
+            f"bundle {bundle} is not part of a run, so there is no folder for results; give one with --output"
+        )
     if images is not None:
         name = f"images-{Path(images).resolve().name}"
     elif store is not None:

@@ -1,4 +1,4 @@
-"""``hematokit explain`` on cells of a store or on images: maps, tables and figures in one call."""
+"""Explanation of cells of a store or of images, with maps, tables and figures: ``hematokit explain``."""
 
 from __future__ import annotations
 
@@ -72,17 +72,17 @@ class ExplanationResult(CommandResult):
     output : Path
         Folder of results.
     cells : DataFrame
-        One row a cell, aligned with the arrays: identity, ``predicted``, ``probability``, ``p_<CODE>``, ``target``.
+        One row per cell, aligned with the arrays: identity, ``predicted``, ``probability``, ``p_<CODE>``, ``target``.
     methods : tuple of str
     paths : dict of str to Path
         ``attributions`` (the Zarr group), ``cells``, ``figures``, ``figure``, and ``uncertain`` if requested.
     seconds : float
     done_before : int
-        Cells of an earlier call that were not done again.
+        Cells done in an earlier call.
     uncertain : DataFrame or None
-        The misclassified and low-confidence cells, where asked for.
+        The misclassified and low-confidence cells, if requested.
     notes : tuple of str
-        What the reader should know.
+        Remarks for the reader.
     """
 
     output: Path
@@ -118,7 +118,7 @@ class ExplanationResult(CommandResult):
         }
 
     def lines(self) -> list[str]:
-        """Return the summary for a person, one statement per line."""
+        """Return the main figures and the paths, one line each."""
         again = f" ({self.done_before:,} of them before)" if self.done_before else ""
         lines = [f"{len(self.cells):,} cells explained by {', '.join(self.methods)}{again}, {self.seconds:.1f} s"]
         lines += [f"Warning: {note}" for note in self.notes]
@@ -313,7 +313,7 @@ class ExplanationRun:
                     patch=batch.patches[place],
                     maps={name: maps[name][place] for name in maps},
                 )
-                # Its row, so that no two are equal, and its id.
+                # The row makes the name unique; the id makes it readable.
                 write_atomically(folder / f"{row:05d}-{safe_name(str(cell.cell_id))}.png", cell_picture(cell))
 
     def draw_classes(self) -> None:
@@ -336,7 +336,7 @@ class ExplanationRun:
                 write_atomically(self.paths["figure"], figure)
 
     def explain_uncertain(self, min_probability: float) -> None:
-        """Explain the uncertain cells for their two leading classes, and draw them, a few a sheet."""
+        """Explain the uncertain cells for their two most probable classes, and draw them on sheets."""
         arrays, self._uncertain = collect_uncertain(
             self.folder,
             self._classifier,
@@ -396,16 +396,16 @@ def _values(table: pd.DataFrame, row: int, *columns: str) -> dict[str, Any]:
 
 
 def _unnamed(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an explainer's identity as a folder of maps records it: by name, which is not repeated."""
+    """Return the identity of an explainer without its name, which a folder of maps records as the key."""
     return {key: value for key, value in identity.items() if key != "name"}
 
 
 def _notes_on(
     classifier: Classifier, explainers: Mapping[str, MadeExplainer], arrays: MapArrays, count: int
 ) -> list[str]:
-    """Return what the reader of these maps should know, one line each.
+    """Return remarks on these maps for the reader, one line each.
 
-    An explainer may say so itself, by a method ``notes(classifier) -> sequence of str``; and an empty map is a
+    An explainer may add its own, with a method ``notes(classifier) -> sequence of str``; and an empty map is a
     finding, not a fault.
     """
     notes = []
@@ -415,5 +415,5 @@ def _notes_on(
             notes += [f"{name}: {printable(str(note))}" for note in own(classifier)]
         empty = sum(not np.any(arrays.maps(name, row) > 0) for row in range(count))
         if empty:
-            notes.append(f"{name} finds nothing that speaks for the class in {empty:,} of {count:,} cells")
+            notes.append(f"{name} gives an empty map for {empty:,} of {count:,} cells")
     return notes

@@ -1,4 +1,4 @@
-"""``hematokit explain --field``: the cells of a whole field detected, classified and explained, and a layer of maps."""
+"""Explanation of the cells of a whole field, with a layer of all maps: ``hematokit explain --field``."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def explain_field(
 
 
 def _lay_over(run: ExplanationRun, opened: Field, classifier: Classifier, side: int) -> Path:
-    """Write the saliency layers and their figures; `side` is the pixels of the field that a patch takes."""
+    """Write the saliency layers and their figures; `side` is the side of a patch in pixels of the field."""
     folder, cells, arrays = run.folder.path / _SALIENCY, run.cells, run.arrays
     boxes = cell_boxes(cells[["y", "x"]].to_numpy(np.float64), side)
     thumbnail, scale = opened.thumbnail(_LONGEST)

@@ -57,12 +57,12 @@ Patches = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class ExportCrops:
-    """Where an export's crops come from.
+    """The patches on which an exported model is compared with torch.
 
     Attributes
     ----------
     store : PatchStore or None
-        None: there is none, and drawn patches have to do.
+        None if there is none; drawn patches are used instead.
     codes : tuple of str
         The classifier's classes.
     side : int
@@ -78,7 +78,7 @@ class ExportCrops:
 
     @classmethod
     def find(cls, classifier: Classifier, store: str | Path | None = None) -> ExportCrops:
-        """Open the store given, or the one that the classifier was trained on if it is there.
+        """Open the given store, or the one that the classifier was trained on, if it exists.
 
         Raises
         ------
@@ -101,7 +101,7 @@ class ExportCrops:
         return cls(opened, classifier.codes, classifier.patch_size, changed)
 
     def compared(self) -> Patches:
-        """Return up to 21 crops of all classes, of the test split if there is one; drawn ones without a store."""
+        """Return up to 21 patches of all classes, of the test split if there is one; drawn ones without a store."""
         if self.store is None:
             return sample_patches(self.side)
         found = self._of("test")
@@ -110,12 +110,12 @@ class ExportCrops:
         return self._read(_spread(found, _COMPARED)) if len(found) else sample_patches(self.side)
 
     def calibration(self) -> Patches | None:
-        """Return up to 128 training crops of all classes; None without any."""
+        """Return up to 128 training patches of all classes; None if there are none."""
         found = _spread(self._of("train"), _CALIBRATION)
         return self._read(found) if len(found) else None
 
     def judged(self) -> JudgedCrops | None:
-        """Return up to 1000 labelled test crops; None without any."""
+        """Return up to 1000 labelled test patches; None if there are none."""
         cells = self._of("test")
         if not len(cells):
             return None
@@ -134,7 +134,7 @@ class ExportCrops:
         return self._known(cells[cells["split"] == split])
 
     def _known(self, cells: pd.DataFrame) -> pd.DataFrame:
-        """Cells of the classifier's classes; of all, where one class is the rest."""
+        """Return the cells of the classifier's classes; all cells for a one-vs-rest classifier."""
         return cells if REST in self.codes else cells[cells["label"].isin(self.codes)]
 
     def _read(self, cells: pd.DataFrame) -> Patches:
@@ -143,13 +143,13 @@ class ExportCrops:
 
 
 def _spread(cells: pd.DataFrame, count: int) -> pd.DataFrame:
-    """Cells by turns from each class, so that none is missing."""
+    """Return cells taken from each class in turn, so that no class is missing."""
     turn = cells.groupby("label").cumcount()
     return cells.iloc[np.argsort(turn.to_numpy(), kind="stable")[:count]]
 
 
 def _reachable(classifier: Classifier) -> PatchStore | None:
-    """The store that the classifier was trained on, if it is where the bundle says and still one."""
+    """Return the store that the classifier was trained on, if it is at the path in the bundle; otherwise None."""
     stated = classifier.config.training.store
     try:
         opened = open_store(stated) if stated and Path(stated).exists() else None
@@ -177,17 +177,17 @@ FORMATS: Final = {
 
 Each has ``write(classifier, target, *, card, samples, log, licence) -> facts``, and ``SUFFIX``, how the name of what it
 writes ends (``""``: a folder). `target` is a path that does not exist yet, beside the one asked for; it is moved into
-place when `write` returns, and removed when it raises. The facts are plain data: the numbers of the comparison with
-torch.
+place when `write` returns, and removed when it raises. The facts are JSON-serialisable: the figures of the
+comparison with torch.
 """
 
-_AGAIN: Final = "give an --output in a folder that can be written, with room"
+_AGAIN: Final = "give an --output in a folder that can be written to and has free space"
 _GREY: Final = "#7f7f7f"
 
 
 @dataclass(frozen=True)
 class ExportResult(CommandResult):
-    """What an export wrote.
+    """Result of an export.
 
     Attributes
     ----------
@@ -195,13 +195,13 @@ class ExportResult(CommandResult):
         File or folder.
     format : str
     facts : dict
-        What the writer measured: ``parity`` with torch, and more by format.
+        Measurements: ``parity`` with torch, and others that depend on the format.
     size : int
         Bytes.
     crops : str
-        What it was compared on.
+        Description of the patches compared.
     card : Path or None
-        The model card, where it lies beside the file and not in the folder.
+        The model card, if it is beside the file and not in the folder.
     seconds : float
     """
 
@@ -214,7 +214,7 @@ class ExportResult(CommandResult):
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return JSON-serialisable values."""
         return {
             "path": str(self.path),
             "format": self.format,
@@ -226,7 +226,7 @@ class ExportResult(CommandResult):
         }
 
     def lines(self) -> list[str]:
-        """The summary for a person, one statement per line."""
+        """Return the main figures and the paths, one line each."""
         lines = [f"{self.path}: {self.size / 1e6:.1f} MB, {self.seconds:.1f} s"]
         parity = self.facts.get("parity", {})
         for name, found in (parity if self.format == "onnx" else {self.format: parity}).items():
@@ -323,7 +323,7 @@ def export(
             card_target = target.with_suffix(".md")
             if card_file is not None:
                 write_atomically(card_target, facts["card"])
-            # Both are whole before either has its name: a full disk leaves neither.
+            # Both files are complete before either is renamed, so that a full disk leaves neither.
             target.replace(output)
             if card_file is not None:
                 card_target.replace(card_file)
@@ -334,9 +334,10 @@ def export(
 
 
 def drawn_example(classifier: Classifier) -> CardPicture:
-    """Explain drawn cells, one a class, for a model card.
+    """Explain drawn cells, one per class, for a model card.
 
-    They are drawn because a card goes with a model to anybody, and images of patients' cells should not by default.
+    Drawn cells are used because a model card is published with the model, and images of patients' cells should not be
+    published by default.
 
     Parameters
     ----------
@@ -346,7 +347,7 @@ def drawn_example(classifier: Classifier) -> CardPicture:
     Returns
     -------
     CardPicture
-        Without a picture, saying why, where none of its classes can be drawn or its backbone cannot be explained.
+        Without an image, but with the reason, if none of its classes can be drawn or its backbone cannot be explained.
     """
     codes = [code for code in classifier.codes if code in MATEK_21][:_SHOWN]
     if not codes:
@@ -374,7 +375,7 @@ def drawn_example(classifier: Classifier) -> CardPicture:
 
 
 def _usable_licence(settings: ExportSettings) -> str:
-    """Refuse options that the format does not have, before any work; return the licence as one line."""
+    """Raise an error for options that the format does not have; return the licence as one line."""
     if settings.format != "onnx" and (settings.layout, settings.embeddings, settings.precision) != (
         "patches",
         False,
@@ -387,7 +388,7 @@ def _usable_licence(settings: ExportSettings) -> str:
 
 
 class _place(contextlib.AbstractContextManager[Path]):
-    """A path to write to, beside the one asked for; nothing of it is left behind.
+    """A temporary path beside the output; removed if the export fails.
 
     Raises
     ------
@@ -416,7 +417,7 @@ class _place(contextlib.AbstractContextManager[Path]):
             missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             self._made = missing
-            # Tried before a minute's work, not after it.
+            # Tried first, so that a folder that cannot be written to fails at once.
             self.target.touch()
             self.target.unlink()
         return self.target
@@ -433,7 +434,7 @@ class _place(contextlib.AbstractContextManager[Path]):
 
 
 def _shareable(classifier: Classifier, taxonomy: str | Path | None, pixel_size_um: float | None) -> Classifier:
-    """The same classifier with what was added, and without paths of this computer in its configuration."""
+    """Return the classifier with the given taxonomy and pixel size, without paths of this computer in its metadata."""
     from hematokit.models.classifier import Classifier
 
     if pixel_size_um is not None and not 0 < pixel_size_um < 1000:
@@ -466,13 +467,13 @@ def _same_classes(classifier: Classifier, source: str | Path) -> Taxonomy:
         raise ModelError(
             f"taxonomy {printable(str(source))} lacks {', '.join(missing)}, which the model has; give a file with all"
         )
-    # The order of the logits counts, not the file's.
+    # The order is that of the logits, not that of the file.
     chosen = {entry.code: entry for entry in given.subset(classifier.codes)}
     return Taxonomy(given.name, tuple(chosen[code] for code in classifier.codes))
 
 
 def _check_colours(taxonomy: Taxonomy) -> None:
-    """Refuse classes that nobody could tell apart in a viewer: those that got the colour of "none given"."""
+    """Raise an error if classes have no colour of their own, as a viewer could not distinguish them."""
     without = [entry.code for entry in taxonomy if entry.colour == _GREY]
     if len(without) > 1:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""Detection and classification of fields, one after the other or on a cluster; what `detect` and `classify` share.
+"""Detection and classification of fields, one after the other or on a cluster; shared by `detect` and `classify`.
 
 A `FieldJob` holds names and numbers only, so it can be sent to another process; models and detectors are made where
 the work is done, once in a process.
@@ -48,7 +48,7 @@ __all__ = [
     "work_on_fields",
 ]
 
-WRITE_ADVICE = "make room and run the command again"
+WRITE_ADVICE = "free disk space and run the command again"
 _SHOWN = ("cells", "report", "differential")
 
 Note = Callable[[str], None]
@@ -56,7 +56,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class FieldJob:
-    """Everything that decides a field's results, but the field.
+    """Everything that determines the results of a field, except the field itself.
 
     Attributes
     ----------
@@ -67,11 +67,11 @@ class FieldJob:
     model : str or None
         Run or bundle, absolute; None: cells are only detected.
     model_identity : str
-        Which model that is, as `hematokit.models.bundle.bundle_identity` gives it; empty: whichever is there.
+        Content hash of the model, from `hematokit.models.bundle.bundle_identity`; empty for any.
     runtime, device : str
-        What computes the model.
+        Runtime and device of the model.
     model_pixel_size_um : float or None
-        Pixel size that the model was trained at, if its bundle does not say or says it wrong.
+        Pixel size of the model's training images, if its bundle does not state it or states a wrong one.
     pixel_size_um, force_pixel_size
         As `open_field` takes them.
     min_probability : float
@@ -105,7 +105,7 @@ class FieldJob:
         return FieldFolders(Path(self.output))
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides results: model by its hash, detector by name, version and options, pixel sizes."""
+        """Return the settings that determine results: hash of the model, identity of the detector, pixel sizes."""
         settings: dict[str, Any] = {
             "detector": self.make_detector().identity(),
             "pixel_size_um": self.pixel_size_um,
@@ -119,19 +119,19 @@ class FieldJob:
         return settings
 
     def make_detector(self) -> MadeDetector:
-        """The detector, made once a process; again where a file or folder that its options name has changed."""
+        """Return the detector, made once per process, and again if a file named in its options has changed."""
         texts = [value for value in self.detector_options.values() if isinstance(value, str) and value]
         stamps = tuple(file_stamp(Path(text)) for text in texts)  # empty for text that names no file
         key = (self.detector, json.dumps(self.detector_options, sort_keys=True, default=str), *stamps)
         return _once(key, lambda: make_detector(self.detector, self.detector_options))
 
     def load_model(self) -> Model | None:
-        """The classifier, loaded once a process; None if cells are only detected.
+        """Return the classifier, loaded once per process; None if cells are only detected.
 
         Raises
         ------
         ModelError
-            If it cannot be loaded, or is another one than `model_identity` says.
+            If it cannot be loaded, or its hash is not `model_identity`.
         """
         if self.model is None:
             return None
@@ -140,7 +140,7 @@ class FieldJob:
         return cached_model(self.model, self.device, self.runtime, identity=self.model_identity)
 
     def show_corrections(self, outcome: FieldOutcome, image: Path, taxonomy: Taxonomy) -> FieldOutcome | None:
-        """Write CSV, GeoJSON and overlay again, if the field was corrected since they were written.
+        """Write CSV, GeoJSON and overlay again if the field was corrected after they were written.
 
         Parameters
         ----------
@@ -177,9 +177,9 @@ class FieldJob:
         return self.fields.record(replace(outcome, corrections=digest))
 
     def run(self, task: FieldTask, note: Note = no_log) -> FieldOutcome:
-        """Work on one field and write its files; ``field.json`` comes last and marks the field as done.
+        """Process one field and write its files; ``field.json`` is written last and marks the field as done.
 
-        A field that cannot be worked on becomes a failed outcome; what concerns all fields is raised.
+        A field that cannot be processed gives a failed outcome; errors that concern all fields are raised.
 
         Parameters
         ----------
@@ -206,15 +206,15 @@ class FieldJob:
         except HematokitError as error:
             return replace(failed, message=str(error))
         except MemoryError:
-            message = f"{printable(task.source)} needs more memory than there is; give smaller fields"
+            message = f"{printable(task.source)} needs more memory than is available; give smaller fields"
             return replace(failed, message=message)
         except Exception as error:
-            # One field's surprise must not end the work on a thousand others; it stands in the report.
+            # An unexpected error in one field must not end the work on the others; the report states it.
             said = " ".join(str(error).split())[:300]
             return replace(failed, message=f"{printable(task.source)}: unexpected {type(error).__name__}: {said}")
 
     def run_once(self, task: FieldTask) -> FieldOutcome:
-        """Work on a field unless it is done: a worker may have died after it had written the field."""
+        """Process a field unless it is done: a worker may have died after it wrote the field."""
         return self.fields.finished(task) or self.run(task)
 
     def _work(
@@ -287,7 +287,7 @@ class _Clock:
 
 
 def _progress_note(note: Note, task: FieldTask, unit: str) -> Progress:
-    """Return a progress function that passes counts inside one field on as text; a field of one piece needs none."""
+    """Return a progress function that reports counts within one field as text; a field of one window needs none."""
 
     def report(done: int, total: int | None, message: str) -> None:
         if total is not None and total > 1:
@@ -301,10 +301,10 @@ _MAKING = threading.Lock()
 
 
 def _once(key: tuple[str, ...], make: Callable[[], MadeDetector]) -> MadeDetector:
-    """Make a detector once a process; it may take seconds to load, and a worker has several threads."""
+    """Return the detector of a key, made once per process: loading may take seconds, and a worker has threads."""
     with _MAKING:
         if key not in _MADE:
-            # Only the last one is kept: a process that goes through many must not hold them all.
+            # Only the last one is kept, to limit the memory of a process that uses many.
             _MADE.clear()
             _MADE[key] = make()
         return _MADE[key]
@@ -350,7 +350,7 @@ def prepare_run(
 def run_fields(
     job: FieldJob, results: ResultsFolder, *, scheduler: str = "local", progress: Progress = no_progress
 ) -> list[FieldOutcome]:
-    """Work on every field that is not done yet.
+    """Process every field that is not done yet.
 
     Parameters
     ----------
@@ -402,7 +402,7 @@ def run_fields(
 
 
 def _one_by_one(job: FieldJob, tasks: Sequence[FieldTask], note: Note) -> Iterator[FieldOutcome]:
-    # This reference keeps the model loaded, even if the process loads others meanwhile.
+    # This reference keeps the model in memory even if the process loads other models.
     held = job.load_model() if tasks else None
     for task in tasks:
         yield job.run(task, note)
@@ -412,7 +412,7 @@ def _one_by_one(job: FieldJob, tasks: Sequence[FieldTask], note: Note) -> Iterat
 def work_on_fields(
     paths: Sequence[str | Path], job: FieldJob, settings: DetectSettings, progress: Progress
 ) -> tuple[FieldJob, ResultsFolder, list[FieldOutcome], list[FieldOutcome]]:
-    """Work on the fields of one call.
+    """Process the fields of one call.
 
     Returns
     -------
@@ -438,7 +438,7 @@ def work_on_fields(
 
 
 def raise_if_all_failed(outcomes: Sequence[FieldOutcome]) -> None:
-    """Raise an error if none of the fields of this call could be worked on; the files of the others are written."""
+    """Raise an error if no field of this call could be processed; the files of earlier calls are written first."""
     if all(outcome.status == "failed" for outcome in outcomes):
         more = f" (and {len(outcomes) - 1} more fields failed)" if len(outcomes) > 1 else ""
         raise FieldError(f"{outcomes[0].message}{more}")
@@ -446,14 +446,14 @@ def raise_if_all_failed(outcomes: Sequence[FieldOutcome]) -> None:
 
 @dataclass(frozen=True)
 class FieldsResult(CommandResult):
-    """What came out of detecting or classifying fields: all fields of the folder, of this call and of earlier ones.
+    """Result of detecting or classifying fields: all fields of the folder, of this call and of earlier ones.
 
     Attributes
     ----------
     output : Path
         Folder of results.
     fields : DataFrame
-        One row a field: status, cells, whether it is worth reading, time. Cells are counted as people corrected them.
+        One row per field: status, number of cells, quality control, time. Corrections are applied.
     differential : Differential or None
         The count; None if cells were only detected.
     paths : dict of str to Path
@@ -462,9 +462,9 @@ class FieldsResult(CommandResult):
     unmatched : int
         Fields that the table of smears does not name.
     smear_warnings : tuple of str
-        What of the table of smears does not fit the fields, and which fields of earlier calls are not finished.
+        Mismatches between the table of smears and the fields, and unfinished fields of earlier calls.
     worked : int
-        Fields that were worked on in this call; the others were done before.
+        Fields processed in this call; the others were done before.
     model_pixel_size_um : float or None
         Pixel size that the model was trained at.
     """
@@ -481,17 +481,17 @@ class FieldsResult(CommandResult):
 
     @property
     def warnings(self) -> list[str]:
-        """What is doubtful about how the fields were read."""
+        """Warnings about pixel sizes, smears and patients."""
         scale = scale_notes(self.fields, self.differential is not None, self.model_pixel_size_um)
         return [*scale, *self.smear_warnings]
 
     @property
     def failed(self) -> pd.DataFrame:
-        """Rows of the fields that could not be worked on."""
+        """Rows of the fields that failed."""
         return self.fields[self.fields["status"] == "failed"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return JSON-serialisable values."""
         document: dict[str, Any] = {
             "output": str(self.output),
             "fields": len(self.fields),
@@ -512,39 +512,39 @@ class FieldsResult(CommandResult):
         return done.loc[done["flag"] != "ok", "flag"].value_counts()
 
     def lines(self) -> list[str]:
-        """The summary for a person, one statement per line."""
+        """Return the main figures and the paths, one line each."""
         done = len(self.fields) - len(self.failed)
         lines = [f"{int(self.fields['cells'].sum()):,} cells in {count_fields(done)}, {self.seconds:.1f} s"]
         if self.worked < len(self.fields):
-            lines.append(f"{count_fields(self.worked)} worked on in this call, the others before")
+            lines.append(f"{count_fields(self.worked)} processed in this call, the others before")
         flags = self._flags()
         if len(flags):
             said = ", ".join(f"{count} {flag}" for flag, count in flags.items())
-            lines.append(f"Warning: not every field is fit for reading ({said}); fields.csv says why")
+            lines.append(f"Warning: not every field passed quality control ({said}); see fields.csv")
         lines += [f"Warning: {note}" for note in self.warnings]
         for row in list(self.failed.itertuples(index=False))[:5]:
             lines.append(f"Failed: {row.message}")
         if len(self.failed) > 5:
-            lines.append(f"Failed: {len(self.failed) - 5} more; fields.csv names them")
+            lines.append(f"Failed: {len(self.failed) - 5} more; see fields.csv")
         lines += self.differential_lines()
         lines += [f"{name.capitalize()}: {path}" for name, path in self.paths.items() if name in _SHOWN]
         lines.append("For research use only")
         return lines
 
     def differential_lines(self) -> list[str]:
-        """The count in a few lines; empty if cells were only detected."""
+        """Return the differential in a few lines; empty if cells were only detected."""
         return [] if self.differential is None else self.differential.lines()
 
 
 def scale_notes(fields: pd.DataFrame, classified: bool, model_pixel_size_um: float | None) -> list[str]:
-    """Which pixel sizes are unknown, and what that means."""
+    """Return warnings about unknown pixel sizes."""
     unknown = int((fields["pixel_size_um"].isna() & (fields["status"] == "done")).sum())
     if classified:
         return scale_warnings(model_pixel_size_um, unknown)
     if not unknown:
         return []
     return [
-        f"the pixel size of {count_fields(unknown)} is not known, so sizes were judged from the cells themselves; give "
+        f"the pixel size of {count_fields(unknown)} is not known, so it was estimated from the cells; give "
         "it with --pixel-size"
     ]
 

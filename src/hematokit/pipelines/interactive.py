@@ -1,4 +1,4 @@
-"""Cells for an interactive viewer: those of a field or of a region as they come, and single cells.
+"""Cells for an interactive viewer: those of a field or region, piece by piece, and single cells.
 
 The steps are those of `hematokit.pipelines.field_run`, in small pieces that can be shown and stopped.
 """
@@ -32,7 +32,7 @@ __all__ = ["FieldPart", "classify_live", "classify_one", "in_polygons", "is_out_
 Polygon = npt.NDArray[np.float64]
 
 _MARGIN: Final = 384
-"""Pixels around a region that the detector sees too, so that cells at its edge are found whole."""
+"""Pixels around a region that the detector gets too, so that cells at its edge are complete."""
 
 _FIRST_BATCH: Final = 8
 """Fewer at a time than this are no quicker: most of the time of a call is spent on starting it."""
@@ -44,7 +44,7 @@ _LONG: Final = 1.0
 
 @dataclass(frozen=True)
 class FieldPart:
-    """A rectangle of a field, read like a field of its own.
+    """A rectangle of a field, read like a whole field.
 
     Attributes
     ----------
@@ -77,7 +77,7 @@ class FieldPart:
 
 
 def in_polygons(points: npt.ArrayLike, polygons: Sequence[npt.ArrayLike]) -> npt.NDArray[np.bool_]:
-    """Tell which points (n, 2) lie in at least one polygon; all are ``(y, x)`` in the same units."""
+    """Return which points (n, 2) are inside at least one polygon; all are ``(y, x)`` in the same units."""
     from skimage.measure import points_in_poly
 
     places = np.asarray(points, np.float64).reshape(-1, 2)
@@ -88,7 +88,7 @@ def in_polygons(points: npt.ArrayLike, polygons: Sequence[npt.ArrayLike]) -> npt
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether a device ran out of memory, whichever runtime says so; imports none of them."""
+    """Return whether an error of any runtime means that a device ran out of memory; imports none of them."""
     return type(error).__name__ == "OutOfMemoryError" or (
         isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
     )
@@ -108,7 +108,7 @@ def classify_live(
     note: Callable[[str], None] = no_log,
     moved: Callable[[Model], None] = lambda model: None,
 ) -> Iterator[Examination | pd.DataFrame]:
-    """Find the cells of a field, or of regions of it, and classify them piece by piece.
+    """Detect the cells of a field, or of regions of it, and classify them piece by piece.
 
     Batches begin small and grow while they are quick. Where the memory of a graphics processor does not suffice,
     smaller batches are tried, then the CPU.
@@ -139,13 +139,13 @@ def classify_live(
     Yields
     ------
     Examination, then DataFrame
-        First what was found (rows of `cells` not yet named); then, batch by batch, rows as `classify_cells` returns
-        them. Nothing more if no cell was found.
+        First the detections (rows of `cells` not yet named); then, batch by batch, rows as `classify_cells` returns
+        them. Nothing more if no cell was detected.
 
     Raises
     ------
     FieldError
-        If the region lies outside the field, or the pixel sizes do not go together.
+        If the region is outside the field, or the pixel sizes do not fit.
     ImageError, ModelError, PluginError
         If the field cannot be read, or model or detector fail.
 
@@ -187,7 +187,7 @@ def _examine(field: Field, detector: MadeDetector, region: Sequence[npt.ArrayLik
     shift = np.array([box.y0, box.x0], np.float32)
     moved = [None if outline is None else np.asarray(outline) + shift for outline in found["contour"]]
     found["contour"] = pd.Series(moved, index=found.index, dtype=object)
-    # A border that only the examined part has cuts no cell of the field.
+    # The border of the examined part is not the border of the field.
     at_edge = (found["y0"] <= 1) | (found["x0"] <= 1)
     at_edge |= found["y0"] + found["height"] >= field.height - 1
     at_edge |= found["x0"] + found["width"] >= field.width - 1
@@ -197,13 +197,13 @@ def _examine(field: Field, detector: MadeDetector, region: Sequence[npt.ArrayLik
 
 
 def _around(polygons: Sequence[Polygon], field: Field) -> Box:
-    """The part of the field that the detector has to see for these regions."""
+    """Return the part of the field that the detector needs for these regions."""
     points = np.concatenate(polygons)
     low = np.maximum(np.floor(points.min(axis=0)).astype(int) - _MARGIN, 0)
     high = np.minimum(np.ceil(points.max(axis=0)).astype(int) + _MARGIN, [field.height, field.width])
     inside = (points.max(axis=0) > 0).all() and (points.min(axis=0) < [field.height, field.width]).all()
     if not inside:
-        raise FieldError("the region lies outside the field; draw it on the image")
+        raise FieldError("the region is outside the field; draw it on the image")
     return Box(int(low[0]), int(low[1]), int(high[0] - low[0]), int(high[1] - low[1]))
 
 
@@ -212,7 +212,7 @@ def _some(cells: int) -> str:
 
 
 class _Batches:
-    """How many cells to classify at a time, learned from how long it takes and whether the memory suffices."""
+    """Number of cells to classify at a time, adapted to the time taken and the memory available."""
 
     def __init__(
         self,
@@ -245,26 +245,26 @@ class _Batches:
             return result
 
     def _make_do(self, error: Exception) -> None:
-        """Go on in smaller batches, then on the CPU; raise `error` where neither is left."""
+        """Continue in smaller batches, then on the CPU; raise `error` if neither is possible."""
         if self.size > 1:
             self.size = self._largest = max(self.size // 4, 1)
-            self._note(f"the graphics processor's memory is full: going on with {_some(self.size)} at a time")
+            self._note(f"GPU memory is full: continuing with {_some(self.size)} at a time")
             return
         if str(self._model.device).startswith("cpu"):
             raise error
-        # A copy: the model itself is shared, and the next field may fit into the memory.
+        # A copy, as the model is shared and the next field may fit into memory.
         self._model = self._model.on_cpu()
         self._moved(self._model)
         self.size = self._largest = _FIRST_BATCH
-        self._note("the graphics processor's memory is full: going on on the CPU, which takes longer")
+        self._note("GPU memory is full: continuing on the CPU, which is slower")
 
 
 _CELL_UM: Final = 12.0
-"""Side in micrometres of a white cell's nucleus with a little around it, where no other cell tells."""
+"""Side in micrometres of a box around the nucleus of a white cell, where there is no other cell to measure."""
 
 
 def usual_side(cells: pd.DataFrame | None, pixel_size_um: float | None, patch_size: int) -> int:
-    """Return the side in pixels of the box of a cell that is known by its centre only.
+    """Return the side in pixels of the box of a cell of which only the centre is known.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Networks trained again on true and on shuffled labels, for the data-randomisation test of explanations."""
+"""Retraining on true and on shuffled labels, for the data-randomisation test of explanations."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def retrain_models(
     """Train the same network on true and on shuffled labels, for the data-randomisation test.
 
     The training cells are copied to a temporary store that has nothing but a training split, so that no validation
-    figure selects an epoch: with shuffled labels it would select an untrained one.
+    metric selects an epoch: with shuffled labels it would select an untrained one.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def _train(
         progress=lambda done, total, message: progress(done, total, f"training on {labels}"),
     )
     if result.bundle is None:
-        # An interrupted training ends in an orderly way; this check cannot continue without its model.
+        # An interrupted training returns normally, but this check needs its model.
         raise KeyboardInterrupt
     classifier = load_model(result.bundle, device=str(settings["device"]), runtime="torch")
     assert isinstance(classifier, Classifier)
@@ -125,7 +125,7 @@ def _train(
 
 
 def _fit(classifier: Classifier, store: PatchStore, settings: Mapping[str, Any]) -> float:
-    """Return the share of the training cells that a model classifies as they are labelled."""
+    """Return the share of training cells that a model classifies as labelled."""
     store.refresh()
     cells = store.cells
     target = settings.get("one_vs_rest")

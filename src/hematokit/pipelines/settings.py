@@ -369,7 +369,7 @@ class ExportSettings(Settings):
     """Licence of the weights, such as CC-BY-4.0; written into every format."""
 
     store: PathText | None = None
-    """Training store, if it is not where the model says: patches to compare and calibrate on."""
+    """Training store, if it is not at the path in the model: patches to compare and calibrate on."""
 
     taxonomy: PathText | None = None
     """Taxonomy file whose names and colours replace those of the model."""

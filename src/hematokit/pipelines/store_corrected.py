@@ -1,4 +1,4 @@
-"""Put reviewed cells into a store as a training set: their fields, patches and labels, and keep them up to date."""
+"""Reviewed cells as a training set: their fields, patches and labels in a store, kept up to date."""
 
 from __future__ import annotations
 
@@ -167,13 +167,13 @@ def _pair(
 
 
 def _saved(field: Field, review: Review, folder: Path) -> Path:
-    """Write an opened field as an image of its own: without loss, and the same each time, so that it is known again."""
+    """Write an opened field as a lossless image, identical each time, so that it is recognised."""
     name = safe_name(review.field_id or field.name)
     return write_field(folder, name, field, source=name)[0]
 
 
 def _chosen(review: Review, others: bool) -> pd.DataFrame:
-    """The cells to store, with the columns of detections, their id and their label, and their smear and patient."""
+    """Return the cells to store: the columns of detections, id, label, smear and patient."""
     cells = review.cells
     seen = cells["reviewed"].to_numpy(bool) & (cells["label"] != "").to_numpy(bool)
     table = cells.reindex(columns=list(DETECTION_COLUMNS))
@@ -184,7 +184,7 @@ def _chosen(review: Review, others: bool) -> pd.DataFrame:
 
 
 def _check_classes(reviewed: Sequence[_Reviewed], store: PatchStore | None, path: Path) -> None:
-    """Refuse labels that the store, or the taxonomy of the first review where there is none, does not have."""
+    """Raise an error for labels that the store, or the taxonomy of the first review if there is none, does not have."""
     taxonomy: Taxonomy = reviewed[0].review.taxonomy if store is None else store.taxonomy
     unknown = sorted({str(code) for one in reviewed for code in one.cells["label"]} - {*taxonomy.codes, ""})
     if unknown:
@@ -232,7 +232,7 @@ def _check_inside(table: pd.DataFrame, height: int, width: int, path: Path) -> N
 
 
 def _sign(store: PatchStore, reviewed: Sequence[_Reviewed], records: Mapping[Path, FieldRecord]) -> None:
-    """Note in a store's journal who gave cells that were just added their labels, and when."""
+    """Record in a store's journal who labelled the cells just added, and when."""
     lines: list[Correction] = []
     every = store.cells
     for one in reviewed:
@@ -250,7 +250,7 @@ def _sign(store: PatchStore, reviewed: Sequence[_Reviewed], records: Mapping[Pat
 
 
 def _stored(store: PatchStore, paths: Iterable[Path]) -> dict[Path, FieldRecord]:
-    """Return the fields of a store that some images are: the same file, or the store's own copy."""
+    """Return the fields of a store that correspond to images: the same file, or the store's own copy."""
     stored, found = StoredFields(store), {}
     for path in paths if len(store.fields) else ():
         record = stored.of_folder(path)
@@ -265,14 +265,14 @@ def _stored(store: PatchStore, paths: Iterable[Path]) -> dict[Path, FieldRecord]
 
 @dataclass
 class _Update:
-    """What was done to fields that were in the store already."""
+    """Changes of fields that were already in the store."""
 
     added: int = 0
     changed: int = 0
     removed: int = 0
 
     def notes(self) -> list[str]:
-        """What was done to cells that were there, in words."""
+        """Return the changes of existing cells as text."""
         counts = [(self.changed, "labels changed"), (self.removed, "cells taken out")]
         done = ", ".join(f"{what}: {count}" for count, what in counts if count)
         return [f"in fields that were there already, {done}; see its {CORRECTIONS_FILE}"] if done else []
@@ -286,7 +286,7 @@ def _update(
     near: bool,
     progress: Progress,
 ) -> _Update:
-    """Bring fields of a store up to date with their reviews: append new cells, and note in its journal what changed."""
+    """Update fields of a store from their reviews: append new cells, and record changes in its journal."""
     update = _Update()
     lines: list[Correction] = []
     fresh: list[_Reviewed] = []
@@ -319,7 +319,7 @@ def _named(cells: pd.DataFrame, record: FieldRecord, *, keep_ids: bool) -> pd.Da
     of_field = {column: record[column] for column in SMEAR_COLUMNS}
     named = name_cells(cells.drop(columns="cell_id"), record["field_id"], record["source"], **of_field)
     if keep_ids:
-        # The journal speaks of the cell by the id that it got when it was added.
+        # The journal uses the id that the cell got when it was added.
         named["cell_id"] = cells["cell_id"].to_numpy()
     return named
 
@@ -327,7 +327,7 @@ def _named(cells: pd.DataFrame, record: FieldRecord, *, keep_ids: bool) -> pd.Da
 def _changes(
     record: FieldRecord, one: _Reviewed, ids: Mapping[tuple[float, ...], str], labels: Mapping[str, str]
 ) -> list[Correction]:
-    """Return the lines for the store's journal that make the cells of a field what their review says.
+    """Return the lines for the store's journal that bring the cells of a field in line with their review.
 
     Parameters
     ----------
@@ -355,7 +355,7 @@ def _changes(
             lines.append(Correction(kind, edit, since, who, cell_id, field_id, before or "", label))
     gone = {ids[place] for place in _places(review.deleted) if place in ids}
     if json.loads(record["cells_from"]).get("kind") == CORRECTED_KIND:
-        # Such a field holds what was reviewed and nothing else; a review that was undone takes its cell out.
+        # Such a field has reviewed cells only; undoing a review removes the cell.
         gone |= set(ids.values()) - {ids[place] for place in places}
     for cell_id in sorted(gone & set(labels)):
         lines.append(Correction("delete", edit, when, review.who, cell_id, field_id, labels[cell_id], ""))
@@ -363,7 +363,7 @@ def _changes(
 
 
 def _is_own(store: PatchStore, review: Review) -> bool:
-    """Whether the journal of a review is the store's own."""
+    """Return whether the journal of a review is that of the store."""
     journal = store.path / CORRECTIONS_FILE
     return review.journal is not None and review.journal.resolve() == journal.resolve()
 
@@ -374,7 +374,7 @@ def _ids_by_place(cells: pd.DataFrame, field_id: str) -> dict[tuple[float, ...],
 
 
 def _places(cells: pd.DataFrame) -> list[tuple[float, ...]]:
-    """What tells the cells of a field apart; a hundredth of a pixel is what tables in CSV keep of a centre."""
+    """Return the centres that identify the cells of a field, rounded to 0.01 px as in CSV tables."""
     if not len(cells):
         return []
     return list(zip(*(cells[name].astype(float).round(2).tolist() for name in _PLACE), strict=True))

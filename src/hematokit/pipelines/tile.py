@@ -1,9 +1,9 @@
-"""Tile whole fields into a patch store: the field's image, its cells, and a patch around each.
+"""Tiling of whole fields into a patch store: the image, its cells, and a patch around each cell.
 
 Fields are taken one by one, in the order of their names. The cells of a field and its row in the table of fields are
-committed together or not at all, so a run that was killed goes on with the first field that is not in the store. Like
-an import it adds and does not change: a field that is there with other content, or whose cells would now be others, is
-refused with a reason. The cells of a field are replaced only on request.
+committed together or not at all, so an interrupted call resumes with the first field that is not in the store. Like an
+import, it adds and never changes: a field that is in the store with other content or other cells is rejected with a
+reason. The cells of a field are replaced only on request.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def _annotated(
 
 
 def annotation_identity(cells: pd.DataFrame, kind: str) -> dict[str, Any]:
-    """Return the `FieldCells.identity` of annotated cells: a hash of their places and labels, and where they are from.
+    """Return the `FieldCells.identity` of annotated cells: a hash of their positions and labels, and their source.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ def annotation_identity(cells: pd.DataFrame, kind: str) -> dict[str, Any]:
 
 
 def _same_cells(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
-    """Whether cells would be the same; a new version of a detector is no reason to refuse what is there."""
+    """Return whether two identities stand for the same cells; another version of the same detector does."""
 
     def essence(identity: Mapping[str, Any]) -> dict[str, Any]:
         detector = identity.get("detector")
@@ -222,7 +222,7 @@ def _same_cells(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
 
 
 def first_of(cells: pd.DataFrame, column: str) -> str:
-    """Return the first smear or patient that cells state; empty if none does."""
+    """Return the first smear or patient in a cells table; empty if there is none."""
     return next((str(value) for value in cells[column] if value), "") if column in cells.columns else ""
 
 
@@ -231,7 +231,7 @@ def first_of(cells: pd.DataFrame, column: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TileJob:
-    """Which fields to tile, and how.
+    """The fields to tile, with their cells, smears and pixel sizes.
 
     Attributes
     ----------
@@ -261,7 +261,7 @@ class TileJob:
 
 
 def list_new_fields(paths: Sequence[str | Path], store: Path) -> list[Path]:
-    """List the fields in files and folders, without the store's own fields, which a folder that holds the store has.
+    """List the fields in files and folders, except those inside the store itself.
 
     Raises
     ------
@@ -308,7 +308,7 @@ def tile_into(target: StoreTarget, job: TileJob, progress: Progress) -> tuple[Pa
 
 
 def _inner(progress: Progress, number: int, fields: int, name: str) -> Progress:
-    """Progress within one field, which shows beside the number of fields done."""
+    """Return the progress function for work within one field."""
 
     def report(done: int, total: int | None, message: str) -> None:
         if total is not None and total > 1:
@@ -318,7 +318,7 @@ def _inner(progress: Progress, number: int, fields: int, name: str) -> Progress:
 
 
 class _Tiling:
-    """Takes the fields of a job, one after the other, into an open store."""
+    """Adds the fields of a job to an open store, one after the other."""
 
     def __init__(self, job: TileJob, store: PatchStore, writer: StoreWriter, tally: TileTally) -> None:
         self.job = job
@@ -328,7 +328,7 @@ class _Tiling:
         self.names = dict(zip(store.fields["sha256"], store.fields["name"], strict=True))
 
     def take(self, path: Path, progress: Progress) -> None:
-        """Add a field, replace its cells, or note that it is there or why it is refused."""
+        """Add a field, replace its cells, count it as present, or record the reason why it is refused."""
         source = printable(str(path))
         try:
             digest = hash_source(path)
@@ -378,11 +378,11 @@ class _Tiling:
     def _is_same(
         self, record: FieldRecord, opened: Field, source: str, cells: FieldCells, given: Mapping[str, str]
     ) -> bool:
-        """Whether a field is in the store as it would be tiled now; if not, and it may not be replaced, refuse it."""
+        """Return whether a field is in the store with the same cells; raise an error if others must not replace them."""
         try:
             _check_same(record, source, opened.pixel_size_um, cells.identity, _stated(cells, given))
         except ImageError as error:
-            # A field of this call, under another path, is not committed yet.
+            # The same field under another path of this call, not committed yet.
             may_replace = self.job.replace and self.fields.is_committed(record)
             if not may_replace or error.reason == "pixel-size-differs":
                 raise
@@ -390,7 +390,7 @@ class _Tiling:
         return True
 
     def _replace(self, record: FieldRecord, cells: FieldCells, given: Mapping[str, str], progress: Progress) -> None:
-        """Put other cells in the place of those of a field that is in the store; its image stays."""
+        """Replace the cells of a field in the store; its image stays."""
         found = cells.read(progress)
         record["cells_from"] = json.dumps(cells.identity, sort_keys=True)
         for column, value in _stated(cells, given).items():
@@ -403,7 +403,7 @@ class _Tiling:
 
 
 def _stated(cells: FieldCells, given: Mapping[str, str]) -> dict[str, str]:
-    """Return smear and patient of a field: as a table of smears states them, or else its annotations."""
+    """Return smear and patient of a field: from the table of smears, otherwise from its annotations."""
     if "known_cells" not in cells.identity or all(given.values()):
         return dict(given)
     found = cells.read(no_progress)
@@ -428,14 +428,14 @@ def _check_same(
     identity: Mapping[str, Any],
     stated: Mapping[str, str],
 ) -> None:
-    """Refuse what contradicts a field that is in the store."""
+    """Raise an error if a field contradicts the one in the store."""
     size = None if np.isnan(record["pixel_size_um"]) else float(record["pixel_size_um"])
     if size != pixel_size_um:
         before = "no pixel size" if size is None else f"a pixel size of {size:g} um"
         now = "none" if pixel_size_um is None else f"{pixel_size_um:g} um"
         raise _differs("pixel-size", source, f"with {before}, not {now}", "leave --pixel-size as it was")
     for column, value in stated.items():
-        # A table that does not state the smear or patient contradicts nothing.
+        # A table without smear or patient is no contradiction.
         if value not in ("", record[column]):
             what = column.removesuffix("_id")
             raise _differs(what, source, f"with the {what} {record[column]!r}, not {value!r}", _SET_SMEARS)

@@ -1,4 +1,4 @@
-"""Training a classifier, from the settings to the bundle: ``hematokit train`` and `hematokit.train`."""
+"""Training of a classifier, from the settings to the bundle: ``hematokit train``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainResult", "facts_at_start", "train"]
 
-# What may differ between the start of a run and its resumption: none of these changes what is computed.
+# Settings that may differ when a run is resumed: none of these changes what is computed.
 RESUMABLE = {"epochs", "stop_after", "device", "workers", "cache", "compile", "patience", "output", "store"}
 
 
@@ -78,7 +78,8 @@ class TrainResult(CommandResult):
                 f"Next: hematokit evaluate {shell_word(self.run)}",
             ]
         return [
-            f"Stopped after {self.epochs} epochs. Go on with: hematokit train --resume --output {shell_word(self.run)}"
+            f"Stopped after {self.epochs} epochs. Continue with: "
+            f"hematokit train --resume --output {shell_word(self.run)}"
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,14 +153,14 @@ def train(
         data = select_cells(patches, config.exclude, config.one_vs_rest)
         warnings = _warnings(data, patches.path.resolve())
 
-        # The model, with its first weights unless there is a checkpoint to go on from.
+        # The model, with its initial weights unless there is a checkpoint to resume from.
         choice = choose_backbone(config.backbone, config.variant, config.image_size, config.backbone_options)
         augmenter = make_augmenters(config.augmenter, config.augmenter_options)
         going_on = resume and run.checkpoint("last").is_file()
         classifier = _first_model(config, choice, data, patches.patch_size, trained=going_on)
         classifier.to(accelerator.device).to(memory_format=torch.channels_last)
 
-        # The run folder: settings, and what is known before the first step.
+        # The run folder: settings, and the metadata known before the first step.
         record = facts_at_start(patches, data, choice, accelerator.device) | {"processes": accelerator.num_processes}
         if words := before.command if resume else list(command):
             record |= {"command": words}
@@ -219,7 +220,7 @@ def train(
 def _settings(
     store: str | Path | None, output: str | Path | None, given: dict[str, Any], resume: bool
 ) -> tuple[RunFolder, TrainSettings, TrainingRecord]:
-    """Return the run folder, the settings, and what a run that goes on recorded at its start."""
+    """Return the run folder, the settings, and the record of the first start of a resumed run."""
     output = given.get("output") if output is None else output
     if output is None:
         raise TrainingError("no run folder given; name it with --output")
@@ -239,9 +240,9 @@ def _resumed(run: RunFolder, given: dict[str, Any]) -> tuple[TrainSettings, Trai
     before = TrainSettings.combine(settings)
     given = {key: value for key, value in given.items() if value is not None}
     if "store" not in given and facts.store and Path(facts.store).is_dir():
-        # The path that was typed may be relative to another working directory.
+        # The path in the settings may be relative to another working directory.
         given["store"] = facts.store
-    # How long the last call was meant to run says nothing about this one.
+    # stop_after is for one call only.
     config = TrainSettings.combine(settings, {"stop_after": None}, given)
     for key in TrainSettings.model_fields:
         if key not in RESUMABLE and getattr(before, key) != getattr(config, key):
@@ -254,9 +255,9 @@ def _resumed(run: RunFolder, given: dict[str, Any]) -> tuple[TrainSettings, Trai
 
 @contextmanager
 def _accelerator(config: TrainSettings) -> Iterator[Accelerator]:
-    """Make accelerate's Accelerator for one training, and make the process forget it afterwards.
+    """Yield accelerate's Accelerator for one training, and reset its global state afterwards.
 
-    Its state is global to the process; left behind, a second training would silently get the first one's device.
+    Its state is global to the process: without the reset a second training would silently use the first one's device.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -293,7 +294,7 @@ def _warnings(data: TrainingData, store: Path) -> list[str]:
     found = [data.pixel_size_warning()]
     if data.outside_split:
         found.append(
-            f"{data.outside_split} labelled cells are in no split and take no part; to divide them too: {split}"
+            f"{data.outside_split} labelled cells are in no split and are not used; to divide them too: {split}"
         )
     if data.divided_groups:
         found.append(
@@ -306,7 +307,7 @@ def _warnings(data: TrainingData, store: Path) -> list[str]:
 def _first_model(
     config: TrainSettings, choice: BackboneChoice, data: TrainingData, patch_size: int, *, trained: bool
 ) -> Classifier:
-    """Build the classifier with its first weights: random from the seed, or, unless `trained`, those asked for."""
+    """Build the classifier with initial weights: random from the seed, or, unless `trained`, those of the settings."""
     torch.manual_seed(config.seed)
     backbone = build_backbone(
         choice,
@@ -323,7 +324,7 @@ def _first_model(
 def facts_at_start(
     store: PatchStore, data: TrainingData, choice: BackboneChoice, device: torch.device
 ) -> TrainingRecord:
-    """Return what a bundle's ``training`` records wherever it comes from.
+    """Return the training metadata of a bundle that are known before the first step.
 
     Parameters
     ----------
@@ -379,7 +380,7 @@ def _announce(
         listed = ", ".join(f"{code} ({count})" for code, count in sorted(data.left_out.items()))
         say(f"Left out: {listed}; --exclude none keeps reject classes in")
     if data.unlabelled:
-        say(f"{data.unlabelled} cells of the store have no label and take no part")
+        say(f"{data.unlabelled} cells of the store have no label and are not used")
     for warning in warnings:
         say(f"Warning: {warning}")
 
@@ -388,7 +389,7 @@ def _announce(
 
 
 def _best_epoch(loop: Loop) -> dict[str, float]:
-    """Load the best epoch, fit its temperature, and return its figures on the validation cells."""
+    """Load the best epoch, fit its temperature, and return its metrics on the validation cells."""
     classifier = loop.accelerator.unwrap_model(loop.model, keep_torch_compile=False)
     best = "best" if loop.run_folder.checkpoint("best").is_file() else "last"
     loop.run_folder.load_checkpoint(best, classifier)
@@ -424,7 +425,7 @@ def _write_bundle(loop: Loop, choice: BackboneChoice, record: TrainingRecord, fi
         save_bundle(run.bundle, classifier, choice, training, pixel_size_um=loop.data.pixel_size_um)
     except OSError as error:
         raise TrainingError(
-            f"bundle {run.bundle} cannot be written ({error.strerror}); make room there, then --resume"
+            f"bundle {run.bundle} cannot be written ({error.strerror}); free disk space there, then use --resume"
         ) from error
     summary = {
         "epochs": state.epoch,
