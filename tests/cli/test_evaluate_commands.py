@@ -49,7 +49,7 @@ def test_compare_prints_a_verdict_and_json(
         (["evaluate", "{run}", "--store", "gone.zarr"], "gone.zarr does not exist"),
         (["evaluate", "nowhere"], "neither a run nor a bundle"),
         (["evaluate", "{run}", "--images", "gone"], "does not exist"),
-        (["compare", "{run}"], "at least two"),
+        (["compare", "{run}"], "two or more models"),
         (["compare", "{run}", "nowhere"], "neither a run nor a bundle"),
     ],
 )

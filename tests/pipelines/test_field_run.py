@@ -228,7 +228,7 @@ def test_a_full_disk_stops_the_work_and_keeps_what_is_done(
         real(path, cells)
 
     monkeypatch.setattr(module, "write_parquet", full)
-    with pytest.raises(FieldError, match=r"No space left on device.*free disk space"):
+    with pytest.raises(FieldError, match=r"No space left on device"):
         run_fields(*prepare_run([fields], job(tmp_path / "out")))
     monkeypatch.undo()
     assert len(list(tmp_path.rglob("field.json"))) == 1

@@ -378,7 +378,7 @@ class _Tiling:
     def _is_same(
         self, record: FieldRecord, opened: Field, source: str, cells: FieldCells, given: Mapping[str, str]
     ) -> bool:
-        """Return whether a field is in the store with the same cells; raise an error if others must not replace them."""
+        """Return whether a field is in the store with the same cells; raise an error if it differs and stays."""
         try:
             _check_same(record, source, opened.pixel_size_um, cells.identity, _stated(cells, given))
         except ImageError as error:
