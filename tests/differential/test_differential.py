@@ -1,4 +1,4 @@
-"""The differential: counts, intervals, ratios, levels, and what it says of few or low-confidence cells."""
+"""The differential: counts, intervals, ratios, levels, and warnings about few or low-confidence cells."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_levels_by_smear_and_patient() -> None:
     assert found.overall.fields == 5
     assert found.smears[0].ratio.value == pytest.approx(14 / 6)
     assert any("2 patients" in note for note in found.notes)
-    assert any("1 of 5 fields belong to no smear" in note for note in found.notes)
+    assert any("1 of 5 fields have no smear" in note for note in found.notes)
     rows = found.rows()
     assert set(rows["level"]) == {"all", "patient", "smear", "field"}
     assert len(rows[(rows["level"] == "field") & (rows["kind"] == "class")]) == 5 * len(MATEK_21)
@@ -176,7 +176,7 @@ def test_counting_field_by_field_gives_the_same() -> None:
         CellCounts.merge([merged, merged], len(MATEK_21))
 
 
-def test_json_is_strict_and_says_its_rules() -> None:
+def test_json_is_strict_and_has_the_rules() -> None:
     for cells in (table(MARROW), table({}), table({"ART": 3})):
         document = json.loads(json.dumps(count_differential(cells, MATEK_21).to_dict(), allow_nan=False))
         assert document["schema_version"] == 1
@@ -187,13 +187,32 @@ def test_json_is_strict_and_says_its_rules() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cells", "words"),
-    [(0, "no cell was counted"), (50, "far too few"), (150, "rough"), (400, "asks for 500"), (600, "")],
+    ("cells", "warning"),
+    [(0, "no cell was counted"), (50, "too few"), (150, "rough"), (400, "requires 500"), (600, "")],
 )
-def test_few_cells_are_remarked_on(cells: int, words: str) -> None:
+def test_few_cells_give_a_warning(cells: int, warning: str) -> None:
     overall = count_differential(table({"NGS": cells}), MATEK_21).overall
     few = [note for note in overall.notes if "cells counted" in note or "no cell" in note]
-    assert (words in few[0]) if words else not few
+    assert (warning in few[0]) if warning else not few
+
+
+def test_html_has_a_row_for_every_class_and_escapes_names() -> None:
+    taxonomy = Taxonomy("lab", (CellClass("N", "Neutrophil <b>& co</b>" + 60 * "x"), CellClass("A", "Artefact")))
+    found = count_differential(joined(table({"N": 30, "A": 2}), table({"N": 10}, "b")), taxonomy)
+    html = found._repr_html_()
+    assert html.startswith("<pre>Differential: 40 cells counted, 2 counted separately")
+    assert "<b>" not in html
+    assert "Neutrophil &lt;b&gt;&amp; co&lt;/b&gt;" + 60 * "x" in html
+    rows = ["".join(row.split()) for row in html.split("<tr")[2:]]
+    low = found.table().loc[0, "grouped_low"]
+    assert len(rows) == len(taxonomy)
+    assert "<td>40</td><td>0</td><td>100.0</td>" in rows[0]
+    assert f"<td>{low:.1f}to100.0</td>" in rows[0]
+    assert "<td>2</td><td>0</td><td></td><td></td>" in rows[1]  # not in the percentages
+
+
+def test_html_without_cells_has_empty_percentages() -> None:
+    assert "nan" not in count_differential(table({}), MATEK_21)._repr_html_()
 
 
 def test_errors() -> None:
@@ -292,5 +311,5 @@ def test_empty_fields_and_a_taxonomy_of_rejects() -> None:
     rejects = MATEK_21.subset(["ART", "NIF"])
     found = count_differential(table({"ART": 3}), rejects)
     assert found.overall.counted == 0
-    assert any("counted apart" in note for note in found.notes)
+    assert any("counted separately" in note for note in found.notes)
     assert found.lines()

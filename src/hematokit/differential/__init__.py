@@ -3,11 +3,11 @@
 Modules
 -------
 counts
-    Which classes are counted, and the cells of each class in each field.
+    The classes that are counted, and the number of cells of each class in each field.
 summary
     The differential of a set of fields from these counts: shares, ratio, intervals.
 differential
-    The summaries at every level, as tables, JSON and text.
+    The summaries at every level, as tables, JSON, text and HTML.
 """
 
 from __future__ import annotations

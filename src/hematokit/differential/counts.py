@@ -1,11 +1,12 @@
-"""Which classes a differential counts, and the number of cells of each class in each field.
+"""The classes that a differential counts, and the number of cells of each class in each field.
 
-The rules follow the ICSH guideline for bone-marrow reports: per cent are of all nucleated haemopoietic cells; smudge
-cells, megakaryocytes, macrophages, bone and stroma cells, artefacts and unidentifiable cells are left out of them.
-They are derived from lineages and names, so that a laboratory's own taxonomy is counted in the same way. The resulting
-codes are written into every differential, because definitions differ between laboratories, above all that of M:E.
+The rules follow the ICSH guideline for bone-marrow reports: percentages refer to all nucleated haemopoietic cells.
+Smudge cells, megakaryocytes, macrophages, bone and stroma cells, artefacts and unidentifiable cells are excluded from
+the percentages. The rules match lineages and class names, so they also apply to a laboratory's own taxonomy. The
+resulting codes are written into every differential, because definitions differ between laboratories, above all the
+definition of M:E.
 
-Counts of different fields merge, so that thousands of fields are counted one by one.
+Counts of different fields can be merged, so thousands of fields can be counted one at a time.
 
 References
 ----------
@@ -48,18 +49,18 @@ _MONOCYTIC: Final = re.compile(r"\b(pro)?mono(cyt|blast)", re.IGNORECASE)
 
 _RULES: Final = {
     "counted": (
-        "Per cent are of the nucleated haemopoietic cells that the classifier is sure of. Reject classes, smudge "
-        "cells, megakaryocytes, macrophages, bone and stroma cells, platelets and red cells are counted apart, "
-        "after the ICSH guideline for bone-marrow reports (Lee et al. 2008, Int J Lab Hematol 30:349-364)."
+        "Percentages refer to the nucleated haemopoietic cells that are not low-confidence. Reject classes, smudge "
+        "cells, megakaryocytes, macrophages, bone and stroma cells, platelets and red cells are counted separately, "
+        "following the ICSH guideline for bone-marrow reports (Lee et al. 2008, Int J Lab Hematol 30:349-364)."
     ),
     "myeloid": (
         "M of M:E: granulocytes and their precursors (lineages granulopoiesis, eosinophil, basophil). Blasts, "
-        "monocytes, lymphoid and plasma cells are in neither M nor E; laboratories differ in this."
+        "monocytes, lymphoid and plasma cells belong to neither M nor E; laboratories differ in this."
     ),
     "erythroid": "E of M:E: nucleated cells of erythropoiesis.",
     "blasts": (
-        "Classes of the lineage 'blast', or named so; faggot cells of matek-21 are among them as equivalents of "
-        "blasts. Erythroid precursors are not."
+        "Classes of the lineage 'blast' or with 'blast' in their name; includes the faggot cells of matek-21 as blast "
+        "equivalents. Erythroid precursors are excluded."
     ),
 }
 
@@ -71,9 +72,9 @@ class CountingGroups:
     Attributes
     ----------
     counted : tuple of str
-        In the denominator of per cent.
+        Classes in the denominator of the percentages.
     apart : tuple of str
-        Counted, but in no per cent.
+        Classes that are counted separately and excluded from the percentages.
     myeloid, erythroid : tuple of str
         The two sides of M:E.
     blasts : tuple of str
@@ -103,16 +104,16 @@ def counting_groups(taxonomy: Taxonomy) -> CountingGroups:
     Parameters
     ----------
     taxonomy : Taxonomy
-        Lineages and names in English are understood.
+        Classes are recognised by English lineages and names.
 
     Returns
     -------
     CountingGroups
-        A group for which the taxonomy has no class is empty.
+        A group is empty if the taxonomy has no class for it.
     """
     counted = [entry for entry in taxonomy if _is_counted(entry)]
     blasts = [entry for entry in counted if _is_blast(entry)]
-    # A "basophilic erythroblast" is erythroid: the lineage decides, the name only where there is none.
+    # A "basophilic erythroblast" is erythroid, not a basophil: the name is used only where the lineage is empty.
     erythroid = [entry for entry in counted if entry not in blasts and _ERYTHROID.search(entry.lineage or entry.name)]
     myeloid = [
         entry
@@ -139,7 +140,7 @@ def _is_counted(entry: CellClass) -> bool:
 
 
 def _is_blast(entry: CellClass) -> bool:
-    # "Erythroblast" is one word and does not match; a lineage of erythropoiesis decides in any case.
+    # The word boundaries in _BLAST exclude "erythroblast"; an erythroid lineage excludes any other name with "blast".
     return not _ERYTHROID.search(entry.lineage) and bool(_BLAST.search(entry.lineage) or _BLAST.search(entry.name))
 
 
@@ -150,13 +151,14 @@ class CellCounts:
     Attributes
     ----------
     fields : tuple of (field_id, smear_id, patient_id)
-        Empty strings where smear or patient are unknown.
+        Smear and patient are empty strings where unknown.
     sure, low_confidence : ndarray (fields, classes), int
-        Cells by the class that they count as, in the taxonomy's order; `low_confidence` those below the threshold.
+        Cells at or above, and below the probability threshold, by the class that they count as, in the taxonomy's
+        order.
     unclassified : ndarray (fields,), int
         Cells without a class.
     border : ndarray (fields,), int
-        Cells cut by the border of the field; where they were left out, they are in none of the others.
+        Cells cut by the border of the field. If border cells are excluded, the other arrays do not include them.
     """
 
     fields: tuple[tuple[str, str, str], ...]
@@ -172,7 +174,7 @@ class CellCounts:
         Raises
         ------
         FieldError
-            If a field is in two of them.
+            If a field occurs in more than one of the parts.
         """
         fields = tuple(entry for part in parts for entry in part.fields)
         names = pd.Series([entry[0] for entry in fields], dtype=object)
@@ -210,9 +212,9 @@ def count_cells(
     min_probability : float
         Probability below which a cell is low-confidence, 0 to 1.
     exclude_border : bool
-        Leave out cells that the border of the field cuts.
+        Exclude cells that are cut by the border of the field.
     fields : iterable of (field_id, smear_id, patient_id), optional
-        All fields, including those without a cell.
+        All fields, including those without cells.
 
     Returns
     -------
@@ -221,7 +223,7 @@ def count_cells(
     Raises
     ------
     FieldError
-        If a column is missing, a class is not in the taxonomy, or the threshold is no probability.
+        If a column is missing, a class is not in the taxonomy, or the threshold is not a probability.
     """
     if not 0 <= min_probability <= 1:
         raise FieldError(f"min_probability is {min_probability}, not a probability; give a number from 0 to 1")
@@ -231,9 +233,9 @@ def count_cells(
     place = {code: index for index, code in enumerate(taxonomy.codes)}
     called = called_classes(cells)
     index = np.array([place.get(code, -1) for code in called], np.int64)
-    strange = np.flatnonzero((index < 0) & (called != ""))
-    if len(strange):
-        code = printable(str(called[strange[0]]))
+    unknown = np.flatnonzero((index < 0) & (called != ""))
+    if len(unknown):
+        code = printable(str(called[unknown[0]]))
         raise FieldError(
             f"cell class {code!r} is not in taxonomy {taxonomy.name!r}; count with the taxonomy of the model that "
             "classified these cells"
@@ -252,6 +254,7 @@ def count_cells(
     low_confidence = low_confidence_cells(cells, min_probability)
 
     def counted(which: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        # One bincount over (field, class) pairs encoded as one number each.
         flat = np.bincount(where[which] * len(place) + index[which], minlength=len(order) * len(place))
         return flat.astype(np.int64).reshape(len(order), len(place))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,21 +33,22 @@ DIFFERENTIAL_VERSION: Final = 1
 """Version of ``differential.json``, raised when a name or meaning in it changes."""
 
 _METHODS: Final = {
-    "interval": "Wilson score interval, 95 %, of one share; cells taken as independent.",
+    "interval": "Wilson score interval, 95 %, of one share; assumes independent cells.",
     "interval_grouped": (
-        "Wilson score interval, 95 %, on the effective number of cells: their number over the design effect between "
-        "fields of this share, at least the average over classes (Rao & Scott 1981), with the tail of Student's t "
-        "(degrees of freedom after Thomas & Rao 1987)."
+        "Wilson score interval, 95 %, for the effective number of cells: the number of cells divided by the design "
+        "effect between fields of this share, at least the average over classes (Rao & Scott 1981), with quantiles of "
+        "Student's t (degrees of freedom from Thomas & Rao 1987)."
     ),
     "interval_simultaneous": (
-        "Goodman's (1965) intervals, which hold for all classes together with 95 %, on the effective number of cells "
+        "Goodman's (1965) simultaneous 95 % intervals for all classes together, for the effective number of cells "
         "(design effect between fields of each class, at least the average over classes, Rao & Scott 1981; degrees of "
-        "freedom after Thomas & Rao 1987). With one field: cells taken as independent."
+        "freedom from Thomas & Rao 1987). With one field, cells are assumed to be independent."
     ),
-    "myeloid_erythroid": "Ratio M / E; its intervals are those of M / (M + E), mapped by p / (1 - p).",
+    "myeloid_erythroid": "Ratio M / E; its intervals are the intervals of M / (M + E), transformed by p / (1 - p).",
     "cells_needed": (
-        "Cells at which a 95 % interval of the observed share is at most 4 percentage points wide (+-2 %): Wilson for "
-        "one class, Goodman for all classes together; times the average design effect between fields where known."
+        "Number of cells at which a 95 % interval of the observed share is at most 4 percentage points wide (+-2 %): "
+        "Wilson for one class, Goodman for all classes together; multiplied by the average design effect between "
+        "fields where known."
     ),
 }
 
@@ -64,13 +66,13 @@ class Differential(CommandResult):
     min_probability : float
         Cells with a lower probability are low-confidence.
     border_excluded : bool
-        Whether cells cut by the border of their field were left out.
+        Whether cells cut by the border of their field were excluded.
     overall : Summary
         All fields.
     patients, smears, fields : tuple of Summary
-        Empty where unknown; fields in the order given.
+        Summaries by patient and smear (empty where unknown) and by field, in the order given.
     notes : tuple of str
-        Warnings about the whole.
+        Warnings that concern the whole differential.
     """
 
     taxonomy: Taxonomy
@@ -88,7 +90,7 @@ class Differential(CommandResult):
         return {"all": (self.overall,), "patient": self.patients, "smear": self.smears, "field": self.fields}[level]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data for ``differential.json``: strict JSON, per cent from 0 to 100, ``null`` for undefined."""
+        """Return the content of ``differential.json``: strict JSON, percentages 0 to 100, ``null`` where undefined."""
         return {
             "kind": "hematokit differential",
             "schema_version": DIFFERENTIAL_VERSION,
@@ -157,14 +159,14 @@ class Differential(CommandResult):
         return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=list(_TABLE))
 
     def lines(self) -> list[str]:
-        """Return the result as text, one statement per line."""
+        """Return the main figures and the warnings as lines of text."""
         entry = self.overall
-        said = [f"{entry.counted:,} cells counted"]
+        numbers = [f"{entry.counted:,} cells counted"]
         if entry.low_confidence:
-            said.append(f"{entry.low_confidence:,} low-confidence (below {self.min_probability:g})")
+            numbers.append(f"{entry.low_confidence:,} low-confidence (below {self.min_probability:g})")
         if entry.apart:
-            said.append(f"{entry.apart:,} counted apart (artefacts and the like)")
-        lines = ["Differential: " + ", ".join(said)]
+            numbers.append(f"{entry.apart:,} counted separately (artefacts and similar)")
+        lines = ["Differential: " + ", ".join(numbers)]
         seen = sorted(
             ((share.share or 0.0, code) for code, share in entry.classes.items() if share.count and share.share),
             reverse=True,
@@ -179,6 +181,28 @@ class Differential(CommandResult):
         else:
             lines.append(f"Myeloid:erythroid not defined: {entry.ratio.reason}")
         return [*lines, *(f"Warning: {note}" for note in (*entry.notes, *self.notes))]
+
+    def _repr_html_(self) -> str:
+        """Return the summary and a table of all classes as HTML, for notebooks.
+
+        Intervals are grouped by field where there are several fields, as in `lines`.
+        """
+        table = self.table()
+        low, high = (table[f"grouped_{bound}"].fillna(table[bound]) for bound in ("low", "high"))
+        shown = pd.DataFrame(
+            {
+                "code": table["code"],
+                "class": table["name"],
+                "count": table["count"],
+                "low-confidence": table["low_confidence"],
+                "percent": [_shown("{:.1f}", percent) for percent in table["percent"]],
+                "95 % interval": [_shown("{:.1f} to {:.1f}", *bounds) for bounds in zip(low, high, strict=True)],
+            }
+        )
+        # pandas would cut long names of classes.
+        with pd.option_context("display.max_colwidth", None):
+            rows: str = shown.to_html(index=False, escape=True, border=0)
+        return f"{super()._repr_html_()}\n{rows}"
 
     @cached_property
     def _names(self) -> dict[str, str]:
@@ -200,9 +224,14 @@ _TABLE: Final = (
 )
 
 
+def _shown(template: str, *values: float) -> str:
+    """Return formatted numbers, or an empty text if one is missing."""
+    return "" if any(map(math.isnan, values)) else template.format(*values)
+
+
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(_TABLE))
-    # Whole numbers with gaps: as floats they would read "281.0" in a spreadsheet.
+    # Nullable integers: whole numbers with gaps would become floats, "281.0" in a spreadsheet.
     shares = list(_TABLE[_TABLE.index("percent") : -1])
     return table.astype({"cells_needed": "Int64", **dict.fromkeys(shares, "float64")})
 
@@ -238,8 +267,8 @@ def count_differential(
 ) -> Differential:
     """Return the differential of classified cells.
 
-    Low-confidence cells are counted apart; reviewed cells never are, and count as their label. Cells cut by the border
-    of their field count like others unless `exclude_border`.
+    Low-confidence cells are counted separately. Reviewed cells are never low-confidence and count as their label.
+    Cells cut by the border of their field are counted unless `exclude_border` is true.
 
     Parameters
     ----------
@@ -264,7 +293,7 @@ def summarize_counts(
 ) -> Differential:
     """Return the differential of counts.
 
-    A smear is identified by its patient and its own id together: two patients may each have a smear "1".
+    A smear is identified by its patient and smear id together, because two patients may each have a smear "1".
 
     Parameters
     ----------
@@ -309,16 +338,19 @@ def _overall_notes(
 ) -> tuple[str, ...]:
     notes = []
     if not groups.counted:
-        notes.append("every class of the taxonomy is one that is counted apart, so there are no per cent")
+        notes.append("the taxonomy has only classes that are counted separately; percentages are not defined")
     units = (patients, "patients") if patients > 1 else (smears, "smears")
     if units[0] > 1:
         notes.append(
-            f"all fields together pool the cells of {units[0]} {units[1]}: their intervals do not cover how much "
-            f"{units[1]} differ"
+            f"the overall differential pools the cells of {units[0]} {units[1]}; its intervals do not include the "
+            f"variation between {units[1]}"
         )
-    loose = sum(1 for _, smear, patient in counts.fields if not (smear or patient))
+    unassigned = sum(1 for _, smear, patient in counts.fields if not (smear or patient))
     if exclude_border and counts.border.any():
-        notes.append(f"cells that the border of their field cuts are left out: {int(counts.border.sum()):,}")
-    if (patients or smears) and loose:
-        notes.append(f"{loose} of {len(counts.fields)} fields belong to no smear or patient; they count in 'all' only")
+        notes.append(f"{int(counts.border.sum()):,} cells cut by the border of their field are excluded")
+    if (patients or smears) and unassigned:
+        notes.append(
+            f"{unassigned} of {len(counts.fields)} fields have no smear or patient and count in the overall "
+            "differential only"
+        )
     return tuple(notes)

@@ -1,8 +1,8 @@
 """The differential of a set of fields (one field, a smear, a patient, or all): shares with their intervals.
 
-A differential is one draw from a multinomial distribution, and the cells of one field resemble each other more than
-cells of different fields do. `simultaneous_intervals` hold for all classes together; `Clustering` measures how much
-smaller the effective number of cells is because they come in fields.
+A differential is a sample from a multinomial distribution, and cells of the same field resemble each other more than
+cells of different fields do. `simultaneous_intervals` returns intervals that hold for all classes together.
+`Clustering` estimates how much this resemblance reduces the effective number of cells.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 HALF_WIDTH: Final = 0.02
-"""Half the width of the interval that `cells_needed` aims at."""
+"""Default half-width of the interval in `cells_needed`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,9 +47,10 @@ class Clustering:
     groups : int
         Number of fields with a counted cell.
     design_effect : float
-        Variance of the shares between fields over their multinomial variance, averaged over the classes; at least 1.
+        Variance of the shares between fields divided by their multinomial variance, averaged over the classes; at
+        least 1.
     class_effects : ndarray (classes,), float
-        The same for each class, never below the average: few fields show little of a rare class's variance.
+        The same for each class, but at least the average: a few fields underestimate the variance of a rare class.
     degrees : int
         Degrees of freedom of that estimate, ``(groups - 1) (classes - 1)``.
 
@@ -70,8 +71,8 @@ class Clustering:
     def of(cls, counts: npt.NDArray[np.integer]) -> Clustering | None:
         """Return the clustering of counts (fields, classes).
 
-        ``None`` with fewer than two fields or two classes that have cells. Where every field has one cell, the design
-        effect is 1.
+        ``None`` if fewer than two fields or fewer than two classes have cells. The design effect is 1 if every field
+        has one cell.
         """
         table = counts[counts.sum(axis=1) > 0].astype(np.float64)
         groups, seen = len(table), table.sum(axis=0) > 0
@@ -80,18 +81,35 @@ class Clustering:
             return None
         sizes = table.sum(axis=1)
         total = float(sizes.sum())
+        # One cell per field: cells are not clustered, and the normal quantile applies (unlimited degrees of freedom).
         if groups == total:
             return cls(groups, 1.0, np.ones(len(seen)), 10**9)
         share = table.sum(axis=0) / total
+        # Variance of each share as a ratio estimator, with fields as clusters drawn with replacement: the residuals
+        # are the counts less those expected from the size of the field.
         between = groups / (groups - 1) * ((table - np.outer(sizes, share)) ** 2).sum(axis=0) / total**2
-        # The mean over classes of (1 - p) times each class's design effect, which is V / (p (1 - p) / n).
+        # Rao and Scott's first-order correction: with V the variance between fields, the design effect of a class is
+        # V / (p (1 - p) / n); the average over classes is weighted by (1 - p).
         average = max(1.0, total / (classes - 1) * float((between[seen] / share[seen]).sum()))
         own = np.zeros(len(seen))
         own[seen] = between[seen] / (share[seen] * (1 - share[seen]) / total)
         return cls(groups, average, np.maximum(own, average), (groups - 1) * (classes - 1))
 
     def worth(self, level: float = LEVEL) -> float:
-        """Return the factor on a number of cells for estimating the design effect, in an interval of that level."""
+        """Return the factor on the number of cells that accounts for the uncertainty of the design effect.
+
+        Parameters
+        ----------
+        level : float
+            Level of the interval, 0 to 1.
+
+        Returns
+        -------
+        float
+            At most 1.
+        """
+        # The width of an interval is proportional to quantile / sqrt(n): dividing n by (t / z)^2 widens an interval
+        # with the normal quantile z to one with Student's t.
         tail = 0.5 + level / 2
         return (float(norm.ppf(tail)) / float(student_t.ppf(tail, self.degrees))) ** 2
 
@@ -99,21 +117,21 @@ class Clustering:
 def simultaneous_intervals(
     counts: npt.NDArray[np.integer], clustering: Clustering | None = None
 ) -> list[Interval] | None:
-    """Return 95 % intervals that hold for all shares of a multinomial count together.
+    """Return 95 % intervals that hold simultaneously for all shares of a multinomial count.
 
-    They are Goodman's: score intervals at the Bonferroni level ``1 - 0.05 / k``.
+    These are Goodman's intervals: score intervals at the Bonferroni level ``1 - 0.05 / k``.
 
     Parameters
     ----------
     counts : ndarray (k,), int
         Cells of each class.
     clustering : Clustering, optional
-        Of the same classes; the intervals are then on the effective number of cells of each class.
+        Clustering of the same classes; the intervals then use the effective number of cells of each class.
 
     Returns
     -------
     list of k pairs, or None
-        Lower and upper bound of each share, within 0 and 1; ``None`` where there is no cell or fewer than two classes.
+        Lower and upper bound of each share, 0 to 1; ``None`` without cells or with fewer than two classes.
 
     References
     ----------
@@ -128,12 +146,12 @@ def simultaneous_intervals(
     if clustering is not None:
         size *= clustering.worth(level) / clustering.class_effects
     hits = counts / total * size
-    # The score interval of each, at that size.
+    # Score interval of each share at the effective number of cells (Goodman 1965): the roots of a quadratic equation.
     root = np.sqrt(quantile * (quantile + 4 * hits * (size - hits) / size))
     low = (quantile + 2 * hits - root) / (2 * (size + quantile))
     high = (quantile + 2 * hits + root) / (2 * (size + quantile))
     share = counts / total
-    # Rounding must not push a bound past a share of exactly 0 or 1.
+    # Rounding errors must not exclude a share of exactly 0 or 1 from its interval.
     low, high = np.minimum(np.maximum(low, 0.0), share), np.maximum(np.minimum(high, 1.0), share)
     return list(zip(low.tolist(), high.tolist(), strict=True))
 
@@ -141,22 +159,24 @@ def simultaneous_intervals(
 def grouped_interval(
     hits: npt.NDArray[np.integer], sizes: npt.NDArray[np.integer], clustering: Clustering | None
 ) -> Interval | None:
-    """Return the Wilson interval of one share on the effective number of cells, with cells grouped by field.
+    """Return the Wilson interval of one share for the effective number of cells, with cells grouped by field.
 
-    The design effect is the share's own, but at least the average over all classes, whose degrees of freedom are
-    used: with few fields, all classes together estimate the differences between fields better than one.
+    The design effect is that of the share, but at least the average over all classes. The degrees of freedom are
+    those of all classes: with few fields, all classes together estimate the variation between fields better than one
+    class does.
 
     Parameters
     ----------
     hits, sizes : ndarray (fields,), int
-        Cells of the class or group of classes, and of all that are counted, in each field.
+        Cells of the class or group of classes, and all counted cells, in each field.
     clustering : Clustering or None
-        Of all classes. Where it is ``None``, the cells of a field are assumed to agree always.
+        Clustering of all classes. If ``None`` (fewer than two classes have cells), the cells of a field are assumed,
+        conservatively, to agree always.
 
     Returns
     -------
     tuple of float, or None
-        ``None`` with fewer than two fields that have cells.
+        ``None`` if fewer than two fields have cells.
     """
     total, found = int(sizes.sum()), int(hits.sum())
     if np.count_nonzero(sizes) < 2:
@@ -171,7 +191,7 @@ def grouped_interval(
 
 
 def _ratio_interval(bounds: Interval | None) -> tuple[float, float | None] | None:
-    """Return the interval of ``M / E`` from that of ``M / (M + E)``; an upper bound of ``None`` is infinity."""
+    """Return the interval of ``M / E`` from that of ``M / (M + E)``; an upper bound of ``None`` means infinity."""
     if bounds is None:
         return None
     low, high = bounds
@@ -186,20 +206,20 @@ def cells_needed(share: float, *, classes: int = 1, design_effect: float = 1.0, 
     share : float
         The expected share, 0 to 1.
     classes : int
-        Number of classes for which the intervals hold together (Goodman); 1 for a single one (Wilson).
+        Number of classes for which the intervals hold simultaneously (Goodman); 1 for a single class (Wilson).
     design_effect : float
-        Factor for cells that are not independent because they come in fields.
+        Factor for the clustering of cells in fields.
     half_width : float
         0.02 for "plus or minus 2 %".
 
     Returns
     -------
     int
-        The score interval has that width exactly at this number.
+        The smallest number of cells at which the score interval is no wider.
     """
     quantile = float(chi2.ppf(1 - (1 - LEVEL) / classes, 1))
     variance, square = share * (1 - share), half_width**2
-    # The width of the score interval, set to 2 half_width and solved for n.
+    # Setting the width of the score interval to 2 half_width gives a quadratic equation in n; this is its larger root.
     excess = variance - 2 * square
     count = quantile * (excess + math.sqrt(excess**2 + square * (1 - 4 * square))) / (2 * square)
     return math.ceil(round(count * design_effect, 6))
@@ -207,18 +227,18 @@ def cells_needed(share: float, *, classes: int = 1, design_effect: float = 1.0, 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share of the counted cells; shares and bounds are from 0 to 1, ``to_dict`` has per cent.
+    """A share of the counted cells. Shares and bounds are 0 to 1 here, and percentages in ``to_dict``.
 
     Attributes
     ----------
     count, low_confidence : int
-        Counted cells, and low-confidence cells.
+        Numbers of counted cells and of low-confidence cells.
     share : float or None
-        Share of the counted cells; ``None`` where there are none, and for classes that are counted apart.
+        Share of the counted cells; ``None`` without counted cells and for classes that are counted separately.
     interval, grouped, simultaneous : pair of float or None
         95 % intervals: of this share alone, the same with cells grouped by field, and for all classes together.
     cells_needed : int or None
-        For an interval of +-2 %.
+        Number of cells needed for an interval of +-2 %.
     """
 
     count: int
@@ -230,7 +250,7 @@ class Share:
     cells_needed: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data with per cent."""
+        """Return JSON-serialisable values, with percentages."""
         return {
             "count": self.count,
             "low_confidence": self.low_confidence,
@@ -244,14 +264,18 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """The myeloid:erythroid ratio; an upper bound of ``None`` is infinity.
+    """The myeloid:erythroid ratio; an upper bound of ``None`` means infinity.
 
     Attributes
     ----------
     myeloid, erythroid : int
         Numbers of cells.
     value : float or None
-        ``None`` where it is not defined; `reason` says why.
+        ``None`` if undefined.
+    interval, grouped : pair of float or None
+        95 % intervals, without and with cells grouped by field.
+    reason : str
+        Why the ratio is undefined; empty otherwise.
     """
 
     myeloid: int
@@ -262,7 +286,7 @@ class Ratio:
     reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data."""
+        """Return JSON-serialisable values."""
         return {
             "myeloid": self.myeloid,
             "erythroid": self.erythroid,
@@ -282,24 +306,24 @@ class Summary:
     level : str
         ``"all"``, ``"patient"``, ``"smear"`` or ``"field"``.
     patient_id, smear_id, field_id : str
-        Ids; empty where they do not apply.
+        Ids; empty at levels to which they do not apply.
     fields : int
         Number of fields, with or without cells.
     cells, counted, apart, low_confidence : int
-        All cells; those that per cent are of; those of classes counted apart; low-confidence ones and those without a
-        class.
+        Numbers of all cells; of cells in the denominator of the percentages; of cells of classes that are counted
+        separately; and of low-confidence cells, including cells without a class.
     border : int
         Cells cut by the border of their field.
     classes, lineages : dict of str to Share
-        By code in the taxonomy's order, and by lineage.
+        Shares by class code, in the taxonomy's order, and by lineage.
     blasts : Share or None
-        ``None`` where the taxonomy has no blasts.
+        ``None`` if the taxonomy has no blasts.
     ratio : Ratio
-        Myeloid:erythroid.
+        Myeloid:erythroid ratio.
     cells_needed : int or None
-        For intervals of +-2 % that hold for all classes together.
+        Number of cells needed for intervals of +-2 % that hold for all classes together.
     design_effect : float or None
-        Factor on the number of cells needed because they come in fields; ``None`` with one field.
+        Average design effect of the clustering of cells in fields; ``None`` with one field.
     notes : tuple of str
         Warnings.
     """
@@ -330,7 +354,7 @@ class Summary:
         return {"patient": self.patient_id, "smear": self.smear_id, "field": self.field_id}[self.level]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data; of a single field, the counts only."""
+        """Return JSON-serialisable values; for a single field, only the counts."""
         about: dict[str, Any] = {"level": self.level}
         about |= {
             key: value
@@ -370,22 +394,22 @@ def _rounded(value: float | None) -> float | None:
 
 
 def as_percent(share: float | None) -> float | None:
-    """Return a share (0 to 1) in per cent, to 4 decimals."""
+    """Return a share (0 to 1) as a percentage with 4 decimals."""
     return None if share is None else round(100 * float(share), 4)
 
 
 def as_percents(bounds: Interval | None) -> list[float] | None:
-    """Return the bounds of an interval (0 to 1) in per cent, to 4 decimals."""
+    """Return the bounds of an interval (0 to 1) as percentages with 4 decimals."""
     return None if bounds is None else [round(100 * float(bound), 4) for bound in bounds]
 
 
 class Summarizer:
-    """Computation of the summaries of sets of fields, with one taxonomy.
+    """Computes the summaries of sets of fields for one taxonomy.
 
     Parameters
     ----------
     taxonomy : Taxonomy
-        The one that the cells were counted with.
+        The taxonomy with which the cells were counted.
     groups : CountingGroups
         Its classes by their role.
     """
@@ -429,9 +453,9 @@ class Summarizer:
                 share = self._share(sure, low_confidence, np.arange(len(self.codes)) == index, sizes, clustering, level)
                 classes[code] = replace(share, simultaneous=next(bounds, None))
             else:
-                # Not a share of the counted cells; there may even be more of them.
+                # Not in the denominator: there may be more of these than counted cells.
                 classes[code] = Share(int(sure[:, index].sum()), int(low_confidence[:, index].sum()))
-        doubtful = int(low_confidence.sum() + counts.unclassified[rows].sum())
+        low_count = int(low_confidence.sum() + counts.unclassified[rows].sum())
         effect = None if clustering is None else clustering.design_effect
         needed = None
         if total and level != "field":
@@ -449,7 +473,7 @@ class Summarizer:
             cells=int(sure.sum() + low_confidence.sum() + counts.unclassified[rows].sum()),
             counted=total,
             apart=int(sure[:, ~self.counted].sum()),
-            low_confidence=doubtful,
+            low_confidence=low_count,
             border=int(counts.border[rows].sum()),
             classes=classes,
             lineages={
@@ -462,7 +486,7 @@ class Summarizer:
             ratio=self._ratio(sure, clustering),
             cells_needed=needed,
             design_effect=effect,
-            notes=_notes(total, doubtful, int((sizes > 0).sum())) if level != "field" else (),
+            notes=_notes(total, low_count, int((sizes > 0).sum())) if level != "field" else (),
         )
 
     def _share(
@@ -476,15 +500,15 @@ class Summarizer:
     ) -> Share:
         hits = sure[:, mask].sum(axis=1)
         count, total = int(hits.sum()), int(sizes.sum())
-        doubtful = int(low_confidence[:, mask].sum())
+        low_count = int(low_confidence[:, mask].sum())
         if not total:
-            return Share(count, doubtful)
+            return Share(count, low_count)
         interval = wilson_interval(count / total, total)
         if level == "field":
-            return Share(count, doubtful, count / total, interval)
+            return Share(count, low_count, count / total, interval)
         return Share(
             count,
-            doubtful,
+            low_count,
             count / total,
             interval,
             grouped_interval(hits, sizes, clustering),
@@ -495,9 +519,9 @@ class Summarizer:
     def _ratio(self, sure: npt.NDArray[np.int64], clustering: Clustering | None) -> Ratio:
         by_field = sure[:, self.myeloid].sum(axis=1), sure[:, self.erythroid].sum(axis=1)
         myeloid, erythroid = int(by_field[0].sum()), int(by_field[1].sum())
-        for mask, what in ((self.myeloid, "granulocytic"), (self.erythroid, "erythroid")):
+        for mask, side in ((self.myeloid, "granulocytic"), (self.erythroid, "erythroid")):
             if not mask.any():
-                return Ratio(myeloid, erythroid, None, reason=f"the taxonomy has no {what} class")
+                return Ratio(myeloid, erythroid, None, reason=f"the taxonomy has no {side} class")
         if not myeloid + erythroid:
             return Ratio(0, 0, None, reason="no granulocytic and no erythroid cell was counted")
         sizes = by_field[0] + by_field[1]
@@ -512,24 +536,25 @@ class Summarizer:
 
 
 def _notes(counted: int, low_confidence: int, fields: int) -> tuple[str, ...]:
-    """Return warnings of few cells, many low-confidence ones, or few fields."""
-    asked = "the ICSH guideline asks for 500 nucleated cells"
+    """Return warnings about few cells, many low-confidence cells, and few fields."""
+    required = "the ICSH guideline requires 500 nucleated cells"
     if not counted:
-        return ("no cell was counted, so there are no per cent",)
+        return ("no cell was counted; percentages are not defined",)
     notes = []
     if counted < 100:
-        notes.append(f"only {counted} cells counted: far too few for per cent to mean much; {asked}")
+        notes.append(f"only {counted} cells counted: too few for meaningful percentages; {required}")
     elif counted < 200:
-        notes.append(f"only {counted} cells counted: per cent are rough; {asked}")
+        notes.append(f"only {counted} cells counted: percentages are rough; {required}")
     elif counted < 500:
-        notes.append(f"{counted} cells counted; {asked} where the exact per cent of a class matters")
+        notes.append(f"{counted} cells counted; {required} where the exact percentage of a class matters")
     if low_confidence > 0.1 * (counted + low_confidence):
         share = low_confidence / (counted + low_confidence)
         notes.append(
-            f"{100 * share:.0f} % of the cells are low-confidence: per cent are of the others, which may be unlike them"
+            f"{100 * share:.0f} % of the cells are low-confidence: percentages refer to the other cells, which may "
+            "differ from them"
         )
     if fields < 2:
-        notes.append("all cells are from one field: intervals cannot tell how much fields differ")
+        notes.append("all cells are from one field: intervals do not include the variation between fields")
     elif fields < 5:
-        notes.append(f"cells are from {fields} fields only: how much fields differ is known poorly")
+        notes.append(f"cells are from only {fields} fields: the variation between fields is estimated poorly")
     return tuple(notes)
