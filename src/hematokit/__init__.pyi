@@ -58,4 +58,5 @@ from .taxonomy import MATEK_21 as MATEK_21
 from .taxonomy import CellClass as CellClass
 from .taxonomy import Taxonomy as Taxonomy
 from .taxonomy import load_taxonomy as load_taxonomy
+from .training.dataset import PatchDataset as PatchDataset
 from .training.settings import TrainSettings as TrainSettings
