@@ -16,6 +16,8 @@ from hematokit.conformance.packages import PluginUnderTest, builds, spec
 from hematokit.conformance.rules import Rule, RuleBroken, RuleWarning
 from hematokit.errors import HematokitError
 from hematokit.models.runtimes.parity import sample_patches
+from hematokit.plugins import MadeAugmenter
+from hematokit.training.augmenters import make_augmenter
 
 __all__ = ["RULES", "AugmenterUnderTest"]
 
@@ -26,6 +28,10 @@ class AugmenterUnderTest(PluginUnderTest):
     """An augmenter, and images (5, 3, 96, 96) to augment."""
 
     registry = "augmenters"
+
+    def make(self, changed: Mapping[str, object] = MappingProxyType({})) -> MadeAugmenter:
+        """Make it as a training does: a transform that takes no generator is adapted."""
+        return make_augmenter(self.name, {**self.options, **changed})
 
     @cached_property
     def images(self) -> torch.Tensor:

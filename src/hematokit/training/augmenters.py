@@ -6,10 +6,13 @@ torch, so it is imported where images are changed.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 from hematokit.errors import PluginError, TrainingError, naming
 from hematokit.plugins import MadeAugmenter, load_plugins
@@ -24,7 +27,9 @@ __all__ = [
     "FlipsAugmenter",
     "HematonetAugmenter",
     "NoAugmenter",
+    "SeededTransform",
     "declared_options",
+    "make_augmenter",
     "make_augmenters",
     "recorded_options",
     "register_augmenters",
@@ -154,7 +159,123 @@ def make_augmenters(text: str, options: Mapping[str, object]) -> Augmenters:
     for name in names:
         registry.get(name)
     given = sort_options(names, options)
-    return Augmenters(tuple(registry.make(name, given[name]) for name in names))
+    return Augmenters(tuple(make_augmenter(name, given[name]) for name in names))
+
+
+def make_augmenter(name: str, options: Mapping[str, object]) -> MadeAugmenter:
+    """Make one augmenter; a transform that takes no generator becomes a `SeededTransform`.
+
+    Parameters
+    ----------
+    name : str
+        As registered.
+    options : mapping
+        Its options, which are checked and completed.
+
+    Raises
+    ------
+    PluginError
+        If it does not exist or cannot be made, or an option does not fit.
+    """
+    made = load_plugins().augmenters.make(name, options)
+    return made if _takes_generator(made.value) else replace(made, value=SeededTransform(cast(Any, made.value)))
+
+
+# --- transforms without a generator -----------------------------------------------------------------------------------
+
+
+def _takes_generator(augmenter: Any) -> bool:
+    """Return whether an augmenter can be called with images and a generator, as far as its signature shows."""
+    import torch
+
+    is_module = isinstance(augmenter, torch.nn.Module)
+    try:
+        parameters = list(inspect.signature(augmenter.forward if is_module else augmenter).parameters.values())
+    except (TypeError, ValueError):
+        return True
+    if any(parameter.name == "generator" for parameter in parameters):
+        return True
+    positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    if is_module:
+        # The further arguments of torchvision's and kornia's transforms are optional, and are not generators.
+        return sum(parameter.default is parameter.empty for parameter in positional) > 1
+    return len(positional) > 1 or any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+
+
+@dataclass(frozen=True)
+class SeededTransform:
+    """A transform that draws from the global generators, as an augmenter: ``torchvision.transforms.v2``, ``kornia``.
+
+    The global generators of torch, NumPy and Python are seeded from the augmenter's generator while the transform runs,
+    and have their former state afterwards. The transform is called once per image, because those of torchvision draw
+    one set of parameters per call. Those of kornia, which draw for each image of a batch (unless ``same_on_batch``),
+    are called once per batch.
+
+    Attributes
+    ----------
+    transform : callable
+        Takes and returns images (n, 3, H, W), float32 in [0, 1]; results are clipped to that range.
+    """
+
+    transform: Callable[[torch.Tensor], Any]
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Change a batch (B, 3, H, W); see `hematokit.plugins.specs.Augmenter`.
+
+        Raises
+        ------
+        PluginError
+            If the transform returns something other than images of the same shape.
+        """
+        import torch
+
+        if isinstance(self.transform, torch.nn.Module):
+            self.transform.to(images.device)
+        # kornia's augmentations have this attribute.
+        parts = torch.split(images, 1) if getattr(self.transform, "same_on_batch", True) is True else (images,)
+        seeds = torch.randint(2**32, (len(parts),), generator=generator, device=generator.device).tolist()
+        changed = []
+        with _global_generators_kept(images.device):
+            for part, seed in zip(parts, seeds, strict=True):
+                _seed_global_generators(seed, images.device)
+                # A copy, since the transform may change its images in place.
+                found = self.transform(part.clone())
+                if not isinstance(found, torch.Tensor) or found.shape != part.shape:
+                    what = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+                    raise PluginError(
+                        f"{type(self.transform).__name__} made {what} of images {tuple(part.shape)}; use a transform "
+                        "that keeps the shape of the images"
+                    )
+                changed.append(found)
+        return torch.cat(changed).to(images.device, torch.float32).clamp(0, 1)
+
+
+@contextmanager
+def _global_generators_kept(device: torch.device) -> Iterator[None]:
+    """Give the global generators of torch (CPU and `device`), NumPy and Python their state back at the end."""
+    import numpy as np
+    import torch
+
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what transforms draw from
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+
+
+def _seed_global_generators(seed: int, device: torch.device) -> None:
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - what transforms draw from
+    # Not torch.manual_seed, which would seed the generators of all devices.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def declared_options(text: str, options: Mapping[str, object]) -> dict[str, Any]:
