@@ -36,6 +36,8 @@ html_title = f"hematokit {version}"
 html_static_path = ["_static"]
 html_css_files = ["hematokit.css"]
 html_show_sourcelink = False
+# Pages without a section of their own have no list of its pages.
+html_sidebars = {"results": [], "changelog": [], "architecture": []}
 html_theme_options = {
     "logo": {"text": "hematokit"},
     "footer_start": ["copyright"],
