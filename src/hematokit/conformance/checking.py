@@ -89,7 +89,8 @@ def conformance_tests(name: str, options: Options | None = None) -> list[Conform
 
     Examples
     --------
-    >>> @pytest.mark.parametrize("test", conformance_tests("hematokit-thimble"), ids=str)  # doctest: +SKIP
+    >>> import pytest
+    >>> @pytest.mark.parametrize("test", conformance_tests("flips"), ids=str)
     ... def test_conformance(test):
     ...     test()
     """

@@ -345,9 +345,12 @@ def explain_cells(
 
     Examples
     --------
-    >>> maps = explain_cells(model, patches, methods=["grad-cam"])  # doctest: +SKIP
-    >>> maps["grad-cam"].shape  # doctest: +SKIP
-    (16, 224, 224)
+    >>> from hematokit import load_model, open_store
+    >>> store = open_store("bm.zarr")
+    >>> patches = store.patches(store.cells["cell_id"][:16])
+    >>> maps = explain_cells(load_model("runs/coatnet"), patches, methods=["grad-cam"])
+    >>> maps["grad-cam"].shape
+    (16, 64, 64)
     """
     explainers = methods if isinstance(methods, Mapping) else make_explainers(methods, options, seed=seed)
     given = None if targets is None else np.asarray(targets, dtype=np.int64)

@@ -84,8 +84,11 @@ def classify(
 
     Examples
     --------
-    >>> result = classify("fields", "runs/coatnet", "results")  # doctest: +SKIP
-    >>> result.differential.table()  # doctest: +SKIP
+    >>> result = classify("fields", "runs/coatnet", "results")
+    >>> result.fields["status"].tolist()
+    ['done']
+    >>> result.differential.table()["code"].tolist()
+    ['BLA', 'NGS', 'LYT']
     """
     started = time.monotonic()
     settings = ClassifySettings.combine(settings, overrides)

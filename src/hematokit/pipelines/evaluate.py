@@ -106,8 +106,9 @@ def evaluate(
 
     Examples
     --------
-    >>> evaluation = evaluate("runs/coatnet")  # doctest: +SKIP
-    >>> evaluation.metrics["macro_f1"], evaluation.paths["report"]  # doctest: +SKIP
+    >>> evaluation = evaluate("runs/coatnet", split="test")
+    >>> evaluation.metrics["n"], evaluation.paths["report"].name
+    (21, 'report.html')
     """
     settings = EvaluateSettings.combine(settings, overrides)
     split, runtime = settings.split, settings.runtime

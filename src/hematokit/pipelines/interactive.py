@@ -151,8 +151,12 @@ def classify_live(
 
     Examples
     --------
-    >>> for part in classify_live(field, detector, model, field_id="a"):  # doctest: +SKIP
-    ...     print(len(part) if isinstance(part, pd.DataFrame) else part.quality.flag)
+    >>> from hematokit import load_model, open_field
+    >>> from hematokit.detection.windows import make_detector
+    >>> with open_field("fields/field0.png") as field:
+    ...     examined, *batches = classify_live(field, make_detector(), load_model("runs/coatnet"), field_id="field0")
+    >>> len(pd.concat(batches)) == len(examined.cells)
+    True
     """
     examined = _examine(field, detector, region, progress)
     cells = name_cells(examined.cells, field_id, source)

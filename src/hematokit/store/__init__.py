@@ -1,8 +1,9 @@
 """The patch store: single-cell crops on disk, read in batches, written by one process at a time.
 
->>> import hematokit  # doctest: +SKIP
->>> store = hematokit.open_store("marrow.zarr")  # doctest: +SKIP
->>> store.cells.label.value_counts()  # doctest: +SKIP
+>>> import hematokit
+>>> store = hematokit.open_store("bm.zarr")
+>>> store.cells["label"].value_counts().to_dict()
+{'BLA': 48, 'LYT': 36, 'NGS': 24, 'ART': 20}
 
 Modules
 -------

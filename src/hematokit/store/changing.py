@@ -85,8 +85,8 @@ def set_pixel_size(
 
     Examples
     --------
-    >>> set_pixel_size("marrow.zarr", 0.086).changed  # doctest: +SKIP
-    5759
+    >>> set_pixel_size("bm.zarr", 0.086).changed
+    128
     """
     check_given(pixel_size_um)
     with StoreWriter(open_store(store)) as writer:

@@ -369,9 +369,9 @@ def open_store(path: str | Path) -> PatchStore:
 
     Examples
     --------
-    >>> store = open_store("marrow.zarr")  # doctest: +SKIP
-    >>> store.patches(store.cells["cell_id"][:2]).shape  # doctest: +SKIP
-    (2, 250, 250, 3)
+    >>> store = open_store("bm.zarr")
+    >>> store.patches(store.cells["cell_id"][:2]).shape
+    (2, 64, 64, 3)
     """
     return PatchStore(path)
 
