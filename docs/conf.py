@@ -44,7 +44,7 @@ html_theme_options = {
     "footer_end": ["sphinx-version"],
     "show_toc_level": 2,
     # Wide tables and long lists of similar headings use the width of the second sidebar.
-    "secondary_sidebar_items": {"**": ["page-toc"], "reference/run-and-bundle": []},
+    "secondary_sidebar_items": {"**": ["page-toc"], "reference/settings": [], "reference/run-and-bundle": []},
     "navigation_with_keys": False,
     "pygments_light_style": "tango",
     "pygments_dark_style": "monokai",

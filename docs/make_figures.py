@@ -1,9 +1,9 @@
-"""Draws the pictures of the documentation that come from the main job, on cells that hematokit draws itself.
+"""Make the figures of the documentation from cells that hematokit draws.
 
     python docs/make_figures.py [FOLDER]
 
-FOLDER (by default a temporary one) keeps the sample, the store and the run; a run that is there is not trained again.
-Takes some five minutes. Real cells are not shown, because their images are not ours to pass on.
+FOLDER (by default a temporary one) keeps the sample, the store and the run; an existing run is not trained again.
+Takes about five minutes. Real cells are not shown, because their images may not be redistributed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SETTINGS = {"backbone": "coatnet", "variant": "femto", "image_size": 96, "epochs
 
 
 def explained_classes(folder: Path) -> None:
-    """The counterpart of the HematoNet paper's Fig. 8: columns are classes, rows the cell, SmoothGrad, Grad-CAM."""
+    """Make the counterpart of Fig. 8 in the HematoNet paper: columns are classes; rows the cell, SmoothGrad, Grad-CAM."""
     run = folder / "runs" / "coatnet"
     if not (run / "bundle").is_dir():
         table = write_sample(folder / "sample")
@@ -40,17 +40,17 @@ def explained_classes(folder: Path) -> None:
         folder / "why",
         cells=chosen["cell_id"].tolist(),
         methods=["smoothgrad", "grad-cam"],
-        # The layer before the last: at 96 px the last one has 3x3 places.
+        # The layer before the last: at 96 px the last one has 3x3 positions.
         options={"grad-cam": {"layer": "6x6"}},
     )
     with Image.open(folder / "why" / "classes.png") as figure:
-        picture = figure.convert("RGB")
-        picture.thumbnail((1500, 1500))
-        picture.save(STATIC / "explained-classes.jpg", quality=85, optimize=True)
+        image = figure.convert("RGB")
+        image.thumbnail((1500, 1500))
+        image.save(STATIC / "explained-classes.jpg", quality=85, optimize=True)
 
 
 def main() -> None:
-    """Draw all of them."""
+    """Make all figures."""
     if len(sys.argv) > 1:
         explained_classes(Path(sys.argv[1]))
         return

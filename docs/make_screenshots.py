@@ -1,8 +1,8 @@
-"""Make the pictures of the viewer's pages: ``python docs/make_screenshots.py MODEL``, in docs/_static/viewer.
+"""Make the screenshots of the documentation: ``python docs/make_screenshots.py MODEL``, in docs/_static/viewer.
 
 MODEL is a run, bundle or ONNX file; without it, the demonstration's model is trained first, which takes some minutes.
 Needs an X server; on a machine without a screen put ``xvfb-run -s "-screen 0 1600x1000x24"`` before it. The field is
-drawn, so no patient is in a picture. The user's settings of napari are neither read nor changed.
+drawn, so no screenshot shows cells of a patient. The user's settings of napari are neither read nor changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 WORK = Path(tempfile.mkdtemp())
 os.environ["NAPARI_CONFIG"] = str(WORK / "settings.yaml")
-# Corrections of an earlier run would come back.
+# Corrections of an earlier run would be loaded.
 os.environ["HEMATOKIT_DATA"] = str(WORK / "data")
 
 import napari
@@ -31,11 +31,11 @@ SIZE = (1440, 900)
 SHOWN_AS = "Dr. Ada Person"
 LONGEST = 120  # seconds for a step
 TRAINING = 1800
-LARGEST = 250_000  # bytes of a picture
+LARGEST = 250_000  # bytes of a screenshot
 
 
 def wait(until: Callable[[], object], longest: float = LONGEST) -> None:
-    """Let the viewer work until something is so."""
+    """Process events until a condition is true."""
     end = time.monotonic() + longest
     while not until():
         if time.monotonic() > end:
@@ -45,13 +45,13 @@ def wait(until: Callable[[], object], longest: float = LONGEST) -> None:
 
 
 def settle(seconds: float = 1.0) -> None:
-    """Let the viewer draw what it has to."""
+    """Process events for some seconds, so that the viewer is drawn."""
     end = time.monotonic() + seconds
     wait(lambda: time.monotonic() > end)
 
 
-def picture(viewer: napari.Viewer, name: str, *, after: float = 1.0) -> None:
-    """Save the window, as JPEG: in PNG a smear is ten times as large."""
+def screenshot(viewer: napari.Viewer, name: str, *, after: float = 1.0) -> None:
+    """Save the window as JPEG; as PNG a smear is ten times as large."""
     settle(after)
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{name}.jpg"
@@ -64,7 +64,7 @@ def picture(viewer: napari.Viewer, name: str, *, after: float = 1.0) -> None:
 
 
 def dock(viewer: napari.Viewer, name: str) -> Any:
-    """Open one of our docks as its menu does, or bring it to the front."""
+    """Open a dock as its menu does, or bring it to the front."""
     from npe2 import PluginManager
 
     from napari_hematonet.docks import open_dock, show_dock
@@ -77,7 +77,7 @@ def dock(viewer: napari.Viewer, name: str) -> Any:
 
 
 def classify(viewer: napari.Viewer, model: str | None) -> Any:
-    """From the form to the cells; return the layer of cells."""
+    """Classify the field with the form and return the layer of cells."""
     from napari_hematonet.state import cells_layers
 
     form = dock(viewer, "Classify field")
@@ -87,27 +87,27 @@ def classify(viewer: napari.Viewer, model: str | None) -> Any:
         wait(lambda: not form.running, TRAINING)
     else:
         form.model.choose(model)
-    picture(viewer, "1-form")
+    screenshot(viewer, "1-form")
     form.run_button.click()
     wait(lambda: any(len(layer.data) for layer in cells_layers(viewer)) or not form.running)
-    picture(viewer, "2-running", after=0.1)
+    screenshot(viewer, "2-running", after=0.1)
     wait(lambda: not form.running)
-    picture(viewer, "3-classified")
+    screenshot(viewer, "3-classified")
     return cells_layers(viewer)[-1]
 
 
 def count(viewer: napari.Viewer) -> None:
-    """The legend, and one lineage alone."""
+    """Show the legend, and one lineage alone."""
     legend = dock(viewer, "Legend and differential")
-    picture(viewer, "4-legend")
+    screenshot(viewer, "4-legend")
     rows = [legend.tree.topLevelItem(number) for number in range(legend.tree.topLevelItemCount())]
     legend.tree.itemClicked.emit(max(rows, key=lambda row: int(row.text(1).replace(",", ""))), 0)
-    picture(viewer, "5-one-lineage")
+    screenshot(viewer, "5-one-lineage")
     legend.show_all()
 
 
 def ask_why(viewer: napari.Viewer, layer: Any) -> None:
-    """A cell's map, and the same cell asked about another class."""
+    """Explain a cell, and the same cell for another class."""
     from napari_hematonet.explaining import WHY_LAYER
     from napari_hematonet.following import select_cells
     from napari_hematonet.state import WHY_KEY
@@ -115,19 +115,19 @@ def ask_why(viewer: napari.Viewer, layer: Any) -> None:
     why = dock(viewer, "Why")
     cells = layer.metadata["hematokit"].review.cells
     inside = cells[~cells["touches_border"] & (cells["probability"] > 0.5)]
-    # One that the model hesitates about: there the second class is worth a question.
+    # A cell with two likely classes, so that the second one is of interest.
     chosen = str(inside.sort_values("probability")["cell_id"].iloc[0])
     select_cells(viewer, layer, [chosen], look=True)
     wait(lambda: WHY_LAYER in viewer.layers and not why.job.busy)
-    picture(viewer, "6-why")
+    screenshot(viewer, "6-why")
     other = why.bars.bars[1].code
     QTest.mouseClick(why.bars, Qt.MouseButton.LeftButton, pos=QPoint(30, why.bars.row_centre(other)))
     wait(lambda: viewer.layers[WHY_LAYER].metadata[WHY_KEY]["targets"] == [other])
-    picture(viewer, "7-why-not")
+    screenshot(viewer, "7-why-not")
 
 
 def show_all(viewer: napari.Viewer, layer: Any) -> None:
-    """The image of the front page: the differential, a part of the field, and the explanation of one cell."""
+    """Make the image of the front page: the differential, a part of the field, and the explanation of one cell."""
     from napari_hematonet.following import select_cells
 
     legend, why = dock(viewer, "Legend and differential"), dock(viewer, "Why")
@@ -145,7 +145,7 @@ def show_all(viewer: napari.Viewer, layer: Any) -> None:
     wait(lambda: not why.job.busy)
     settle()
     viewer.camera.zoom /= 2.2
-    picture(viewer, "0-front")
+    screenshot(viewer, "0-front")
     window.addDockWidget(Qt.DockWidgetArea.RightDockWidgetArea, docks[0])
     window.tabifyDockWidget(docks[1], docks[0])
     for side in sides:
@@ -154,7 +154,7 @@ def show_all(viewer: napari.Viewer, layer: Any) -> None:
 
 
 def correct(viewer: napari.Viewer, layer: Any) -> None:
-    """The review queue with its keys, and a cell that was corrected."""
+    """Show the review queue with its keys, and a corrected cell."""
     from napari_hematonet.following import select_cells
     from napari_hematonet.settings import store_setting
     from napari_hematonet.state import selected_cells
@@ -165,7 +165,7 @@ def correct(viewer: napari.Viewer, layer: Any) -> None:
     review.next_button.click()
     settle()
     first = selected_cells(layer)
-    picture(viewer, "8-review")
+    screenshot(viewer, "8-review")
     taken = str(layer.features["label"].iloc[sorted(layer.selected_data)[0]])
     given = next(code for code in ("MON", "LYT") if code != taken)
     QTest.keyClick(canvas, getattr(Qt.Key, f"Key_{review._key_of[given]}"))
@@ -174,12 +174,12 @@ def correct(viewer: napari.Viewer, layer: Any) -> None:
         QTest.keyClick(canvas, Qt.Key.Key_Return)
         settle(0.3)
     select_cells(viewer, layer, first, look=True)
-    picture(viewer, "9-corrected")
+    screenshot(viewer, "9-corrected")
     store_setting("reviewer", "")
 
 
 def classify_folder(viewer: napari.Viewer, model: str) -> None:
-    """Two small fields from a folder."""
+    """Classify a folder of two small fields."""
     from hematokit.synthetic import PIXEL_SIZE_UM, synthesize_field
 
     per_inch = 25_400 / PIXEL_SIZE_UM
@@ -197,11 +197,11 @@ def classify_folder(viewer: napari.Viewer, model: str) -> None:
     form.table.selectRow(0)
     form.open_button.click()
     viewer.reset_view()
-    picture(viewer, "10-folder")
+    screenshot(viewer, "10-folder")
 
 
 def main(model: str | None) -> None:
-    """Make the pictures, in the order of the tutorial."""
+    """Make the screenshots, in the order of the tutorial."""
     viewer = napari.Viewer(show_welcome_screen=False)
     viewer.window._qt_window.resize(*SIZE)
     viewer.open_sample("hematokit", "field")

@@ -90,7 +90,7 @@ def blocks(page: str, *languages: str) -> list[Block]:
 
 
 def command_lines(block: Block) -> Iterator[list[str]]:
-    """Commands of a block as words, with continued lines joined and launchers of several processes taken off."""
+    """Yield the commands of a block as lists of arguments, without launchers of several processes."""
     for line in block.text.replace("\\\n", " ").splitlines():
         words = shlex.split(line.removeprefix("$ "), comments=True)
         if "-m" in words and words[0] in ("torchrun", "accelerate"):
@@ -113,7 +113,7 @@ def run_shell(page: str, block: Block, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def run_page(page: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Run a page's shell and Python blocks in the order in which they stand, the latter in one namespace."""
+    """Run the shell and Python blocks of a page in order, the latter in one namespace."""
     namespace: dict[str, Any] = {"__name__": "docs"}
     languages = {"bash", "python"} - NOT_RUN.get(page, set())
     for block in blocks(page, *languages):
@@ -166,7 +166,7 @@ def test_the_readme_runs(
 # --- short pages, run on prepared files -------------------------------------------------------------------------------
 
 
-def crops_of_all_kinds(folder: Path) -> None:
+def crops_of_all_types(folder: Path) -> None:
     write_crops(folder / "crops", {"BLA": 6, "LYT": 6}, size=250)
     write_crops(folder / "small-crops", {"BLA": 3, "LYT": 3}, size=200)
     files = sorted((folder / "crops").rglob("*.png"))
@@ -213,9 +213,9 @@ def two_drawn_fields(folder: Path) -> None:
 
 
 PREPARE: dict[str, Callable[[Path], None]] = {
-    "how-to/import-crops.md": crops_of_all_kinds,
+    "how-to/import-crops.md": crops_of_all_types,
     "how-to/taxonomy.md": lab_taxonomy,
-    "how-to/split-by-patient.md": crops_of_all_kinds,
+    "how-to/split-by-patient.md": crops_of_all_types,
     "how-to/evaluate-and-compare.md": more_to_evaluate,
     "how-to/train.md": settings_file,
     "how-to/classify-fields.md": two_drawn_fields,
@@ -231,7 +231,7 @@ SHORT_PAGES = [page for page in PAGES if page not in LONG_PAGES and blocks(page,
 def check_training(
     store: str | Path | None = None, output: str | Path | None = None, *, settings: dict[str, Any], **more: Any
 ) -> hematokit.TrainResult:
-    """Stand in for training on the short pages: all that can be wrong before the first step, and nothing after it."""
+    """Replace training on the short pages: check everything before the first step, and train nothing."""
     given = {key: value for key, value in {"store": store, "output": output, **settings}.items() if value is not None}
     if more["resume"]:
         given = {"store": "marrow.zarr", **given}
@@ -268,7 +268,7 @@ def test_prepared_pages_exist() -> None:
 def test_the_plugin_guide_runs(
     here: Path, tiny_store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Its files are written, its package is installed again after each change, and its commands see that package."""
+    """Write its files, install its package again after each change, and run its commands with that package."""
     page, site = "how-to/write-a-plugin.md", here / "site"
     package = "hematokit-stain-jitter"
     shutil.copytree(tiny_store, here / "marrow.zarr")
@@ -346,7 +346,7 @@ def test_shown_commands_exist(page: str, words: list[str], generated: ModuleType
 
 @pytest.fixture(scope="module")
 def generated() -> ModuleType:
-    """The module that makes pages of the reference from the program."""
+    """Return the module that generates pages of the reference."""
     spec = importlib.util.spec_from_file_location("docs_generated", DOCS / "_ext" / "generated.py")
     assert spec is not None
     assert spec.loader is not None
@@ -414,7 +414,7 @@ def without_code(text: str) -> str:
 
 
 def toctree(page: str) -> list[str]:
-    """Pages that a page's tables of contents name, relative to ``docs``."""
+    """Return the pages in the tables of contents of a page, relative to ``docs``."""
     names = []
     for match in re.finditer(r"^```\{toctree\}\n(.*?)^```$", read(page), re.MULTILINE | re.DOTALL):
         names += [line.strip() for line in match[1].splitlines() if line.strip() and not line.startswith(":")]
@@ -423,7 +423,7 @@ def toctree(page: str) -> list[str]:
 
 
 def anchors(page: str) -> set[str]:
-    """Anchors of a page's headings, as MyST makes them."""
+    """Return the anchors of the headings of a page, as MyST generates them."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", read(page), flags=re.M | re.S), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""Pages of the reference that are made from the program itself, so that they cannot fall behind it.
+"""Pages of the reference that are generated from the program, so that they are always up to date.
 
 A line ``<!-- generated: NAME -->`` in a page is replaced, when Sphinx reads the page, by what the function of that
 name returns. The functions need hematokit only, not Sphinx, so that tests can call them.
@@ -45,7 +45,7 @@ def commands() -> Iterator[tuple[str, Any]]:
 
 
 def cli_reference() -> str:
-    """Each command's own help text under a heading of its own."""
+    """Return the help text of each command under a heading."""
     sections = []
     for name, command in commands():
         context = command.context_class(command, info_name=name, terminal_width=WIDTH, max_content_width=WIDTH)
@@ -54,7 +54,7 @@ def cli_reference() -> str:
 
 
 def settings_models() -> list[type[Any]]:
-    """All settings models, that of a training first."""
+    """Return all settings models, that of a training first."""
     from hematokit.pipelines import settings
     from hematokit.training.settings import TrainSettings
 
@@ -62,10 +62,11 @@ def settings_models() -> list[type[Any]]:
 
 
 def settings_reference() -> str:
-    """All fields of the settings models: type, limits, default, option of the command, meaning."""
+    """Return all fields of the settings models: type, limits, default, option of the command, meaning."""
     from pydantic_core import PydanticUndefined
 
-    sections = []
+    names = [model.__name__ for model in settings_models()]
+    sections = [", ".join(f"[{name}](#{name.lower()})" for name in names) + ".\n"]
     for model in settings_models():
         rows = []
         for name, field in model.model_fields.items():
@@ -74,6 +75,8 @@ def settings_reference() -> str:
                 typed = f"`--set {plugin or 'EXPLAINER'}.NAME=`"
             elif field.annotation == dict[str, Any]:
                 typed = f"`--set {name}.NAME=`"
+            elif name == "store" and field.is_required():
+                typed = "`STORE`"
             else:
                 typed = f"`--{name.removesuffix('_um').replace('_', '-')}`"
             if field.is_required():
@@ -88,7 +91,7 @@ def settings_reference() -> str:
 
 
 def overrides_source() -> str:
-    """The source of ``hematokit/pipelines/overrides.py``; ``make overrides`` writes it, a test compares the two."""
+    """Return the source of ``hematokit/pipelines/overrides.py``; ``make overrides`` writes it, a test compares the two."""
     import typing
 
     classes = []
@@ -111,7 +114,7 @@ from typing import Any, Literal, TypedDict"""
 
 
 def _source(annotation: Any) -> str:
-    """An annotation as source text, with all types that the field's validator accepts."""
+    """Return an annotation as source text, with all types that the field's validator accepts."""
     from hematokit.settings import Names, PathText
 
     if annotation == Names:
@@ -136,7 +139,7 @@ def _quoted(text: str) -> str:
 
 
 def plugin_reference() -> str:
-    """What the built-in plugins provide, with variants and options."""
+    """Return the built-in plugins with variants and options."""
     from hematokit.plugins import load_plugins
 
     registry = load_plugins()
@@ -159,7 +162,7 @@ def plugin_reference() -> str:
 
 
 def hooks_reference() -> str:
-    """Each hook with the spec that it registers and the rules of its kind; then what specs are made of."""
+    """Return each hook with its spec and conformance rules, then the classes that specs use."""
     from hematokit.conformance.checking import RULES
     from hematokit.conformance.rules import rule_description, rule_name
     from hematokit.plugins import hookspecs, specs
@@ -195,7 +198,7 @@ def _markdown(text: str | None) -> str:
 
 
 def _fields(cls: Any) -> str:
-    """The fields of a dataclass: type, default, and what its docstring or its base's says of them."""
+    """Return the fields of a dataclass: type, default, and the description in its docstring or that of its base."""
     notes: dict[str, tuple[str, str]] = {}
     for base in reversed(cls.__mro__):
         notes |= _documented(base.__doc__ or "")
@@ -221,7 +224,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
 
 
 def expand(text: str) -> str:
-    """Replace the marks of a page."""
+    """Return a page with its marks replaced."""
     return MARK.sub(lambda found: GENERATORS[found.group(1)](), text)
 
 
@@ -236,7 +239,7 @@ def _options(kind: str, options: Any) -> str:
 
 
 def _documented(docstring: str) -> dict[str, tuple[str, str]]:
-    """Descriptions in a numpydoc ``Attributes`` section: (of the name alone, shared with others on its line)."""
+    """Return the descriptions in a numpydoc ``Attributes`` section: (of the name alone, shared with others on its line)."""
     _, _, section = docstring.partition("Attributes\n")
     found: dict[str, tuple[str, str]] = {}
     names: list[str] = []
