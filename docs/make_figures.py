@@ -25,7 +25,7 @@ SETTINGS = {"backbone": "coatnet", "variant": "femto", "image_size": 96, "epochs
 
 
 def explained_classes(folder: Path) -> None:
-    """Make the counterpart of Fig. 8 in the HematoNet paper: columns are classes; rows the cell, SmoothGrad, Grad-CAM."""
+    """Make the counterpart of Fig. 8 in the HematoNet paper: one column per class; cell, SmoothGrad, Grad-CAM."""
     run = folder / "runs" / "coatnet"
     if not (run / "bundle").is_dir():
         table = write_sample(folder / "sample")

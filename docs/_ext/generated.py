@@ -91,7 +91,7 @@ def settings_reference() -> str:
 
 
 def overrides_source() -> str:
-    """Return the source of ``hematokit/pipelines/overrides.py``; ``make overrides`` writes it, a test compares the two."""
+    """Return the source of ``hematokit/pipelines/overrides.py``; ``make overrides`` writes it."""
     import typing
 
     classes = []
@@ -239,7 +239,7 @@ def _options(kind: str, options: Any) -> str:
 
 
 def _documented(docstring: str) -> dict[str, tuple[str, str]]:
-    """Return the descriptions in a numpydoc ``Attributes`` section: (of the name alone, shared with others on its line)."""
+    """Return the descriptions in a numpydoc ``Attributes`` section: (of the name, shared by its line)."""
     _, _, section = docstring.partition("Attributes\n")
     found: dict[str, tuple[str, str]] = {}
     names: list[str] = []
