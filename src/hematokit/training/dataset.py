@@ -44,8 +44,8 @@ class PatchDataset(Dataset[tuple[Any, int]]):
 
     Attributes
     ----------
-    classes_ : list of str
-        Codes of the classes with labelled cells in the store, in the order of its taxonomy; the same for every split.
+    classes_ : ndarray of str, shape (C,)
+        Codes of the classes with labelled cells in the store, sorted; the same for every split.
     labels : ndarray of int64, shape (n,)
         Index of each cell's class in `classes_`.
     cell_ids : list of str
@@ -76,8 +76,7 @@ class PatchDataset(Dataset[tuple[Any, int]]):
         self.transform = transform
         cells = self.store.cells
         cells = cells[cells["label"] != ""]
-        present = set(cells["label"])
-        self.classes_ = [code for code in self.store.taxonomy.codes if code in present]
+        self.classes_ = np.array(sorted(set(cells["label"])))
         if split is not None:
             cells = cells[cells["split"] == split]
         if cells.empty:
@@ -88,8 +87,7 @@ class PatchDataset(Dataset[tuple[Any, int]]):
                 f"store {path} has no labelled cells in split {split!r}; the splits are train, val and test, made by: "
                 f"hematokit split {shell_word(path)}"
             )
-        index = {code: position for position, code in enumerate(self.classes_)}
-        self.labels = cells["label"].map(index).to_numpy(np.int64)
+        self.labels = np.searchsorted(self.classes_, cells["label"].to_numpy(str)).astype(np.int64)
         self.cell_ids: list[str] = cells["cell_id"].tolist()
         self._rows = cells["row"].to_numpy(np.int64)
         self._hashes = cells["pixel_sha256"].to_numpy(object)
