@@ -208,7 +208,7 @@ def _region_of(shapes: Shapes, image: Layer) -> tuple[npt.NDArray[np.float64], .
     shapes : Shapes layer
         Rectangles, ellipses, polygons, and paths taken as closed; lines enclose nothing.
     image : Image layer
-        However the two lie in the world.
+        With any transforms of the two layers.
 
     Returns
     -------

@@ -285,7 +285,7 @@ class WhyWidget(_WhyForm):
                 self._forget_map()
             return
         if not in_front(self):
-            # Behind another tab: a map that nobody asked for would lie on the cell that is being reviewed.
+            # Behind another tab: a map that was not requested would cover the cell under review.
             if ids[0] not in self._asked and self._wanted is None:
                 self._forget_map()
         elif self.automatic.value and len(ids) == 1:

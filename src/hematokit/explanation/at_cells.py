@@ -230,7 +230,7 @@ def _place(classifier: Classifier, code: str) -> int:
 
 
 def joined_map(explained: Sequence[ExplainedCell], height: int, width: int) -> tuple[Box, Maps]:
-    """Lay the maps of cells together, by the rule of `hematokit.explanation.field_map`.
+    """Join the maps of cells by the rule of `hematokit.explanation.field_map`.
 
     Parameters
     ----------
@@ -249,16 +249,16 @@ def joined_map(explained: Sequence[ExplainedCell], height: int, width: int) -> t
     Raises
     ------
     ExplanationError
-        If the cells lie so far apart that the map would not fit into memory.
+        If the cells are so far apart that the map would not fit into memory.
     """
     parts = [found for cell in explained if (found := cell.box.clipped(height, width)) is not None]
     if not parts:
-        raise ExplanationError("the cells to explain lie outside the field; classify the field again")
+        raise ExplanationError("the cells to explain are outside the field; classify the field again")
     y0, x0 = min(part.y0 for part in parts), min(part.x0 for part in parts)
     area = Box(y0, x0, max(part.y1 for part in parts) - y0, max(part.x1 for part in parts) - x0)
     if area.height * area.width > _LARGEST_AREA:
         raise ExplanationError(
-            f"the cells lie {max(area.height, area.width)} px apart, too far for one map; select cells nearer to each "
+            f"the cells are {max(area.height, area.width)} px apart, too far for one map; select cells nearer to each "
             "other, or use hematokit explain for the whole field"
         )
     boxes = [cell.box for cell in explained]

@@ -116,7 +116,7 @@ def write_layer(
     height, width : int
         Size of the field in pixels.
     boxes : list of Box
-        Where the cells' patches lie; they may leave the field.
+        Boxes of the cells' patches; they may extend beyond the field.
     read : callable
         ``read(number) -> map (side, side) float32`` of a cell, in pixels of the field, unscaled.
     pixel_size_um : float, optional
@@ -156,14 +156,14 @@ def write_layer(
 
 
 def blend_maps(tile: Box, boxes: Sequence[Box], inside: Iterable[int], read: Callable[[int], Maps]) -> Maps:
-    """Lay the maps of cells over one part of a field.
+    """Blend the maps of cells over one part of a field.
 
     Parameters
     ----------
     tile : Box
         The part.
     boxes : sequence of Box
-        Where the cells' patches lie.
+        Boxes of the cells' patches.
     inside : iterable of int
         Which of them overlap the part.
     read : callable

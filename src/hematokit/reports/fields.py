@@ -216,7 +216,7 @@ def render_field_report(
     overlays : mapping of str to Path, optional
         Picture of each field. Fields link to theirs, and a few are shown, reduced.
     folder : Path, optional
-        Where the report will lie; links are relative to it.
+        Folder of the report; links are relative to it.
     notes : sequence of str
         What else to mind.
     reproduce : sequence of str

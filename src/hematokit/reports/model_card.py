@@ -231,7 +231,7 @@ def model_card(
     classifier : Classifier
         From a bundle.
     run : Path, optional
-        The run that the bundle lies in; its evaluation of the test split is taken.
+        The run of the bundle; its evaluation of the test split is used.
     evaluation : Path, optional
         Folder of another evaluation to take the figures from.
     explanation : Path or CardPicture, optional
@@ -431,7 +431,7 @@ def _data(training: TrainingRecord) -> list[tuple[str, str]]:
     left_out = ", ".join(f"{code} {count}" for code, count in sorted((training.left_out or {}).items()))
     by = {"group": "group of near-duplicate crops", "patient": "patient"}.get(split.by or "", split.by)
     facts: list[tuple[str, object]] = [
-        # Its name only: where it lies on somebody's computer is nobody's business.
+        # Its name only: the path of the folder is private.
         ("Store", Path(training.store).name if training.store else None),
         ("Version of the data (content hash)", training.store_hash),
         ("Split", " / ".join(map(str, split.fractions or ()))),
@@ -482,7 +482,7 @@ def _calibration(scores: Mapping[str, Any], temperature: float) -> str:
     error = scores["expected_calibration_error"]
     fitted = f"divided by {temperature:.4f}, fitted on the validation split" if temperature != 1 else "as they are"
     return (
-        f"Logits are {fitted}. On the cells above, the stated probability and the share of right answers lie "
+        f"Logits are {fitted}. On the cells above, the stated probability and the share of correct answers are "
         f"{100 * error:.1f} percentage points apart on average (expected calibration error, 15 bins). On cells from "
         "elsewhere, expect more."
     )

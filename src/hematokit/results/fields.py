@@ -46,7 +46,7 @@ class FieldTask:
     Attributes
     ----------
     path : str
-        Where it lies, absolute.
+        Absolute path.
     source : str
         The path as the user gave it.
     field_id : str

@@ -116,7 +116,7 @@ class ResultsFolder:
             If a path does not exist or there is no field.
         """
         folder, own = output, FieldFolders(output)
-        # Results may lie inside the folder of fields; their pictures are no fields.
+        # Results may be inside the folder of fields; their images are not fields.
         inside = folder.resolve()
         listed = [path for path in list_fields([Path(path) for path in paths]) if inside not in path.resolve().parents]
         if not listed:
@@ -159,7 +159,7 @@ class ResultsFolder:
             "inputs": list(inputs),
             # Where the folder was then: it may be moved together with the images.
             "output": str(inside),
-            # Where it lay; what it was stands in "job".
+            # Its path at the time; its identity is in "job".
             "model": None if model is None else str(model.resolve()),
             "research_use_only": True,
         }

@@ -1,4 +1,4 @@
-"""Reading a folder of results: which fields are done, where their pictures and cells lie, which classes they have."""
+"""Reading a folder of results: finished fields, paths of their images and cells, and classes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Results:
         The classes that were counted; `MATEK_21` where cells were only detected.
     min_probability : float
     model : Path or None
-        Where the model that classified the cells lay; None where nobody knows. See `find_model_of`.
+        Path of the model that classified the cells; None if unknown. See `find_model_of`.
     model_identity : str
         Which model that was, as `hematokit.models.bundle.bundle_identity` gives it; empty where that is not known.
     model_pixel_size_um : float or None
@@ -166,7 +166,7 @@ def open_results(folder: str | Path) -> Results:
 
 
 def find_model_of(results: Results) -> Path | None:
-    """Return the model that classified the cells, if it still lies where it did, and is the same.
+    """Return the model that classified the cells, if it still exists at its path and is the same.
 
     Parameters
     ----------

@@ -123,7 +123,7 @@ class Canvas:
         x0, x1 = max(0, x - reach), min(self.width, x + reach + 1)
         return (slice(y0, y1), slice(x0, x1)) if y0 < y1 and x0 < x1 else None
 
-    def lay(self, where: tuple[slice, slice], alpha: Plane, density: Plane, cover: float = 1.0) -> None:
+    def add(self, where: tuple[slice, slice], alpha: Plane, density: Plane, cover: float = 1.0) -> None:
         """Add a premultiplied layer to a window; `cover` 0 adds the densities, 1 hides the layers below."""
         part = self.density[where]
         part *= (1.0 - cover * alpha)[..., None]

@@ -225,7 +225,7 @@ def draw_cell(canvas: Canvas, cell: Cell, y: int, x: int) -> DrawnCell | None:
         sigma = cell.defocus / px
         alpha = ndimage.gaussian_filter(alpha, sigma, mode="nearest")
         density = ndimage.gaussian_filter(density, (0, sigma, sigma), mode="nearest")
-    canvas.lay(where, alpha, np.moveaxis(density, 0, -1), cover=0.0 if bare and not len(cell.nucleus) else 0.88)
+    canvas.add(where, alpha, np.moveaxis(density, 0, -1), cover=0.0 if bare and not len(cell.nucleus) else 0.88)
     body = (nucleus_alpha if bare and len(cell.nucleus) else region) > 0.5
     return DrawnCell(where[0].start, where[1].start, body, nucleus_alpha > 0.5)
 
@@ -310,7 +310,7 @@ def draw_red_cell(
     if look.halo:
         # Light refracted at the border is focused in a line outside it.
         density -= np.float32(look.halo) * np.exp(-(((inside + 0.32) / 0.22) ** 2))
-    canvas.lay(where, alpha, np.moveaxis(density, 0, -1), cover=cover)
+    canvas.add(where, alpha, np.moveaxis(density, 0, -1), cover=cover)
 
 
 def _platelet(rng: np.random.Generator) -> Cell:

@@ -521,8 +521,8 @@ def judge_change(
     """Judge whether maps depend on a change of the model.
 
     Each similarity is set between two references: maps of the same cell made twice by the same model (above) and maps
-    of different cells by the same model (below, what maps share because cells lie in the middle of their crops, or
-    because they are smooth). A method is *sensitive* if, by both measures, the mean fall from the upper reference is at
+    of different cells by the same model (below: similarity because cells are in the middle of their crops, or
+    because maps are smooth). A method is *sensitive* if, by both measures, the mean fall from the upper reference is at
     least `HALF` of the way to the lower one and at least `LEAST_CHANGE`, with the whole 95 % interval. It is *not
     sensitive* if by either measure the whole interval is below that, else *unclear*. The upper reference catches
     maps that change by chance; the least change catches maps that are the same for all cells.

@@ -203,7 +203,7 @@ function moveAmongCells(event) {
   if (wanted === event.target) wanted.dispatchEvent(new Event("focus"));
   goTo(shapes, wanted);
   if (!wanted) return;
-  // The details lie over the lower end of what is seen of the picture.
+  // The details cover the lower end of the visible image.
   const hidden = wanted.getBoundingClientRect().bottom + 12 - get("cell").getBoundingClientRect().top;
   if (hidden > 0) window.scrollBy(0, hidden);
 }
