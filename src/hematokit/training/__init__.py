@@ -6,6 +6,8 @@ settings
     `TrainSettings`: everything that decides what a training does.
 data
     The cells of each split, and their patches in batches on the device.
+dataset
+    A store as a data set of torch.
 augmenters
     The built-in augmenters; several in a row.
 balance
