@@ -90,6 +90,7 @@ def test_raw_patches_give_logits_probabilities_and_embeddings(
     with torch.inference_mode():
         again = head(torch.from_numpy(embeddings)).numpy()
     assert np.abs(again - logits).max() < 1e-4
+    assert np.abs(embeddings - classifier.embed(patches)).max() < 1e-4
 
 
 def test_the_second_layout_takes_prepared_images(classifier: Classifier, patches: np.ndarray, tmp_path: Path) -> None:
@@ -125,7 +126,12 @@ def test_the_file_is_a_model(exported: Path, classifier: Classifier, patches: np
     assert model.runtime == ("onnxruntime" if runtime in (None, "auto") else runtime)
     assert np.abs(model.logits(patches) - classifier.logits(patches)).max() < 1e-4
     assert model.predict(patches)["predicted"].tolist() == classifier.predict(patches)["predicted"].tolist()
-    assert model.embeddings(patches).shape[0] == len(patches)
+    embeddings = classifier.embed(patches)
+    assert embeddings.shape[0] == len(patches)
+    assert np.abs(model.embed(list(patches), batch_size=4) - embeddings).max() < 1e-4
+    assert model.embed([]).shape == classifier.embed([]).shape == (0, embeddings.shape[1])
+    assert np.abs(model.predict_proba(patches) - classifier.predict_proba(patches)).max() < 1e-5
+    assert model.classes_.tolist() == classifier.classes_.tolist() == sorted(classifier.codes)
     assert (model.codes, model.patch_size, model.temperature) == (classifier.codes, 64, classifier.temperature)
     assert model.config == classifier.config
 
@@ -294,7 +300,7 @@ def test_int8_says_what_it_costs(classifier: Classifier, tiny_store: Path, tmp_p
     assert cost["max_logit_difference"] > 1e-4, "smaller numbers are others"
     assert cost["sentence"] in facts["card"]
     with pytest.raises(HematokitError, match="gives no embeddings; export it with --embeddings"):
-        model.embeddings(crops)
+        model.embed(crops)
     kinds = {node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node}
     assert "QuantizeLinear" in kinds
     with pytest.raises(HematokitError, match="int8 is calibrated on training crops, and there are none"):

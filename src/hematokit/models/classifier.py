@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,14 @@ from torch.nn import functional
 
 from hematokit.errors import HematokitError, ModelError, PluginError, describe_error
 from hematokit.models.config import ModelConfig
-from hematokit.models.model import check_finite, check_patches, prediction_frame
+from hematokit.models.model import (
+    Patches,
+    check_finite,
+    check_patches,
+    prediction_frame,
+    probability_matrix,
+    sorted_classes,
+)
 from hematokit.plugins.specs import InputSpec
 from hematokit.progress import Progress, no_progress
 from hematokit.taxonomy import Taxonomy
@@ -23,6 +31,7 @@ __all__ = [
     "Classifier",
     "describe_device",
     "fit_to_input",
+    "penultimate",
     "resizing_matrix",
     "resolve_device",
     "resize_patches",
@@ -94,6 +103,11 @@ class Classifier(torch.nn.Module):
         return self.taxonomy.codes
 
     @property
+    def classes_(self) -> np.ndarray:
+        """Class codes in the order of the columns of `predict_proba`, which is sorted, as scikit-learn requires."""
+        return sorted_classes(self.codes)
+
+    @property
     def config(self) -> ModelConfig:
         """The bundle's configuration.
 
@@ -137,9 +151,34 @@ class Classifier(torch.nn.Module):
         images = patches.permute(0, 3, 1, 2).float().div_(255.0)
         return fit_to_input(images, self.input_spec)
 
+    def _normalise(self, images: torch.Tensor) -> torch.Tensor:
+        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Return embeddings (B, D), float32, of images (B, 3, S, S) in [0, 1].
+
+        Raises
+        ------
+        ModelError
+            If the backbone does not have the two halves of timm's: forward_features, and forward_head with pre_logits.
+        """
+        backbone: Any = self.backbone
+        lacks = (
+            f"{type(backbone).__name__} gives no embeddings: it has no forward_features and "
+            "forward_head(..., pre_logits=True) as in timm"
+        )
+        if not (hasattr(backbone, "forward_features") and hasattr(backbone, "forward_head")):
+            raise ModelError(lacks)
+        try:
+            return penultimate(backbone, backbone.forward_features(self._normalise(images)))
+        except (HematokitError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise ModelError(f"{lacks} ({describe_error(error)})") from error
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits (B, C) of images (B, 3, S, S) in [0, 1]."""
-        normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        normalised = self._normalise(images)
         origin = getattr(self.backbone, ORIGIN, None)
         if origin is None:
             logits: torch.Tensor = self.backbone(normalised)
@@ -155,15 +194,14 @@ class Classifier(torch.nn.Module):
             raise PluginError(f"{origin} returned {what}, not logits (batch, {len(self.codes)}); tell its author")
         return logits
 
-    @torch.inference_mode()
-    def logits(self, patches: np.ndarray, batch_size: int = 64, progress: Progress = no_progress) -> np.ndarray:
+    def logits(self, patches: Patches, batch_size: int = 64, progress: Progress = no_progress) -> np.ndarray:
         """Return uncalibrated logits.
 
         Parameters
         ----------
-        patches : ndarray, shape (n, P, P, 3), uint8
+        patches : ndarray, shape (n, P, P, 3), or sequence of n arrays, shape (P, P, 3), uint8
         batch_size : int
-            Patches at a time.
+            Number of patches per batch.
         progress : Progress
             Called after each batch.
 
@@ -176,21 +214,52 @@ class Classifier(torch.nn.Module):
         ModelError
             If the patches are of another shape or type than the model was trained on.
         ModelError, PluginError
-            If a logit is not finite; the second names the package where the backbone is a third-party one.
+            If a logit is not finite; `PluginError` if the backbone comes from a third-party plugin.
         """
-        check_patches(patches, self.patch_size)
+        return self._compute(self, check_patches(patches, self.patch_size), batch_size, progress)
+
+    def embed(self, patches: Patches, batch_size: int = 64, progress: Progress = no_progress) -> np.ndarray:
+        """Return embeddings, the input of the backbone's last layer, with the parameters of `logits`.
+
+        Returns
+        -------
+        ndarray, shape (n, D), float32
+
+        Raises
+        ------
+        ModelError
+            If the backbone does not provide embeddings.
+        ModelError, PluginError
+            As for `logits`.
+        """
+        return self._compute(self.embed_images, check_patches(patches, self.patch_size), batch_size, progress)
+
+    @torch.inference_mode()
+    def _compute(
+        self,
+        network: Callable[[torch.Tensor], torch.Tensor],
+        patches: np.ndarray,
+        batch_size: int,
+        progress: Progress,
+    ) -> np.ndarray:
+        """Return the output of `network` for patches, shape (n, D), float32, computed in evaluation mode."""
+        total = len(patches)
+        if not total:
+            # One blank patch is computed for the number of columns.
+            patches = np.zeros((1, self.patch_size, self.patch_size, 3), np.uint8)
         was_training = self.training
         self.eval()
         parts = []
         try:
             for start in range(0, len(patches), batch_size):
-                # A copy, because views of files and pictures are often read-only, which torch cannot express.
+                # A copy, because views of files and images are often read-only, which torch does not support.
                 batch = torch.from_numpy(patches[start : start + batch_size].copy()).to(self.device)
-                parts.append(self(self.prepare(batch)).float().cpu().numpy())
-                progress(min(start + batch_size, len(patches)), len(patches), "")
+                parts.append(network(self.prepare(batch)).float().cpu().numpy())
+                if total:
+                    progress(min(start + batch_size, total), total, "")
         finally:
             self.train(was_training)
-        found = np.concatenate(parts) if parts else np.zeros((0, len(self.codes)), np.float32)
+        found = np.concatenate(parts)[:total]
         check_finite(found, getattr(self.backbone, ORIGIN, ""))
         return found
 
@@ -204,14 +273,14 @@ class Classifier(torch.nn.Module):
         # deepcopy takes what the memo has: the tensors are not copied where they are.
         return copy.deepcopy(self, memo)
 
-    def predict(self, patches: np.ndarray, batch_size: int = 64, progress: Progress = no_progress) -> pd.DataFrame:
+    def predict(self, patches: Patches, batch_size: int = 64, progress: Progress = no_progress) -> pd.DataFrame:
         """Classify patches.
 
         Parameters
         ----------
-        patches : ndarray, shape (n, P, P, 3), uint8
+        patches : ndarray, shape (n, P, P, 3), or sequence of n arrays, shape (P, P, 3), uint8
         batch_size : int
-            Patches at a time.
+            Number of patches per batch.
         progress : Progress
             Called after each batch.
 
@@ -227,6 +296,16 @@ class Classifier(torch.nn.Module):
             If the patches are of another shape or type than the model was trained on.
         """
         return prediction_frame(self.logits(patches, batch_size, progress), self.codes, self.temperature)
+
+    def predict_proba(self, patches: Patches, batch_size: int = 64, progress: Progress = no_progress) -> np.ndarray:
+        """Return calibrated probabilities, shape (n, C), float32, in the order of `classes_`; errors of `predict`."""
+        return probability_matrix(self.predict(patches, batch_size, progress), self.classes_)
+
+
+def penultimate(backbone: Any, features: torch.Tensor) -> torch.Tensor:
+    """Return embeddings (B, D), float32, of the output of a backbone's ``forward_features``."""
+    embeddings: torch.Tensor = backbone.forward_head(features, pre_logits=True).flatten(1).float()
+    return embeddings
 
 
 def resize_patches(patches: torch.Tensor, spec: InputSpec) -> torch.Tensor:

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hematokit.errors import BusyError, ServingError
-from hematokit.models.model import prediction_frame
+from hematokit.errors import BusyError, ModelError, ServingError
+from hematokit.models.model import Patches, check_patches, prediction_frame, probability_matrix, sorted_classes
 
 if TYPE_CHECKING:
     from hematokit.models.model import Model
@@ -25,7 +25,7 @@ __all__ = ["Batcher", "QueuedModel", "Rows"]
 
 _log = logging.getLogger(__name__)
 
-Patches = npt.NDArray[np.uint8]
+Batch = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class _Job:
-    patches: Sequence[Patches] | Patches
+    patches: Sequence[Batch] | Batch
     answer: Future[Rows] = field(default_factory=Future)
 
 
@@ -110,7 +110,7 @@ class Batcher:
 
     def __init__(
         self,
-        predict: Callable[[Patches], pd.DataFrame],
+        predict: Callable[[Batch], pd.DataFrame],
         *,
         largest: int = 64,
         window_s: float = 0.004,
@@ -131,7 +131,7 @@ class Batcher:
         """Patches that wait for a batch."""
         return self._waiting
 
-    def submit(self, patches: Sequence[Patches] | Patches, *, patient: bool = False) -> Future[Rows]:
+    def submit(self, patches: Sequence[Batch] | Batch, *, patient: bool = False) -> Future[Rows]:
         """Put patches in line.
 
         Parameters
@@ -254,7 +254,8 @@ class QueuedModel:
         return self
 
     def predict(self, patches: Patches, batch_size: int = 64) -> pd.DataFrame:
-        """Classify patches (n, P, P, 3); blocks until they are done. Not for the thread that computes."""
+        """Classify patches (n, P, P, 3); blocks until they are classified. Not to be called by the computing thread."""
+        patches = check_patches(patches, self.patch_size)
         step = min(batch_size, self.batcher.largest)
         if not len(patches):
             return prediction_frame(np.zeros((0, len(self.taxonomy)), np.float32), self.taxonomy.codes)
@@ -263,3 +264,16 @@ class QueuedModel:
             for start in range(0, len(patches), step)
         ]
         return pd.concat(parts, ignore_index=True)
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """Class codes in the order of the columns of `predict_proba`."""
+        return sorted_classes(self.codes)
+
+    def predict_proba(self, patches: Patches, batch_size: int = 64) -> np.ndarray:
+        """Return calibrated probabilities, shape (n, C), float32, in the order of `classes_`."""
+        return probability_matrix(self.predict(patches, batch_size), self.classes_)
+
+    def embed(self, patches: Patches, batch_size: int = 64) -> np.ndarray:
+        """Raise ModelError: the queue computes predictions only."""
+        raise ModelError("the queue of the server gives no embeddings; open the model with load_model")

@@ -16,7 +16,14 @@ import pandas as pd
 from hematokit.errors import ModelError, printable
 from hematokit.models.config import ModelConfig, parse_config
 from hematokit.models.integrity import read_onnx, sha256
-from hematokit.models.model import check_finite, check_patches, prediction_frame
+from hematokit.models.model import (
+    Patches,
+    check_finite,
+    check_patches,
+    prediction_frame,
+    probability_matrix,
+    sorted_classes,
+)
 from hematokit.models.runtimes.engines import Engine, open_engine, stream_count
 from hematokit.models.runtimes.onnx_graph import CONFIG_KEY, EMBEDDINGS, OUTPUT_NAME, PARITY_KEY
 from hematokit.plugins.hookspecs import PROJECT
@@ -85,6 +92,11 @@ class OnnxClassifier:
         return self.taxonomy.codes
 
     @property
+    def classes_(self) -> np.ndarray:
+        """Class codes in the order of the columns of `predict_proba`, which is sorted, as scikit-learn requires."""
+        return sorted_classes(self.codes)
+
+    @property
     def pixel_size_um(self) -> float | None:
         """Side of a pixel of the training images in micrometres; None where it is not known."""
         return self.config.pixel_size_um
@@ -98,12 +110,12 @@ class OnnxClassifier:
         """Return this model, which computes on the CPU."""
         return self
 
-    def logits(self, patches: np.ndarray, batch_size: int = 64, progress: Progress = no_progress) -> np.ndarray:
+    def logits(self, patches: Patches, batch_size: int = 64, progress: Progress = no_progress) -> np.ndarray:
         """Return uncalibrated logits; may be called from several threads at once.
 
         Parameters
         ----------
-        patches : ndarray, shape (n, P, P, 3), uint8
+        patches : ndarray, shape (n, P, P, 3), or sequence of n arrays, shape (P, P, 3), uint8
         batch_size : int
             Patches at a time; no more than 8 are taken, which is as fast and keeps memory flat.
         progress : Progress
@@ -122,21 +134,27 @@ class OnnxClassifier:
         """
         return self._compute(OUTPUT_NAME, len(self.codes), patches, batch_size, progress)
 
-    def embeddings(self, patches: np.ndarray, batch_size: int = 64, progress: Progress = no_progress) -> np.ndarray:
-        """Return what the backbone's last layer sees of patches, shape (n, F), float32; parameters as of `logits`.
+    def embed(self, patches: Patches, batch_size: int = 64, progress: Progress = no_progress) -> np.ndarray:
+        """Return embeddings, the input of the backbone's last layer, with the parameters of `logits`.
+
+        Returns
+        -------
+        ndarray, shape (n, D), float32
 
         Raises
         ------
         ModelError
-            If the file was exported without embeddings, or as of `logits`.
+            If the file was exported without embeddings.
+        ModelError, PluginError
+            As for `logits`.
         """
         port = next((port for port in self._engine.outputs if port.name == EMBEDDINGS), None)
         if port is None:
             raise ModelError("this ONNX file gives no embeddings; export it with --embeddings")
         return self._compute(EMBEDDINGS, port.shape[-1] or 0, patches, batch_size, progress)
 
-    def _compute(self, output: str, width: int, patches: np.ndarray, batch_size: int, progress: Progress) -> np.ndarray:
-        check_patches(patches, self.patch_size)
+    def _compute(self, output: str, width: int, patches: Patches, batch_size: int, progress: Progress) -> np.ndarray:
+        patches = check_patches(patches, self.patch_size)
         total = len(patches)
         # Few patches are shared out, too: no stream is to wait while another has two.
         step = max(1, min(batch_size, BATCH, -(-total // self._streams)))
@@ -173,9 +191,13 @@ class OnnxClassifier:
                 future.cancel()
             wait(running)
 
-    def predict(self, patches: np.ndarray, batch_size: int = 64, progress: Progress = no_progress) -> pd.DataFrame:
+    def predict(self, patches: Patches, batch_size: int = 64, progress: Progress = no_progress) -> pd.DataFrame:
         """Classify patches; parameters, result and errors as of `Classifier.predict`."""
         return prediction_frame(self.logits(patches, batch_size, progress), self.codes, self.temperature)
+
+    def predict_proba(self, patches: Patches, batch_size: int = 64, progress: Progress = no_progress) -> np.ndarray:
+        """Return calibrated probabilities, shape (n, C), float32, in the order of `classes_`; errors of `predict`."""
+        return probability_matrix(self.predict(patches, batch_size, progress), self.classes_)
 
 
 _EXPECTED: Final = "one input 'patches', uint8 of shape (n, P, P, 3), an output 'logits', float32 of shape (n, C)"

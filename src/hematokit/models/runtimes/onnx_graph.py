@@ -18,7 +18,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from hematokit.errors import ModelError, describe_error
+from hematokit.errors import ModelError
 from hematokit.files import write_atomically
 from hematokit.models.integrity import seal_onnx
 
@@ -183,7 +183,7 @@ def raw_graph(classifier: Classifier, *, layout: Layout = "patches", embeddings:
     """
     import torch
 
-    from hematokit.models.classifier import fit_to_input, resizing_matrix
+    from hematokit.models.classifier import fit_to_input, penultimate, resizing_matrix
 
     if embeddings:
         _check_embeddings(classifier)
@@ -225,7 +225,7 @@ def raw_graph(classifier: Classifier, *, layout: Layout = "patches", embeddings:
             if embeddings:
                 backbone: Any = self.inner.backbone
                 features = backbone.forward_features((images - self.inner.mean) / self.inner.std)
-                seen = (backbone.forward_head(features, pre_logits=True).flatten(1).float(),)
+                seen = (penultimate(backbone, features),)
                 logits = backbone.forward_head(features).float()
             else:
                 logits = self.inner(images).float()
@@ -235,20 +235,15 @@ def raw_graph(classifier: Classifier, *, layout: Layout = "patches", embeddings:
 
 
 def _check_embeddings(classifier: Classifier) -> None:
-    """Backbones of timm have two halves; third-party ones may have, too."""
+    """Reject a backbone without embeddings before the graph is built."""
     import torch
 
-    name = type(classifier.backbone).__name__
-    lacks = f"{name} gives no embeddings: it has no forward_features and forward_head(..., pre_logits=True) as in timm"
-    if not (hasattr(classifier.backbone, "forward_features") and hasattr(classifier.backbone, "forward_head")):
-        raise ModelError(f"{lacks}; export it without --embeddings")
     size = classifier.input_spec.size
-    whole: Any = classifier.on_cpu().backbone.eval()
     try:
         with torch.inference_mode():
-            whole.forward_head(whole.forward_features(torch.zeros(1, 3, size, size)), pre_logits=True)
-    except Exception as error:
-        raise ModelError(f"{lacks} ({describe_error(error)}); export it without --embeddings") from error
+            classifier.on_cpu().eval().embed_images(torch.zeros(1, 3, size, size))
+    except ModelError as error:
+        raise ModelError(f"{error}; export it without --embeddings") from error
 
 
 @contextmanager
