@@ -19,7 +19,7 @@ from .pipelines.evaluate import evaluate as evaluate
 from .pipelines.explain import explain as explain
 from .pipelines.explain_field import explain_field as explain_field
 from .pipelines.export import export as export
-from .pipelines.field_run import FieldsResult as FieldsResult
+from .pipelines.field_run import FieldResults as FieldResults
 from .pipelines.interactive import classify_one as classify_one
 from .pipelines.settings import ClassifySettings as ClassifySettings
 from .pipelines.settings import CompareSettings as CompareSettings
@@ -45,6 +45,8 @@ from .plugins.specs import ExplainerSpec as ExplainerSpec
 from .plugins.specs import InputSpec as InputSpec
 from .plugins.specs import Option as Option
 from .plugins.specs import Variant as Variant
+from .results.reading import Results as Results
+from .results.reading import open_results as open_results
 from .review.session import Review as Review
 from .store import PatchStore as PatchStore
 from .store import create_store as create_store

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 import hematokit
+from hematokit.annotations.writing import read_parquet
 from hematokit.cli.main import main
 from hematokit.errors import FieldError, ImageError, PluginError
 from hematokit.pipelines.field_run import FieldJob, prepare_run, run_fields
@@ -442,6 +443,14 @@ def test_all_files_say_the_same_after_corrections(tiny_run: Path, tmp_path: Path
     picture = (folder / "overlay.png").read_bytes()
     counted = hematokit.classify([images], tiny_run, output, **settings)
     assert counted.worked == 0
+    parts = [pd.read_csv(output / "fields" / name / "cells.csv", keep_default_na=False) for name in ("a", "b")]
+    whole = pd.concat(parts, ignore_index=True)
+    pd.testing.assert_frame_equal(pd.read_csv(output / "cells.csv", keep_default_na=False), whole)
+    for table in (counted.cells, open_results(output).cells, read_parquet(output / "cells.parquet")):
+        assert table["cell_id"].tolist() == whole["cell_id"].tolist()
+        assert table["label"].fillna("").tolist() == whole["label"].tolist()
+        assert table["reviewed"].sum() == 1
+    assert "<table" in counted._repr_html_()
     low_confidence, cells = 0, 0
     for field_id in ("a", "b"):
         table = pd.read_csv(output / "fields" / field_id / "cells.csv", keep_default_na=False)

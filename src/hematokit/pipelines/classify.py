@@ -12,7 +12,7 @@ from typing import Unpack
 import pandas as pd
 
 from hematokit._version import __version__
-from hematokit.annotations.writing import csv_text
+from hematokit.annotations.writing import csv_text, write_csv, write_parquet
 from hematokit.commands import Inputs, as_paths
 from hematokit.differential.differential import Differential, count_differential
 from hematokit.errors import FieldError, printable
@@ -21,7 +21,7 @@ from hematokit.models.field_cells import model_pixel_size
 from hematokit.pipelines.field_run import (
     WRITE_ADVICE,
     FieldJob,
-    FieldsResult,
+    FieldResults,
     count_fields,
     raise_if_all_failed,
     scale_notes,
@@ -48,12 +48,12 @@ def classify(
     settings: ClassifySettings | None = None,
     progress: Progress = no_progress,
     **overrides: Unpack[ClassifyOverrides],
-) -> FieldsResult:
+) -> FieldResults:
     """Detect and classify the cells of fields, write them, and count the differential.
 
     Writes for each field ``cells.parquet``, ``cells.csv``, ``cells.geojson`` and ``overlay.png``; for all fields
-    ``differential.json``, ``differential.csv``, ``cell_types.png``, ``fields.csv`` and ``report.html``. Called again,
-    it continues with the fields that are not done.
+    ``cells.parquet``, ``cells.csv``, ``differential.json``, ``differential.csv``, ``cell_types.png``, ``fields.csv``
+    and ``report.html``. Called again, it continues with the fields that are not done.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def classify(
 
     Returns
     -------
-    FieldsResult
+    FieldResults
 
     Raises
     ------
@@ -119,6 +119,7 @@ def classify(
     images = results.images
     shown = {entry.field_id: job.show_corrections(entry, images[entry.field_id], taxonomy) for entry in done}
     not_drawn = [field_id for field_id, outcome in shown.items() if outcome is None]
+    cells = results.read_cells(outcomes)
     page = render_field_report(
         differential,
         table,
@@ -137,9 +138,9 @@ def classify(
         notes=[*scale_notes(table, True, scale), *results.warnings, *_not_drawn_notes(not_drawn)],
         reproduce=[_reproduce(results.inputs, settings, model, output)],
     )
-    written = _write(results.path, table, differential, page)
+    written = _write(results.path, table, cells, differential, page)
     raise_if_all_failed(now)
-    return FieldsResult(
+    return FieldResults(
         Path(output),
         table,
         differential,
@@ -152,16 +153,22 @@ def classify(
     )
 
 
-def _write(folder: Path, table: pd.DataFrame, differential: Differential, page: str) -> dict[str, Path]:
+def _write(
+    folder: Path, table: pd.DataFrame, cells: pd.DataFrame, differential: Differential, page: str
+) -> dict[str, Path]:
     """Write the files that cover all fields, and return their paths by name."""
     written = {
         "report": folder / "report.html",
+        "cells": folder / "cells.csv",
+        "parquet": folder / "cells.parquet",
         "differential": folder / "differential.csv",
         "differential_json": folder / "differential.json",
         "cell_types": folder / "cell_types.png",
     }
     figure = to_png(cell_types_figure(differential))
     with one_line_write_errors(folder, FieldError, WRITE_ADVICE):
+        write_parquet(written["parquet"], cells)
+        write_csv(written["cells"], cells)
         written["fields"] = write_outcomes(folder, table)
         write_json(written["differential_json"], differential.to_dict())
         write_atomically(written["differential"], csv_text(differential.rows()))

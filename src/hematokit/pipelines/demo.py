@@ -15,7 +15,7 @@ from hematokit.errors import TrainingError
 from hematokit.files import replace_file
 from hematokit.pipelines.classify import classify
 from hematokit.pipelines.evaluate import evaluate
-from hematokit.pipelines.field_run import FieldsResult
+from hematokit.pipelines.field_run import FieldResults
 from hematokit.pipelines.overrides import DemoOverrides
 from hematokit.pipelines.settings import DemoSettings
 from hematokit.pipelines.train import train
@@ -41,7 +41,7 @@ class FieldDemo:
 
     Attributes
     ----------
-    result : FieldsResult
+    result : FieldResults
         Files, and the differential.
     overlay : Path
         The field with its cells in the colours of their classes.
@@ -53,7 +53,7 @@ class FieldDemo:
         Detected cells with the class that they were drawn as.
     """
 
-    result: FieldsResult
+    result: FieldResults
     overlay: Path
     drawn: int
     found: int

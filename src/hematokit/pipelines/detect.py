@@ -11,7 +11,7 @@ from hematokit.annotations.writing import write_csv, write_parquet
 from hematokit.commands import Inputs, as_paths
 from hematokit.errors import FieldError
 from hematokit.files import one_line_write_errors
-from hematokit.pipelines.field_run import WRITE_ADVICE, FieldJob, FieldsResult, raise_if_all_failed, work_on_fields
+from hematokit.pipelines.field_run import WRITE_ADVICE, FieldJob, FieldResults, raise_if_all_failed, work_on_fields
 from hematokit.pipelines.overrides import DetectOverrides
 from hematokit.pipelines.settings import DetectSettings
 from hematokit.progress import Progress, no_progress
@@ -28,7 +28,7 @@ def detect(
     settings: DetectSettings | None = None,
     progress: Progress = no_progress,
     **overrides: Unpack[DetectOverrides],
-) -> FieldsResult:
+) -> FieldResults:
     """Detect the cells of fields and write them.
 
     Writes ``cells.parquet`` and ``cells.csv`` for all fields, ``fields.csv``, and for each field a folder with its
@@ -48,7 +48,7 @@ def detect(
 
     Returns
     -------
-    FieldsResult
+    FieldResults
 
     Raises
     ------
@@ -77,7 +77,7 @@ def detect(
         fields_file = write_outcomes(folder, table)
     written = {"cells": folder / "cells.csv", "parquet": folder / "cells.parquet", "fields": fields_file}
     raise_if_all_failed(now)
-    return FieldsResult(
+    return FieldResults(
         Path(output),
         table,
         None,

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,17 +30,20 @@ from hematokit.progress import Progress, no_log, no_progress
 from hematokit.reports.overlay import draw_overlay
 from hematokit.results.fields import CannotWriteError, FieldFolders, FieldOutcome, FieldTask, file_stamp
 from hematokit.results.folder import ResultsFolder, outcome_table, write_outcomes
+from hematokit.results.reading import open_results
 from hematokit.store.smears import load_smears
 from hematokit.taxonomy import MATEK_21, Taxonomy
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from hematokit.differential.differential import Differential
     from hematokit.models import Model
 
 __all__ = [
     "WRITE_ADVICE",
     "FieldJob",
-    "FieldsResult",
+    "FieldResults",
     "count_fields",
     "prepare_run",
     "raise_if_all_failed",
@@ -445,7 +449,7 @@ def raise_if_all_failed(outcomes: Sequence[FieldOutcome]) -> None:
 
 
 @dataclass(frozen=True)
-class FieldsResult(CommandResult):
+class FieldResults(CommandResult):
     """Result of detecting or classifying fields: all fields of the folder, of this call and of earlier ones.
 
     Attributes
@@ -484,6 +488,22 @@ class FieldsResult(CommandResult):
         """Warnings about pixel sizes, smears and patients."""
         scale = scale_notes(self.fields, self.differential is not None, self.model_pixel_size_um)
         return [*scale, *self.smear_warnings]
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """All cells of all fields of the folder, with corrections; see `hematokit.open_results`."""
+        return open_results(self.output).cells
+
+    def to_anndata(self) -> AnnData:
+        """Return `cells` as AnnData, without contours; needs ``hematokit[anndata]``."""
+        return open_results(self.output).to_anndata()
+
+    def _repr_html_(self) -> str:
+        """Return the differential, or the table of fields, as HTML."""
+        if self.differential is not None:
+            return self.differential._repr_html_()
+        table: str = self.fields.to_html(index=False)
+        return table
 
     @property
     def failed(self) -> pd.DataFrame:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -13,9 +14,12 @@ from hematokit.annotations.cells import MIN_PROBABILITY
 from hematokit.annotations.writing import read_parquet
 from hematokit.errors import FieldError, HematokitError, TaxonomyError, printable
 from hematokit.files import one_line_read_errors
-from hematokit.results.fields import CELLS, DONE, FIELDS_FOLDER
+from hematokit.results.fields import CELLS, DONE, FIELDS_FOLDER, FieldFolders
 from hematokit.results.folder import RUN_FILE, path_from
 from hematokit.taxonomy import MATEK_21, Taxonomy
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 __all__ = ["FieldResult", "Results", "find_model_of", "is_results_folder", "open_results"]
 
@@ -84,6 +88,33 @@ class Results:
     model: Path | None = None
     model_identity: str = ""
     model_pixel_size_um: float | None = None
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """All cells of all fields, with corrections; after classification with ``predicted`` and probabilities.
+
+        Raises
+        ------
+        FieldError
+            If a file is missing or damaged.
+        """
+        folders = FieldFolders(self.path)
+        parts = [folders.corrected(field.field_id) for field in self.fields]
+        filled = [part for part in parts if len(part)]
+        table: pd.DataFrame = pd.concat(filled, ignore_index=True) if filled else parts[0]
+        return table
+
+    def to_anndata(self) -> AnnData:
+        """Return `cells` as AnnData, without contours.
+
+        Raises
+        ------
+        HematokitError
+            If anndata is not installed: ``pip install 'hematokit[anndata]'``.
+        """
+        from hematokit.anndata_tables import cells_to_anndata
+
+        return cells_to_anndata(self.cells, self.taxonomy, {"model_sha256": self.model_identity or None})
 
 
 def is_results_folder(path: Path) -> bool:

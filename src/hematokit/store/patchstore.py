@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ from hematokit.store import schema
 from hematokit.store.corrections import CORRECTIONS_FILE, Correction, apply_corrections, read_corrections
 from hematokit.store.fields import field_folder, field_pixel_sizes
 from hematokit.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 __all__ = ["DamageError", "PatchRead", "PatchStore", "cannot_read", "open_patches", "open_store", "open_stored_field"]
 
@@ -175,6 +178,23 @@ class PatchStore:
         left the class as it was), and without the cells that they deleted.
         """
         return self._frame.copy()
+
+    def to_anndata(self) -> AnnData:
+        """Return the cells, with corrections, as AnnData, without their patches.
+
+        Returns
+        -------
+        AnnData
+            ``obs`` is `cells`; ``uns["hematokit"]`` has classes, names and colours, and the store's ``store_hash``.
+
+        Raises
+        ------
+        HematokitError
+            If anndata is not installed: ``pip install 'hematokit[anndata]'``.
+        """
+        from hematokit.anndata_tables import cells_to_anndata
+
+        return cells_to_anndata(self.cells, self.taxonomy, {"store_hash": self.content_hash})
 
     @property
     def committed_cells(self) -> pd.DataFrame:
