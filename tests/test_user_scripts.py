@@ -33,8 +33,8 @@ def test_the_script_of_a_data_scientist(here: Path) -> None:
     found = run("data_scientist")
     assert set(found["mistakes"]["label"]) <= {"BLA", "LYT", "NGS"}
     assert len(found["comparison"].table)
-    assert len(found["predictions"]) == found["evaluation"].metrics["n"]
-    assert found["predictions"].filter(like="p_").sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
+    assert len(found["probabilities"]) == found["evaluation"].metrics["n"]
+    assert found["probabilities"].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
 
 
 def test_the_script_of_a_morphologist(here: Path, tiny_run: Path) -> None:

@@ -1,5 +1,7 @@
 """From folders of crops to models that are evaluated and compared."""
 
+import pandas as pd
+
 import hematokit
 
 print(hematokit.import_crops("crops", "bm.zarr", patch_size=64).summary())
@@ -22,5 +24,6 @@ print(comparison.table)
 
 model = hematokit.load_model("runs/resnet")
 test = store.cells.query("split == 'test'").set_index("cell_id")
-predictions = model.predict(store.patches(test.index)).set_index(test.index)
-print(predictions.groupby(test["label"]).mean(numeric_only=True).round(2))
+patches = store.patches(test.index)
+probabilities = pd.DataFrame(model.predict_proba(patches), index=test.index, columns=model.classes_)
+print(probabilities.groupby(test["label"]).mean().round(2))
