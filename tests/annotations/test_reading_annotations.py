@@ -196,10 +196,10 @@ def test_names_of_yolo_classes(tmp_path: Path) -> None:
         ("BLA,500,20,560,60", "outside-field", "400x300 px"),
         ("BLA,-60,-60,0,0", "outside-field", "outside"),
         ("BLA,390,20,480,60", "outside-field", "centre (y 40, x 435)"),
-        ("BLA,nan,20,50,60", "bad-number", "xmin: 'nan' is no finite number"),
+        ("BLA,nan,20,50,60", "bad-number", "xmin: 'nan' is not a finite number"),
         ("BLA,10,inf,50,60", "bad-number", "ymin: 'inf'"),
-        ("BLA,10,20,,60", "bad-number", "xmax: '' is no number"),
-        ("BLA,10,20,fifty,60", "bad-number", "'fifty' is no number"),
+        ("BLA,10,20,,60", "bad-number", "xmax: '' is not a number"),
+        ("BLA,10,20,fifty,60", "bad-number", "'fifty' is not a number"),
         ("BLA,10", "bad-number", "ymin"),
         ("XYZ,10,20,50,60", "unknown-class", "--class-map 'XYZ=CODE'"),
         ("BLA,100,100,150,150", "repeated-cell", "the same place as line 2"),
@@ -277,7 +277,7 @@ def test_a_file_that_is_none_is_one_line(tmp_path: Path, name: str, text: str, s
         ("a.csv", b"label,area\nBLA,3\n", "needs xmin, ymin, xmax, ymax"),
         ("a.csv", b"", "has the columns none"),
         ("a.csv", b"y,x\n\xff\xfe,1\n", "UTF-8"),
-        ("a.docx", b"x", "is no .csv"),
+        ("a.docx", b"x", "has an unknown type; give a .csv"),
         ("missing.csv", None, "does not exist"),
     ],
 )
@@ -350,10 +350,10 @@ def test_a_folder_has_a_file_for_each_field(tmp_path: Path) -> None:
         with pytest.raises(ImageError) as caught:
             annotation_count(files, path)
         assert caught.value.reason == reason
-    with pytest.raises(FieldError, match="called as one of the fields"):
+    with pytest.raises(FieldError, match="with the name of a field"):
         AnnotationFiles(tmp_path, [Path("x.png")])
     twice = AnnotationFiles(tmp_path, [Path("one/a.png"), Path("two/a.png")])
-    with pytest.raises(ImageError, match="2 fields are called a"):
+    with pytest.raises(ImageError, match="2 fields are named a"):
         annotation_count(twice, "one/a.png")
 
 
@@ -368,7 +368,7 @@ def test_one_table_for_many_fields(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no row of field four"):
         annotation_count(files, "four.png")
     # Only the file's name is given, and two rows have it.
-    with pytest.raises(ImageError, match="both may mean"):
+    with pytest.raises(ImageError, match="which both match"):
         annotation_count(AnnotationFiles(table, [Path("two.png"), Path("one.png")]), "two.png")
 
 

@@ -81,7 +81,7 @@ def test_parquet_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(FieldError, match="does not exist"):
         read_parquet(tmp_path / "missing.parquet")
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
-    with pytest.raises(FieldError, match="no table of cells"):
+    with pytest.raises(FieldError, match="not a cells table"):
         read_parquet(tmp_path / "other.parquet")
 
 

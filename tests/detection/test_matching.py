@@ -23,7 +23,7 @@ def test_two_centres_in_one_box_are_one_hit_and_one_false_alarm() -> None:
 
 
 def test_overlapping_boxes_are_shared_out_so_that_most_match() -> None:
-    # The first centre lies in both boxes, the second in the first box only.
+    # The first centre is in both boxes, the second in the first box only.
     matches = match_cells(points((8, 8), (2, 2)), boxes((0, 0, 10, 10), (7, 7, 10, 10)))
     assert sorted(zip(matches.detected.tolist(), matches.annotated.tolist(), strict=True)) == [(0, 1), (1, 0)]
 

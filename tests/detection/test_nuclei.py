@@ -1,4 +1,4 @@
-"""The built-in detector on drawn cells of known place, on real fields, and on what is no field at all."""
+"""The built-in detector on drawn cells at known positions, on real fields, and on images that are not fields."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_field_of_red_cells_has_no_cells(real_data):
     pixels = read(tuning(sorted((real_data / "chula_rbc12" / "images").glob("*")), 1)[0])
     found = assess_field([measure_window(pixels, None)], NONE)
     assert found.flag == "no-cells"
-    assert found.reasons == ("no nucleated cell was found",)
+    assert found.reasons == ("no nucleated cell was detected",)
 
 
 def test_field_without_background_is_too_thick():

@@ -125,21 +125,21 @@ ROW = {"y": 5.0, "x": 5.0, "y0": 0, "x0": 0, "height": 10, "width": 10, "score":
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("answer", "message"),
     [
         (RuntimeError("out of\nluck"), "failed: RuntimeError: out of luck"),
         ([1, 2], "returned list"),
         (pd.DataFrame([{**ROW}]).drop(columns="score"), "no column 'score'"),
         (pd.DataFrame([{**ROW, "y": float("nan")}]), "not finite"),
-        (pd.DataFrame([{**ROW, "y": "here"}]), "no number"),
+        (pd.DataFrame([{**ROW, "y": "here"}]), "not a number"),
         (pd.DataFrame([{**ROW, "y0": 500}]), "outside the image"),
         (pd.DataFrame([{**ROW, "height": -3}]), "outside the image"),
     ],
 )
-def test_a_detector_that_misbehaves_is_named_in_one_line(answer: Any, says: str) -> None:
+def test_a_detector_that_misbehaves_is_named_in_one_line(answer: Any, message: str) -> None:
     with pytest.raises(PluginError, match="detector 'blobs'") as caught:
         detect_cells(ArrayField(np.zeros((50, 50, 3), np.uint8)), named(Broken(answer)))
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -1,6 +1,6 @@
 """The cells table of a field: its columns, its detections, and the class that each cell counts as.
 
-Every file about cells is this table in another format (`hematokit.annotations.writing`).
+Every file of cells contains this table, in different formats (`hematokit.annotations.writing`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _DTYPES: Final = dict.fromkeys(("y0", "x0", "height", "width"), np.int64) | {
     "touches_border": np.bool_,
     "contour": np.object_,
 }
-"""Types of the columns of detections that are not float64."""
+"""Data types of the columns of detections that are not float64."""
 
 
 def detections_table(columns: Mapping[str, Any]) -> pd.DataFrame:
@@ -70,12 +70,12 @@ def detections_table(columns: Mapping[str, Any]) -> pd.DataFrame:
     Parameters
     ----------
     columns : mapping of str to array_like (n,)
-        Every one of `DETECTION_COLUMNS`; others are ignored.
+        Values of all `DETECTION_COLUMNS`; other columns are ignored.
 
     Returns
     -------
     DataFrame
-        Columns `DETECTION_COLUMNS` in this order, with the types that detections have.
+        Columns `DETECTION_COLUMNS`, in this order, with their data types.
     """
     return pd.DataFrame(
         {name: pd.Series(columns[name], dtype=_DTYPES.get(name, np.float64)) for name in DETECTION_COLUMNS}
@@ -83,24 +83,23 @@ def detections_table(columns: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def empty_detections() -> pd.DataFrame:
-    """Return a table of detections without rows."""
+    """Return an empty table of detections."""
     return detections_table({name: [] for name in DETECTION_COLUMNS})
 
 
 def check_detections(detections: pd.DataFrame, height: int, width: int, name: str) -> pd.DataFrame:
-    """Return the detections of a detector with the columns, types and order of the contract.
+    """Check the result of a detector; return it with the columns, data types and order of the contract.
 
-    Boxes are clipped to the field. ``touches_border`` is computed where the detector leaves it out; a missing ``area``
-    is not a number.
+    Boxes are clipped to the image. ``touches_border`` is computed if it is missing; a missing ``area`` becomes NaN.
 
     Parameters
     ----------
     detections : DataFrame
-        What a detector returned for an image of that size.
+        Result of a detector for an image of that size.
     height, width : int
         Size of the image in pixels.
     name : str
-        The detector's name, for errors.
+        Name of the detector in errors.
 
     Returns
     -------
@@ -110,7 +109,7 @@ def check_detections(detections: pd.DataFrame, height: int, width: int, name: st
     Raises
     ------
     PluginError
-        If columns are missing or have values that are no numbers, or a cell is outside the image.
+        If a column is missing, a value is not a finite number, or a box is outside the image.
     """
     if not isinstance(detections, pd.DataFrame):
         raise PluginError(f"detector {name!r} returned {type(detections).__name__}, not a DataFrame; tell its author")
@@ -122,7 +121,9 @@ def check_detections(detections: pd.DataFrame, height: int, width: int, name: st
     try:
         numbers = {column: detections[column].to_numpy(np.float64) for column in _NUMBERS}
     except (TypeError, ValueError) as error:
-        raise PluginError(f"detector {name!r} returned what is no number ({error}); tell its author") from error
+        raise PluginError(
+            f"detector {name!r} returned a value that is not a number ({error}); tell its author"
+        ) from error
     if not all(np.isfinite(values).all() for values in numbers.values()):
         raise PluginError(f"detector {name!r} returned numbers that are not finite; tell its author")
     y1 = np.clip(numbers["y0"] + numbers["height"], 0, height)
@@ -161,17 +162,17 @@ def name_cells(
     Parameters
     ----------
     detections : DataFrame
-        Columns `DETECTION_COLUMNS`; ``label`` and ``label_source`` are kept where they are there.
+        Columns `DETECTION_COLUMNS`; ``label`` and ``label_source`` are kept if present.
     field_id, source : str
-        The field, and its path as given.
+        Id of the field, and its path as given.
     smear_id, patient_id : str
         Empty where unknown.
 
     Returns
     -------
     DataFrame
-        Columns `TABLE_COLUMNS`. A cell's id is the field's and the centre's whole pixels, so that detecting again
-        gives the same ids.
+        Columns `TABLE_COLUMNS`. The id of a cell consists of the id of the field and the integer pixel of its centre,
+        so that repeated detection gives the same ids.
     """
     cells = detections.reset_index(drop=True)
     constants = {
@@ -200,7 +201,7 @@ def _ids(cells: pd.DataFrame, field_id: str) -> list[str]:
 
 
 def order_columns(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return a cells table with its columns in the order of all files; other columns come last."""
+    """Return a cells table with its columns in the order used in files; other columns come last."""
     first: Iterable[str] = (*TABLE_COLUMNS, "predicted", "probability")
     known = [name for name in first if name in cells.columns]
     scores = [name for name in cells.columns if name.startswith("p_")]
@@ -210,12 +211,12 @@ def order_columns(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def cell_box(row: Any) -> Box:
-    """Return the bounding box of a row of a cells table, as `DataFrame.itertuples` gives it."""
+    """Return the bounding box of a row of a cells table, a tuple from `DataFrame.itertuples`."""
     return Box(int(row.y0), int(row.x0), int(row.height), int(row.width))
 
 
 def called_classes(cells: pd.DataFrame) -> npt.NDArray[np.object_]:
-    """Return the class code that each cell counts as: its label where a person reviewed it, else the prediction.
+    """Return the class code that each cell counts as: the label of a reviewed cell, otherwise the prediction.
 
     Parameters
     ----------
@@ -225,7 +226,7 @@ def called_classes(cells: pd.DataFrame) -> npt.NDArray[np.object_]:
     Returns
     -------
     ndarray (n,), object
-        Empty where there is neither. A cell that was never classified counts as its label.
+        Empty without label and prediction. A cell without a prediction counts as its label.
     """
     label = text_column(cells, "label")
     predicted = text_column(cells, "predicted")
@@ -234,7 +235,7 @@ def called_classes(cells: pd.DataFrame) -> npt.NDArray[np.object_]:
 
 
 def low_confidence_cells(cells: pd.DataFrame, min_probability: float) -> npt.NDArray[np.bool_]:
-    """Return which cells are low-confidence: probability below the threshold or missing, and not reviewed.
+    """Return a mask of the low-confidence cells: probability below the threshold or missing, and not reviewed.
 
     Parameters
     ----------
@@ -246,24 +247,27 @@ def low_confidence_cells(cells: pd.DataFrame, min_probability: float) -> npt.NDA
     Returns
     -------
     ndarray (n,), bool
-        False for a cell with a label that was never classified.
+        False for a cell with a label but no prediction.
     """
     if "probability" not in cells.columns:
         return np.zeros(len(cells), np.bool_)
     probability = cells["probability"].to_numpy(np.float64, na_value=np.nan)
-    known = (text_column(cells, "label") != "") & (text_column(cells, "predicted") == "")
-    low_confidence: npt.NDArray[np.bool_] = below_threshold(probability, min_probability) & ~_reviewed(cells) & ~known
+    annotated = (text_column(cells, "label") != "") & (text_column(cells, "predicted") == "")
+    low_confidence: npt.NDArray[np.bool_] = (
+        below_threshold(probability, min_probability) & ~_reviewed(cells) & ~annotated
+    )
     return low_confidence
 
 
 def below_threshold(probability: npt.ArrayLike, min_probability: float) -> npt.NDArray[np.bool_]:
-    """Return which probabilities (n,) are below the threshold; a missing one (not a number) is."""
+    """Return a mask of the probabilities (n,) that are below the threshold or NaN."""
+    # Comparisons with NaN are false, hence the negation.
     below: npt.NDArray[np.bool_] = ~(np.asarray(probability, np.float64) >= min_probability)
     return below
 
 
 def class_scores(cells: pd.DataFrame) -> list[tuple[str, float]]:
-    """Return the classes of one cell and their probabilities, the likeliest first.
+    """Return the classes of one cell and their probabilities, most likely class first.
 
     Parameters
     ----------
@@ -273,16 +277,16 @@ def class_scores(cells: pd.DataFrame) -> list[tuple[str, float]]:
     Returns
     -------
     list of (str, float)
-        Empty where the cell is not classified.
+        Empty if the cell is not classified.
     """
     names = [name for name in cells.columns if name.startswith("p_")]
     values = cells[names].iloc[0].to_numpy(np.float64, na_value=np.nan) if names else np.zeros(0)
-    known = [(name.removeprefix("p_"), float(value)) for name, value in zip(names, values, strict=True)]
-    return sorted((pair for pair in known if np.isfinite(pair[1])), key=lambda pair: -pair[1])
+    scores = [(name.removeprefix("p_"), float(value)) for name, value in zip(names, values, strict=True)]
+    return sorted((pair for pair in scores if np.isfinite(pair[1])), key=lambda pair: -pair[1])
 
 
 def text_column(cells: pd.DataFrame, column: str) -> npt.NDArray[np.object_]:
-    """Return a column of text (n,), empty where it is missing."""
+    """Return a text column (n,); missing values, and those of a missing column, are empty texts."""
     if column not in cells.columns:
         return np.full(len(cells), "", object)
     texts = cells[column].astype(object)

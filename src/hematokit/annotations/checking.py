@@ -1,4 +1,4 @@
-"""Annotated cells of a field, with class codes, from annotations as files state them.
+"""Annotated cells of a field, with class codes, from annotations as stated in files.
 
 Annotations that cannot be used are returned with a reason.
 """
@@ -30,8 +30,8 @@ __all__ = ["ClassNames", "AnnotatedCells", "check_annotations", "load_class_map"
 
 
 _TEXTS: Final = ("label", "label_source", "smear_id", "patient_id")
-_ROUNDING: Final = 1e-6  # px; fractions of an image, as in YOLO files, do not give whole pixels exactly
-_SLACK: Final = 1.0  # px by which a stated centre may be outside its box: boxes are rounded
+_ROUNDING: Final = 1e-6  # px; fractions of an image, as in YOLO files, do not give exact integers
+_SLACK: Final = 1.0  # px by which a centre may be outside its box, because boxes are rounded
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class AnnotatedCells:
         Columns `hematokit.annotations.cells.DETECTION_COLUMNS`, then ``label``, ``label_source``, ``smear_id`` and
         ``patient_id``; sorted by centre. Scores are 1.
     rejects : list of tuple of str
-        Reason and message of each annotation that cannot be used.
+        Reason and message for each annotation that cannot be used.
     left_out : dict of str to int
-        Numbers of annotations of classes not in `only`, by name.
+        Number of annotations of each class that is not in `only`, by name.
     cut : int
         Number of boxes clipped to the field.
     """
@@ -79,13 +79,13 @@ def read_annotations(
     taxonomy : Taxonomy, optional
         The classes, `MATEK_21` by default.
     classes : ClassNames, optional
-        Instead of `taxonomy`, with a map of other names.
+        Classes with a map of other names; replaces `taxonomy`.
     only : collection of str, optional
-        Names or codes of the classes to read; others are counted and left out.
+        Names or codes of the classes to read; annotations of other classes are counted and left out.
     class_names : sequence of str, optional
-        Names of the classes of a YOLO file; by default, those in a ``classes.txt`` or ``data.yaml`` beside it.
+        Names of the classes of a YOLO file; by default from a ``classes.txt`` or ``data.yaml`` next to it.
     point_side : int
-        Side in pixels of the box of a cell whose centre alone is given.
+        Side in pixels of the box of a cell for which only a centre is given.
 
     Returns
     -------
@@ -94,9 +94,9 @@ def read_annotations(
     Raises
     ------
     FieldError
-        If `path` does not exist or is in no known format.
+        If `path` does not exist or its format is unknown.
     ImageError
-        With a reason, if it has nothing for this field or cannot be read.
+        With a reason, if it has no annotations of this field or cannot be read.
     """
     files = AnnotationFiles(Path(path), [field.path], class_names)
     annotations = files.of_field(field.path, field.height, field.width)
@@ -118,7 +118,7 @@ def check_annotations(
     Parameters
     ----------
     file : FieldAnnotations
-        The annotations as the file states them.
+        The annotations as stated in the file.
     height, width : int
         Size of the field in pixels.
     classes, only, point_side
@@ -173,7 +173,7 @@ def _cell(
     if code is None:
         raise ImageError(
             "unknown-class",
-            f"class {annotation.name!r} is not in the taxonomy; say what it means with "
+            f"class {annotation.name!r} is not in the taxonomy; map it with "
             f"--class-map '{annotation.name}=CODE', or leave such cells out with --only",
         )
     extent = f"the field has {width}x{height} px"
@@ -188,7 +188,7 @@ def _cell(
         y0, x0, y1, x1 = annotation.box
         shown = f"its box (y {y0:g} to {y1:g}, x {x0:g} to {x1:g})"
         if y1 < y0 or x1 < x0:
-            raise ImageError("reversed-box", f"{shown} ends before it begins; exchange the ends")
+            raise ImageError("reversed-box", f"{shown} ends before it begins; swap its corners")
         if y1 == y0 or x1 == x0:
             raise ImageError("empty-box", f"{shown} is empty; correct it")
         y = (y0 + y1) / 2 if annotation.y is None else annotation.y
@@ -201,7 +201,7 @@ def _cell(
         top, bottom = _whole_pixels(y0, y1, height)
         left, right = _whole_pixels(x0, x1, width)
         box = Box(top, left, bottom - top, right - left)
-        # Half a pixel is rounding, as of YOLO's parts of an image.
+        # Up to half a pixel outside is rounding, for example of the fractions in YOLO files.
         was_cut = y0 < -0.5 or x0 < -0.5 or y1 > height + 0.5 or x1 > width + 0.5
     contour = annotation.contour
     row = {
@@ -225,7 +225,10 @@ def _cell(
 
 
 def _whole_pixels(start: float, stop: float, length: int) -> tuple[int, int]:
-    """Return the pixels of a field that an interval touches, apart from rounding, as a half-open interval."""
+    """Return the pixels that an interval touches as a half-open interval inside the field, at least one pixel long.
+
+    The ends are rounded outward, except for deviations from an integer by less than `_ROUNDING`.
+    """
     first = min(max(math.floor(start + _ROUNDING), 0), length - 1)
     return first, max(min(math.ceil(stop - _ROUNDING), length), first + 1)
 
@@ -244,15 +247,15 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 class ClassNames:
     """Class codes by the names that annotation tools write.
 
-    A name stands for its entry in the map, else for the code it equals, else for the class of that name; case is
-    ignored (``bla`` and ``Blast`` are BLA).
+    A name is looked up in the map, then among the codes, then among the names of the taxonomy's classes. Case is
+    ignored: ``bla`` and ``Blast`` are both BLA.
 
     Parameters
     ----------
     taxonomy : Taxonomy
         The classes.
     mapping : mapping of str to str, optional
-        Code by name, from `load_class_map`; an empty code means a cell of no known class.
+        Code by name, from `load_class_map`; an empty code means a cell without a class.
     """
 
     def __init__(self, taxonomy: Taxonomy, mapping: Mapping[str, str] | None = None) -> None:
@@ -262,18 +265,19 @@ class ClassNames:
         self._codes[""] = ""
 
     def code(self, name: str) -> str | None:
-        """Return the code of a name, empty for no class, or None if the name is unknown."""
+        """Return the code of a name: empty for cells without a class, None if the name is unknown."""
         return self._codes.get(name.strip().casefold())
 
 
 def load_class_map(values: Sequence[str], taxonomy: Taxonomy) -> dict[str, str]:
-    """Read the values of ``--class-map``: ``NAME=CODE`` each, or a YAML file of ``NAME: CODE`` lines.
+    """Read the values of ``--class-map``: each is ``NAME=CODE``, or a YAML file with ``NAME: CODE`` lines.
 
     Parameters
     ----------
     values : sequence of str
+        Values of the option.
     taxonomy : Taxonomy
-        The allowed codes; an empty code is allowed, too.
+        Taxonomy of the allowed codes; an empty code is also allowed.
 
     Returns
     -------
@@ -283,7 +287,7 @@ def load_class_map(values: Sequence[str], taxonomy: Taxonomy) -> dict[str, str]:
     Raises
     ------
     FieldError
-        If a value is neither, or a code does not exist.
+        If a value is neither of the two, or a code does not exist.
 
     Examples
     --------
@@ -304,7 +308,7 @@ def load_class_map(values: Sequence[str], taxonomy: Taxonomy) -> dict[str, str]:
             code = ""
         if code.casefold() not in known:
             raise FieldError(
-                f"--class-map: {printable(code)!r}, given for {printable(name)!r}, is no class of taxonomy "
+                f"--class-map: {printable(code)!r}, given for {printable(name)!r}, is not a class of taxonomy "
                 f"{taxonomy.name!r} (its codes: {', '.join(taxonomy.codes)}); correct it"
             )
         found[name] = known[code.casefold()]
@@ -320,8 +324,8 @@ def _read_map(path: Path) -> dict[str, str]:
             f"--class-map {shown} is neither NAME=CODE nor a file that can be read ({error.strerror})"
         ) from error
     except UnicodeDecodeError as error:
-        raise FieldError(f"--class-map {shown} is not text in UTF-8; save it again as such") from error
+        raise FieldError(f"--class-map {shown} is not UTF-8 text; save it as UTF-8") from error
     data = parse_yaml(text, f"--class-map {shown}", FieldError)
     if not isinstance(data, dict) or any(isinstance(code, dict | list) for code in data.values()):
-        raise FieldError(f"--class-map {shown} holds no 'name: CODE' lines; write one for each class")
+        raise FieldError(f"--class-map {shown} has no 'name: CODE' lines; write one for each class")
     return {str(name).strip(): code if isinstance(code, Scalar) else str(code).strip() for name, code in data.items()}

@@ -1,4 +1,4 @@
-"""Annotations of each of some fields: one file, a folder with a file for each field, or one table for all of them."""
+"""Annotations of one or several fields: one file, a folder with a file per field, or one table for all fields."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ _BOX: Final = ("y0", "x0", "height", "width")
 
 
 class AnnotationFiles:
-    """Reader of the annotations of each of some fields.
+    """Reader of the annotations of one or several fields.
 
     Parameters
     ----------
     path : Path
-        A table, GeoJSON, VOC or YOLO file, or a folder of such files, each named as its field (``a.xml`` for
+        A table, GeoJSON, VOC or YOLO file, or a folder of such files, each with the name of its field (``a.xml`` for
         ``a.png``); subfolders are searched too.
     fields : sequence of Path
-        All fields whose annotations are to be read.
+        All fields whose annotations will be read.
     class_names : sequence of str, optional
         Names of the classes of YOLO files.
 
     Raises
     ------
     FieldError
-        If the path does not exist, is of no known kind, is one field's but several fields are given, or is a folder
-        without such files.
+        If the path does not exist, has an unknown type, is a file of one field but several fields are given, or is a
+        folder without files of these fields.
     """
 
     def __init__(self, path: Path, fields: Sequence[Path], class_names: Sequence[str] | None = None) -> None:
@@ -69,15 +69,17 @@ class AnnotationFiles:
         elif not path.is_file():
             raise FieldError(f"--cells {self._shown} does not exist; give a .csv, .geojson, .xml or .txt, or a folder")
         elif path.suffix.lower() not in _SUFFIXES:
-            raise FieldError(f"--cells {self._shown} is no .csv, .geojson, .xml (VOC) or .txt (YOLO) file")
+            raise FieldError(
+                f"--cells {self._shown} has an unknown type; give a .csv, .geojson, .xml (VOC) or .txt (YOLO) file"
+            )
         else:
             if path.suffix.lower() in _TABLES:
                 self._table = _read_annotation_table(path)
             if len(fields) > 1 and not (self._table is not None and self._table.names_fields):
-                what = "has no column field_id or source" if self._table is not None else "is the file of one field"
+                problem = "has no column field_id or source" if self._table is not None else "is the file of one field"
                 raise FieldError(
-                    f"--cells {self._shown} {what}, but {len(fields)} fields are given; give a folder with a file for "
-                    "each, or one table with such a column"
+                    f"--cells {self._shown} {problem}, but {len(fields)} fields are given; give a folder with a file "
+                    "for each, or one table with such a column"
                 )
 
     def _list_folder(self, fields: Sequence[Path]) -> None:
@@ -89,7 +91,7 @@ class AnnotationFiles:
                 self._by_name.setdefault(field_name(Path(file.stem)), []).append(file)
         if not any(field_name(field) in self._by_name for field in fields):
             raise FieldError(
-                f"--cells {self._shown} holds no .csv, .geojson, .xml or .txt file called as one of the fields "
+                f"--cells {self._shown} has no .csv, .geojson, .xml or .txt file with the name of a field "
                 f"({printable(field_name(fields[0]))}, ...); give the folder of the annotations"
             )
 
@@ -106,8 +108,8 @@ class AnnotationFiles:
         Raises
         ------
         ImageError
-            ``"no-cells"`` if there is nothing for the field, ``"ambiguous-cells"`` if several files or paths may
-            mean it, ``"unreadable-cells"``.
+            ``"no-cells"`` if there is no file or row for the field, ``"ambiguous-cells"`` if several files or paths
+            match it, ``"unreadable-cells"`` if the file cannot be read.
         """
         name = field_name(path)
         if self._table is not None:
@@ -118,14 +120,14 @@ class AnnotationFiles:
         if not files:
             raise ImageError(
                 "no-cells",
-                f"{self._shown} has no file {printable(name)}.csv, .geojson, .xml or .txt; add one (without cells, if "
-                "there are none), or leave the field out",
+                f"{self._shown} has no file {printable(name)}.csv, .geojson, .xml or .txt; add one (empty if the field "
+                "has no cells), or exclude the field",
             )
         if len(files) > 1 or self._same_name[name] > 1:
             raise ImageError(
                 "ambiguous-cells",
-                f"{len(files)} files of {self._shown} and {self._same_name[name]} fields are called {printable(name)}; "
-                "tile them one by one, with the file of each",
+                f"{len(files)} files of {self._shown} and {self._same_name[name]} fields are named {printable(name)}; "
+                "tile them one at a time, each with its file",
             )
         return self._read(files[0], height, width)
 
@@ -134,7 +136,7 @@ class AnnotationFiles:
         if annotations is None:
             raise ImageError(
                 "no-cells",
-                f"{self._shown} has no row of field {printable(field_name(path))}; add its cells, or leave it out",
+                f"{self._shown} has no row of field {printable(field_name(path))}; add its cells, or exclude the field",
             )
         return annotations
 
@@ -145,7 +147,7 @@ class AnnotationFiles:
                 table = _read_annotation_table(file)
             except FieldError as error:
                 raise ImageError("unreadable-cells", str(error)) from error
-            # All rows of a file with the field's name are its cells, whatever field they name.
+            # The file has the name of the field, so all its rows are used, whatever their field columns are.
             return table.all_annotations()
         if suffix in _GEOJSON:
             return read_geojson(file)
@@ -165,12 +167,12 @@ def _names_beside(file: Path) -> list[str] | None:
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Read the names of YOLO classes: one a line, or the list ``names`` of a ``data.yaml``.
+    """Read the names of YOLO classes: one per line, or the list ``names`` of a ``data.yaml``.
 
     Raises
     ------
     FieldError
-        If the file cannot be read.
+        If the file cannot be read or has no names.
     """
     shown = printable(str(path))
     try:
@@ -188,26 +190,26 @@ def read_class_names(path: Path) -> list[str]:
     except ValueError:
         names = None
     if not isinstance(names, list):
-        raise FieldError(f"{shown} holds no class names; write one a line, or 'names: [...]' in YAML")
+        raise FieldError(f"{shown} has no class names; write one per line, or 'names: [...]' in YAML")
     for number, name in enumerate(names):
         if isinstance(name, dict | list) or str(name) == "":
             line = f", line {name.line}" if isinstance(name, Scalar) else ""
-            raise FieldError(f"{shown}{line}: class {number} has no name; write one, in quotes if it has a '#'")
+            raise FieldError(f"{shown}{line}: class {number} has no name; add one, in quotes if it contains a '#'")
     return [str(name) for name in names]
 
 
 @dataclass(frozen=True)
 class _AnnotationTable:
-    """A table of annotations, grouped by the field that its rows name.
+    """A table of annotations, grouped by the field of its rows.
 
     Attributes
     ----------
     shown : str
-        The file, fit to be printed.
+        Printable name of the file.
     names_fields : bool
         Whether it has a column with the field of each cell.
     rows : dict
-        Annotations, and the size of the image where the row states it, by ``(field_id, source)`` as written.
+        Annotations, and the size of the image if the row has it, by ``(field_id, source)`` as written.
     """
 
     shown: str
@@ -215,22 +217,22 @@ class _AnnotationTable:
     rows: dict[tuple[str, str], list[tuple[Annotation, tuple[int, int] | None]]] = field(default_factory=dict)
 
     def of_field(self, path: Path, alone: bool) -> FieldAnnotations | None:
-        """Return the annotations of a field, or None if no row names it.
+        """Return the annotations of a field, or None if no row refers to it.
 
-        A row names a field by ``field_id`` (the file's stem) or by a path whose end is the field's file, or whose
-        file has the same stem.
+        A row refers to a field by ``field_id`` (the stem of its file), by a path that ends like the path of the field,
+        or by a path whose file has the same stem.
 
         Parameters
         ----------
         path : Path
             The field's file.
         alone : bool
-            Whether no other field has this name; else only rows that name the path count.
+            Whether no other field has this name; otherwise only rows with a matching path are used.
 
         Raises
         ------
         ImageError
-            ``"ambiguous-cells"`` if rows with different paths may mean it.
+            ``"ambiguous-cells"`` if rows with different paths match the field.
         """
         if not self.names_fields:
             return self.all_annotations()
@@ -243,8 +245,8 @@ class _AnnotationTable:
         if len(sources) > 1:
             raise ImageError(
                 "ambiguous-cells",
-                f"{self.shown} has rows of {printable(sources[0])} and of {printable(sources[1])}, and both may mean "
-                f"{printable(str(path))}; give the fields by the paths that the table has",
+                f"{self.shown} has rows of {printable(sources[0])} and of {printable(sources[1])}, which both match "
+                f"{printable(str(path))}; give the fields with the paths in the table",
             )
         return self._annotations(keys)
 
@@ -259,7 +261,7 @@ class _AnnotationTable:
 
 
 def _names_path(source: str, path: Path) -> bool:
-    """Return whether one path ends with the other, compared by parts; a bare file name does not count."""
+    """Return whether one path ends with the other, compared by components; a bare file name does not match."""
     one = PurePosixPath(source.replace("\\", "/")).parts
     two = PurePosixPath(path.as_posix()).parts
     if not one or len(one) == 1:
@@ -276,17 +278,16 @@ def _names_field(key: tuple[str, str], name: str) -> bool:
 
 
 def _read_annotation_table(path: Path) -> _AnnotationTable:
-    """Read a CSV of cells, separated by commas, semicolons or tabs, with a header.
+    """Read a CSV file of cells with a header, separated by commas, semicolons or tabs.
 
-    Bounding boxes are ``xmin, ymin, xmax, ymax``, or ``y0, x0, height, width`` with or without a centre ``y, x``; a
-    centre may be given alone. Other columns: ``label`` (or ``class``), ``label_source``,
-    ``smear_id``, ``patient_id``, and ``field_id`` or ``source`` (or ``path``, ``filename``, ``image``) for tables of
-    several fields.
+    Bounding boxes are ``xmin, ymin, xmax, ymax``, or ``y0, x0, height, width`` with an optional centre ``y, x``; a
+    centre may also be given alone. Other columns: ``label`` (or ``class``), ``label_source``, ``smear_id``,
+    ``patient_id``, and ``field_id`` or ``source`` (or ``path``, ``filename``, ``image``) for tables of several fields.
 
     Raises
     ------
     FieldError
-        If it cannot be read, or has columns neither of a box nor of a centre.
+        If the file cannot be read, or has the columns of neither a box nor a centre.
     """
     shown = printable(str(path))
     try:
@@ -295,11 +296,11 @@ def _read_annotation_table(path: Path) -> _AnnotationTable:
         delimiter = max((",", ";", "\t"), key=header.count)
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         columns = [name.strip().lower() for name in next(lines, [])]
-        records = [(lines.line_num, line) for line in lines if any(word.strip() for word in line)]
+        records = [(lines.line_num, line) for line in lines if any(text.strip() for text in line)]
     except ImageError as error:
         raise FieldError(str(error)) from error
     except csv.Error as error:
-        raise FieldError(f"{shown} cannot be read as CSV ({error}); save it again as such") from error
+        raise FieldError(f"{shown} cannot be read as CSV ({error}); save it as CSV") from error
     have = set(columns)
     if not (have.issuperset(_CORNERS) or have.issuperset(_BOX) or have.issuperset(("y", "x"))):
         raise FieldError(
@@ -308,7 +309,7 @@ def _read_annotation_table(path: Path) -> _AnnotationTable:
         )
     table = _AnnotationTable(shown, bool(have.intersection((*_FIELD, *_SOURCE))))
     for number, line in records:
-        row = dict.fromkeys(columns, "") | {name: word.strip() for name, word in zip(columns, line, strict=False)}
+        row = dict.fromkeys(columns, "") | {name: text.strip() for name, text in zip(columns, line, strict=False)}
         key = (_first(row, _FIELD), _first(row, _SOURCE))
         table.rows.setdefault(key, []).append((_annotation(row, f"line {number}", delimiter), _size(row)))
     return table
@@ -325,10 +326,10 @@ def _annotation(row: Mapping[str, str], where: str, delimiter: str) -> Annotatio
     )
 
     def number(name: str) -> float:
-        word = row.get(name, "")
+        value = row.get(name, "")
         try:
-            # Where commas do not separate, they may be decimal commas.
-            return finite_number(word if delimiter == "," else word.replace(",", "."))
+            # If the delimiter is not a comma, commas are decimal commas.
+            return finite_number(value if delimiter == "," else value.replace(",", "."))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
 
@@ -336,7 +337,7 @@ def _annotation(row: Mapping[str, str], where: str, delimiter: str) -> Annotatio
         if all(name in row for name in _CORNERS):
             y0, x0, y1, x1 = (number(name) for name in _CORNERS)
             annotation.box = (y0, x0, y1, x1)
-            return annotation  # in such tables, 'height' and 'width' are the image's
+            return annotation  # in such tables, 'height' and 'width' are those of the image
         if any(row.get(name) for name in _BOX):
             y0, x0, height, width = (number(name) for name in _BOX)
             annotation.box = (y0, x0, y0 + height, x0 + width)
@@ -348,7 +349,7 @@ def _annotation(row: Mapping[str, str], where: str, delimiter: str) -> Annotatio
 
 
 def _size(row: Mapping[str, str]) -> tuple[int, int] | None:
-    """Return the size of the image, which tables of corners state in ``height`` and ``width``."""
+    """Return the size of the image from ``height`` and ``width``, in tables with the corners of boxes."""
     if not all(name in row for name in (*_CORNERS, "height", "width")):
         return None
     try:

@@ -1,6 +1,11 @@
-"""Annotation files of one field: Pascal VOC (XML), YOLO (text) and GeoJSON as QuPath writes it.
+"""Annotation files of one field: Pascal VOC (XML), YOLO (text) and GeoJSON as written by QuPath.
 
-The annotations are as the file states them; `hematokit.annotations.checking` makes cells of them.
+The annotations are returned as stated in the file; `hematokit.annotations.checking` converts them to cells.
+
+References
+----------
+Pascal VOC: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html. YOLO:
+https://docs.ultralytics.com/datasets/detect/. GeoJSON: RFC 7946, https://www.rfc-editor.org/rfc/rfc7946.
 """
 
 from __future__ import annotations
@@ -33,24 +38,24 @@ _MAX_BYTES: Final = 512 * 1024 * 1024
 
 @dataclass(slots=True)
 class Annotation:
-    """One cell as a file states it.
+    """One cell as stated in a file.
 
     Attributes
     ----------
     where : str
         Position in the file, for messages: ``"line 3"``, ``"object 2"``.
     name : str
-        Name of its class as written; empty for none.
+        Name of its class as written in the file; empty if there is none.
     y, x : float or None
-        Centre, where the file states one.
+        Centre in pixels, if the file has one.
     box : tuple of float, or None
-        ``(y0, x0, y1, x1)``, half-open; None where the file has a centre only.
+        ``(y0, x0, y1, x1)`` in pixels, half-open; None if the file has only a centre.
     contour : ndarray (n, 2), or None
-        Outline as ``(y, x)``.
+        Outline as ``(y, x)`` in pixels.
     problem : tuple of str, or None
-        Reason and message, where the file alone shows that the annotation cannot be used.
+        Reason and message, if the annotation cannot be used whatever the field.
     label_source, smear_id, patient_id : str
-        As a table states them.
+        Values of the table's columns; empty for other formats.
     """
 
     where: str
@@ -72,12 +77,12 @@ class FieldAnnotations:
     Attributes
     ----------
     shown : str
-        The file they are from, fit to be printed.
+        Printable name of their file.
     kind : str
         ``"csv"``, ``"geojson"``, ``"voc"`` or ``"yolo"``; the cells' ``label_source``.
     annotations : list of Annotation
     size : tuple of int, or None
-        Height and width of the annotated image, where the file states them.
+        Height and width of the annotated image in pixels, if the file has them.
     """
 
     shown: str
@@ -87,25 +92,25 @@ class FieldAnnotations:
 
 
 def finite_number(text: object) -> float:
-    """Return a number that is finite.
+    """Convert a text to a finite number.
 
     Raises
     ------
     ValueError
-        If it is none; the message quotes the text.
+        If it is not a finite number; the message quotes the text.
     """
     try:
         value = float(text)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise ValueError(f"{printable(str(text))!r} is no number") from None
+        raise ValueError(f"{printable(str(text))!r} is not a number") from None
     if not math.isfinite(value):
-        raise ValueError(f"{printable(str(text))!r} is no finite number")
+        raise ValueError(f"{printable(str(text))!r} is not a finite number")
     return value
 
 
-def unusable(shown: str, what: str) -> ImageError:
-    """Return the error for an annotation file that cannot be used at all."""
-    return ImageError("unreadable-cells", f"{shown} {what}")
+def unusable(shown: str, problem: str) -> ImageError:
+    """Return the error for an annotation file that cannot be used."""
+    return ImageError("unreadable-cells", f"{shown} {problem}")
 
 
 def read_text(path: Path) -> str:
@@ -122,7 +127,7 @@ def read_text(path: Path) -> str:
             raise unusable(shown, f"is larger than {_MAX_BYTES:,} bytes; give a smaller file")
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise unusable(shown, "is not text in UTF-8; save it again as such") from error
+        raise unusable(shown, "is not UTF-8 text; save it as UTF-8") from error
     except OSError as error:
         raise unusable(
             shown, f"cannot be read ({error.strerror or error}); check the file and its permissions"
@@ -132,12 +137,13 @@ def read_text(path: Path) -> str:
 def read_voc(path: Path) -> FieldAnnotations:
     """Read a Pascal VOC file: ``annotation/object`` with ``name`` and ``bndbox``.
 
-    Coordinates are taken as pixel corners, as labelImg and most tools write them, so a box is ``xmax - xmin`` wide.
+    Coordinates are pixel corners, as written by labelImg and most tools, so a box is ``xmax - xmin`` wide. (The
+    original data set has inclusive pixel indices from 1, so the first corners of its boxes are off by one pixel here.)
 
     Raises
     ------
     ImageError
-        ``"unreadable-cells"`` if it is no XML, or no such file.
+        ``"unreadable-cells"`` if the file cannot be read, is not XML, or is not Pascal VOC.
     """
     from xml.etree.ElementTree import ParseError
 
@@ -147,7 +153,7 @@ def read_voc(path: Path) -> FieldAnnotations:
     shown = printable(str(path))
     text = read_text(path)
     try:
-        # As bytes: a declaration of another encoding would make the parser refuse text.
+        # Bytes, because the parser refuses text with a declaration of another encoding.
         root = fromstring(text.encode())
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise unusable(shown, f"is not XML ({printable(str(error))}); export the annotations again") from error
@@ -177,33 +183,36 @@ def _voc_size(root: Any) -> tuple[int, int] | None:
         height, width = (int(root.findtext(f"size/{name}")) for name in ("height", "width"))
     except (TypeError, ValueError):
         return None
-    return (height, width) if height > 0 and width > 0 else None  # some tools write zeros
+    return (height, width) if height > 0 and width > 0 else None  # some tools write 0 for unknown
 
 
 def read_yolo(path: Path, height: int, width: int, names: Sequence[str] | None = None) -> FieldAnnotations:
-    """Read a YOLO file: lines ``class cx cy w h``, in parts of the image; or ``class x1 y1 x2 y2 x3 y3 ...`` (polygon).
+    """Read a YOLO file: lines ``class cx cy w h`` (box) or ``class x1 y1 x2 y2 x3 y3 ...`` (polygon).
+
+    Coordinates are fractions of the width and height of the image.
 
     Parameters
     ----------
     path : Path
+        The file.
     height, width : int
         Size of the field in pixels.
     names : sequence of str, optional
-        Names of the classes; without, the number is the name.
+        Names of the classes by number; by default, the number is the name.
 
     Raises
     ------
     ImageError
-        ``"unreadable-cells"``.
+        ``"unreadable-cells"`` if the file cannot be read.
     """
     annotations = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
-        words = line.split()
-        if not words:
+        items = line.split()
+        if not items:
             continue
-        annotation = Annotation(f"line {number}", _yolo_name(words[0], names))
+        annotation = Annotation(f"line {number}", _yolo_name(items[0], names))
         try:
-            values = [finite_number(word) for word in words[1:]]
+            values = [finite_number(item) for item in items[1:]]
             if len(values) in (4, 5):  # the fifth is a confidence
                 cx, cy, w, h = values[:4]
                 annotation.box = (
@@ -216,18 +225,18 @@ def read_yolo(path: Path, height: int, width: int, names: Sequence[str] | None =
                 points = np.array(values).reshape(-1, 2)[:, ::-1] * (height, width)
                 _outline(annotation, points)
             else:
-                raise ValueError(f"it has {len(words)} values, not 'class cx cy w h'")
+                raise ValueError(f"it has {len(items)} values, not 'class cx cy w h'")
         except ValueError as error:
             annotation.problem = ("bad-number", str(error))
         annotations.append(annotation)
     return FieldAnnotations(printable(str(path)), "yolo", annotations)
 
 
-def _yolo_name(word: str, names: Sequence[str] | None) -> str:
-    if names is not None and word.isdecimal():
-        # A number without a name is not the class whose code is that number.
-        return printable(str(names[int(word)])) if int(word) < len(names) else f"class {word}"
-    return printable(word)
+def _yolo_name(text: str, names: Sequence[str] | None) -> str:
+    if names is not None and text.isdecimal():
+        # "class 7", because a number without a name must not match a taxonomy's class of code "7".
+        return printable(str(names[int(text)])) if int(text) < len(names) else f"class {text}"
+    return printable(text)
 
 
 def _outline(annotation: Annotation, points: npt.NDArray[np.float64]) -> None:
@@ -238,12 +247,12 @@ def _outline(annotation: Annotation, points: npt.NDArray[np.float64]) -> None:
 
 
 def read_geojson(path: Path) -> FieldAnnotations:
-    """Read GeoJSON as QuPath exports it: polygons, boxes or points in pixels (x first), with a classification.
+    """Read GeoJSON as exported by QuPath: polygons or points in pixels (x first), with a classification.
 
     Raises
     ------
     ImageError
-        ``"unreadable-cells"`` if it is no GeoJSON.
+        ``"unreadable-cells"`` if the file cannot be read or is not GeoJSON.
     """
     shown = printable(str(path))
     text = read_text(path)
@@ -282,9 +291,10 @@ def _feature_annotations(feature: Any, where: str) -> Iterator[Annotation]:
         elif kind == "MultiPolygon":
             rings = [_points(polygon[0]) for polygon in coordinates]
         else:
-            raise ImageError("no-geometry", f"a geometry of type {printable(str(kind))} marks no cell")
+            raise ImageError("no-geometry", f"a geometry of type {printable(str(kind))} is not a cell")
         _outline(annotation, np.concatenate(rings))
-        # QuPath's cells have the nucleus beside the outline of the cell.
+        # QuPath's cell objects have the outlines of both cell and nucleus; `contour` is that of the nucleus.
+        # https://qupath.readthedocs.io/en/stable/docs/advanced/exporting_annotations.html
         nucleus = feature.get("nucleusGeometry")
         if isinstance(nucleus, dict) and nucleus.get("type") == "Polygon":
             annotation.contour = _open_ring(_points(nucleus["coordinates"][0]))
@@ -293,7 +303,7 @@ def _feature_annotations(feature: Any, where: str) -> Iterator[Annotation]:
     except ImageError as error:
         annotation.problem = (error.reason, str(error))
     except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
-        detail = str(error) if isinstance(error, ValueError) else "its coordinates are no list of points"
+        detail = str(error) if isinstance(error, ValueError) else "its coordinates are not a list of points"
         annotation.problem = ("bad-number", printable(" ".join(detail.split())))
     yield annotation
 
@@ -316,7 +326,7 @@ def _feature_class(properties: Any) -> str:
     classification = properties.get("classification") if isinstance(properties, dict) else None
     if isinstance(classification, dict):
         name, names = classification.get("name"), classification.get("names")
-        # Newer QuPath versions write a list for classes derived from others; the last is the most specific one.
+        # Newer versions of QuPath write a list for derived classes; its last name is the most specific.
         classification = names[-1] if name in (None, "") and isinstance(names, list) and names else name
-    known = isinstance(classification, str | int) and not isinstance(classification, bool)
-    return printable(str(classification).strip()) if known else ""
+    valid = isinstance(classification, str | int) and not isinstance(classification, bool)
+    return printable(str(classification).strip()) if valid else ""

@@ -1,6 +1,6 @@
 """The cells table as Parquet, as CSV for spreadsheets and as GeoJSON for QuPath.
 
-Programs that read polygons refuse those that cross themselves: GeoJSON has the bounding box of such cells.
+Many programs reject polygons that cross themselves, so GeoJSON has the bounding box of a cell with such a contour.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SIGNED: Final = {"who": "reviewed by", "when": "reviewed at"}
 """Columns with the reviewer and the time, and their names in QuPath."""
 _DECIMALS: Final = {"y": 2, "x": 2, "area": 2, "score": 4, "probability": 6}
 _UNITS: Final = 100.0
-"""Steps per pixel in which corners are compared: `to_geojson_ring` rounds to them."""
+"""Steps per pixel at which corners are compared; `to_geojson_ring` rounds to the same steps."""
 
 
 def write_parquet(path: str | Path, cells: pd.DataFrame) -> None:
@@ -43,12 +43,12 @@ def write_parquet(path: str | Path, cells: pd.DataFrame) -> None:
     path : path
         The file.
     cells : DataFrame
-        The table; ``contour`` becomes a list of points ``[y, x]``, float32, or null.
+        The table; ``contour`` is written as a list of points ``[y, x]``, float32, or null.
 
     Raises
     ------
     OSError
-        If it cannot be written; the old file then stays.
+        If it cannot be written; the old file is then kept.
     """
     import pyarrow as pa
 
@@ -77,12 +77,12 @@ def _missing(contour: object) -> bool:
 
 
 def read_parquet(path: str | Path) -> pd.DataFrame:
-    """Read a cells table that `write_parquet` wrote.
+    """Read a cells table written by `write_parquet`.
 
     Returns
     -------
     DataFrame
-        ``contour`` holds float32 arrays (n, 2) of ``(y, x)``, or None.
+        The values of ``contour`` are float32 arrays (n, 2) of ``(y, x)``, or None.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def read_parquet(path: str | Path) -> pd.DataFrame:
     table = read_table(Path(path), kind=FieldError, advice="make it again")
     names = table.column_names
     if "cell_id" not in names:
-        raise FieldError(f"{shown} is no table of cells: it has no column 'cell_id'; give a cells.parquet")
+        raise FieldError(f"{shown} is not a cells table (it has no column 'cell_id'); give a cells.parquet")
     if "contour" not in names:
         plain: pd.DataFrame = table.to_pandas()
         return plain
@@ -108,18 +108,18 @@ def _contours(column: Any) -> list[npt.NDArray[np.float32] | None]:
 
     if pa.types.is_null(column.type):
         return [None] * len(column)
-    known = column.is_valid().to_pylist()
+    valid = column.is_valid().to_pylist()
     lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     flat = column.flatten().flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, 2)
     parts = np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
-    return [part.copy() if there else None for part, there in zip(parts, known, strict=True)]
+    return [part.copy() if present else None for part, present in zip(parts, valid, strict=True)]
 
 
 def csv_text(table: pd.DataFrame) -> str:
     """Return a table as CSV that is safe to open in a spreadsheet.
 
-    A text that begins like a formula (``=``, ``+``, ``-``, ``@``) gets an apostrophe in front, so that a file name
-    cannot run anything.
+    An apostrophe is put before texts that begin like a formula (``=``, ``+``, ``-``, ``@``), so that a spreadsheet does
+    not execute the name of a file: https://owasp.org/www-community/attacks/CSV_Injection.
     """
     buffer = io.StringIO()
     for part in _csv_parts(table):
@@ -141,7 +141,7 @@ def write_csv(path: str | Path, cells: pd.DataFrame) -> None:
     Raises
     ------
     OSError
-        If it cannot be written; the old file then stays.
+        If it cannot be written; the old file is then kept.
     """
 
     def write(file: BinaryIO) -> None:
@@ -160,16 +160,16 @@ def _csv_parts(table: pd.DataFrame) -> Iterator[str]:
             elif pd.api.types.is_float_dtype(part[name].dtype):
                 decimals = 6 if name.startswith("p_") else _DECIMALS.get(name)
                 if decimals is not None:
-                    # Through float64: the nearest float32 would be written with its whole tail of digits.
+                    # Rounded as float64: a rounded float32 would be written with digits beyond its precision.
                     part[name] = part[name].astype(np.float64).round(decimals)
             elif not pd.api.types.is_bool_dtype(part[name].dtype) and not pd.api.types.is_numeric_dtype(
                 part[name].dtype
             ):
-                part[name] = pd.Series([_harmless(value) for value in part[name]], index=part.index, dtype=object)
+                part[name] = pd.Series([_safe_text(value) for value in part[name]], index=part.index, dtype=object)
         yield part.to_csv(index=False, header=start == 0, lineterminator="\n")
 
 
-def _harmless(value: object) -> object:
+def _safe_text(value: object) -> object:
     if not isinstance(value, str):
         return value
     text = value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -186,13 +186,13 @@ def _well_known_text(contour: object) -> str:
 def write_geojson(
     path: str | Path, cells: pd.DataFrame, taxonomy: Taxonomy, *, pixel_size_um: float | None = None
 ) -> None:
-    """Replace a GeoJSON file by the cells, as QuPath (0.4 or newer) imports them.
+    """Replace a GeoJSON file by the cells, in the form imported by QuPath (0.4 or newer).
 
-    Each cell is a feature of type ``detection``: the contour of its nucleus, or its bounding box where the contour is
-    missing or crosses itself. The classification has the class code as its name and the taxonomy's colour; a cell
-    without a class has none. Probabilities, score and area are measurements. Metadata are the class's name, and the
-    reviewer and time from the columns ``who`` and ``when``. Ids are derived from cell ids, so that importing twice
-    does not duplicate the cells. Coordinates are pixels of the full resolution, x first, as in QuPath.
+    Each cell is a feature of type ``detection`` with the contour of its nucleus, or its bounding box if the contour is
+    missing or crosses itself. The classification has the class code as its name and the taxonomy's colour; cells
+    without a class have no classification. Probabilities, score and area are measurements. Metadata are the name of the
+    class, and the reviewer and time from the columns ``who`` and ``when``. Ids are derived from cell ids, so that
+    repeated imports do not duplicate cells. Coordinates are full-resolution pixels, x first, as in QuPath.
 
     Parameters
     ----------
@@ -201,14 +201,14 @@ def write_geojson(
     cells : DataFrame
         The table, classified or not.
     taxonomy : Taxonomy
-        The source of colours and names.
+        Taxonomy with the colours and names of the classes.
     pixel_size_um : float, optional
-        Where known, the area is also given in square micrometres.
+        If given, the area is also written in square micrometres.
 
     Raises
     ------
     OSError
-        If it cannot be written; the old file then stays.
+        If it cannot be written; the old file is then kept.
     """
 
     def write(file: BinaryIO) -> None:
@@ -235,7 +235,7 @@ def _features(cells: pd.DataFrame, taxonomy: Taxonomy, pixel_size_um: float | No
         if code:
             classification, name = classes.get(code, ({"name": printable(code), "color": [127, 127, 127]}, ""))
             properties["classification"] = classification
-        # QuPath shows metadata beside the measurements, which hold numbers only.
+        # Measurements in QuPath are numbers only; texts are metadata.
         metadata = {"class name": name} | {shown: texts[number] for shown, texts in signed.items()}
         metadata = {shown: text for shown, text in metadata.items() if text}
         if metadata:
@@ -295,9 +295,10 @@ def _ring(contour: object) -> list[list[float]] | None:
 
 
 def are_simple(rings: Sequence[npt.ArrayLike]) -> npt.NDArray[np.bool_]:
-    """Return which rings neither cross nor touch themselves and enclose an area.
+    """Return a mask of the rings that enclose an area and neither cross nor touch themselves.
 
-    All segments of all rings are compared in one sweep from left to right: tens of thousands of contours take seconds.
+    These are the simple rings of the OGC's simple-features standard (as in PostGIS and Shapely). Segments are compared
+    in a sweep from left to right over many rings at once, so that tens of thousands of contours take seconds.
 
     Parameters
     ----------
@@ -307,7 +308,7 @@ def are_simple(rings: Sequence[npt.ArrayLike]) -> npt.NDArray[np.bool_]:
     Returns
     -------
     ndarray (len(rings),), bool
-        False also for rings of fewer than three different corners or with coordinates that are not finite.
+        False also for rings with fewer than three different corners or with coordinates that are not finite.
     """
     good = np.zeros(len(rings), np.bool_)
     kept: list[npt.NDArray[np.int64]] = []
@@ -329,7 +330,7 @@ def are_simple(rings: Sequence[npt.ArrayLike]) -> npt.NDArray[np.bool_]:
 
 
 def _crossing(rings: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.bool_]:
-    """Return which rings (n, 2), without consecutive equal corners, cross or touch themselves."""
+    """Return a mask of the rings (n, 2), without consecutive equal corners, that cross or touch themselves."""
     sizes = np.array([len(ring) for ring in rings])
     owner = np.repeat(np.arange(len(rings)), sizes)
     first = np.concatenate(rings)
@@ -339,22 +340,23 @@ def _crossing(rings: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.bool_]:
     last = first[following]
     bad = np.zeros(len(rings), np.bool_)
 
-    # Neighbouring segments share a corner: they must not fold back onto each other.
+    # Neighbouring segments share a corner. They overlap if they are parallel and of opposite directions.
     step = last - first
     turn = step[following]
     folded = (_cross(step, turn) == 0) & ((step * turn).sum(axis=1) < 0)
     bad[owner[folded]] = True
 
-    # Each ring is shifted to its own part of the x axis; then a segment's rivals are those that start before it ends.
+    # Shift each ring to its own part of the x axis, so that segments of different rings are never compared. With
+    # segments sorted by their first x, the candidates of a segment are the following ones that begin before it ends.
     low, high = np.minimum(first, last), np.maximum(first, last)
     left = np.minimum.reduceat(low[:, 0], starts)
     right = np.maximum.reduceat(high[:, 0], starts)
     shift = np.append(0, np.cumsum(right - left + 1)[:-1]) - left
     begin, end = low[:, 0] + shift[owner], high[:, 0] + shift[owner]
     order = np.argsort(begin, kind="stable")
-    rivals = np.searchsorted(begin[order], end[order], side="right") - np.arange(len(order)) - 1
-    one = np.repeat(np.arange(len(order)), rivals)
-    other = one + 1 + np.arange(len(one)) - np.repeat(np.cumsum(rivals) - rivals, rivals)
+    candidates = np.searchsorted(begin[order], end[order], side="right") - np.arange(len(order)) - 1
+    one = np.repeat(np.arange(len(order)), candidates)
+    other = one + 1 + np.arange(len(one)) - np.repeat(np.cumsum(candidates) - candidates, candidates)
     one, other = order[one], order[other]
 
     place = np.arange(len(owner)) - starts[owner]
@@ -364,7 +366,9 @@ def _crossing(rings: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.bool_]:
     which = overlap & ~neighbours
     one, other = one[which], other[which]
     a, b, c, d = first[one], last[one], first[other], last[other]
-    # Boxes overlap, and each segment's ends are on different sides of, or on, the other's line.
+    # Two segments whose boxes overlap intersect if the ends of each are on different sides of, or on, the line through
+    # the other. Integer coordinates make the signs exact.
+    # Cormen, Leiserson, Rivest, Stein, Introduction to Algorithms, section "Line-segment properties".
     across = np.sign(_cross(b - a, c - a)) * np.sign(_cross(b - a, d - a)) <= 0
     across &= np.sign(_cross(d - c, a - c)) * np.sign(_cross(d - c, b - c)) <= 0
     bad[owner[one[across]]] = True

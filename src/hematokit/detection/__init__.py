@@ -3,11 +3,11 @@
 Modules
 -------
 windows
-    Run a detector over a field window by window; match detections to annotated cells.
+    Running a detector over a field window by window; matching detections to annotated cells.
 quality
     Focus, staining and thickness of a field.
 detectors
-    The built-in detectors as specs, without their imports.
+    Specs of the built-in detectors, without importing them.
 nuclei, nucleus_scale, nucleus_shapes
     The detector ``nuclei``.
 """

@@ -7,7 +7,7 @@ Steps, in order:
    (`hematokit.detection.nucleus_scale`).
 3. Threshold the map at a working resolution; split the mask at its necks and merge the lobes of one nucleus
    (`hematokit.detection.nucleus_shapes`).
-4. Keep what is as large, as dark and as compact as a nucleus.
+4. Keep the parts that are as large, as dark and as compact as a nucleus.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ if TYPE_CHECKING:
 __all__ = ["NucleusDetector"]
 
 _WORKING_SCALE: Final = 3.2
-"""Pixels per micrometre that are enough to detect and outline a nucleus."""
+"""Working resolution in pixels per micrometre, sufficient to detect and outline a nucleus."""
 
 _FEWEST_PX: Final = 5.0
-"""Width in pixels that the smallest nucleus must have: in fewer, noise looks like nuclei."""
+"""Smallest width in pixels of the smallest nucleus: below it, noise looks like nuclei."""
 
 _CUT_DIAMETER: Final = 1.2
-"""Diameter that a nucleus cut by the border must have, in smallest diameters: about half of a typical nucleus."""
+"""Smallest diameter of a nucleus cut by the border, in units of the smallest diameter: about half of a typical nucleus.
+"""
 
 _RED_CELL_HUE: Final = 0.12
-"""Density of red less that of blue, relative to green: red cells, however dark, are below, nuclei above."""
+"""Density of red less that of blue, relative to green, that separates red cells (below, however dark) from nuclei."""
 
 _SMALLEST_NUCLEUS_PX: Final = 10.0
-"""Width in pixels below which, without red cells to compare with, a violet spot is dirt, not a nucleus."""
+"""Width in pixels below which violet objects are dirt if the field has no red cells to compare them with."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ class NucleusDetector:
     Parameters
     ----------
     min_score : float
-        Cells with a lower score are left out.
+        Smallest score of a detected cell, 0 to 1.
     min_diameter_um : float
-        Diameter of the smallest nucleus (of a circle of the same area; all lobes together).
+        Diameter of the smallest nucleus: that of a circle with the same area as all its lobes together.
     margin_um : float
-        Width of the cytoplasm that a cell's box has around the nucleus, on each side.
+        Margin of a cell's box around the nucleus, on each side.
     """
 
     min_score: float = 0.55
@@ -73,16 +74,20 @@ class NucleusDetector:
         field : ndarray of uint8, shape (H, W, 3)
             RGB.
         pixel_size_um : float or None
-            Micrometres per pixel; None: estimated from the widths of red cells and nuclei in the field.
+            Micrometres per pixel; if None, it is estimated from the widths of red cells and nuclei in the field.
 
         Returns
         -------
         DataFrame
-            One row per cell, sorted by y, then x: ``y, x`` centre of the nucleus' box, px; ``y0, x0, height, width``
-            box of the nucleus (all its lobes) plus `margin_um`, clipped to the field; ``score`` in [0, 1]; ``area`` of
-            the nucleus, square pixels; ``touches_border``: nucleus or cell is cut by the border of the image;
-            ``contour``: outline of the nucleus (of its largest lobe, where they do not touch), float32 (n, 2) of
-            (y, x), pixel corners on the integers.
+            One row per cell, sorted by y, then x:
+
+            - ``y, x``: centre of the box of the nucleus, px;
+            - ``y0, x0, height, width``: box of the nucleus (all its lobes) plus `margin_um`, clipped to the field, px;
+            - ``score``: 0 to 1;
+            - ``area``: area of the nucleus, square pixels;
+            - ``touches_border``: whether the nucleus or the cell is cut by the border of the image;
+            - ``contour``: outline of the nucleus (of its largest lobe if the lobes do not touch), float32 (n, 2) of
+              (y, x), with pixel corners on the integers.
         """
         frame = image_frame(field) if field.size else None
         if frame is None or min(frame.height, frame.width) < 4:
@@ -135,7 +140,7 @@ class NucleusDetector:
         height, width = shape[0], shape[1]
         margin = self.margin_um * scale * factor
         for number, place in enumerate(ndimage.find_objects(labels), 1):
-            if not place:  # a number that no part has any more
+            if not place:  # the label is unused
                 continue
             mask = labels[place] == number
             area = float(mask.sum())
@@ -146,6 +151,7 @@ class NucleusDetector:
                 continue
             if _red_over_blue(maps, place, mask) < _RED_CELL_HUE:
                 continue
+            # A nucleus cut by the border continues beyond it, so the border does not count as its edge.
             depth = ndimage.distance_transform_edt(np.pad(mask, 1, mode="edge" if cut else "constant"))
             thickness = 2 * float(depth.max()) / scale
             level = float(maps.nuclei[place][mask].mean())
@@ -155,6 +161,7 @@ class NucleusDetector:
             line = outline(mask, smoothing=0.5 * scale) + np.array((top, left), np.float32)
             line = np.clip(line * factor, 0, (height, width))
             y0, x0, y1, x1 = top * factor, left * factor, min(bottom * factor, height), min(right * factor, width)
+            # Downsampling leaves out the last incomplete block; a nucleus at its edge extends to the end of the field.
             if bottom == labels.shape[0]:
                 y1 = height
             if right == labels.shape[1]:
@@ -164,7 +171,7 @@ class NucleusDetector:
                 math.ceil(y1 - y0 + 2 * margin), math.ceil(x1 - x0 + 2 * margin),
             )  # fmt: skip
             inside = box.clipped(height, width)
-            assert inside is not None  # it holds the nucleus
+            assert inside is not None  # it contains the nucleus
             rows.append(
                 {
                     "y": (y0 + y1) / 2,
@@ -182,7 +189,7 @@ class NucleusDetector:
         return rows
 
     def _score(self, diameter: float, thickness: float, level: float, levels: Levels) -> float:
-        """Return a score from 0 to 1 of how much this looks like a nucleus: by darkness, size and thickness."""
+        """Return the score of a part, 0 to 1: the geometric mean of its scores for darkness, size and thickness."""
         dark = _ramp(level, levels.threshold, levels.threshold + 0.25)
         large = _ramp(diameter, 0.7 * self.min_diameter_um, 1.6 * self.min_diameter_um)
         thick = _ramp(thickness, 1.5, 4.0)
@@ -190,14 +197,18 @@ class NucleusDetector:
 
 
 def _red_over_blue(maps: StainMaps, place: tuple[slice, ...], mask: NDArray[np.bool_]) -> float:
-    """Return density of red less that of blue in a mask, relative to green: haemoglobin absorbs blue most."""
+    """Return the density of red less that of blue in a mask, relative to green.
+
+    It is low in red cells, because haemoglobin absorbs blue most.
+    """
     stain, violet, nuclei = (plane[place][mask] for plane in (maps.stain, maps.violet, maps.nuclei))
-    # The nucleus map is the geometric mean of red and violet, violet is green less blue.
+    # Recover red and blue from the maps: the nucleus map is sqrt(red * violet), and violet is green less blue.
     red = float((nuclei**2 / np.maximum(violet, 0.02)).sum())
     return (red - float((stain - violet).sum())) / max(float(stain.sum()), 1e-6)
 
 
 def _ramp(value: float, low: float, high: float) -> float:
+    """Return 0 up to `low`, 1 from `high`, and linear values between."""
     return min(max((value - low) / (high - low), 0.0), 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Single nuclei from a mask of nuclei: touching ones are split, lobes of one are merged, outlines are traced."""
+"""Single nuclei from a mask of nuclei: touching nuclei are split, lobes of one nucleus merged, and outlines traced."""
 
 from __future__ import annotations
 
@@ -23,51 +23,56 @@ Labels = NDArray[np.int32]
 Number = TypeVar("Number", bound=np.generic)
 
 NECK: Final = 0.78
-"""Two parts are one nucleus if the neck between them has at least this share of the smaller part's width."""
+"""Smallest width of the neck between two parts of one nucleus, as a share of the width of the smaller part."""
 
 LOBE_UM: Final = 9.0
-"""Parts no wider than this may be lobes of a segmented nucleus, in a field of few cells."""
+"""Largest width in um of a lobe of a segmented nucleus, in a field with few cells."""
 
 CELL_UM: Final = 22.0
-"""Largest span of the lobes of one nucleus. Generous, as all sizes here, because the scale may be an estimate."""
+"""Largest span in um of the lobes of one nucleus, in a field with few cells. All sizes in this module are generous,
+because the scale may be an estimate."""
 
 WHOLE_UM: Final = 6.0
-"""Two round parts of similar width, wider than this, are two whole nuclei."""
+"""Width in um above which two round parts of similar width are two whole nuclei."""
 
 MANY: Final = 4
-"""Groups of nuclei, or round nuclei, from which lobes are recognised relative to the field's larger nuclei:"""
+"""Number of groups of nuclei, or of round nuclei, from which lobes are recognised relative to the typical width of the
+field's larger nuclei: by `SLIM`, `COMPACT` and `SPAN`."""
 
 SLIM: Final = (0.72, 5.0, 6.2)
-"""lobes are narrower than this share of their width (lower and upper limit in um);"""
+"""Largest width of a lobe: in typical widths, and its lower and upper limit in um."""
 
 COMPACT: Final = (0.5, 3.8, 4.6)
-"""round lobes are narrower than this: small round nuclei are those of erythroblasts and lymphocytes."""
+"""The same for a round lobe; smaller, because erythroblasts and lymphocytes have small round nuclei."""
 
 ROUND: Final = 1.4
-"""Area of a part over that of its inscribed circle, below which the part is round."""
+"""Ratio of the area of a part to that of its inscribed circle, below which the part is round."""
 
 SPAN: Final = (2.1, 13.0, 18.0)
-"""Largest span of the lobes of one nucleus, in widths of the field's larger nuclei (lower and upper limit in um)."""
+"""Largest span of the lobes of one nucleus: in typical widths, and its lower and upper limit in um."""
 
 LOBE_GAP_UM: Final = 2.5
 """Largest gap between lobes of one nucleus."""
 
 _DEEPEST_UM: Final = 15.0
-"""Distance to the edge of a nucleus that is never exceeded; larger ones need not be exact."""
+"""Largest distance in um to the edge of a nucleus; larger distances need not be exact."""
 
 _STRIP: Final = 1024
-"""Rows transformed at a time."""
+"""Number of rows that are transformed at a time."""
 
 EDGE: Final = 0.62
-"""Share of a nucleus' darkness at its edge."""
+"""Value of the nucleus map at the edge of a nucleus, as a share of the darkness of the nucleus."""
 
 CYTOPLASM: Final = 0.18
-"""Share of the nuclei's violet that cytoplasm between lobes has at least; between two cells there is background."""
+"""Smallest violet of the cytoplasm between lobes, as a share of that of nuclei; background, between cells, is paler."""
 
 
 @dataclass
 class _Part:
-    """A piece of the mask, or several merged; lengths and areas in working pixels."""
+    """One piece of the mask, or several merged pieces; lengths and areas are in working pixels.
+
+    `inside` is the position of one of its pixels, `width` the diameter of its largest inscribed circle.
+    """
 
     members: list[int]
     inside: tuple[int, int]
@@ -91,7 +96,11 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Contact:
-    """Where two parts touch or nearly touch: width of the neck (0: a gap), violet of the seam outside, its length."""
+    """Contact of two parts that touch or nearly touch.
+
+    `neck` is the width of the neck in pixels (0 for a gap), `between` the mean violet of the seam outside of the parts
+    and `length` the length of that seam in pixels.
+    """
 
     neck: float
     between: float
@@ -109,9 +118,9 @@ def separate_nuclei(maps: StainMaps, threshold: float, scale: float) -> Labels:
     Parameters
     ----------
     maps : StainMaps
-        Smoothed.
+        Smoothed maps.
     threshold : float
-        Nuclei are above on the nucleus map.
+        Value of the nucleus map above which a pixel belongs to a nucleus.
     scale : float
         Pixels per micrometre.
 
@@ -123,8 +132,8 @@ def separate_nuclei(maps: StainMaps, threshold: float, scale: float) -> Labels:
     pieces, _ = _cut(maps.nuclei > threshold, scale)
     if not pieces.any():
         return pieces
-    # The edge of a nucleus is at a share of its own darkness: pale nuclei lose nothing, and dark ones do not include
-    # cytoplasm that is as dark as pale nuclei.
+    # Each nucleus gets its own threshold, relative to its darkness: pale nuclei are not eroded, and dark nuclei do not
+    # include cytoplasm that is as dark as a pale nucleus.
     edges = np.maximum(EDGE * _darkness(pieces, maps.nuclei), threshold)
     pieces, depth = _cut((pieces > 0) & (maps.nuclei > edges[pieces]), scale)
     if not pieces.any():
@@ -143,7 +152,11 @@ def _darkness(pieces: Labels, nuclei: NDArray[np.float32]) -> NDArray[np.float64
 
 
 def _cut(mask: NDArray[np.bool_], scale: float) -> tuple[Labels, NDArray[np.float32]]:
-    """Smooth a mask and split it at its necks; also return the distance to its edge."""
+    """Smooth a mask and split it at its necks; also return the distance to its edge.
+
+    The split is a watershed of the distance transform, with one marker per local maximum:
+    https://scikit-image.org/docs/stable/auto_examples/segmentation/plot_watershed.html
+    """
     pad = max(2, round(scale))
     mask = np.pad(mask, pad, mode="edge")
     mask = ndimage.binary_closing(mask, iterations=max(1, round(0.3 * scale)))
@@ -163,10 +176,13 @@ def _cut(mask: NDArray[np.bool_], scale: float) -> tuple[Labels, NDArray[np.floa
 
 
 def _by_strips(
-    function: Callable[[NDArray[Any]], NDArray[Any]], image: NDArray[Any], overlap: int, kind: type[Number]
+    function: Callable[[NDArray[Any]], NDArray[Any]], image: NDArray[Any], overlap: int, dtype: type[Number]
 ) -> NDArray[Number]:
-    """Apply a function of neighbourhoods up to `overlap` strip by strip: distance transforms need much memory."""
-    result = np.empty(image.shape, kind)
+    """Apply a function strip by strip, because distance transforms need much memory.
+
+    Results are exact if they depend on neighbourhoods of at most `overlap` rows.
+    """
+    result = np.empty(image.shape, dtype)
     for top in range(0, len(image), _STRIP):
         bottom = min(top + _STRIP, len(image))
         before = max(top - overlap, 0)
@@ -198,7 +214,7 @@ def _joined(
     for first, second in contacts:
         neighbours[first].add(second)
         neighbours[second].add(first)
-    # First pieces without a neck between them, so that whole nuclei differ from lobes; then the lobes.
+    # First merge the pieces without a neck between them, so that whole nuclei differ from lobes; then the lobes.
     _join(parts, contacts, neighbours, lambda one, two, contact: contact.neck / min(one.width, two.width) - NECK)
     typical = _typical_width(parts, pieces, scale)
     if typical > 0:
@@ -224,7 +240,10 @@ def _joined(
 
 
 def _typical_width(parts: dict[int, _Part], pieces: Labels, scale: float) -> float:
-    """Return the width in pixels of a field's larger nuclei: of the widest part of each group; 0 with few groups."""
+    """Return the typical width in pixels of a field's larger nuclei; 0 if there are too few to estimate it.
+
+    It is the median over groups of nearby parts of the width of the widest part.
+    """
     steps = max(1, round(1.5 * scale))
     groups, count = ndimage.label(ndimage.binary_dilation(pieces > 0, iterations=steps))
     widest = np.zeros(count + 1)
@@ -234,7 +253,7 @@ def _typical_width(parts: dict[int, _Part], pieces: Labels, scale: float) -> flo
     large = widest[widest > 4.5 * scale]
     if len(large) >= MANY:
         return float(np.median(large))
-    # All may be in one clump. Whole nuclei are round, most lobes are not.
+    # All nuclei may form one clump. Whole nuclei are round, most lobes are not.
     compact = [part.width for part in parts.values() if part.width > 4.5 * scale and part.is_round]
     return float(np.median(compact)) if len(compact) >= MANY else 0.0
 
@@ -245,7 +264,10 @@ def _join(
     neighbours: dict[int, set[int]],
     bond: Callable[[_Part, _Part, _Contact], float],
 ) -> None:
-    """Merge the pair with the strongest bond, again and again until no bond is above 0."""
+    """Merge the pair with the strongest bond until no bond is above 0.
+
+    The queue may have outdated bonds of a pair; `current` has the valid one.
+    """
 
     def offer(pair: tuple[int, int]) -> None:
         one, two = pair
@@ -263,7 +285,7 @@ def _join(
     while queue:
         value, pair = heapq.heappop(queue)
         if pair not in contacts or current.get(pair) != -value:
-            continue  # one of the two has been merged since
+            continue  # one of the two has been merged in the meantime
         kept = pair[0]
         _merge(parts, contacts, neighbours, *pair)
         for other in neighbours[kept]:
@@ -319,8 +341,8 @@ def _contacts(
     neck, between = np.concatenate(necks), np.concatenate(betweens)
     widest = np.zeros(len(keys))
     np.maximum.at(widest, place, neck)
-    # The seam between two touching parts continues outside of them, into the notch: two cells have background there,
-    # two lobes have the cytoplasm of their cell.
+    # The seam between two touching parts continues outside of them, into the notch. Between two cells it crosses
+    # background, between two lobes the cytoplasm of their cell.
     outside = neck <= 0
     lengths = np.bincount(place, outside, minlength=len(keys))
     sums = np.bincount(place, between * outside, minlength=len(keys))
@@ -341,8 +363,9 @@ def outline(mask: NDArray[np.bool_], *, smoothing: float = 0.0) -> NDArray[np.fl
     Parameters
     ----------
     mask : ndarray of bool, shape (H, W)
+        Mask with at least one pixel.
     smoothing : float
-        Bays narrower than twice this many pixels (pale chromatin at the edge) are closed.
+        Radius in pixels of the closing that removes narrow bays (pale chromatin at the edge).
 
     Returns
     -------
@@ -357,11 +380,12 @@ def outline(mask: NDArray[np.bool_], *, smoothing: float = 0.0) -> NDArray[np.fl
     soft = ndimage.gaussian_filter(padded.astype(np.float32), 0.8)
     lines = find_contours(soft, 0.5)
     if not lines:
+        # The smoothed mask of a few pixels may stay below 0.5 everywhere: return its bounding box.
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
         return np.array([(y0, x0), (y0, x1), (y1, x1), (y1, x0)], np.float64)
     line = max(lines, key=len)[:-1]
-    # The line has about two points per pixel; a quarter of them are enough.
+    # The line has about two points per pixel of its length; a quarter of them is sufficient.
     line = line[:: max(1, min(4, len(line) // 16))]
     height, width = mask.shape
     return np.asarray(np.clip(line - (pad - 0.5), 0, (height, width)), np.float64)

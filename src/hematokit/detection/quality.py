@@ -1,14 +1,19 @@
-"""Quality control of a field: focus, staining and thickness, measured window by window, and a flag with reasons.
+"""Quality control (QC) of a field: focus, staining and thickness, measured window by window, and a flag with reasons.
 
-No field is dropped for its flag; it is reported.
+Flags are reported; no field is excluded because of its flag.
 
-- *Focus* is how steep edges are relative to their contrast. The edge of a cell blurred by a Gaussian of width s has a
-  slope of contrast / (s sqrt(2 pi)); so contrast over slope is a width, whatever the stain, and in micrometres it does
-  not depend on the magnification. (The energy of a Laplacian, the usual measure, depends on the number and darkness of
-  the cells, and on the noise.) The sharpest quarter of the edges is used: cells are at different heights, but some are
-  in focus where the field is.
-- *Staining* is how far nuclei stand out from everything else that is stained, on the nucleus map.
+- *Focus* is the steepness of edges relative to their contrast. The edge of a cell blurred by a Gaussian of standard
+  deviation s has a slope of contrast / (s sqrt(2 pi)). Contrast divided by slope is therefore a width, which depends
+  neither on the stain nor, in micrometres, on the magnification. (The usual measure, the energy of a Laplacian, depends
+  on the number and darkness of the cells, and on noise.) The sharpest quarter of the edges is used: cells are at
+  different heights, but some of them are sharp if the field is in focus.
+- *Staining* is the difference between nuclei and the other stained pixels on the nucleus map.
 - *Thickness* is the share of the field that is stained.
+
+References
+----------
+Pertuz S, Puig D, Garcia MA (2013). Analysis of focus measure operators for shape-from-focus. Pattern Recognition 46,
+1415-1432 (the usual measures).
 """
 
 from __future__ import annotations
@@ -31,13 +36,13 @@ if TYPE_CHECKING:
 __all__ = ["FieldQuality", "WindowMeasure", "assess_field", "measure_window"]
 
 _FOCUS_SCALE: Final = 5.0
-"""Pixels per micrometre at which edges are measured: 0.2 um, about what an oil objective resolves."""
+"""Pixels per micrometre at which edges are measured: 0.2 um per pixel, about the resolution of an oil objective."""
 
 _USUAL_SCALE: Final = 6.0
-"""Pixels per micrometre that are assumed where the scale is unknown."""
+"""Pixels per micrometre assumed where the scale is unknown."""
 
 _SHARP_UM: Final = 0.2
-"""Edge width of a field in best focus: its focus is 1."""
+"""Edge width of a field in best focus, where focus is 1."""
 
 _EDGES: Final = np.geomspace(0.05, 10.0, 61)
 """Bins of edge widths in um."""
@@ -69,14 +74,14 @@ _FEWEST_EDGES: Final = 12
 
 @dataclass(frozen=True)
 class WindowMeasure:
-    """Measures of one window of a field; those of several windows add up.
+    """Measures of one window of a field, which can be summed over windows.
 
     Attributes
     ----------
     pixels, covered, black : int
-        Pixels of the window; those that are stained; those that are black.
+        Numbers of all, stained and black pixels, at full resolution.
     nuclei, others : tuple of (int, float)
-        Number of pixels and sum of the nucleus map, over nuclei and over everything else that is stained.
+        Number of pixels and sum of the nucleus map, over nuclei and over the other stained pixels.
     edges : tuple of int
         Histogram of edge widths in micrometres.
     """
@@ -96,14 +101,14 @@ class FieldQuality:
     Attributes
     ----------
     focus : float
-        From 0 (no edges) to 1 (as sharp as an oil objective); half of it means edges twice as wide.
+        0 (no edges) to 1 (as sharp as an oil objective); inversely proportional to the width of edges.
     staining : float
-        How far nuclei stand out: difference of the nucleus map between nuclei and the rest, at most 1.
+        Difference of the mean nucleus map between nuclei and the other stained pixels, 0 to 1.
     thickness : float
-        Share of the field that is stained; 1 where there is no background at all.
+        Share of the field that is stained; 1 without any background.
     flag : str
-        ``ok``, ``blank``, ``out-of-focus``, ``too-thick``, ``poorly-stained`` or ``no-cells``: the first that applies
-        in this order.
+        The first fault of ``blank``, ``out-of-focus``, ``too-thick``, ``poorly-stained`` and ``no-cells``; ``ok``
+        without a fault.
     reasons : tuple of str
         One sentence for each fault.
     """
@@ -115,7 +120,7 @@ class FieldQuality:
     reasons: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a dictionary fit for JSON."""
+        """Return JSON-serialisable values."""
         return {**asdict(self), "reasons": list(self.reasons)}
 
 
@@ -127,7 +132,7 @@ def measure_window(pixels: NDArray[np.uint8], pixel_size_um: float | None) -> Wi
     pixels : ndarray of uint8, shape (h, w, 3)
         RGB.
     pixel_size_um : float or None
-        Micrometres per pixel; None: estimated from the cells in the window.
+        Micrometres per pixel; if None, it is estimated from the cells in the window.
     """
     nothing = (0, 0.0)
     no_edges = (0,) * (len(_EDGES) - 1)
@@ -144,7 +149,7 @@ def measure_window(pixels: NDArray[np.uint8], pixel_size_um: float | None) -> Wi
     covered = maps.stain > STAINED
     colour = np.exp(light.level)
     if colour.max() > _LIT and colour.min() < (1 - _WHITE) * colour.max():
-        # No lamp has such a colour: the brightest part is stained, too, and there is no background.
+        # No lamp has such a colour: the brightest part is stained too, so there is no background.
         covered[:] = True
     black = coarse.max(axis=2) < _BLACK
     levels = find_levels(maps)
@@ -162,7 +167,7 @@ def measure_window(pixels: NDArray[np.uint8], pixel_size_um: float | None) -> Wi
     if min(image.shape[:2]) // fine >= 8:
         density = optical_density(downsample(image, fine), light, 1)
         edges = tuple(int(n) for n in np.histogram(_edge_widths(density, scale / fine), _EDGES)[0])
-    # Pixels are counted at full resolution, so that windows of any size add up.
+    # Pixels are counted at full resolution, so that windows of any size can be summed.
     unit = factor * factor
     return WindowMeasure(
         covered.size * unit, int(covered.sum()) * unit, int(black.sum()) * unit,
@@ -176,17 +181,20 @@ def _sum(values: NDArray[np.float32]) -> tuple[int, float]:
 
 def _edge_widths(density: NDArray[np.float32], scale: float) -> NDArray[np.float64]:
     """Return the widths of the edges in a density map (H, W), as the sigma of a blurred step, in micrometres."""
-    # Camera noise would look like steep edges: smooth below the resolution of objectives, and subtract that again.
+    # Camera noise would look like steep edges. Smooth by less than the resolution of objectives; the variance of this
+    # smoothing is subtracted from that of the edges below, because variances of Gaussian blurs add.
     own = max(0.8, 0.12 * scale)
     smooth = ndimage.gaussian_filter(density, own, truncate=3.0)
+    # The weights of Sobel's kernel add up to 8 times the difference between neighbouring pixels.
     slope = np.hypot(ndimage.sobel(smooth, 0), ndimage.sobel(smooth, 1)) / 8.0
+    # The contrast of an edge is the range of densities within 2 um.
     size = 2 * max(2, round(2.0 * scale)) + 1
     contrast = ndimage.maximum_filter(smooth, size) - ndimage.minimum_filter(smooth, size)
     crest = slope >= ndimage.maximum_filter(slope, size=2 * max(1, round(0.4 * scale)) + 1)
     strong = contrast[crest]
     if not len(strong):
         return np.zeros(0)
-    # Texture within a cell and dust have edges, too; the outlines of cells have the most contrast.
+    # Use the outlines of cells, which have the most contrast, not the edges of texture within cells and of dust.
     enough = max(0.12, 0.6 * float(np.percentile(strong, 95)))
     chosen = crest & (contrast >= enough) & (slope > 0)
     widths = contrast[chosen].astype(np.float64) / (slope[chosen] * math.sqrt(2 * math.pi))
@@ -199,9 +207,9 @@ def assess_field(measures: Sequence[WindowMeasure], cells: pd.DataFrame) -> Fiel
     Parameters
     ----------
     measures : sequence of WindowMeasure
-        Of windows that cover the field without overlap.
+        Measures of windows that cover the field without overlap.
     cells : DataFrame
-        Detections of the field; only whether there is one matters.
+        Detections of the field; only whether there are any matters.
     """
     pixels = sum(measure.pixels for measure in measures)
     covered = sum(measure.covered for measure in measures) / pixels if pixels else 0.0
@@ -214,20 +222,20 @@ def assess_field(measures: Sequence[WindowMeasure], cells: pd.DataFrame) -> Fiel
 
     faults: list[tuple[str, str]] = []
     if black > 0.95:
-        faults.append(("blank", "the picture is black"))
+        faults.append(("blank", "the image is black"))
     elif covered < _BLANK:
-        faults.append(("blank", "next to nothing in the field is stained"))
+        faults.append(("blank", "the field has almost no stained pixels"))
     else:
         if width == 0:
-            faults.append(("out-of-focus", "no sharp edge was found"))
+            faults.append(("out-of-focus", "no sharp edge was detected"))
         elif focus < _BLURRED:
-            faults.append(("out-of-focus", f"edges are {width:.1f} um wide, in focus they are about {_SHARP_UM:g} um"))
+            faults.append(("out-of-focus", f"edges are {width:.1f} um wide; in focus they are about {_SHARP_UM:g} um"))
         if covered > _THICK:
-            faults.append(("too-thick", f"{covered:.0%} of the field is covered: cells lie over one another"))
+            faults.append(("too-thick", f"{covered:.0%} of the field is covered; cells overlap"))
         if nuclei > 0 and len(cells) and staining < _PALE:
-            faults.append(("poorly-stained", "nuclei hardly stand out from what else is stained"))
+            faults.append(("poorly-stained", "nuclei are hardly darker than the rest of the stained pixels"))
     if not len(cells):
-        faults.append(("no-cells", "no nucleated cell was found"))
+        faults.append(("no-cells", "no nucleated cell was detected"))
     return FieldQuality(
         float(focus),
         float(staining),
@@ -238,7 +246,7 @@ def assess_field(measures: Sequence[WindowMeasure], cells: pd.DataFrame) -> Fiel
 
 
 def _sharpest(edges: NDArray[Any]) -> float:
-    """Return the width in um that a quarter of the edges are below; 0 if there are too few edges."""
+    """Return the first quartile of edge widths in um, interpolated within its bin; 0 if there are too few edges."""
     total = int(edges.sum())
     if total < _FEWEST_EDGES:
         return 0.0

@@ -1,10 +1,11 @@
 """Detection of the cells of a field of any size, and matching of detections to annotated cells.
 
-A field that fits one window is given to the detector whole. A larger one is read in windows with a margin around each,
-and a detection belongs to the window whose core has its centre. Two windows may detect one cell with centres a pixel
-apart, so detections slightly outside the core are kept too, and of two at one place the one with the higher score.
+A field that fits into one window is passed to the detector as a whole. A larger field is read in windows with a margin
+around each; a detection belongs to the window whose core contains its centre. Two windows may detect the same cell with
+slightly different centres, so detections slightly outside the core are kept too. Of two detections of one cell, the one
+with the higher score is kept.
 
-A detection matches an annotated cell if its centre is in the cell's bounding box.
+A detection matches an annotated cell if its centre is inside the bounding box of that cell.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ _COARSE_UM: Final = 0.2
 """Micrometres per pixel above which windows are half as wide."""
 
 _MARGIN: Final = 384
-"""Margin in pixels around a window: wider than any cell (a megakaryocyte of 100 um at 0.3 um per pixel)."""
+"""Margin in pixels around a window: wider than the largest cell (a megakaryocyte of 100 um at 0.3 um per pixel)."""
 
 _SEAM: Final = 12
-"""Largest distance in pixels between the centres of one cell detected in two windows."""
+"""Largest distance in pixels between the centres of the same cell detected in two windows."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,14 @@ def make_detector(name: str = "nuclei", options: Mapping[str, object] | None = N
     Parameters
     ----------
     name : str
-        As ``hematokit plugins`` lists it.
+        Name as listed by ``hematokit plugins``.
     options : mapping, optional
-        Its options, checked and completed.
+        Options of the detector; missing ones have their default.
 
     Raises
     ------
     PluginError
-        If there is none of that name, an option does not fit, or it cannot be made.
+        If there is no detector of that name, an option is invalid, or the detector cannot be made.
     """
     return load_plugins().detectors.make(name, options)
 
@@ -82,7 +83,7 @@ def make_detector(name: str = "nuclei", options: Mapping[str, object] | None = N
 def detect_cells(
     field: Field, detector: MadeDetector, *, window_side: int | None = None, progress: Progress = no_progress
 ) -> pd.DataFrame:
-    """Detect the cells of a field, as `examine_field` without its quality."""
+    """Return the detections of a field, like `examine_field` without the quality."""
     return examine_field(field, detector, window_side=window_side, progress=progress).cells
 
 
@@ -98,9 +99,9 @@ def examine_field(
     detector : MadeDetector
         From `make_detector`.
     window_side : int, optional
-        Largest side in pixels of a window; by default `WINDOW_SIDE`, or half of it where pixels are large.
+        Largest side in pixels of a window; by default `WINDOW_SIDE`, or half of it if pixels are large.
     progress : Progress
-        Called with the number of windows done.
+        Called with the number of completed windows.
 
     Returns
     -------
@@ -137,7 +138,7 @@ def examine_field(
 
 
 def _usual_side(field: Field) -> int:
-    """Return the side of a window; where pixels are large, a window has thousands of cells and is half as wide."""
+    """Return the side of a window, halved where pixels are large and a window would have many thousand cells."""
     coarse = field.pixel_size_um is not None and field.pixel_size_um > _COARSE_UM
     return WINDOW_SIDE // 2 if coarse else WINDOW_SIDE
 
@@ -155,7 +156,7 @@ def _placed(detections: pd.DataFrame, window: Window, field: Field, number: int)
     )
     core = window.core
     low_y, low_x, high_y, high_x = core.y0 - _SEAM, core.x0 - _SEAM, core.y1 + _SEAM, core.x1 + _SEAM
-    # Not half-open at the field's own end: a centre may be exactly on the last edge.
+    # Both ends inclusive, because a centre may be exactly on the last edge of the field.
     mine = cells["y"].between(low_y, high_y) & cells["x"].between(low_x, high_x)
     cells = cells[mine].reset_index(drop=True)
     at_edge = (
@@ -165,7 +166,7 @@ def _placed(detections: pd.DataFrame, window: Window, field: Field, number: int)
         | (cells["x0"] + cells["width"] >= field.width - 1)
     )
     if window.outer.height < field.height or window.outer.width < field.width:
-        # A border that only the window has cuts no cell.
+        # A cell at the border of the window is not cut unless that is also the border of the field.
         cells["touches_border"] = cells["touches_border"] & at_edge
     shift = np.array([top, left], np.float32)
     moved = [None if outline is None else np.asarray(outline) + shift for outline in cells["contour"]]
@@ -175,7 +176,10 @@ def _placed(detections: pd.DataFrame, window: Window, field: Field, number: int)
 
 
 def _without_repeats(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return detections with only the higher score of two that two windows have at one place."""
+    """Return detections without repeats: of two nearby ones from different windows, the one with the higher score.
+
+    This is non-maximum suppression by the distance of centres; only detections near a seam can be repeated.
+    """
     points = cells[["y", "x"]].to_numpy(np.float64)
     pairs = KDTree(points).query_pairs(_SEAM, output_type="ndarray")
     if not len(pairs):
@@ -196,7 +200,7 @@ class Matches:
     Attributes
     ----------
     detected, annotated : ndarray (k,), int
-        Rows of the detections, and of the annotated cells that they match; no row is in either more than once.
+        Rows of the matched detections, and of the annotated cells that they match; every row occurs at most once.
     detections, cells : int
         Numbers of all detections and of all annotated cells.
     """
@@ -208,32 +212,39 @@ class Matches:
 
     @property
     def recall(self) -> float:
-        """Share of the annotated cells with a detection; not a number without annotated cells."""
+        """Share of the annotated cells that are matched; NaN without annotated cells."""
         return len(self.annotated) / self.cells if self.cells else float("nan")
 
     @property
     def precision(self) -> float:
-        """Share of the detections with an annotated cell; not a number without detections."""
+        """Share of the detections that are matched; NaN without detections."""
         return len(self.detected) / self.detections if self.detections else float("nan")
 
 
 def match_cells(detections: pd.DataFrame, cells: pd.DataFrame) -> Matches:
-    """Match detections and annotated cells of one field, each at most once, so that as many as possible match.
+    """Match the detections and annotated cells of one field one to one, with as many matches as possible.
 
     Parameters
     ----------
     detections : DataFrame
-        With the columns ``y`` and ``x``, in pixels.
+        Detections with the columns ``y`` and ``x``, in pixels.
     cells : DataFrame
-        Annotated cells, with the columns ``y0``, ``x0``, ``height`` and ``width``.
+        Annotated cells with the columns ``y0``, ``x0``, ``height`` and ``width``, in pixels.
 
     Returns
     -------
     Matches
         A maximum matching: of two centres in one box, one matches and the other is a false positive.
+
+    References
+    ----------
+    Hopcroft JE, Karp RM (1973). An n^5/2 algorithm for maximum matchings in bipartite graphs. SIAM J. Comput. 2,
+    225-231 (the algorithm of `scipy.sparse.csgraph.maximum_bipartite_matching`).
     """
     y, x = (detections[name].to_numpy(np.float64)[:, None] for name in ("y", "x"))
     y0, x0, height, width = (cells[name].to_numpy(np.float64) for name in ("y0", "x0", "height", "width"))
+    # Boxes of neighbouring cells overlap. A greedy assignment could give a cell the only centre of its neighbour; a
+    # maximum matching does not depend on the order of the rows.
     inside = (y >= y0) & (y < y0 + height) & (x >= x0) & (x < x0 + width)
     partner = np.asarray(maximum_bipartite_matching(csr_matrix(inside), perm_type="column"))
     detected = np.flatnonzero(partner >= 0)

@@ -1,17 +1,17 @@
-"""Images: reading files, geometry, light and stain, fingerprints.
+"""Images: reading of files, geometry, background and stains, fingerprints.
 
 Modules
 -------
 reading, damage
-    Image files as RGB arrays; whether a file is complete and undamaged.
+    Reading of image files as RGB arrays; detection of damaged and incomplete files.
 geometry
     Coordinates: boxes, patches, windows, orientation, and conversions.
 fieldfiles
-    Whole fields of any format, read by windows.
+    Whole fields of any format, read window by window.
 staining
     Background and stain maps of a field.
 fingerprint
-    Patches that show the same pixels.
+    Detection of patches that show the same pixels.
 """
 
 from __future__ import annotations

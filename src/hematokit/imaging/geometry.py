@@ -1,12 +1,12 @@
-"""Coordinates: boxes, patches, windows and orientation of a field, and all conversions to other conventions.
+"""Coordinates: boxes, patches, windows and orientation of a field, and all conversions between conventions.
 
 Coordinates are integer pixels of the full-resolution field, row first. A box is ``(y0, x0, height, width)``, half-open:
 it covers rows ``y0 .. y0 + height - 1``. A centre ``(y, x)`` is in the same units with pixel *corners* on the integers,
-so the centre of a box of 250 px that starts at 0 is 125.0, which is also the row where the second half starts. Contours
-are ``(n, 2)`` arrays of ``(y, x)`` in the same system, not closed (the last point is not the first again).
+so the centre of a box of 250 px that starts at 0 is 125.0, the boundary between its two halves. Contours are ``(n, 2)``
+arrays of ``(y, x)`` in the same system, not closed (the first point is not repeated at the end).
 
 Other conventions: napari has *pixel centres* on the integers, QuPath and GeoJSON have pixel corners with x first,
-scale bars use micrometres. The conversions are here and nowhere else.
+scale bars use micrometres. All conversions are in this module.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 
 Pixels = npt.NDArray[np.uint8]
 
-# Orientations that flip the image as stored (transposed from 5 on) vertically, or horizontally.
+# EXIF orientations (tag 274) in which the stored image, transposed for 5 to 8, is flipped vertically, or horizontally.
 _FROM_BELOW, _FROM_RIGHT = (3, 4, 7, 8), (2, 3, 6, 7)
 
 
@@ -50,7 +50,7 @@ class Box:
     Attributes
     ----------
     y0, x0 : int
-        First row and first column; negative where the box starts outside the field.
+        First row and first column; negative if the box starts outside the field.
     height, width : int
         Size in pixels, at least 1.
     """
@@ -89,7 +89,7 @@ class Box:
         return self.y0 >= 0 and self.x0 >= 0 and self.y1 <= height and self.x1 <= width
 
     def clipped(self, height: int, width: int) -> Box | None:
-        """Return the part of the box inside a field of that size; ``None`` if there is none."""
+        """Return the part of the box inside a field of that size, ``None`` if the box is outside."""
         y0, x0 = max(self.y0, 0), max(self.x0, 0)
         y1, x1 = min(self.y1, height), min(self.x1, width)
         return Box(y0, x0, y1 - y0, x1 - x0) if y1 > y0 and x1 > x0 else None
@@ -101,9 +101,9 @@ def whole_image_box(height: int, width: int) -> Box:
 
 
 def pad_to_square(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """Pad an image by reflection to ``size x size``, keeping it in the middle.
+    """Pad an image by reflection to ``size x size``, with the image in the centre.
 
-    Where the missing pixels are odd in number, the extra row or column goes to the bottom or right.
+    If the number of added rows or columns is odd, the extra one is at the bottom or right.
 
     Parameters
     ----------
@@ -132,8 +132,8 @@ def pad_to_square(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uin
 def patch_box(y: float, x: float, size: int) -> Box:
     """Return the box of a square patch around a centre.
 
-    The corner is the nearest whole pixel (halves go up), so that the patch around the centre of a box of `size` px is
-    that box. It may begin or end outside the field.
+    The corner is rounded to the nearest integer (halves up), so that the patch around the centre of a box of `size` px
+    is that box. The patch may begin or end outside the field.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def patch_box(y: float, x: float, size: int) -> Box:
 
 
 def _mirror(start: int, stop: int, length: int) -> npt.NDArray[np.intp]:
-    """Return the rows that ``start .. stop - 1`` are after reflection, as by ``numpy.pad``, in `length` rows."""
+    """Return the indices in 0 to `length` - 1 of ``start .. stop - 1`` after reflection, as by ``numpy.pad``."""
     if length == 1:
         return np.zeros(stop - start, np.intp)
     period = 2 * (length - 1)
@@ -155,7 +155,7 @@ def _mirror(start: int, stop: int, length: int) -> npt.NDArray[np.intp]:
 
 
 def cut_patch(read: Callable[[Box], Pixels], height: int, width: int, box: Box) -> Pixels:
-    """Return the pixels of a box; the part outside the field is padded by reflection, never shifted.
+    """Return the pixels of a box; the part outside the field is padded by reflection, and the box is never shifted.
 
     Parameters
     ----------
@@ -164,12 +164,12 @@ def cut_patch(read: Callable[[Box], Pixels], height: int, width: int, box: Box) 
     height, width : int
         Size of the field in pixels.
     box : Box
-        It may be partly or wholly outside the field.
+        The box, which may be partly or completely outside the field.
 
     Returns
     -------
     ndarray of uint8, shape (box.height, box.width, 3)
-        As cut from ``numpy.pad(field, ..., mode="reflect")``.
+        The same pixels as from ``numpy.pad(field, ..., mode="reflect")``.
 
     Examples
     --------
@@ -187,14 +187,14 @@ def cut_patch(read: Callable[[Box], Pixels], height: int, width: int, box: Box) 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One part of a field that is processed by itself.
+    """A part of a field that is processed separately.
 
     Attributes
     ----------
     core : Box
-        The pixels that belong to the window; the cores of all windows cover the field once.
+        The pixels that belong to the window; the cores of all windows cover the field without overlap.
     outer : Box
-        The pixels to read: the core and a margin around it, inside the field.
+        The pixels to read: the core and a margin around it, clipped to the field.
     """
 
     core: Box
@@ -211,7 +211,7 @@ def windows(height: int, width: int, side: int, margin: int) -> Iterator[Window]
     side : int
         Largest side of a core in pixels.
     margin : int
-        Width in pixels of the margin around a core, inside the field.
+        Width in pixels of the margin around a core; margins are clipped to the field.
     """
     rows = np.linspace(0, height, math.ceil(height / side) + 1).round().astype(int).tolist()
     columns = np.linspace(0, width, math.ceil(width / side) + 1).round().astype(int).tolist()
@@ -220,19 +220,19 @@ def windows(height: int, width: int, side: int, margin: int) -> Iterator[Window]
             core = Box(y0, x0, y1 - y0, x1 - x0)
             wide = Box(y0 - margin, x0 - margin, y1 - y0 + 2 * margin, x1 - x0 + 2 * margin)
             outer = wide.clipped(height, width)
-            assert outer is not None  # it holds the core
+            assert outer is not None  # it contains the core
             yield Window(core, outer)
 
 
 def turn_pixels(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
-    """Return an image in the orientation in which it is shown.
+    """Return an image in the orientation in which it is to be displayed.
 
     Parameters
     ----------
     pixels : ndarray, shape (H, W, ...)
         The image as stored.
     orientation : int
-        1 to 8, as in EXIF and TIFF (tag 274); from 5 on, height and width change places.
+        1 to 8, as in EXIF and TIFF (tag 274); 5 to 8 swap height and width.
 
     Returns
     -------
@@ -245,9 +245,9 @@ def turn_pixels(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
 
 
 def stored_box(box: Box, orientation: int, height: int, width: int) -> Box:
-    """Return the box in the image as stored of a box in the image as shown, which is `height` x `width`.
+    """Convert a box in the displayed image, of size `height` x `width`, to the box in the stored image.
 
-    See `turn_pixels` for `orientation`.
+    This is the inverse of `turn_pixels`, which describes `orientation`.
     """
     y0 = height - box.y1 if orientation in _FROM_BELOW else box.y0
     x0 = width - box.x1 if orientation in _FROM_RIGHT else box.x0
@@ -262,8 +262,8 @@ def to_napari(points: npt.ArrayLike) -> npt.NDArray[np.float64]:
 def to_geojson_ring(contour: npt.ArrayLike) -> list[list[float]]:
     """Convert a contour (n, 2) as ``(y, x)`` to a closed ring ``[[x, y], ...]`` of GeoJSON, in pixel corners.
 
-    The ring runs counterclockwise in GeoJSON's right-handed sense (RFC 7946, section 3.1.6), whichever way the contour
-    does, and ends on its first point. Coordinates are rounded to a hundredth of a pixel.
+    The ring is counterclockwise in GeoJSON's right-handed sense (RFC 7946, section 3.1.6), whatever the direction of
+    the contour, and ends with its first point. Coordinates are rounded to a hundredth of a pixel.
 
     Raises
     ------
@@ -281,7 +281,7 @@ def to_geojson_ring(contour: npt.ArrayLike) -> list[list[float]]:
 
 
 def box_ring(box: Box) -> npt.NDArray[np.float64]:
-    """Return a box's outline as a contour (4, 2) of ``(y, x)``."""
+    """Return the outline of a box as a contour (4, 2) of ``(y, x)``."""
     return np.array([(box.y0, box.x0), (box.y0, box.x1), (box.y1, box.x1), (box.y1, box.x0)], np.float64)
 
 

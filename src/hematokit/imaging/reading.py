@@ -1,22 +1,22 @@
 """Reading of image files as RGB arrays.
 
-JPEG, PNG, TIFF and BMP, decoded by Pillow; the pixels are exactly those of
-``numpy.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(path)))``. The format is read from the content, not from the
-name.
+JPEG, PNG, TIFF and BMP files are decoded by Pillow; the pixels are exactly those of
+``numpy.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(path)))``. The format is determined from the content, not
+from the name.
 
-- The orientation in the metadata (EXIF, XMP, TIFF tag 274) is applied, so that coordinates in the array are those of
-  viewers and of annotations.
-- A damaged or incomplete file is refused, also where a decoder would fill in missing pixels
+- The orientation in the metadata (EXIF, XMP, TIFF tag 274) is applied, so that coordinates in the array are the same as
+  in viewers and annotations.
+- Damaged and incomplete files are rejected, even if a decoder would fill in missing pixels
   (`hematokit.imaging.damage`).
 - Embedded colour profiles are not applied.
-- An alpha channel that is opaque everywhere is dropped (the colours are unchanged); transparency is refused, because
+- An alpha channel that is opaque everywhere is dropped (the colours are unchanged); transparency is rejected, because
   the background is unknown.
-- Greyscale, palette, CMYK, 16-bit and floating-point images are refused: their conversion to 8-bit RGB depends on how
-  they were taken.
-- A file of several images (TIFF pages, animations) is refused.
+- Greyscale, palette, CMYK, 16-bit and floating-point images are rejected: their conversion to 8-bit RGB depends on how
+  they were acquired.
+- Files with several images (TIFF pages, animations) are rejected.
 
-Sizes are checked in the header before decoding, so that a small file which unpacks to gigabytes (a "decompression
-bomb") costs nothing.
+Sizes are checked in the header before decoding, so that a small file that unpacks to gigabytes (a "decompression bomb")
+uses no memory.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ __all__ = [
 ]
 
 _IMAGE_FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
-"""Pillow's names of the formats that are read; no other decoder is used."""
+"""Pillow's names of the supported formats; no other decoder is used."""
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp"})
-"""Endings, lower case, of files that are images."""
+"""Suffixes of image files, in lower case."""
 
 MAX_PIXELS = 64 * 1024 * 1024
-"""Default limit on height x width; a field of view of a microscope camera has 5 to 25 million pixels."""
+"""Default limit on height x width; fields from microscope cameras have 5 to 25 million pixels."""
 
 MAX_BYTES = 512 * 1024 * 1024
 """Default limit on the size of a file."""
 
 _MAY_STATE_ORIENTATION = (b"Exif\0", b"eXIf", b"profile type exif", b"adobe")
-"""Bytes in every JPEG or PNG with EXIF or XMP metadata; a file without them need not be opened."""
+"""Byte strings of which every JPEG or PNG with EXIF or XMP metadata has one; files without them need not be opened."""
 
-# Pillow warns of large images and damaged metadata through the process-wide warnings module; MAX_PIXELS replaces the
-# first warning, and the second concerns no pixel. The lock keeps threads from undoing each other's filters; it is held
-# while headers and metadata are read.
+# Pillow warns about large images and damaged metadata through the process-wide warnings module. MAX_PIXELS replaces the
+# first warning, and the second does not concern pixels. Filters of warnings are not thread-safe
+# (https://docs.python.org/3/library/warnings.html#warnings.catch_warnings), so this lock is held while they are set.
 _OPEN_LOCK = threading.Lock()
 
 
@@ -76,18 +76,18 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, name: str | None = Non
     path : Path
         The file.
     max_bytes : int
-        Largest size; a larger file is refused.
+        Largest size; a larger file is rejected.
     name : str, optional
-        The file's name in errors; its path by default.
+        Name of the file in errors; its path by default.
 
     Raises
     ------
     ImageError
-        ``"unreadable"`` if the file is missing, not a regular file, or may not be read; ``"empty"``; ``"too-large"``.
+        ``"unreadable"`` if the file is missing, not a regular file, or not readable; ``"empty"``; ``"too-large"``.
     """
     shown = printable(name or str(path))
     try:
-        # O_NONBLOCK: opening a named pipe must not wait for a writer.
+        # O_NONBLOCK, because opening a named pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -120,13 +120,13 @@ def decode_rgb(
     data : bytes
         Content of a JPEG, PNG, TIFF or BMP file.
     name : str
-        The file's name in errors.
+        Name of the file in errors.
     max_pixels : int
         Largest height x width that is decoded.
     expect : tuple of int, optional
-        ``(height, width)`` in pixels as stored in the file; any other size is refused without decoding.
+        ``(height, width)`` in pixels as stored in the file; any other size is rejected without decoding.
     orient : bool
-        Apply the orientation in the metadata. Without it the pixels are those of earlier versions.
+        Whether to apply the orientation in the metadata. Earlier versions did not apply it.
 
     Returns
     -------
@@ -158,9 +158,9 @@ def decode_rgb(
     except MemoryError as error:
         raise ImageError("too-large", f"{shown} needs more memory than there is; give a smaller image") from error
     except Exception as error:
-        # A damaged file can fail in any of Pillow's decoders with nearly any exception; none may stop an import.
+        # Pillow's decoders raise nearly any exception for damaged files; none of them may stop an import.
         unknown = isinstance(error, UnidentifiedImageError)
-        detail = "no JPEG, PNG, TIFF or BMP" if unknown else printable(str(error))
+        detail = "not a JPEG, PNG, TIFF or BMP" if unknown else printable(str(error))
         raise ImageError(
             "unreadable", f"{shown} cannot be decoded ({detail}); copy or export the file again"
         ) from error
@@ -175,7 +175,7 @@ def decode_rgb(
 
 
 def read_orientation(data: bytes) -> int:
-    """Return the orientation that the metadata of a JPEG or PNG state and that `decode_rgb` applies.
+    """Return the orientation in the metadata of a JPEG or PNG, which `decode_rgb` applies.
 
     Parameters
     ----------
@@ -185,9 +185,9 @@ def read_orientation(data: bytes) -> int:
     Returns
     -------
     int
-        1 to 8 as in EXIF; 1, the orientation as stored, also where nothing sensible is stated, and for TIFF and BMP.
+        1 to 8 as in EXIF; 1 (the orientation as stored) also if it is missing or invalid, and for TIFF and BMP.
     """
-    if not any(mark in data for mark in _MAY_STATE_ORIENTATION):
+    if not any(name in data for name in _MAY_STATE_ORIENTATION):
         return 1
     try:
         with open_image(data) as image:
@@ -195,25 +195,25 @@ def read_orientation(data: bytes) -> int:
                 image.load()  # metadata may follow the pixels
             return _orientation(image)
     except Exception:
-        # Damaged metadata say nothing; damaged pixels are found where they are decoded.
+        # Damaged metadata are ignored; damaged pixels are detected when they are decoded.
         return 1
 
 
 def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":
-        return 1  # Pillow has applied it
+        return 1  # already applied by Pillow
     try:
         with _OPEN_LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             stated = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
-        # Pillow fails with many exceptions on damaged EXIF data, which say nothing about the pixels.
+        # Pillow raises many exceptions for damaged EXIF data, which does not affect the pixels.
         return 1
     return stated if stated in range(1, 9) else 1
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Open an image file with Pillow, which reads its header; safe in threads, and without Pillow's warnings.
+    """Open an image file with Pillow, which reads only its header; thread-safe, and without Pillow's warnings.
 
     Raises
     ------
@@ -233,9 +233,9 @@ def _check_header(image: Image.Image, shown: str, max_pixels: int, expect: tuple
         )
     if expect is not None and (height, width) != expect:
         raise ImageError("wrong-size", f"{shown} is {width}x{height} px, not {expect[1]}x{expect[0]}")
-    # An MPO is a JPEG with a preview or second view behind it; its first image is the photograph.
+    # An MPO is a JPEG followed by a preview or second view; its first image is the photograph.
     if image.format != "MPO" and _has_another(image):
-        raise ImageError("several-images", f"{shown} holds several images; save each in a file of its own")
+        raise ImageError("several-images", f"{shown} has several images; save each in a separate file")
     if image.mode not in ("RGB", "RGBA"):
         raise ImageError("not-rgb", f"{shown} is not 8-bit RGB (its mode is {image.mode}); convert it to RGB")
     if _is_16_bit(image):
@@ -243,7 +243,7 @@ def _check_header(image: Image.Image, shown: str, max_pixels: int, expect: tuple
 
 
 def _has_another(image: Image.Image) -> bool:
-    """Return whether a second image follows, without counting all of them, which takes long for thousands."""
+    """Return whether there is a second image, without counting all images, which is slow for thousands."""
     try:
         image.seek(1)
     except EOFError:
@@ -252,7 +252,7 @@ def _has_another(image: Image.Image) -> bool:
 
 
 def _is_16_bit(image: Image.Image) -> bool:
-    """Return whether Pillow would cut 16-bit RGB to 8 bits."""
+    """Return whether Pillow would truncate 16-bit RGB to 8 bits."""
     for tile in getattr(image, "tile", ()):
         arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         if any(isinstance(argument, str) and ";16" in argument for argument in arguments):
@@ -264,14 +264,14 @@ def _is_16_bit(image: Image.Image) -> bool:
 def read_rgb(
     source: Path | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
 ) -> npt.NDArray[np.uint8]:
-    """Read an image file as 8-bit RGB, bit-exact with Pillow's decoding, turned as its metadata state.
+    """Read an image file as 8-bit RGB, bit-exact with Pillow's decoding, in the orientation from its metadata.
 
     Parameters
     ----------
     source : Path or bytes
-        A file, or the content of one.
+        A file, or the content of a file.
     name : str, optional
-        The file's name in errors; its path by default.
+        Name of the file in errors; its path by default.
     max_pixels : int
         Largest height x width that is decoded; checked before decoding. Pillow itself refuses more than about
         179 million pixels.

@@ -1,9 +1,9 @@
-"""Light and stain of a field: its frame, the brightness of its background, and maps of its stains.
+"""Frame of a field, brightness of its background, and maps of its stains.
 
-Stain maps are optical densities, which are additive and free of colour casts and uneven light. In a Romanowsky stain
-(May-Grünwald-Giemsa, Wright, Leishman) the complex of azure B and eosin makes nuclei violet: they absorb red, and they
-absorb green much more than blue. Red cells absorb blue about as much as green, and hardly any red. Basophilic cytoplasm
-absorbs red, but green no more than red. The *nucleus map* is high only where both signs of a nucleus are present.
+Stain maps are optical densities, which are additive and independent of colour casts and uneven illumination. In a
+Romanowsky stain (May-Grünwald-Giemsa, Wright, Leishman) the complex of azure B and eosin makes nuclei violet: they
+absorb red, and they absorb green much more than blue. Red cells absorb blue about as much as green, and almost no red.
+Basophilic cytoplasm absorbs red, but not more green than red. The *nucleus map* combines both properties of nuclei.
 
 References
 ----------
@@ -37,10 +37,10 @@ __all__ = [
 Image = NDArray[np.uint8] | NDArray[np.float32]
 
 _OFFSET: Final = 4.0
-"""Added to grey values before the logarithm, so that noise in dark pixels stays small."""
+"""Added to grey values before the logarithm, which would amplify the noise of dark pixels."""
 
 _TILES: Final = 8
-"""Tiles along the longer side for the estimate of the background."""
+"""Number of tiles along the longer side for the estimate of the background."""
 
 
 def image_frame(pixels: NDArray[np.uint8]) -> Box | None:
@@ -53,7 +53,7 @@ def image_frame(pixels: NDArray[np.uint8]) -> Box | None:
     Returns
     -------
     Box or None
-        None if the whole image has one colour.
+        None if the whole image is of one colour.
     """
     height, width = pixels.shape[:2]
     top, bottom = _bars(pixels)
@@ -67,7 +67,7 @@ def image_frame(pixels: NDArray[np.uint8]) -> Box | None:
 
 def _bars(pixels: NDArray[np.uint8]) -> tuple[int, int]:
     """Return the numbers of rows of one colour at the top and at the bottom."""
-    # Compression leaves little noise in a bar; a row of a real image has more.
+    # Bars have little noise, from compression only; rows of a real image have more.
     step = max(1, pixels.shape[1] // 512)
     thinned = pixels[:, ::step].astype(np.float32)
     mean = thinned.mean(axis=1)
@@ -91,7 +91,7 @@ def downsample(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.float32]:
         return pixels.astype(np.float32)
     height, width = pixels.shape[0] // factor, pixels.shape[1] // factor
     whole = pixels[: height * factor, : width * factor]
-    # One block row at a time in a 16-bit sum: several times faster than a mean over two axes.
+    # Sums of rows in 16 bits, then of columns: several times faster than a mean over two axes.
     rows = np.zeros((height, width * factor, 3), np.uint16)
     for offset in range(factor):
         rows += whole[offset::factor]
@@ -104,14 +104,14 @@ def downsample(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Light:
-    """The brightness of the empty background: per channel, a surface of second order in the logarithm.
+    """Brightness of the empty background: one quadratic surface per channel, in the logarithm of grey values.
 
     Attributes
     ----------
     level : ndarray, shape (3,)
-        Logarithm of the background's grey value plus an offset, over the whole image.
+        Logarithm of the background's grey value plus `_OFFSET`, for the whole image.
     shape : ndarray, shape (6, 3)
-        Its change with position: coefficients of 1, y, x, y^2, x^2 and xy, positions from -1 to 1.
+        Deviation from it by position: coefficients of 1, y, x, y^2, x^2 and xy, with positions from -1 to 1.
     """
 
     level: NDArray[np.float64]
@@ -131,10 +131,10 @@ class Light:
 
 
 def background(image: Image) -> Light:
-    """Estimate the colour of the empty background at every position, with white balance and uneven light.
+    """Estimate the colour of the empty background at every position, including white balance and uneven illumination.
 
-    It is a smooth surface through the brightest part of each tile; tiles without background are below it and have
-    little weight.
+    The estimate is a quadratic surface through the brightest part of each tile, fitted by iteratively reweighted least
+    squares with ridge regularisation. Tiles without background are below the surface and get little weight.
 
     Parameters
     ----------
@@ -155,13 +155,14 @@ def background(image: Image) -> Light:
     where = np.asarray(places) / max(height, width) * 2 - 1
     y, x = where[:, 0], where[:, 1]
     terms = np.stack([np.ones_like(y), y, x, y * y, x * x, x * y], axis=1)
-    # Uneven light makes tiles gradually darker, cells make single tiles darker: start with a high tolerance.
+    # Uneven illumination darkens tiles gradually, cells darken single tiles. The tolerance starts high, so that the
+    # surface first follows the illumination, and decreases, so that tiles with cells lose their weight.
     surface = logs.copy()
     shape = np.zeros((6, 3))
     for tolerance in (0.3, 0.3, 0.2, 0.15, 0.1, 0.08, 0.08):
         short = np.maximum((surface - logs)[:, 1], 0.0)
         weight = 1.0 / (1.0 + (short / tolerance) ** 4) + 1e-4
-        # A ridge keeps the surface flat where too few tiles show background.
+        # The ridge keeps the surface flat if too few tiles show background.
         ridge = np.diag([0.0, 1.0, 1.0, 1.0, 1.0, 1.0]) * 0.02 * weight.sum() + np.eye(6) * 1e-6
         shape = np.linalg.solve(terms.T @ (weight[:, None] * terms) + ridge, terms.T @ (weight[:, None] * logs))
         shape = np.clip(shape, -1.0, 1.0)
@@ -170,7 +171,7 @@ def background(image: Image) -> Light:
 
 
 def _brightest(pixels: Image, percentile: float) -> NDArray[np.float64]:
-    """Return the median colour of the pixels brightest in green, which red cells and nuclei both absorb."""
+    """Return the median colour of the pixels brightest in green, the channel that red cells and nuclei both absorb."""
     flat = pixels.reshape(-1, 3).astype(np.float64)
     return np.asarray(np.median(flat[flat[:, 1] >= np.percentile(flat[:, 1], percentile)], axis=0))
 
@@ -203,7 +204,7 @@ def optical_density(image: Image, light: Light, channel: int, *, sigma: float = 
 
 
 def smoothed(plane: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """Return a plane (H, W) smoothed with a Gaussian of `sigma` pixels; 0 is no smoothing."""
+    """Return a plane (H, W) smoothed by a Gaussian of `sigma` pixels; 0 means no smoothing."""
     if sigma <= 0:
         return plane
     return np.asarray(ndimage.gaussian_filter(plane, sigma, truncate=3.0, mode="nearest"), np.float32)
@@ -216,12 +217,12 @@ class StainMaps:
     Attributes
     ----------
     nuclei : ndarray
-        The nucleus map: 0 for background, red cells and dirt, about 0.3 to 2 for nuclei. The geometric mean of the
-        density of red (red cells have none) and `violet`.
+        The nucleus map: the geometric mean of the density of red (almost 0 in red cells) and `violet`. It is 0 for
+        background, red cells and dirt, and about 0.3 to 2 for nuclei.
     violet : ndarray
         Density of green less that of blue: high in nuclei, low in cytoplasm, 0 in background, red cells and grey dirt.
     stain : ndarray
-        Density of green, which everything in a smear absorbs.
+        Density of green, which all stained objects of a smear absorb.
     """
 
     nuclei: NDArray[np.float32]
@@ -230,7 +231,7 @@ class StainMaps:
 
 
 def stain_maps(image: Image, light: Light, *, sigma: float = 0.0) -> StainMaps:
-    """Return the stain maps of an image. In one without colour, `nuclei` and `violet` are its density alone.
+    """Return the stain maps of an image. For a colourless image, `nuclei` and `violet` are 0.6 times its density.
 
     Parameters
     ----------
@@ -250,7 +251,7 @@ def stain_maps(image: Image, light: Light, *, sigma: float = 0.0) -> StainMaps:
     np.maximum(nuclei, 0.0, out=nuclei)
     nuclei *= violet
     np.sqrt(nuclei, out=nuclei)
-    # Nearly black pixels have no reliable colour; nuclei always transmit some blue.
+    # The colour of nearly black pixels is unreliable. These are not nuclei, which always transmit some blue.
     brightest = np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2])
     nuclei[brightest < 24] = 0.0
     return StainMaps(nuclei, violet, stain)
