@@ -150,6 +150,7 @@ def show_all(viewer: napari.Viewer, layer: Any) -> None:
     window.tabifyDockWidget(docks[1], docks[0])
     for side in sides:
         side.show()
+    layer.selected_data = set()
     viewer.reset_view()
 
 
