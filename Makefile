@@ -52,8 +52,8 @@ docs: $(READY)
 # The typed keyword arguments of the commands, from the settings models.
 overrides: $(READY)
 	$(BIN)/python -c 'import sys; sys.path.insert(0, "docs/_ext"); import generated; \
-		open("src/hematokit/pipelines/overrides.py", "w").write(generated.overrides_source())'
-	$(BIN)/ruff format --quiet src/hematokit/pipelines/overrides.py
+		generated.write_overrides("src/hematokit/overrides.py")'
+	$(BIN)/ruff format --quiet src/hematokit/overrides.py
 
 clean:
 	rm -rf $(VENV) hematokit-demo docs/_build

@@ -56,9 +56,10 @@ def cli_reference() -> str:
 def settings_models() -> list[type[Any]]:
     """Return all settings models, that of a training first."""
     from hematokit.pipelines import settings
+    from hematokit.store.settings import ImportSettings
     from hematokit.training.settings import TrainSettings
 
-    return [TrainSettings, *(getattr(settings, name) for name in settings.__all__)]
+    return [ImportSettings, TrainSettings, *(getattr(settings, name) for name in settings.__all__)]
 
 
 def settings_reference() -> str:
@@ -91,7 +92,7 @@ def settings_reference() -> str:
 
 
 def overrides_source() -> str:
-    """Return the source of ``hematokit/pipelines/overrides.py``; ``make overrides`` writes it."""
+    """Return the source of ``hematokit/overrides.py``; ``make overrides`` writes it."""
     import typing
 
     classes = []
@@ -111,6 +112,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict"""
     return "\n\n".join([head, imports, ""]) + "\n" + "\n\n\n".join(classes) + "\n"
+
+
+def write_overrides(file: str) -> None:
+    """Write the source of ``hematokit/overrides.py``, also where the present file lacks a class."""
+    import sys
+    import types
+
+    class StandIn(types.ModuleType):
+        def __getattr__(self, name: str) -> type[Any]:
+            if name.endswith("Overrides"):
+                return dict
+            raise AttributeError(name)
+
+    sys.modules["hematokit.overrides"] = StandIn("hematokit.overrides")
+    source = overrides_source()
+    Path(file).write_text(source, encoding="utf-8")
 
 
 def _source(annotation: Any) -> str:

@@ -48,6 +48,7 @@ from .plugins.specs import Variant as Variant
 from .results.reading import Results as Results
 from .results.reading import open_results as open_results
 from .review.session import Review as Review
+from .store import ImportSettings as ImportSettings
 from .store import PatchStore as PatchStore
 from .store import create_store as create_store
 from .store import import_crops as import_crops

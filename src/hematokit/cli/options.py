@@ -21,13 +21,10 @@ if TYPE_CHECKING:
     from hematokit.settings import Settings
 
 __all__ = [
-    "CodecOption",
     "DetectorOption",
     "DeviceOption",
-    "ForcePixelSizeOption",
     "InputsArgument",
     "ModelPixelSizeOption",
-    "PatchSizeOption",
     "RuntimeOption",
     "SetOption",
     "add_command",
@@ -48,9 +45,6 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="detector.NAME=VALUE", help="An option of the detector."),
 ]
-ForcePixelSizeOption = Annotated[
-    bool, typer.Option("--force-pixel-size", help="Use --pixel-size also for files that state another one.")
-]
 ModelPixelSizeOption = Annotated[
     float | None,
     typer.Option(help="Micrometres per pixel of the model's training images, where it does not state it."),
@@ -58,10 +52,6 @@ ModelPixelSizeOption = Annotated[
 RuntimeOption = Annotated[str, typer.Option(help="auto, torch, onnxruntime or openvino.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
 DetectorOption = Annotated[str, typer.Option(help="Detector; hematokit plugins lists them.")]
-PatchSizeOption = Annotated[int | None, typer.Option(help="Side of a new store's patches in px [default: 250].")]
-CodecOption = Annotated[
-    str | None, typer.Option(help="raw (faster) or zstd (about a fifth smaller), for a new store [default: raw].")
-]
 
 
 _TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text"}

@@ -4,8 +4,8 @@ Modules
 -------
 train, evaluate, compare, tile, detect, classify, explain, explain_field, export, demo
     One command each; ``explain_field`` is ``hematokit explain --field``.
-settings, overrides
-    The settings of the commands, and their typed keyword arguments (generated).
+settings
+    The settings of the commands.
 field_run, distributed
     Fields one after the other or on a cluster, for `detect` and `classify`.
 check_explanations, retrain

@@ -43,7 +43,7 @@ from hematokit.files import one_line_write_errors, write_atomically
 from hematokit.models import find_bundle, load_model
 from hematokit.models.classifier import Classifier
 from hematokit.models.config import TrainingSettings
-from hematokit.pipelines.overrides import FaithfulnessOverrides, SanityOverrides
+from hematokit.overrides import FaithfulnessOverrides, SanityOverrides
 from hematokit.pipelines.retrain import retrain_models
 from hematokit.pipelines.settings import FaithfulnessSettings, SanitySettings, StoreCellsSettings
 from hematokit.plugins import MadeExplainer

@@ -18,6 +18,7 @@ from hematokit.differential.differential import Differential, count_differential
 from hematokit.errors import FieldError, printable
 from hematokit.files import one_line_write_errors, write_atomically, write_json
 from hematokit.models.field_cells import model_pixel_size
+from hematokit.overrides import ClassifyOverrides
 from hematokit.pipelines.field_run import (
     WRITE_ADVICE,
     FieldJob,
@@ -27,7 +28,6 @@ from hematokit.pipelines.field_run import (
     scale_notes,
     work_on_fields,
 )
-from hematokit.pipelines.overrides import ClassifyOverrides
 from hematokit.pipelines.settings import ClassifySettings
 from hematokit.progress import Progress, no_progress
 from hematokit.reports.fields import cell_types_figure, render_field_report

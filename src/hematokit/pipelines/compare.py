@@ -19,8 +19,8 @@ from hematokit.evaluation.metrics import CLASS_METRICS
 from hematokit.files import one_line_write_errors, write_atomically
 from hematokit.models import ModelConfig, find_bundle
 from hematokit.models.bundle import read_config
+from hematokit.overrides import CompareOverrides
 from hematokit.pipelines.evaluate import evaluate, evaluation_folder
-from hematokit.pipelines.overrides import CompareOverrides
 from hematokit.pipelines.settings import CompareSettings
 from hematokit.progress import Progress, no_progress
 from hematokit.reports.evaluation import render_comparison

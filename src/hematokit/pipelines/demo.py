@@ -13,10 +13,10 @@ from hematokit.commands import CommandResult
 from hematokit.detection.windows import match_cells
 from hematokit.errors import TrainingError
 from hematokit.files import replace_file
+from hematokit.overrides import DemoOverrides
 from hematokit.pipelines.classify import classify
 from hematokit.pipelines.evaluate import evaluate
 from hematokit.pipelines.field_run import FieldResults
-from hematokit.pipelines.overrides import DemoOverrides
 from hematokit.pipelines.settings import DemoSettings
 from hematokit.pipelines.train import train
 from hematokit.progress import Progress, no_log, no_progress

@@ -11,8 +11,8 @@ from hematokit.annotations.writing import write_csv, write_parquet
 from hematokit.commands import Inputs, as_paths
 from hematokit.errors import FieldError
 from hematokit.files import one_line_write_errors
+from hematokit.overrides import DetectOverrides
 from hematokit.pipelines.field_run import WRITE_ADVICE, FieldJob, FieldResults, raise_if_all_failed, work_on_fields
-from hematokit.pipelines.overrides import DetectOverrides
 from hematokit.pipelines.settings import DetectSettings
 from hematokit.progress import Progress, no_progress
 from hematokit.results.folder import outcome_table, write_outcomes

@@ -14,7 +14,7 @@ from hematokit.evaluation.files import PICTURE, REPORT, write_evaluation
 from hematokit.evaluation.metrics import LOW_SUPPORT, OVERALL_METRICS
 from hematokit.evaluation.sources import open_training_store
 from hematokit.models import find_model, load_model
-from hematokit.pipelines.overrides import EvaluateOverrides
+from hematokit.overrides import EvaluateOverrides
 from hematokit.pipelines.settings import EvaluateSettings
 from hematokit.progress import Progress, no_progress
 from hematokit.reports.evaluation import render_picture, render_report

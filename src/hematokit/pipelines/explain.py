@@ -38,7 +38,7 @@ from hematokit.files import write_atomically
 from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.models import find_bundle, load_model
 from hematokit.models.model import prediction_frame
-from hematokit.pipelines.overrides import ExplainOverrides
+from hematokit.overrides import ExplainOverrides
 from hematokit.pipelines.settings import ExplainSettings
 from hematokit.plugins import MadeExplainer
 from hematokit.progress import Progress, no_progress

@@ -21,8 +21,8 @@ from hematokit.imaging.fieldfiles import open_field
 from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.models import find_bundle, load_model
 from hematokit.models.field_cells import classify_cells, field_patch_side, model_pixel_size, scale_warnings
+from hematokit.overrides import ExplainFieldOverrides
 from hematokit.pipelines.explain import ExplanationResult, ExplanationRun
-from hematokit.pipelines.overrides import ExplainFieldOverrides
 from hematokit.pipelines.settings import ExplainFieldSettings
 from hematokit.progress import Progress, no_progress
 from hematokit.reports.attributions import saliency_overlay

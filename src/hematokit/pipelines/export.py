@@ -32,7 +32,7 @@ from hematokit.models.formats.packages import drawn_crops
 from hematokit.models.formats.quantising import JudgedCrops
 from hematokit.models.loading import load_model
 from hematokit.models.runtimes.parity import sample_patches
-from hematokit.pipelines.overrides import ExportOverrides
+from hematokit.overrides import ExportOverrides
 from hematokit.pipelines.settings import ExportSettings
 from hematokit.progress import no_log
 from hematokit.reports.attributions import AttributedCell, class_figure

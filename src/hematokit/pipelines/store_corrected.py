@@ -18,7 +18,7 @@ from hematokit.errors import FieldError, ImageError, printable
 from hematokit.imaging.fieldfiles import Field, field_name, file_orientation
 from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.imaging.fieldfiles.pixelsize import check_given
-from hematokit.pipelines.overrides import StoreCorrectedOverrides
+from hematokit.overrides import StoreCorrectedOverrides
 from hematokit.pipelines.settings import StoreCorrectedSettings
 from hematokit.pipelines.tile import (
     CellsOfField,

@@ -25,7 +25,7 @@ from hematokit.commands import Inputs, as_paths
 from hematokit.errors import FieldError, ImageError, PluginError, printable
 from hematokit.imaging.fieldfiles import Field, field_name, list_fields, open_field
 from hematokit.imaging.fieldfiles.pixelsize import check_given
-from hematokit.pipelines.overrides import TileOverrides
+from hematokit.overrides import TileOverrides
 from hematokit.pipelines.settings import TileSettings
 from hematokit.plugins import load_plugins
 from hematokit.progress import Progress, no_progress

@@ -19,7 +19,7 @@ from hematokit.models.bundle import save_bundle
 from hematokit.models.classifier import Classifier, describe_device, resolve_device
 from hematokit.models.config import SplitRecord, TrainingRecord
 from hematokit.models.construction import BackboneChoice, build_backbone, choose_backbone
-from hematokit.pipelines.overrides import TrainOverrides
+from hematokit.overrides import TrainOverrides
 from hematokit.progress import Progress, no_log, no_progress
 from hematokit.store import PatchStore, open_store
 from hematokit.training.augmenters import make_augmenters, recorded_options

@@ -9,6 +9,8 @@ Modules
 -------
 In reading order: each imports only those above it.
 
+settings
+    The settings of an import.
 schema
     The layout: names of files, columns of tables, metadata.
 corrections
@@ -47,6 +49,7 @@ from hematokit.store.describing import PixelSizes, StoreInfo, describe_store, su
 from hematokit.store.importing import ImportSummary, import_crops
 from hematokit.store.patchstore import PatchRead, PatchStore, open_store, open_stored_field
 from hematokit.store.schema import CELL_COLUMNS, FIELD_COLUMNS
+from hematokit.store.settings import ImportSettings
 from hematokit.store.splitting import SplitSummary, split_store
 from hematokit.store.verifying import DamagedField, DamagedPatch, VerifyReport, verify_store
 from hematokit.store.writer import StoreWriter
@@ -56,6 +59,7 @@ __all__ = [
     "FIELD_COLUMNS",
     "DamagedField",
     "DamagedPatch",
+    "ImportSettings",
     "ImportSummary",
     "PatchRead",
     "PatchStore",

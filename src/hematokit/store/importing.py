@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ import pandas as pd
 from hematokit.commands import CommandResult
 from hematokit.errors import ImageError, StoreError, shell_word
 from hematokit.imaging.fieldfiles.pixelsize import check_given, is_same_size
+from hematokit.overrides import ImportOverrides
 from hematokit.progress import Progress, no_progress
 from hematokit.store.creating import StoreTarget
 from hematokit.store.describing import (
@@ -37,10 +38,11 @@ from hematokit.store.duplicates import regroup
 from hematokit.store.loading import CropFit, LoadedCrop, load_in_order
 from hematokit.store.patchstore import PatchStore
 from hematokit.store.schema import CELL_COLUMNS
+from hematokit.store.settings import ImportSettings
 from hematokit.store.smears import count_other_smears, other_smears
 from hematokit.store.sources import Listing, open_source
 from hematokit.store.writer import StoreWriter
-from hematokit.taxonomy import Taxonomy
+from hematokit.taxonomy import Taxonomy, load_taxonomy
 
 __all__ = ["ImportSummary", "import_crops"]
 
@@ -267,55 +269,35 @@ class _Import:
 
 
 def import_crops(
-    src: str | Path,
-    store_path: str | Path,
+    inputs: str | Path,
+    store: str | Path,
     *,
-    labels: str | Path | None = None,
-    taxonomy: Taxonomy | None = None,
-    patch_size: int | None = None,
-    resize: bool = False,
-    pad: bool = False,
-    codec: str | None = None,
-    near_duplicates: bool = True,
-    pixel_size_um: float | None = None,
-    force_pixel_size: bool = False,
+    taxonomy: Taxonomy | str | Path | None = None,
+    settings: ImportSettings | None = None,
     progress: Progress = no_progress,
+    **overrides: Unpack[ImportOverrides],
 ) -> ImportSummary:
-    """Import single-cell crops into a patch store, which is created if need be.
+    """Import single-cell crops into a patch store.
 
-    Every file ends as a committed cell or as a row of the store's `rejects`. Killed at any moment, the same call goes
-    on where the last commit was.
+    Every file ends as a committed cell or as a row of the store's `rejects`. Interrupted at any moment, the same call
+    continues after the last commit.
 
     Parameters
     ----------
-    src : str or Path
+    inputs : path
         A folder in which the class is the innermost folder named after a code of the taxonomy
         (``BLA/0001-1000/BLA_00001.jpg``); or a ``.csv`` with the columns ``path``, ``label`` and, if known,
         ``smear_id``, ``patient_id`` and ``pixel_size_um``, its paths relative to its own folder; or a ``.zip`` of such
         a folder.
-    store_path : str or Path
-        Folder of the store.
-    labels : str or Path, optional
-        A ``.csv`` as above for the files in the folder or zip `src`, instead of class folders.
-    taxonomy : Taxonomy, optional
+    store : path
+        Folder of the store; created if it does not exist.
+    taxonomy : Taxonomy or path, optional
         Classes of a new store, `MATEK_21` by default; must equal those of an existing one.
-    patch_size : int, optional
-        Side of the patches of a new store in pixels, 250 by default; must equal that of an existing one.
-    resize : bool
-        Scale crops of another size (Lanczos) so that their longer side fits; those not square need `pad` as well.
-    pad : bool
-        Fill up smaller crops by reflection.
-    codec : {"raw", "zstd"}, optional
-        How a new store packs patches, ``"raw"`` by default.
-    near_duplicates : bool
-        Search for crops that show the same cell, too, not only for equal pixels.
-    pixel_size_um : float, optional
-        Micrometres per pixel of the files, where neither their metadata nor the table state it. A crop that `resize`
-        scales gets the pixel size that its patch has.
-    force_pixel_size : bool
-        `pixel_size_um` (or the table's) wins over the metadata of the files.
+    settings : ImportSettings, optional
     progress : Progress
         Called with the number of files done.
+    **overrides
+        Fields of `ImportSettings`; they take precedence over `settings`.
 
     Returns
     -------
@@ -330,21 +312,24 @@ def import_crops(
         If the pixel size is not one.
     """
     started = time.monotonic()
-    check_given(pixel_size_um)
-    src, store_path = Path(src), Path(store_path)
-    target = StoreTarget.at(store_path, taxonomy=taxonomy, patch_size=patch_size, codec=codec)
-    fit = CropFit(target.patch_size, resize, pad, pixel_size_um, force_pixel_size)
+    settings = ImportSettings.combine(settings, overrides)
+    check_given(settings.pixel_size_um)
+    src, store_path = Path(inputs), Path(store)
+    classes = load_taxonomy(taxonomy) if isinstance(taxonomy, str | Path) else taxonomy
+    target = StoreTarget.at(store_path, taxonomy=classes, patch_size=settings.patch_size, codec=settings.codec)
+    fit = CropFit(target.patch_size, settings.resize, settings.pad, settings.pixel_size_um, settings.force_pixel_size)
+    labels = None if settings.labels is None else Path(settings.labels)
     with contextlib.ExitStack() as held:
-        with open_source(src, target.taxonomy, None if labels is None else Path(labels)) as listing:
-            store = target.open()
-            writer = held.enter_context(StoreWriter(store))
-            outcome = _add(store, writer, listing, fit, progress)
+        with open_source(src, target.taxonomy, labels) as listing:
+            opened = target.open()
+            writer = held.enter_context(StoreWriter(opened))
+            outcome = _add(opened, writer, listing, fit, progress)
             writer.update_rejects((item.source for item in listing.items), outcome.rejects)
             files, ignored = len(listing.items), listing.ignored
         # The search for duplicates needs memory of its own, and the list of files is no longer needed.
         del listing
-        regrouped = regroup(store, writer, near=near_duplicates, progress=progress)
-    cells = store.cells
+        regrouped = regroup(opened, writer, near=settings.near_duplicates, progress=progress)
+    cells = opened.cells
     sizes = summarize_pixel_sizes(cells)
     return ImportSummary(
         store=str(store_path),
@@ -354,12 +339,12 @@ def import_crops(
         rejected=dict(sorted(Counter(reason for _, reason, _ in outcome.rejects).items())),
         ignored=dict(sorted(ignored.items())),
         cells=len(cells),
-        classes=class_counts(cells, store.taxonomy),
+        classes=class_counts(cells, opened.taxonomy),
         exact_duplicates=regrouped.exact,
         conflicting_duplicates=regrouped.conflicting,
         near_duplicates=regrouped.near,
         overlaps=regrouped.overlap,
-        without_split=count_without_split(store),
+        without_split=count_without_split(opened),
         pixel_sizes=sizes,
         warnings=(
             *other_smears(count_other_smears(outcome.rejects), store_path, labels or src),

@@ -7,6 +7,19 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 
+class ImportOverrides(TypedDict, total=False):
+    """Fields of `ImportSettings`."""
+
+    labels: str | Path | None
+    patch_size: int | None
+    resize: bool
+    pad: bool
+    codec: str | None
+    near_duplicates: bool
+    pixel_size_um: float | None
+    force_pixel_size: bool
+
+
 class TrainOverrides(TypedDict, total=False):
     """Fields of `TrainSettings`."""
 
