@@ -24,7 +24,7 @@ def tensorstore_path(folder: Path) -> str:
     Raises
     ------
     OSError
-        If tensorstore opens no folder of that name; the message says what in the name is the reason.
+        If tensorstore cannot open a folder of that name; the message names the reason.
     """
     # `link/..` is the parent of the link's target. Without '..', links stay: the target's path may be refused.
     whole = folder.resolve() if ".." in folder.parts else folder.absolute()

@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend, and how names and paths are written in messages.
+"""Errors that a user can cause and correct, and the form of names and paths in messages.
 
 Every message is one line that says what is wrong, in which file, and what to do. The command line prints it
 and exits with code 2; in Python it is an ordinary exception.
@@ -52,7 +52,7 @@ def printable(text: str) -> str:
 
 
 def some_of(names: Sequence[str], count: int = 3) -> str:
-    """List the first names, and say how many more there are.
+    """Return the first names, and the number of the others.
 
     Examples
     --------
@@ -160,7 +160,7 @@ def naming(who: str) -> Iterator[None]:
 
 
 class HematokitError(Exception):
-    """Base of all errors that are a user's to mend."""
+    """Base of all errors that a user can correct."""
 
 
 class ImageError(HematokitError):
@@ -204,7 +204,7 @@ class ExplanationError(HematokitError):
 
 
 class TrainingError(HematokitError):
-    """A training that cannot start or go on with these data and settings."""
+    """A training that cannot start or continue with these data and settings."""
 
 
 class FieldError(HematokitError):

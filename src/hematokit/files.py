@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the whole new one, never a part."""
+"""Atomic writing of files: a reader sees the old or the complete new file, never a part."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def one_line_read_errors(path: Path, kind: type[HematokitError]) -> Iterator[Non
     Raises
     ------
     HematokitError
-        Of that `kind`, for other errors of the operating system in the block.
+        Of the type `kind`, for other errors of the operating system in the block.
     """
     try:
         yield
@@ -86,7 +86,7 @@ def one_line_read_errors(path: Path, kind: type[HematokitError]) -> Iterator[Non
 
 @contextlib.contextmanager
 def one_line_write_errors(folder: Path, kind: type[HematokitError], advice: str) -> Iterator[None]:
-    """Turn a full disk or a lack of permission into one line that says where, why, and what to do.
+    """Turn a full disk or missing permission into one line with the path, the reason and the remedy.
 
     Parameters
     ----------
@@ -95,12 +95,12 @@ def one_line_write_errors(folder: Path, kind: type[HematokitError], advice: str)
     kind : type
         Error to raise.
     advice : str
-        What to do, and what is kept.
+        Remedy, for the message.
 
     Raises
     ------
     HematokitError
-        Of that `kind`, for any `OSError` of the block.
+        Of the type `kind`, for any `OSError` of the block.
     """
     try:
         yield

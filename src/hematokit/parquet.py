@@ -66,7 +66,7 @@ def read_table(
     kind : type
         Error to raise.
     advice : str
-        What to do about a missing or damaged file.
+        Remedy for a missing or damaged file, for the error.
     columns : sequence of str, optional
         Those to read, in this order; all by default.
 
@@ -77,7 +77,7 @@ def read_table(
     Raises
     ------
     HematokitError
-        Of that `kind`, with one line: if the file is missing or damaged, lacks a column, or cannot be read.
+        Of the type `kind`, with one line: if the file is missing or damaged, lacks a column, or cannot be read.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -92,7 +92,7 @@ def read_table(
         raise kind(f"{shown} cannot be read ({reason}); correct that and run the same command again") from error
     try:
         _check(data)
-        # Memory of Arrow's own: its threads may give it back when Python has ended already, and must not ask that.
+        # The memory pool of Arrow: its threads may free memory after Python has ended.
         memory = pa.allocate_buffer(len(data))
         memoryview(memory).cast("B")[:] = data
         with pq.ParquetFile(pa.BufferReader(memory), page_checksum_verification=True) as file:

@@ -8,10 +8,10 @@ __all__ = ["Progress", "no_log", "no_progress", "part_of"]
 
 
 class Progress(Protocol):
-    """Called with what is done; raising from it (``KeyboardInterrupt``, say) cancels the work cleanly."""
+    """Called with the progress; raising from it (``KeyboardInterrupt``, say) cancels the work cleanly."""
 
     def __call__(self, done: int, total: int | None, message: str) -> None:
-        """Report `done` of `total` items (``None``: unknown) and a few words on what is going on."""
+        """Report `done` of `total` items (``None``: unknown) and a short text."""
 
 
 def no_progress(done: int, total: int | None, message: str) -> None:
@@ -23,7 +23,7 @@ def no_log(line: str) -> None:
 
 
 def part_of(progress: Progress, before: int, total: int, message: str) -> Progress:
-    """Return a progress for one part of some work, which reports to the whole.
+    """Return the progress function of one part of the work.
 
     Parameters
     ----------

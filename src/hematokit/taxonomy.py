@@ -82,7 +82,7 @@ class Taxonomy:
     Raises
     ------
     TaxonomyError
-        If there is no class, a code stands twice, or ``next_stage`` names an unknown code.
+        If there is no class, a code is given twice, or ``next_stage`` names an unknown code.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""YAML in which scalars stay text, and the values that such text stands for where a declared type is not text.
+"""YAML in which scalars stay text, and the conversion of such text to declared types.
 
 YAML 1.1 reads ``NO`` as false, ``010`` as eight and ``12:30`` as 750. Class codes, names and options of text must not
 change, so `parse_yaml` leaves every scalar as it is written. `read_value` and `typed_text` are for the values of
@@ -50,7 +50,7 @@ class Scalar(str):
 
     @property
     def is_null(self) -> bool:
-        """Whether it stands for a missing value: empty, ``~`` or ``null``."""
+        """Whether it represents a missing value: empty, ``~`` or ``null``."""
         return str(self) in _NULLS
 
 
@@ -118,7 +118,7 @@ def _text_loader() -> type[yaml.SafeLoader]:
 
 
 def read_value(text: str) -> Any:
-    """Return the number, boolean or None that a text stands for; any other text is returned as it is.
+    """Return the number, boolean or None that a text represents; any other text is returned unchanged.
 
     Only for options whose declared type is not text. Numbers are decimal, with or without leading zeros, or hexadecimal
     (``0x1F``).

@@ -124,7 +124,7 @@ class SmearsSummary(CommandResult):
     cells : int
         Cells whose smear or patient has changed.
     removed_split : dict or None
-        What the store said of its split, if that was removed because it now divides cells that belong together.
+        The previous split, if it was removed because it now divides cells that belong together.
     warnings : tuple of str
         Rows of the table that fit nothing, and what is doubtful about the store's smears and patients now.
     """
@@ -168,7 +168,7 @@ def set_smears(store: str | Path, table: str | Path, *, progress: Progress = no_
         Folder of the store.
     table : str or Path
         CSV, see `hematokit.store.smears.load_smears`. Its rows name the files as they were given to ``tile`` or
-        ``import``, or the store's field ids. What it does not name, or leaves empty, stays as it is.
+        ``import``, or the store's field ids. Files that it does not name, and empty entries, leave the store unchanged.
     progress : Progress
         Called with the progress of the search for duplicates.
 

@@ -201,7 +201,7 @@ def new_edit() -> str:
 def append_corrections(path: str | Path, corrections: Sequence[Correction]) -> None:
     """Add lines to a file of corrections, which is made if need be, and flush them to the disk.
 
-    Several processes may append at the same time; each waits for the others. What a killed writer left of a line is
+    Several processes may append at the same time; each waits for the others. A partial line left by a killed writer is
     removed: it was never acknowledged.
 
     Parameters
@@ -256,7 +256,7 @@ def _noted_size(path: Path) -> int:
 
 
 def _note_size(path: Path, size: int) -> None:
-    """Note how long the file is. What is noted may be too small, if this fails or is lost, but never too large."""
+    """Record the length of the file. It may be too small, if this fails or is lost, but never too large."""
     digits = b"%020d" % size
     # Always as many bytes, in one write over the old ones: there is no moment without a size.
     with contextlib.suppress(OSError):
@@ -275,7 +275,7 @@ def _check_size(path: Path, size: int, noted: int) -> None:
 
 
 def _append(file: int, data: bytes, check: Callable[[int], None]) -> int:
-    """Write behind the last whole line, if `check` agrees with where that is, and return the new size."""
+    """Write after the last complete line, if `check` accepts its position, and return the new size."""
     size = _whole_lines(file)
     os.lseek(file, max(0, size - _BLOCK), os.SEEK_SET)
     tail = os.read(file, min(size, _BLOCK))
@@ -295,7 +295,7 @@ def _append(file: int, data: bytes, check: Callable[[int], None]) -> int:
 
 
 def _whole_lines(file: int) -> int:
-    """Return where new lines go: behind the last whole one. Completes a last line that only lacks its end."""
+    """Return the position of new lines, after the last complete one; completes a last line that lacks only its end."""
     size = os.lseek(file, 0, os.SEEK_END)
     tail, start = b"", size
     while start > 0 and b"\n" not in tail:
@@ -370,7 +370,7 @@ def read_corrections_from(path: str | Path, position: int) -> tuple[list[Correct
     list of Correction
         As of `read_corrections`.
     int
-        Where this reading ended: behind the last whole line.
+        Position after the last complete line read.
 
     Raises
     ------
@@ -475,7 +475,7 @@ def lay_over(
 ) -> tuple[pd.DataFrame, npt.NDArray[np.bool_]]:
     """As `apply_corrections`, but the deleted cells stay; the array (n,) is False for them.
 
-    The last line on a cell decides: one that somebody labels after it was deleted is a cell again.
+    The last line on a cell decides: a cell that is labelled after it was deleted is a cell again.
     """
     standing = standing_corrections(corrections)
     if add is not None:
@@ -493,7 +493,7 @@ def lay_over(
         if entry.kind == "delete":
             continue
         label[row] = entry.after or label[row]
-        # Confirming what somebody corrected leaves it corrected.
+        # Confirming a corrected label leaves it corrected.
         source[row] = CORRECTED if CORRECTED in (source[row], SOURCES[entry.kind]) else CONFIRMED
         if reviewed is not None:
             reviewed[row] = True
@@ -505,7 +505,7 @@ def lay_over(
 
 def _with_added(cells: pd.DataFrame, added: Sequence[Correction]) -> pd.DataFrame:
     there = set(cells["cell_id"].tolist())
-    # Two people who pointed at the same missed cell at the same time added one cell; the first line says which.
+    # Two people who add the same missed cell at the same time add one cell, that of the first line.
     first = {entry.cell_id: entry for entry in reversed(added) if entry.cell_id not in there}
     rows = list(_rows(entry for entry in added if entry is first.get(entry.cell_id)))
     if not rows:

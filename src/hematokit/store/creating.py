@@ -154,7 +154,7 @@ def create_store(
                 (path / schema.ARRAY_FOLDER).mkdir(exist_ok=True)
                 write_json(path / schema.ARRAY_FOLDER / schema.ROOT_FILE, _array_metadata(patch_size, codec))
                 schema.write_cells(path, schema.empty_cells(), schema.TableState())
-                # The root's metadata makes the folder a store, so it comes last.
+                # The metadata of the root make the folder a store, so they are written last.
                 write_json(path / schema.ROOT_FILE, root)
             except BaseException:
                 _remove_started(path, is_new)
@@ -193,7 +193,7 @@ def _remove_started(path: Path, is_new: bool) -> None:
 
 
 def _array_metadata(patch_size: int, codec: str) -> dict[str, Any]:
-    """Let zarr itself say how the array is described, without writing anything."""
+    """Return the metadata of the array as zarr writes them, without writing anything."""
     patch = (patch_size, patch_size, 3)
     compressors = [Crc32cCodec()] if codec == "raw" else [ZstdCodec(level=1), Crc32cCodec()]
     written: dict[str, Any] = {}

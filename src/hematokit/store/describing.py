@@ -64,12 +64,12 @@ class PixelSizes:
         return "not known" if self.smallest is None else f"{self.smallest:.4g} to {self.largest:.4g} um"
 
     def problem(self, cells: str = "cells") -> str:
-        """Return in a few words what is unknown or differs; empty if nothing does.
+        """Return a short text on unknown or differing pixel sizes; empty if there are none.
 
         Parameters
         ----------
         cells : str
-            What to call the cells.
+            Name of the cells in the text.
         """
         parts = []
         if self.unknown:
@@ -188,7 +188,7 @@ class StoreInfo(CommandResult):
         One line for each of them, if asked for.
     content_hash : str
     corrections : dict of str to int
-        What people corrected and did not undo, by kind: ``label``, ``confirm``, ``delete``, ``add``.
+        Number of corrections that were not undone, by type: ``label``, ``confirm``, ``delete``, ``add``.
     """
 
     store: str
@@ -307,7 +307,7 @@ def describe_store(path: str | Path, *, rejects: bool = False) -> StoreInfo:
 
 
 def _count_corrections(store: PatchStore) -> dict[str, int]:
-    """Cells by what was done to them last; a cell corrected three times is one cell, one that was replaced is none."""
+    """Return the number of cells by their last correction; a cell corrected three times counts once."""
     there = set(store.committed_cells["cell_id"]) if store.corrections else set()
     last = {
         entry.cell_id: entry.kind
@@ -321,7 +321,7 @@ def _count_corrections(store: PatchStore) -> dict[str, int]:
 def _size(folder: Path) -> int:
     total = 0
     for file in folder.rglob("*"):
-        # A writer may be at work: its temporary files come and go.
+        # A writer may be active, whose temporary files appear and disappear.
         with contextlib.suppress(OSError):
             status = file.lstat()
             total += status.st_size if stat.S_ISREG(status.st_mode) else 0

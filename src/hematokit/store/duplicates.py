@@ -68,7 +68,7 @@ _SHIFTED = 0.08  # of the patch size: a copy moved by up to this is `near`, by m
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What is kept of each distinct patch, so that only new patches need reading when cells are added.
+    """Fingerprints of each distinct patch, so that only new patches are read when cells are added.
 
     Everything is filed under the hash of the pixels, not under the cell: a cell whose pixels change is another patch,
     and a fingerprint can be out of place but never wrong. The file is a cache: without it, all is computed again.
@@ -228,7 +228,7 @@ def assign_groups(
         ``field_id`` (without that column, each cell is its own field). Patches of one field are not compared with each
         other: they belong together anyway, and overlap where cells are dense.
     fingerprints : Fingerprints, optional
-        What an earlier call returned: only patches not in it are read. Patches no longer among `cells` leave it.
+        The fingerprints of an earlier call: only other patches are read. Patches no longer among `cells` are removed.
     progress : Progress
         Called with the patches fingerprinted, then with the pairs compared.
 
@@ -309,7 +309,7 @@ def _field_numbers(cells: pd.DataFrame) -> npt.NDArray[np.int64]:
 
 
 def _patch_fields(cells: pd.DataFrame, content: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Number of the field that each distinct patch is from; below zero, and each its own, where it is in several."""
+    """Return the number of the field of each distinct patch; unique and negative for a patch in several fields."""
     fields = pd.Series(_field_numbers(cells)).groupby(content).agg(["min", "max"])
     lowest, highest = fields["min"].to_numpy(np.int64), fields["max"].to_numpy(np.int64)
     return np.where(lowest == highest, lowest, -1 - np.arange(len(fields)))
@@ -436,7 +436,7 @@ def find_pairs(cells: pd.DataFrame, fingerprints: Fingerprints) -> pd.DataFrame:
 def label_conflicts(cells: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """Pairs of one and the same cell under two labels.
 
-    Overlaps do not count: they show two cells, each in the middle of its own crop.
+    Overlaps do not count: they show two cells, each in the centre of its own crop.
 
     Parameters
     ----------
@@ -464,7 +464,7 @@ def label_conflicts(cells: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True, slots=True)
 class Regrouped:
-    """Duplicates in a whole store, as a search for them leaves it.
+    """Result of a search for duplicates in a store.
 
     Attributes
     ----------
@@ -527,7 +527,7 @@ def group_cells(
     DataFrame
         `cells` with the groups.
     Fingerprints or None
-        What the search for near duplicates remembers; None without one.
+        Fingerprints of the search for near duplicates; None without one.
     """
     store.refresh()
     # Copies of one file under several names are one field.

@@ -167,7 +167,7 @@ def _write_image(folder: Path, field_id: str, field: Field, source: str, progres
 
 
 def _rendering(name: str) -> dict[str, Any]:
-    """What viewers need to show the three channels as one colour image."""
+    """Return the metadata from which viewers show the three channels as one colour image."""
     window = {"start": 0, "end": 255, "min": 0, "max": 255}
     colours = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"}
     channels = [
@@ -193,7 +193,7 @@ def _bands(height: int, width: int) -> list[Box]:
 
 
 def _halve(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Mean of 2x2 pixels (3, h, w), rounded; the last row or column of an odd size stands for two."""
+    """Return the mean of 2x2 pixels (3, h, w), rounded; the last row or column of an odd size counts twice."""
     odd = ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2))
     wide = np.pad(pixels, odd, mode="edge").astype(np.uint16)
     total = wide[:, ::2, ::2] + wide[:, 1::2, ::2] + wide[:, ::2, 1::2] + wide[:, 1::2, 1::2]

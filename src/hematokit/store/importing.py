@@ -1,7 +1,7 @@
 """Importing crops: files in, committed cells and a table of rejects out.
 
-The import adds, it never changes: a file that is in the store already is passed over, and one that has changed since
-is refused with a reason. Files are read and decoded by a few threads (Pillow's decoders release the interpreter lock)
+The import adds and never changes: a file that is already in the store is skipped, and one that has changed since is
+rejected with a reason. Files are read and decoded by a few threads (Pillow's decoders release the interpreter lock)
 and arrive in the order of their names, so two imports of one folder make the same store. A bounded number of files is
 in memory at any time.
 """
@@ -82,7 +82,7 @@ class ImportSummary(CommandResult):
     pixel_sizes : PixelSizes
         Pixel sizes of the patches in the store now.
     warnings : tuple of str
-        What is unknown of the pixel sizes, or does not agree; smears and patients that contradict those in the store.
+        Unknown or differing pixel sizes; smears and patients that contradict those in the store.
     seconds : float
     """
 
@@ -179,7 +179,7 @@ class _Import:
         known = dict(zip(keys, said, strict=True))
         measured = zip(*(cells[name].tolist() for name in ("pixel_size_um", "height", "width")), strict=True)
         sizes = dict(zip(keys, measured, strict=True))
-        # A crop is its own field, so its id must be that of no other field either.
+        # A crop is also a field, so its id must not be that of another field.
         taken = [*cells["cell_id"], *cells["field_id"], *fields]
         return cls(writer, _Names(taken), fit, known, sizes, dict(zip(sources, keys, strict=True)))
 
@@ -241,7 +241,7 @@ class _Import:
         known = self.known.get(key)
         if known is not None:
             new = (item.label, item.smear_id, item.patient_id)
-            # A source that does not say the patient or smear contradicts nobody.
+            # A source without patient or smear is no contradiction.
             for what, old_value, new_value in zip(("label", "smear", "patient"), known, new, strict=True):
                 if new_value not in ("", old_value):
                     return ImageError(
@@ -326,7 +326,7 @@ def import_crops(
             outcome = _add(opened, writer, listing, fit, progress)
             writer.update_rejects((item.source for item in listing.items), outcome.rejects)
             files, ignored = len(listing.items), listing.ignored
-        # The search for duplicates needs memory of its own, and the list of files is no longer needed.
+        # The list of files is freed before the search for duplicates, which needs memory.
         del listing
         regrouped = regroup(opened, writer, near=settings.near_duplicates, progress=progress)
     cells = opened.cells
@@ -370,7 +370,7 @@ def _add(store: PatchStore, writer: StoreWriter, listing: Listing, fit: CropFit,
     committed = dict(zip(writer.cells["source_key"].tolist(), writer.cells["pixel_sha256"].tolist(), strict=True))
     total = len(listing.items)
     with warnings.catch_warnings():
-        # What Pillow warns of (odd EXIF data, say) concerns no pixel, and would flood the terminal.
+        # Pillow's warnings (on EXIF data, for example) do not concern pixels, and would fill the terminal.
         warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
         for done, loaded in enumerate(load_in_order(listing.items, committed, fit), start=1):
             state.take(loaded)

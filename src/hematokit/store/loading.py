@@ -66,7 +66,7 @@ class CropFit:
         ----------
         image : ndarray of uint8, shape (H, W, 3)
         name : str
-            What to call the file in errors.
+            Name of the file in errors.
 
         Returns
         -------
@@ -101,7 +101,7 @@ class CropFit:
 
     @property
     def advice(self) -> str:
-        """What a person can do about a crop of the wrong size."""
+        """Return the remedy for a crop of the wrong size."""
         if self.resize and not self.pad:
             return "it is not square: --pad as well fills it up by reflection"
         if self.pad:
@@ -111,7 +111,7 @@ class CropFit:
 
 @dataclass(slots=True)
 class LoadedCrop:
-    """What became of one item.
+    """Result of loading one item.
 
     Attributes
     ----------
@@ -123,7 +123,7 @@ class LoadedCrop:
     pixel_sha256 : str
         Over the bytes of `patch` in C order.
     box : Box or None
-        The crop in its own pixels, before it was fitted.
+        The crop before it was fitted to the patch size.
     problem : ImageError or None
         Why the file was refused.
     pixel_size_um : float or None

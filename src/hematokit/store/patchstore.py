@@ -174,8 +174,8 @@ class PatchStore:
     def cells(self) -> pd.DataFrame:
         """A copy of the cells table, one row per cell, columns `CELL_COLUMNS`; unknown text is the empty string.
 
-        With what people corrected: their labels, with the ``label_source`` ``"corrected"`` (``"confirmed"`` where they
-        left the class as it was), and without the cells that they deleted.
+        Corrections are applied: corrected labels have the ``label_source`` ``"corrected"`` (``"confirmed"`` if
+        the class is unchanged), and deleted cells are left out.
         """
         return self._frame.copy()
 
@@ -198,13 +198,13 @@ class PatchStore:
 
     @property
     def committed_cells(self) -> pd.DataFrame:
-        """The cells as they were committed, without corrections: with those that people deleted, and the old labels."""
+        """The cells as committed, without corrections: deleted cells are included, and labels are the old ones."""
         frame: pd.DataFrame = self._table.to_pandas()
         return frame
 
     @property
     def corrections(self) -> list[Correction]:
-        """What people corrected, as `hematokit.store.corrections.read_corrections` gives it."""
+        """The corrections, as returned by `hematokit.store.corrections.read_corrections`."""
         return list(self._corrections)
 
     @property
@@ -227,7 +227,7 @@ class PatchStore:
 
     @property
     def split_info(self) -> dict[str, Any] | None:
-        """How the split was made: ``fractions``, ``seed``, ``by``, ``hash``; None if there is none."""
+        """Parameters of the split: ``fractions``, ``seed``, ``by``, ``hash``; None if there is no split."""
         return None if self._state.split_info is None else dict(self._state.split_info)
 
     @property
@@ -284,7 +284,7 @@ class PatchStore:
         Raises
         ------
         StoreError
-            If `rows` are no whole numbers, a row does not exist, or its shard is damaged or cannot be read.
+            If `rows` are not integers, a row does not exist, or its shard is damaged or cannot be read.
         """
         return self.read_rows_async(rows).result()
 
@@ -305,7 +305,7 @@ class PatchStore:
         Raises
         ------
         StoreError
-            If `rows` are no whole numbers, or a row does not exist.
+            If `rows` are not integers, or a row does not exist.
         """
         rows = np.asarray(rows)
         if rows.size and not np.issubdtype(rows.dtype, np.integer):

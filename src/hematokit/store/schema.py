@@ -257,12 +257,12 @@ def read_fields(store: Path, count: int, first: int = 0) -> pa.Table:
 
 
 def write_fields(store: Path, table: pa.Table) -> None:
-    """Replace the table of fields in one step; its new rows count once `write_cells` has said so."""
+    """Replace the table of fields in one step; its new rows are valid once `write_cells` has recorded their number."""
     write_table(store / FIELDS_FILE, table)
 
 
 def read_rejects(store: Path) -> pd.DataFrame:
-    """Read the table of refused files; empty if there is none.
+    """Read the table of rejected files; empty if it does not exist.
 
     Raises
     ------

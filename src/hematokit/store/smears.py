@@ -53,7 +53,7 @@ def id_warnings(smears: Sequence[str], patients: Sequence[str], what: str) -> li
     smears, patients : sequence of str
         One of each for every cell or field; empty where unknown.
     what : str
-        What they belong to, for the text: ``"cells"``.
+        Their owner, for the text: ``"cells"``.
 
     Returns
     -------
@@ -120,7 +120,7 @@ def on_several_sides(cells: pd.DataFrame, column: str) -> list[str]:
     cells : DataFrame
         With ``split``, empty for cells in no split.
     column : str
-        ``"patient_id"``, ``"smear_id"`` or ``"group"``; an empty value is none.
+        ``"patient_id"``, ``"smear_id"`` or ``"group"``; empty values are ignored.
 
     Returns
     -------
@@ -172,7 +172,7 @@ class SmearTable:
     entries: tuple[_Entry, ...]
     _exact: dict[Path, _Entry] = field(repr=False)
     _by_end: dict[str, list[_Entry]] = field(repr=False)
-    # Which file a line was used for: it must not stand for two files of one name.
+    # The file that a line was used for: one line must not match two files of one name.
     _used: dict[int, Path] = field(default_factory=dict, repr=False)
     _used_exactly: set[int] = field(default_factory=set, repr=False)
 
@@ -197,7 +197,7 @@ class SmearTable:
         Raises
         ------
         FieldError
-            If several lines name it and say different things, or a line without a folder names two files.
+            If several lines name it with different entries, or a line without a folder matches two files.
         """
         place = Path(path).resolve()
         exact = self._exact.get(place)
@@ -306,7 +306,7 @@ class SmearMatch:
     said : dict of Path to (str, str)
         Smear and patient of each field; empty where the table does not give them.
     warnings : tuple of str
-        What does not fit, a line each.
+        Mismatches, one line each.
     unmatched : int
         Fields for which the table gives neither smear nor patient.
     """
@@ -346,11 +346,11 @@ def read_named_columns(
     table : Path
         The file.
     columns : mapping of str to sequence of str
-        What each column may be called in the file, lower case; the first that is there counts.
+        Possible names of each column in the file, lower case; the first that exists is used.
     required : sequence of str
         Columns that must be there.
     needs : str
-        What the file needs, for the error: ``"'path' and 'label'"``.
+        Required columns, for the error: ``"'path' and 'label'"``.
 
     Returns
     -------

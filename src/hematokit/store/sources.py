@@ -59,7 +59,7 @@ def _read_label_rows(table: Path) -> list[_LabelRow]:
     Raises
     ------
     StoreError
-        If it cannot be read, lacks a column, or has a line without a path or with a pixel size that is none.
+        If it cannot be read, lacks a column, or has a line without a path or with an invalid pixel size.
     """
     needs = "'path' and 'label' (and may have 'smear_id', 'patient_id' and 'pixel_size_um')"
     rows = [

@@ -49,11 +49,11 @@ class SplitSummary(CommandResult):
     hash : str
         SHA-256 over the sorted (cell_id, split): equal hashes are equal splits.
     replaced : dict or None
-        What the store said of the split that this one replaced.
+        The split that this one replaced.
     changed : int
         Cells that the replaced split had elsewhere.
     warnings : tuple of str
-        Classes with too few cells, shares that whole groups did not allow, and what is doubtful about the patients.
+        Classes with too few cells, fractions that whole groups did not allow, and warnings about the patients.
     unlabelled : int
         Cells without a class; they are in no split.
     """
@@ -214,7 +214,7 @@ def split_store(
 ) -> SplitSummary:
     """Divide the cells of a store into train, val and test, and commit the division.
 
-    A split that is there already is replaced, and the summary says so. If an import was killed before it had searched
+    An existing split is replaced, which the summary states. If an import was killed before it had searched
     for duplicates, they are searched for first. Cells without a label are in no split.
 
     Parameters

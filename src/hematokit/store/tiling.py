@@ -1,4 +1,4 @@
-"""Writing whole fields into a store: their images, the patches of their cells, and which file each of them is.
+"""Whole fields in a store: their images, the patches of their cells, and their files.
 
 A field is written in this order: its image, the patches of its cells, then its row of ``fields.parquet`` together with
 theirs of ``cells.parquet``. It counts with the next commit of the writer, which takes all of them or none.
@@ -398,7 +398,7 @@ class TileSummary(CommandResult):
 
 @dataclass
 class TileTally:
-    """What is counted over the fields."""
+    """Counts over all fields."""
 
     added_fields: int = 0
     present_fields: int = 0

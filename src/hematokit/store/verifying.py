@@ -195,7 +195,7 @@ def _read_ahead(store: PatchStore, cells: pd.DataFrame) -> Iterator[tuple[pd.Dat
 
 
 def _patches(store: PatchStore, batch: pd.DataFrame, read: PatchRead | None) -> Iterator[npt.NDArray[np.uint8] | None]:
-    """Yield a batch's patches; one by one, with None for those that fail, if the batch cannot be read whole."""
+    """Yield the patches of a batch; if it cannot be read at once, one by one, with None for those that fail."""
     try:
         if read is not None:
             yield from read.result()

@@ -1,6 +1,7 @@
 """Writing a store: its lock, its one writer, and failures of the disk as one-line errors.
 
-Patches go into whole shards past the committed rows; nothing of them counts until ``cells.parquet`` is replaced.
+Patches go into whole shards after the committed rows; they are not part of the store until ``cells.parquet`` is
+replaced.
 A writer that is killed therefore leaves the store as it was at its last commit, and the next writer removes what is
 behind it.
 """
@@ -184,7 +185,7 @@ class StoreWriter:
 
     @property
     def state(self) -> schema.TableState:
-        """What is committed beside the rows."""
+        """Metadata committed with the rows."""
         return self._state
 
     def append(self, patches: npt.NDArray[np.uint8], cells: pd.DataFrame) -> None:
@@ -259,7 +260,7 @@ class StoreWriter:
         return True
 
     def commit_fields_if_due(self) -> bool:
-        """Commit between two fields, if there is a shard's worth of cells or enough time has passed.
+        """Commit between two fields, if the cells fill a shard or enough time has passed.
 
         Unlike `commit_if_due` it may leave the last shard partly filled, because the cells of a field are committed
         together or not at all.
@@ -361,9 +362,9 @@ class StoreWriter:
         Parameters
         ----------
         sources : iterable of str
-            What was given this time.
+            Sources of this call.
         rejects : sequence of (source, reason, message)
-            What of it was refused.
+            Sources rejected in this call.
         """
         given, old = set(sources), self._store.rejects
         new = pd.DataFrame(list(rejects), columns=list(schema.REJECT_COLUMNS))
