@@ -461,7 +461,7 @@ def test_the_pixel_size_is_that_of_the_file_then_the_table_then_as_given(
     assert sizes(tmp_path / "a.zarr") == {"plain": 0.1, "listed": 0.4, "dense": 0.2, "printed": 0.1, "ome": 0.3}
     forced = import_crops(folder, tmp_path / "b.zarr", patch_size=16, pixel_size_um=0.1, force_pixel_size=True)
     assert list(sizes(tmp_path / "b.zarr").values()) == [0.1] * 5
-    assert "pixel size 0.1 um as given; the file says 0.2 um" in " ".join(forced.warnings)
+    assert "pixel size 0.1 um as given; the file has 0.2 um" in " ".join(forced.warnings)
     unknown = import_crops(folder, tmp_path / "c.zarr", patch_size=16)
     assert sizes(tmp_path / "c.zarr") == {"plain": None, "listed": None, "dense": 0.2, "printed": None, "ome": 0.3}
     assert "3 of 5 cells is not known" in unknown.warnings[0]

@@ -1,8 +1,8 @@
-"""Whether an image file is complete and undamaged.
+"""Detection of damaged and incomplete image files.
 
-A JPEG decoder fills in missing or damaged pixels and only warns; a PNG decoder need not check the checksums of the
-pixels. The functions here decide from the file's bytes whether its pixels are those that were saved, as far as the
-format allows. Decoding is left to the readers.
+JPEG decoders fill in missing or damaged pixels and only warn; PNG decoders need not verify the checksums of the pixels.
+The functions in this module decide from the bytes of a file whether its pixels are those that were saved, as far as the
+format allows. They do not return pixels.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _END_OF_IMAGE, _START_OF_SCAN, _HUFFMAN_TABLES, _COMMENT = 0xD9, 0xDA, 0xC4, 0xF
 _APPLICATION = range(0xE0, 0xF0)
 _ZEROS = bytes(64)
 _STRAY_BYTES = 4
-"""Bytes between the pixels and the end marker that are no damage: some cameras write one or two. Of 1,200 crops damaged
-on purpose, none had so few."""
+"""Largest number of bytes between the pixels and the end marker that is not damage: some cameras write one or two.
+Each of 1,200 deliberately damaged crops had more."""
 
 _MOST_SCANS = 500
-"""Largest number of scans in a JPEG; encoders write about ten, and each takes as long as a whole image."""
+"""Largest number of scans in a JPEG. Encoders write about ten; each takes as long to decode as a whole image."""
 
 _NOT_JUDGED = ("subsampling", "precision", "SOF type")
-"""In the decoder's messages: forms of JPEG that it does not support. They are not damage."""
+"""Parts of the decoder's messages about unsupported variants of JPEG, which are not damage."""
 
 _PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _TIFF_LOSSLESS = (5, 8, 32773, 32946, 34925, 34926, 50000)
@@ -48,8 +48,8 @@ def find_damage(data: bytes, kind: str) -> str | None:
     Returns
     -------
     str or None
-        In a few words; None if no damage is detected. BMP, uncompressed TIFF and the lossy codings WebP and JPEG 2000
-        have no redundancy that would show changed bytes.
+        Short description of the damage; None if no damage is detected. Changed bytes cannot be detected in BMP,
+        uncompressed TIFF and the lossy codecs WebP and JPEG 2000, which have no redundancy.
     """
     if kind in ("JPEG", "MPO"):
         return jpeg_damage(data)
@@ -62,12 +62,12 @@ def find_damage(data: bytes, kind: str) -> str | None:
 
 
 def jpeg_damage(data: bytes) -> str | None:
-    """Return the damage of a JPEG, in the words of a decoder that stops at warnings; None if it is complete.
+    """Return the damage of a JPEG, as the message of a decoder that stops at warnings; None if it is complete.
 
-    These are not damage: anything after the end marker, stray bytes between segments, application segments of any
+    These are not damage: any bytes after the end marker, stray bytes between segments, application segments with any
     content, up to four stray bytes or any number of zeros before the end marker, and unusual sampling factors.
     """
-    # Only the structure distinguishes a scan from the same two bytes in an embedded preview or film.
+    # Embedded previews and films have the same two bytes, so scans must be counted from the structure of the file.
     if data.count(b"\xff\xda") > _MOST_SCANS and _bare_jpeg(data).count(b"\xff\xda") > _MOST_SCANS:
         return f"more than {_MOST_SCANS} scans"
     problem = _jpeg_warning(data)
@@ -77,7 +77,7 @@ def jpeg_damage(data: bytes) -> str | None:
     again = _jpeg_warning(bare)
     left_over = re.search(r"(\d+) extraneous bytes before marker 0xd9", again or "")
     if left_over and int(left_over[1]) > _STRAY_BYTES:
-        # Zeros may be padding, or pixels that were overwritten: without them, those are missing.
+        # Zeros may be padding or overwritten pixels. Without the zeros, overwritten pixels are missing.
         again = _jpeg_warning(bare[:-2].rstrip(b"\0") + bare[-2:])
     elif left_over:
         again = None
@@ -88,11 +88,11 @@ def _jpeg_warning(data: bytes) -> str | None:
     import simplejpeg
 
     try:
-        # An eighth of the size: every bit of the pixels is decoded, and little is computed.
+        # At an eighth of the size, all bits of the pixels are decoded but little is computed.
         simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, min_factor=8)
     except ValueError as error:
-        said = " ".join(str(error).split())
-        return None if any(words in said for words in _NOT_JUDGED) else said
+        message = " ".join(str(error).split())
+        return None if any(part in message for part in _NOT_JUDGED) else message
     return None
 
 
@@ -108,7 +108,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 class _Segment(NamedTuple):
-    """A segment of a JPEG: its marker, its start and stop, and for a scan the end of its coded pixels."""
+    """A segment of a JPEG: its marker, start and stop, and for a scan the end of its coded pixels."""
 
     kind: int
     start: int
@@ -133,7 +133,7 @@ def _segments(data: bytes) -> Iterator[_Segment]:
 
 
 def _bare_jpeg(data: bytes) -> bytes:
-    """Return a JPEG up to its end, without segments that no pixel needs and stray bytes before the pixels."""
+    """Return a JPEG up to its end marker, without stray bytes before the pixels and segments irrelevant to pixels."""
     kept, last, in_scans = [b"\xff\xd8"], 2, False
     for kind, start, _, end in _segments(data):
         if kind != _COMMENT and kind not in _APPLICATION:
@@ -147,8 +147,8 @@ def _bare_jpeg(data: bytes) -> bytes:
 def _has_zeros(data: bytes) -> bool:
     """Return whether pixels of a sequential JPEG were overwritten with zeros.
 
-    A decoder may decode as many blocks from them as there were: blocks in which every coefficient is -1, unless the
-    shortest code means the end of a block.
+    A decoder may accept zeros as blocks in which every coefficient is -1, unless the shortest code means the end of a
+    block; so the message of the decoder is not sufficient.
     """
     sequential, first = False, {}
     for kind, start, stop, end in _segments(data):
@@ -164,7 +164,7 @@ def _has_zeros(data: bytes) -> bool:
 
 
 def join_jpeg_tables(data: bytes, tables: bytes | None) -> bytes:
-    """Return a whole JPEG from a tile or strip of a TIFF and the tables that its pieces share."""
+    """Return a complete JPEG from a tile or strip of a TIFF and the tables shared by its pieces."""
     return data if not tables else tables.removesuffix(b"\xff\xd9") + data.removeprefix(b"\xff\xd8")
 
 
@@ -193,7 +193,7 @@ def _tiff_damage(data: bytes) -> str | None:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page: Any = file.pages[0]
         compression = int(page.compression)
-        luma_and_chroma = int(page.photometric) == 6 and compression != _TIFF_JPEG  # tifffile has no decoder of it
+        luma_and_chroma = int(page.photometric) == 6 and compression != _TIFF_JPEG  # no decoder in tifffile
         if compression not in (_TIFF_JPEG, *_TIFF_LOSSLESS) or luma_and_chroma:
             return None
         for index, (offset, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):

@@ -1,13 +1,19 @@
 """Fingerprints of patches, and the comparison of patches that may show the same pixels.
 
 A fingerprint has two parts. *Keypoints* are local extremes of a band-passed image, each with two hashes of its
-surroundings: patches cut from one field at different places have equal hashes in their overlap, moved by one integer
-translation (`match_translations`). The *shape* is a vector of low-frequency cosine coefficients that do not change when
-the patch is mirrored or turned by right angles: re-encoded, flipped and turned copies have nearly equal shapes
+surroundings. Patches cut from one field at different positions have equal hashes in their overlap, displaced by one
+integer translation (`match_translations`). The *shape* is a vector of low-frequency cosine coefficients that is
+invariant to mirroring and to rotation by right angles: re-encoded, flipped and rotated copies have nearly equal shapes
 (`match_shapes`).
 
-Both give candidates. `compare_patches` decides: it correlates the contrast-normalised overlap of two patches at the
-best translation near a given one.
+Both give candidates, which `compare_patches` confirms or rejects by the correlation of the contrast-normalised overlap
+of two patches, at the best translation near a given one.
+
+References
+----------
+Lowe DG (2004). Distinctive image features from scale-invariant keypoints. International Journal of Computer Vision 60,
+91-110 (extremes of a difference of smoothed images as keypoints). Calonder M, Lepetit V, Strecha C, Fua P (2010).
+BRIEF: binary robust independent elementary features. ECCV 2010, 778-792 (comparisons of pairs of points as descriptor).
 """
 
 from __future__ import annotations
@@ -48,19 +54,20 @@ KEYPOINTS = 64
 
 _RADIUS = 14  # px around a keypoint that are hashed: small enough for narrow overlaps, large enough to be unique
 _SIGMA_HASH = 1.5  # px, smoothing under the hashes
-_SIGMA_FINE, _BOX_COARSE = 1.3, 9  # on top of it: together the band of sigma 2 to 4 px. Finer bands see JPEG's blocks
+_SIGMA_FINE, _BOX_COARSE = 1.3, 9  # additional: together a band of sigma 2 to 4 px; finer bands have JPEG's blocks
 _SPACING = 9  # px, side of the window in which a keypoint is the extreme
-_CONTRAST = 1.0  # grey levels of band-passed signal under which an extreme is noise: blank patches get no keypoints
-_BITS = 72  # per hash. Fewer: chance matches crowd out true ones among 10^7 keypoints. More: noise flips one of them
-_LOW = 7  # cosine frequencies per axis that make up the shape
-_FLAT = 0.75  # grey levels of low-frequency signal under which a patch has no shape: flat patches are all alike
+_CONTRAST = 1.0  # grey levels of band-passed signal below which an extreme is noise: blank patches get no keypoints
+_BITS = 72  # per hash; with fewer, chance matches outnumber true ones among 10^7 keypoints; with more, noise flips one
+_LOW = 7  # cosine frequencies per axis in the shape
+_FLAT = 0.75  # grey levels of low-frequency signal below which a patch has no shape: flat patches are all similar
 _COINCIDE = 0.25  # share of the keypoints in the overlap that must coincide
 _NONE = np.uint8(255)  # in `positions`: no keypoint
 
 
 def _pairs_of_points() -> Int:
-    # Must never change: hashes on disk are comparable only with hashes of the same points. PCG64's raw stream is
-    # guaranteed by NumPy, unlike the methods of Generator.
+    # The points must never change: hashes on disk are comparable only with hashes of the same points. NumPy guarantees
+    # the raw stream of PCG64, but not that of the methods of Generator:
+    # https://numpy.org/doc/stable/reference/random/compatibility.html
     raw = np.random.PCG64(20210).random_raw(8 * 8 * _BITS).reshape(-1, 4)
     side = _RADIUS // 2 * 2 + 1
     points: Int = (raw % side).astype(np.int64) * 2 - (side - 1)
@@ -133,7 +140,7 @@ def _keypoints(smooth: Float, margin: int) -> tuple[Int, Int]:
     extreme = inner > _CONTRAST
     for dy, dx in _AROUND[1]:
         extreme &= inner >= strength[margin + dy : height - margin + dy, margin + dx : width - margin + dx]
-    # The wide window is checked around these few only: ten times faster than a maximum filter.
+    # Only these few are compared with the wide window: ten times faster than a maximum filter.
     y, x = np.nonzero(extreme)
     y, x = y + margin, x + margin
     order = np.argsort(-strength[y, x], kind="stable")[: 8 * KEYPOINTS]
@@ -145,10 +152,11 @@ def _keypoints(smooth: Float, margin: int) -> tuple[Int, Int]:
 
 def _hash_bits(bits: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
     """Fold (m, 2 * _BITS) bits into (m, 2) 32-bit hashes."""
-    words = np.packbits(bits.reshape(len(bits), 2, _BITS), axis=2).astype(np.uint64)
-    mixed = np.full(words.shape[:2], 0xCBF29CE484222325, np.uint64)
-    for byte in range(words.shape[2]):  # FNV-1a
-        mixed = (mixed ^ words[:, :, byte]) * np.uint64(0x100000001B3)
+    packed = np.packbits(bits.reshape(len(bits), 2, _BITS), axis=2).astype(np.uint64)
+    # 64-bit FNV-1a, folded to 32 bits: https://datatracker.ietf.org/doc/html/rfc9923
+    mixed = np.full(packed.shape[:2], 0xCBF29CE484222325, np.uint64)
+    for byte in range(packed.shape[2]):
+        mixed = (mixed ^ packed[:, :, byte]) * np.uint64(0x100000001B3)
     return (mixed ^ (mixed >> np.uint64(32))).astype(np.uint32)
 
 
@@ -160,10 +168,10 @@ def _cosines(side: int) -> Float:
 
 
 def _shape(image: Float) -> Float:
-    """Return a vector that is invariant to flips, right-angle turns, brightness and contrast.
+    """Return a vector that is invariant to flips, rotations by right angles, brightness and contrast.
 
-    A flip changes the sign of the odd coefficients of one axis and a transposition swaps the axes, so that the sum
-    and the difference of |c[u, v]| and |c[v, u]| are invariant.
+    A flip changes the sign of the odd coefficients of one axis, and a transposition swaps the axes; so the sum and the
+    absolute difference of ``|c[u, v]|`` and ``|c[v, u]|`` are invariant.
     """
     rows, columns = (_cosines(side) for side in image.shape)
     low = np.abs(rows @ image @ columns.T)
@@ -217,22 +225,23 @@ def match_translations(
     neighbours: int = 16,
     chunk: int = 2048,
 ) -> Translations:
-    """Return pairs of patches of which several keypoints agree on one translation.
+    """Return pairs of patches in which several keypoints agree on one translation.
 
     Parameters
     ----------
     prints : PatchFingerprints
-        Of all patches.
+        Fingerprints of all patches.
     start : int
-        Only pairs whose later patch has at least this index: patches before it were matched already.
+        Smallest index of the later patch of a pair; pairs of earlier patches are not returned.
     min_votes : int
-        Keypoints whose hashes must agree on a translation, within one unit. More of them must coincide by position.
+        Number of keypoints whose hashes must agree on a translation, within one unit. In addition, a share of all
+        keypoints in the overlap must coincide in position.
     neighbours : int
-        Largest number of earlier equal hashes that a hash is matched with, so that a hash of very many patches (an
-        artefact of the camera, or thousands of copies of one image) takes linear time. Copies stay connected through
-        one another.
+        Largest number of earlier equal hashes with which a hash is matched, so that a hash of very many patches (an
+        artefact of the camera, or thousands of copies of one image) takes linear time. Copies remain connected through
+        each other.
     chunk : int
-        Patches matched at a time; bounds the memory.
+        Number of patches matched at a time, which limits the memory.
 
     Returns
     -------
@@ -242,11 +251,11 @@ def match_translations(
     n = len(prints)
     valid = prints.positions[:, :, 0] != _NONE
     reach = int(prints.positions.max(initial=0, where=valid[:, :, None]))
-    # One sorted array of (hash, keypoint) per hash: in place, 8 bytes per keypoint, no argsort.
+    # One sorted array of (hash, keypoint) per hash, both packed into 64 bits: smaller and faster than an argsort.
     keypoint = np.flatnonzero(valid).astype(np.uint64)
     indexes = []
     for which in range(prints.hashes.shape[2]):
-        # In place: at the size of the published set each of these arrays is some 90 MB.
+        # In place, because for the published data set each of these arrays has about 90 MB.
         index = prints.hashes[:, :, which][valid].astype(np.uint64)
         index <<= np.uint64(32)
         index |= keypoint
@@ -279,15 +288,17 @@ def match_translations(
 
 
 def _vote(prints: PatchFingerprints, matches: Int, min_votes: int, reach: int) -> Translations:
+    # Each match votes for a translation of its pair of patches; the translation with most votes wins.
     first, second = matches.T // KEYPOINTS
     other = first != second
-    # A keypoint counts once, though both of its hashes agree. Sorting one number per match is far quicker than rows.
+    # A keypoint votes once even if both of its hashes agree. Sorting one number per match is much faster than sorting
+    # rows.
     span = np.int64(len(prints)) * KEYPOINTS
     codes = np.unique(matches[other, 0] * span + matches[other, 1])
     one, two = np.divmod(codes, span)
     first, second = one // KEYPOINTS, two // KEYPOINTS
     pair = first * len(prints) + second
-    # Codes are sorted by keypoint of the first patch; nearly all pairs have one chance match and are dropped here.
+    # Nearly all pairs have a single match by chance and are dropped here.
     _, inverse, counts = np.unique(pair, return_inverse=True, return_counts=True)
     enough = counts[inverse] >= min_votes
     one, two, pair = one[enough], two[enough], pair[enough]
@@ -299,7 +310,7 @@ def _vote(prints: PatchFingerprints, matches: Int, min_votes: int, reach: int) -
     new[1:] = (np.diff(pair) != 0) | (np.diff(dy) != 0) | (np.diff(dx) != 0)
     exact = np.diff(np.append(np.flatnonzero(new), len(pair)))
     pair, dy, dx = pair[new], dy[new], dx[new]
-    # The commonest translation of each pair, and the votes within one unit of it.
+    # The most frequent translation of each pair, and the votes within one unit of it.
     best = np.lexsort((-exact, pair))
     pair, dy, dx, exact = pair[best], dy[best], dx[best], exact[best]
     leader = np.ones(len(pair), bool)
@@ -328,8 +339,8 @@ def _vote(prints: PatchFingerprints, matches: Int, min_votes: int, reach: int) -
 def _coincide(positions: UInt8, step: int, reach: int, found: Translations) -> npt.NDArray[np.bool_]:
     """Return whether enough keypoints of one patch coincide with keypoints of the other under the translation.
 
-    This rejects chance matches without reading pixels: a keypoint whose hash has a flipped bit is still there. By
-    chance, 1 in 80 is within one pixel of another.
+    This rejects chance matches without reading pixels. Positions are compared, not hashes, because noise changes a bit
+    of many hashes but does not move their keypoints. By chance, 1 in 80 keypoints is within one pixel of another.
     """
     one = positions[found.first].astype(np.int16)
     two = positions[found.second].astype(np.int16) + np.stack([found.dy, found.dx], axis=1).astype(np.int16)[:, None]
@@ -345,18 +356,18 @@ def _coincide(positions: UInt8, step: int, reach: int, found: Translations) -> n
 
 
 def match_shapes(shapes: npt.NDArray[np.float16], start: int = 0, *, radius: float = 0.12, most: int = 16) -> Int:
-    """Return pairs of patches of nearly the same shape.
+    """Return pairs of patches with nearly the same shape.
 
     Parameters
     ----------
     shapes : float16 (n, SHAPE_SIZE)
         Shapes of all patches; rows of zeros match nothing.
     start : int
-        Only pairs whose later patch has at least this index.
+        Smallest index of the later patch of a pair.
     radius : float
-        Euclidean distance (of vectors of length 1) up to which shapes are nearly the same.
+        Largest Euclidean distance of shapes (vectors of length 1).
     most : int
-        Number of nearest patches of each patch.
+        Number of nearest patches considered for each patch.
 
     Returns
     -------
@@ -378,11 +389,11 @@ def match_shapes(shapes: npt.NDArray[np.float16], start: int = 0, *, radius: flo
 TRANSFORMS = ("same", "turn90", "turn180", "turn270", "mirror", "mirror+turn90", "mirror+turn180", "mirror+turn270")
 """The eight symmetries of the square, by the numbers that `compare_patches` and `turn` use."""
 
-# Measured on 60 real overlaps: similarity 0.86 and more, drop 0.41 and more. Unrelated: similarity up to 0.6.
+# Measured: similarity >= 0.86 and drop >= 0.41 for 60 real overlaps; similarity <= 0.6 for unrelated patches.
 _SIMILAR, _DROP, _SHARE = 0.7, 0.2, 0.05
 _DIRECTIONS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))
 _CLIMB = 3  # steps of one pixel towards the best translation
-_ASIDE = 8  # px, for the drop: wider than a keypoint, narrower than a nucleus
+_ASIDE = 8  # px, displacement for the drop: larger than a keypoint, smaller than a nucleus
 
 
 class Overlap(NamedTuple):
@@ -395,10 +406,10 @@ class Overlap(NamedTuple):
     similarity : float
         Correlation of the overlap.
     share : float
-        Part of a patch that overlaps.
+        Area of the overlap, as a share of a patch.
     drop : float
         Decrease of the correlation when the translation is changed by 8 px, in the direction of the smallest decrease.
-        Near 0 where only a straight edge agrees, such as the black bar of a letterboxed image.
+        It is near 0 if only a straight edge agrees, such as the black bar of a letterboxed image.
     transform : int
         Index in `TRANSFORMS` of the transform of the second patch.
     """
@@ -419,7 +430,7 @@ class Overlap(NamedTuple):
 def contrast(patch: UInt8) -> Float:
     """Return the contrast-normalised grey image of a patch, in which all texture has the same weight.
 
-    Otherwise one dark nucleus, or the black bar of a letterboxed image, would dominate a correlation.
+    Without normalisation, a dark nucleus or the black bar of a letterboxed image would dominate a correlation.
 
     Parameters
     ----------
@@ -437,7 +448,7 @@ def contrast(patch: UInt8) -> Float:
 
 
 def turn(image: npt.NDArray[np.generic], transform: int) -> npt.NDArray[np.generic]:
-    """Return a view of `image` (P, P, ...) under transform number `transform`: mirrored first, then turned."""
+    """Return a view of `image` (P, P, ...) under transform number `transform`: first mirrored, then rotated."""
     return np.rot90(image[:, ::-1] if transform >= 4 else image, transform % 4)
 
 
@@ -454,7 +465,7 @@ def overlap_views(
 def _correlation(one: npt.NDArray[np.generic], two: npt.NDArray[np.generic]) -> float:
     a = np.ascontiguousarray(one, np.float32).ravel()
     b = np.ascontiguousarray(two, np.float32).ravel()
-    # A blank overlap has almost no energy; the constant keeps its noise from counting as agreement.
+    # A blank overlap has almost no energy. The constant prevents a high correlation of its noise.
     blank = np.float32(0.01 * a.size)
     return float(a @ b / np.sqrt((a @ a + blank) * (b @ b + blank))) if a.size else 0.0
 
@@ -467,15 +478,15 @@ def compare_patches(first: Float, second: Float, dy: int = 0, dx: int = 0, *, an
     first, second : float32 (P, P)
         From `contrast`.
     dy, dx : int
-        Translation in px, as in `Translations`; it is improved by hill climbing within 3 px.
+        Translation in px, as in `Translations`; it is refined by hill climbing within 3 px.
     any_transform : bool
-        Whether `second` may be mirrored and turned by right angles.
+        Whether `second` may be mirrored and rotated by right angles.
 
     Returns
     -------
     Overlap
-        Similarity 1 means the same up to brightness and contrast. The same pixels encoded twice stay above 0.95 as
-        a rule; unrelated patches at their best translation stay under 0.6.
+        A similarity of 1 means equal up to brightness and contrast. It is usually above 0.95 for the same pixels
+        encoded twice, and below 0.6 for unrelated patches at their best translation.
     """
     transform = 0
     if any_transform:

@@ -1,13 +1,13 @@
-"""Fields of any format, read by windows: TIFF, OME-TIFF, OME-Zarr, PNG, JPEG, BMP and vendors' formats.
+"""Fields of any format, read window by window: TIFF, OME-TIFF, OME-Zarr, PNG, JPEG, BMP and vendors' formats.
 
 Modules
 -------
 field
     `Field`: 8-bit RGB pixels by boxes, the pixel size, and notes on how the file was read; levels of pixels.
 opening
-    `open_field`, for every format; what metadata state of pixel size and orientation.
+    `open_field`, for every format; pixel size and orientation from metadata.
 listing
-    The fields in folders; their names and ids.
+    Fields in files and folders; their names and ids.
 tiff, segments
     Pages and metadata of TIFF and OME-TIFF; their pixels, decoded tile by tile.
 omezarr

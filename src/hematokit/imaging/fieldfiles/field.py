@@ -37,9 +37,9 @@ MAX_WHOLE_BYTES = 512 * 1024 * 1024
 """Largest decoded piece in memory at once: a tile, a strip, a chunk, or a file without pieces."""
 
 MAX_CACHE_BYTES = 256 * 1024 * 1024
-"""Size of the cache of decoded pieces, which the next window needs again."""
+"""Size of the cache of decoded pieces, which neighbouring windows share."""
 
-_MAX_SIDE = 1 << 24  # pixels; more is a damaged header: at 0.1 um it would be a slide of 1.7 m
+_MAX_SIDE = 1 << 24  # pixels; a larger size is from a damaged header: 1.7 m at 0.1 um per pixel
 
 
 class Level(Protocol):
@@ -74,11 +74,11 @@ class Source:
     notes : tuple of str
         Notes for the user.
     significant_bits : int or None
-        Bits in use of 16, where the metadata state them.
+        Bits used of 16, if stated in the metadata.
     close : callable
         Releases the file.
     orientation : int
-        As the metadata state it (1 to 8 as in EXIF); `levels` are turned accordingly.
+        Orientation from the metadata (1 to 8 as in EXIF); it is already applied to `levels`.
     """
 
     levels: Sequence[Level]
@@ -108,7 +108,7 @@ class ArrayLevel:
 
 
 class TurnedLevel:
-    """A level turned as its file's orientation states.
+    """A level with the orientation of its file applied.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ class TurnedLevel:
 
 
 def check_size(height: int, width: int, shown: str) -> None:
-    """Refuse sizes that no field has.
+    """Raise an error for sizes that no field has.
 
     Raises
     ------
@@ -158,26 +158,27 @@ def drop_alpha(pixels: npt.NDArray[Any], opaque: int, shown: str) -> npt.NDArray
 
 
 _DEPTHS = (8, 10, 12, 14, 16)
-"""Bits in use of 16 that cameras have."""
+"""Bit depths of cameras, of 16 bits stored."""
 
 _SAMPLE_PIXELS = 4_000_000  # a level of up to this size is read whole
 _SAMPLE_GRID, _SAMPLE_SIDE = 8, 128  # of a larger one: 8 x 8 boxes of 128 px
 
 
 def _choose_depth(maximum: int, significant_bits: int | None) -> int:
-    """Return the number of 16 bits that the camera used.
+    """Return the number of bits, of 16 stored, that the camera used.
 
     Parameters
     ----------
     maximum : int
         Largest value of the sampled pixels.
     significant_bits : int or None
-        From the metadata. 16 is ignored: programs write it for every image of 16 bits.
+        Number from the metadata. 16 is ignored, because programs write it for every 16-bit image.
 
     Returns
     -------
     int
-        The stated number, if it is below 16 and holds the maximum; else the smallest of `_DEPTHS` that does.
+        The stated number if it is below 16 and the maximum fits into it, otherwise the smallest of `_DEPTHS` into which
+        it fits.
     """
     if significant_bits is not None and 8 <= significant_bits < 16 and maximum < 1 << significant_bits:
         return significant_bits
@@ -192,7 +193,7 @@ def _lookup_table(depth: int) -> npt.NDArray[np.uint8]:
 
 
 def _sample_maximum(levels: Sequence[Level]) -> int:
-    """Return the largest value of a field's smallest level, or of evenly spread boxes in it where it is large."""
+    """Return the largest value of a field's smallest level, or of evenly distributed boxes in it if it is large."""
     level = levels[-1]
     if level.height * level.width <= _SAMPLE_PIXELS:
         return _maximum(level.read(Box(0, 0, level.height, level.width)))
@@ -219,7 +220,7 @@ class Field:
     path : Path
         The file or folder.
     name : str
-        The stem, from which the field's identity is made: ``slide1`` for ``slide1.ome.tif``.
+        The stem, from which the id of the field is derived: ``slide1`` for ``slide1.ome.tif``.
     height, width : int
         Size at full resolution, in pixels.
     pixel_size_um : float or None
@@ -227,7 +228,7 @@ class Field:
     pixel_size_source : str
         ``"metadata"``, ``"given"``, or ``""`` where it is unknown.
     orientation : int
-        The orientation that was applied, 1 to 8 as in EXIF; 1 is the image as stored.
+        The applied orientation, 1 to 8 as in EXIF; 1 is the image as stored.
     notes : tuple of str
         Notes for the user, one line each: conversions, and metadata that were not used.
     """
@@ -353,7 +354,7 @@ class Field:
                 try:
                     return self._downsample(level, height, width), scale
                 except ImageError:
-                    # A damaged level of the pyramid; the next larger one may be whole.
+                    # This level of the pyramid is damaged; the next larger one may be intact.
                     continue
         return self._downsample(base, height, width), scale
 
@@ -370,21 +371,21 @@ class Field:
         small = np.concatenate(bands)
         if small.shape[:2] == (height, width):
             return small
-        # The last blocks may be partial: the box is the real extent of the image.
+        # The last blocks may be partial; the box has the exact extent of the image.
         extent = (0, 0, level.width / factor, level.height / factor)
         resized = Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR, box=extent)
         return np.array(resized)
 
 
 def unreadable(shown: str, error: Exception) -> ImageError:
-    """Return the error of one line for pixels that cannot be read; decoders raise anything on a damaged file."""
+    """Return a one-line error for pixels that cannot be read; decoders raise any exception for damaged files."""
     if isinstance(error, ImageError):
         return error
     if isinstance(error, MemoryError):
         return ImageError("too-large", f"{shown} needs more memory than there is; save it as a tiled, compressed TIFF")
     text = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:200]
     detail = printable(text) or type(error).__name__
-    # An error of the operating system is no damage of the file, unless the medium itself fails.
+    # An error of the operating system does not mean that the file is damaged, unless the medium fails.
     refused = isinstance(error, OSError) and error.errno not in (None, errno.EIO, errno.EINVAL)
     advice = "correct that and open it again" if refused else "copy or export the file again"
     return ImageError("unreadable", f"{shown} cannot be read ({detail}); {advice}")

@@ -1,4 +1,4 @@
-"""Which files and folders are fields, their names, and their ids."""
+"""Fields in files and folders, their names, and their ids."""
 
 from __future__ import annotations
 
@@ -19,41 +19,42 @@ from hematokit.imaging.reading import IMAGE_SUFFIXES
 __all__ = ["SUFFIXES", "VENDOR_SUFFIXES", "field_name", "list_fields", "name_fields", "safe_name"]
 
 VENDOR_SUFFIXES: Final = frozenset({".czi", ".nd2", ".lif", ".oib", ".oif", ".vsi", ".dv"})
-"""Endings, lower case, of vendors' formats; those of Zeiss and Nikon have readers in the extra ``hematokit[bioio]``."""
+"""Suffixes, in lower case, of vendors' formats; the extra ``hematokit[bioio]`` has readers for Zeiss and Nikon."""
 
 SUFFIXES: Final = IMAGE_SUFFIXES | {".btf", ".tf8"} | VENDOR_SUFFIXES
-"""Endings, lower case, of files that are fields."""
+"""Suffixes, in lower case, of files that are fields."""
 
 _DOUBLE: Final = (".ome", ".zarr")
-"""Endings before the ending that belong to it: slide.ome.tif, slide.zarr.ome.zarr."""
+"""Additional suffixes before the last one, as in slide.ome.tif and slide.zarr.ome.zarr."""
 
 _LONGEST: Final = 100
-"""Bytes of the longest id."""
+"""Largest length of an id in bytes."""
 
 _RESERVED: Final = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-"""Names that Windows keeps for devices: results move between systems."""
+"""Names reserved for devices by Windows; they are avoided because results are moved between systems."""
 
 
 def list_fields(paths: Sequence[Path]) -> list[Path]:
     """Return the fields in files and folders.
 
-    A folder is searched recursively for files whose ending is one of `SUFFIXES` and for OME-Zarr images; hidden files
-    and folders are left out. A store of hematokit has the fields inside it.
+    A folder is searched recursively for files with one of the `SUFFIXES` and for OME-Zarr images; hidden files and
+    folders are skipped. The fields in a hematokit store are those stored in it.
 
     Parameters
     ----------
     paths : sequence of Path
+        Files and folders.
 
     Returns
     -------
     list of Path
-        Each once; the paths in the order given, the content of a folder sorted by name.
+        Fields without duplicates, in the order of `paths`; those in a folder are sorted by name.
 
     Raises
     ------
     ImageError
-        ``"missing"`` if a path does not exist, ``"not-an-image"`` for a file of another ending, ``"no-fields"`` if
-        there is no field in one of the folders.
+        ``"missing"`` if a path does not exist, ``"not-an-image"`` for a file with another suffix, ``"no-fields"`` if a
+        folder has no field.
     """
     found: dict[Path, Path] = {}
     for path in paths:
@@ -83,7 +84,7 @@ def list_fields(paths: Sequence[Path]) -> list[Path]:
 
 
 def _search(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """Yield the fields below a folder, except in folders `seen` before: links may form a circle."""
+    """Yield the fields below a folder, except in folders already `seen`, because links may form a cycle."""
     try:
         about = folder.stat()
         if (about.st_dev, about.st_ino) in seen:
@@ -111,12 +112,12 @@ def _search(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
             elif path.suffix.lower() in SUFFIXES and entry.is_file():
                 yield path
         except OSError:
-            # A link that leads nowhere or to itself is no field.
+            # Skip broken and circular links.
             continue
 
 
 def field_name(path: Path) -> str:
-    """Return the name of a field: the file's name without its endings.
+    """Return the name of a field: the file name without its suffixes.
 
     Examples
     --------
@@ -134,9 +135,9 @@ def field_name(path: Path) -> str:
 
 
 def safe_name(name: str) -> str:
-    """Return a name that every file system accepts for a folder.
+    """Return a name that is valid for a folder on every file system.
 
-    Letters and digits of all scripts, and ``. _ + -``, are kept; other characters become ``_``.
+    Letters and digits of all scripts and ``. _ + -`` are kept; other characters are replaced by ``_``.
 
     Examples
     --------
@@ -152,19 +153,19 @@ def safe_name(name: str) -> str:
 
 
 def name_fields(stems: Mapping[str, str], known: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return an id for each field: its stem, or where several have the same, the stem and part of a hash of its key.
+    """Return an id for each field: its stem, followed by part of a hash of its key if several fields share the stem.
 
     Parameters
     ----------
     stems : mapping of str to str
-        Stem by key; a key identifies a field for good, such as its path.
+        Stem by key; a key identifies a field permanently, such as its path.
     known : mapping of str to str, optional
-        Ids by key from earlier calls; they stay.
+        Ids by key from earlier calls, which are kept.
 
     Returns
     -------
     dict of str to str
-        Id by key, for every key of `stems`. No two differ in case only.
+        Id by key, for every key of `stems`. Ids are unique even if case is ignored.
     """
     known = known or {}
     ids = {key: known[key] for key in stems if key in known}

@@ -30,7 +30,7 @@ __all__ = ["ZarrLevel", "is_image_folder", "open_omezarr", "stored_fields"]
 _STORE_KIND = "hematokit patch store"  # as in hematokit.store.schema, a layer above this one
 _MARKERS = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 _MAX_METADATA = 64 * 1024 * 1024  # bytes
-_MAX_COUNTED = 1_000_000  # chunks; beyond it, missing ones are not looked for
+_MAX_COUNTED = 1_000_000  # chunks; in larger arrays, missing chunks are not counted
 _ABSENT = (FileNotFoundError, NotADirectoryError)
 _LAYOUT = "bioformats2raw.layout"
 
@@ -45,7 +45,7 @@ class ZarrLevel:
     axes : sequence of str
         The names of its axes, one letter each.
     shown : str
-        The image's name in errors.
+        Name of the image in errors.
 
     Raises
     ------
@@ -73,7 +73,7 @@ class ZarrLevel:
         parts = {"y": box.slices[0], "x": box.slices[1], "c": slice(0, 3)}
         view = self.array[tuple(parts.get(axis, 0) for axis in self._axes)]
         kept = [axis for axis in self._axes if axis in parts]
-        # Transposed before reading, so that the pixels are copied once.
+        # Transpose before reading, so that the pixels are copied only once.
         try:
             window = view.transpose([kept.index(axis) for axis in "yxc"]).read(order="C").result()
         except ValueError as error:
@@ -103,7 +103,7 @@ def _read_node(folder: Path, *, must_read: bool = False) -> _Node | None:
         attributes = document.get("attributes", {}) if isinstance(document, dict) and version == 3 else document
         if isinstance(attributes, dict):
             ome = attributes.get("ome")
-            # 0.5 moved its part into a key of its own.
+            # OME-Zarr 0.5 moved its metadata into the key "ome": https://ngff.openmicroscopy.org/0.5/
             return _Node({**attributes, **ome} if version == 3 and isinstance(ome, dict) else attributes, version)
     if (folder / ".zgroup").is_file() or (folder / ".zarray").is_file():
         return _Node({}, 2)
@@ -121,7 +121,7 @@ def is_image_folder(folder: Path) -> bool:
 
 
 def stored_fields(folder: Path) -> list[Path] | None:
-    """Return the fields of a store of hematokit, sorted by name; None if the folder is not a store."""
+    """Return the fields in a hematokit store, sorted by name; None if the folder is not a store."""
     node = _read_node(folder)
     if node is None or node.attributes.get("kind") != _STORE_KIND:
         return None
@@ -154,10 +154,10 @@ def open_omezarr(path: Path) -> Source:
             "unreadable", f"{shown} cannot be read ({error.strerror or error}); correct that and open it again"
         ) from error
     except Exception as error:
-        # Malformed metadata can fail anywhere; tensorstore's messages have several lines.
+        # Malformed metadata can raise anywhere; the messages of tensorstore have several lines.
         detail = printable(" ".join(str(error).split()).split(" [", maxsplit=1)[0][:200]) or type(error).__name__
         raise ImageError(
-            "unreadable", f"{shown} is no readable OME-Zarr image ({detail}); copy or export it again"
+            "unreadable", f"{shown} is not a readable OME-Zarr image ({detail}); copy or export it again"
         ) from error
 
 
@@ -165,11 +165,11 @@ def _open(path: Path, shown: str) -> Source:
     node = _read_node(path, must_read=True)
     if node is None:
         raise ImageError(
-            "not-an-image", f"{shown} is a folder, and no OME-Zarr image; give a file, or a folder of fields"
+            "not-an-image", f"{shown} is a folder but not an OME-Zarr image; give a file, or a folder of fields"
         )
     if node.attributes.get("kind") == _STORE_KIND:
         raise ImageError(
-            "not-an-image", f"{shown} is a store of hematokit, not an image; its fields are in {shown}{os.sep}fields"
+            "not-an-image", f"{shown} is a hematokit store, not an image; its fields are in {shown}{os.sep}fields"
         )
     if "multiscales" not in node.attributes and _LAYOUT in node.attributes:
         inside = list(_children(path))
@@ -202,7 +202,7 @@ def _open_image(path: Path, image: Mapping[str, Any], version: int, shown: str) 
         except Exception as error:
             if number == 0 or (isinstance(error, OSError) and not isinstance(error, _ABSENT)):
                 raise
-            # A damaged level of the pyramid: the full resolution does not need it.
+            # Skip a damaged level of the pyramid; the full resolution does not depend on it.
             continue
         if not levels or (level.dtype == levels[0].dtype and _is_smaller(levels[-1], level)):
             levels.append(level)
@@ -238,7 +238,7 @@ def _is_smaller(last: ZarrLevel, level: ZarrLevel) -> bool:
 
 
 def _pixel_size(image: Mapping[str, Any], axes: list[str]) -> PixelSize:
-    """Return the pixel size from the scales of the image and of its first level, which multiply."""
+    """Return the pixel size from the scales of the image and of its first level, which are multiplied."""
     sides = {"y": 1.0, "x": 1.0}
     units = dict.fromkeys(sides, "")
     try:
@@ -261,7 +261,7 @@ def _pixel_size(image: Mapping[str, Any], axes: list[str]) -> PixelSize:
 
 
 def _missing(folder: Path, array: Any) -> tuple[str, ...]:
-    """Return a note on missing chunks: by the standard they are black, but a copy may be incomplete."""
+    """Return a note about missing chunks, which are empty by the standard but may be from an incomplete copy."""
     chunk = array.chunk_layout.write_chunk.shape
     expected = math.prod(math.ceil(size / side) for size, side in zip(array.shape, chunk, strict=True))
     if expected > _MAX_COUNTED:

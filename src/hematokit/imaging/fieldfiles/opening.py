@@ -37,13 +37,13 @@ __all__ = ["file_orientation", "open_field", "stated_pixel_size"]
 _TIFF_MAGIC: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF files, in either byte order."""
 
-# bioio logs every reader that fails, which would be printed where logging is not configured.
+# bioio logs every reader that fails, which Python prints if logging is not configured.
 for _name in ("bioio", "bioio_base"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
 
 
 _READERS: Final = {"czi": "hematokit[bioio]", "nd2": "hematokit[bioio]", "lif": "bioio-lif", "dv": "bioio-dv"}
-"""Package that reads a format, by the ending of its files."""
+"""Package that reads a format, by the suffix of its files."""
 
 
 def open_field(
@@ -69,19 +69,19 @@ def open_field(
     path : str or Path
         File, or folder of an OME-Zarr image.
     pixel_size_um : float, optional
-        Micrometres per pixel, for files whose metadata state none.
+        Micrometres per pixel, for files without a pixel size in their metadata.
     force_pixel_size : bool
-        Use `pixel_size_um` whatever the metadata state.
+        Use `pixel_size_um` even if the metadata have a pixel size.
     max_pixels : int, optional
         Largest height x width, checked in the header; by default, formats that are decoded whole have a limit
         (`hematokit.imaging.reading.MAX_PIXELS`), and those that are read by windows have none.
     orient : bool
-        Apply the orientation. Without it, a field is read as by earlier versions.
+        Whether to apply the orientation. Earlier versions did not apply it.
 
     Returns
     -------
     Field
-        Close it, or use it as a context manager.
+        The opened field, to be closed or used as a context manager.
 
     Raises
     ------
@@ -139,7 +139,7 @@ def _open_source(path: Path, max_pixels: int | None, orient: bool) -> Source:
 def _open_plain(path: Path, max_pixels: int | None = None, *, orient: bool = True) -> Source:
     """Read a PNG, JPEG or BMP file of at most `max_pixels`, if given, and never more than `MAX_PIXELS`.
 
-    With `orient`, the orientation that the metadata state is applied.
+    With `orient`, the orientation in the metadata is applied.
 
     Raises
     ------
@@ -187,7 +187,7 @@ def _open_vendor(path: Path) -> Source:
     except MemoryError as error:
         raise ImageError("too-large", f"{shown} needs more memory than there is; export it as OME-TIFF") from error
     except Exception as error:
-        # The readers wrap many libraries, which raise anything on a damaged file.
+        # The readers wrap many libraries, which raise any exception for damaged files.
         detail = printable(" ".join(str(error).split())[:200]) or type(error).__name__
         raise ImageError("unreadable", f"{shown} cannot be read ({detail}); export it as OME-TIFF") from error
 
@@ -195,7 +195,7 @@ def _open_vendor(path: Path) -> Source:
 def _unsupported(ending: str, shown: str) -> ImageError:
     if importlib.util.find_spec(f"bioio_{ending}") is not None:
         return ImageError(
-            "unreadable", f"{shown} is damaged or no {ending.upper()} file; copy or export the file again"
+            "unreadable", f"{shown} is damaged or not a {ending.upper()} file; copy or export the file again"
         )
     package = _READERS.get(ending)
     advice = f"run: pip install '{package}', or export it" if package else "export it"
@@ -230,7 +230,7 @@ def _read_vendor(image: Any, path: Path, shown: str) -> Source:
     if samples == 4:
         pixels = drop_alpha(pixels, int(np.iinfo(dtype).max), shown)
     if path.suffix.lower() == ".czi":
-        # CZI stores blue first, and bioio-czi returns the samples as they are stored.
+        # CZI stores blue first, and bioio-czi returns the samples in stored order.
         pixels = pixels[..., ::-1]
     return Source((ArrayLevel(np.ascontiguousarray(pixels)),), _vendor_pixel_size(image))
 
@@ -243,7 +243,7 @@ def _vendor_pixel_size(image: Any) -> PixelSize:
 
 
 def stated_pixel_size(data: bytes) -> PixelSize:
-    """Return the pixel size that the metadata of an image file state.
+    """Return the pixel size in the metadata of an image file.
 
     Parameters
     ----------
@@ -253,7 +253,7 @@ def stated_pixel_size(data: bytes) -> PixelSize:
     Returns
     -------
     PixelSize
-        Unknown where the file states none, or one that no microscope has, such as 72 dots per inch.
+        Unknown if the file has none, or one that is not from a microscope, such as 72 dots per inch.
     """
     if data[:4] in _TIFF_MAGIC:
         from hematokit.imaging.fieldfiles.tiff import stated_in_tiff
@@ -290,7 +290,7 @@ def file_orientation(path: Path) -> int:
 
 
 def _stated_in_plain(data: bytes) -> PixelSize:
-    """Return the pixel size by the density that a PNG, JPEG or BMP file states; `nothing` if it is unreadable."""
+    """Return the pixel size from the density in a PNG, JPEG or BMP file; `nothing` if it is unreadable."""
     try:
         with open_image(data) as image:
             x, y = image.info["dpi"]

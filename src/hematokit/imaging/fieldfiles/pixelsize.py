@@ -1,4 +1,4 @@
-"""Pixel sizes: from the metadata of a file, from the user, and which of the two is used."""
+"""Pixel sizes from the metadata of a file and from the user, and the choice between them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = [
 ]
 
 SMALLEST, LARGEST = 0.01, 20.0
-"""Limits in micrometres of a microscope's pixel. No light microscope is below; above are the densities that programs
-write by default: 72, 96, 150, 300, 600 and 1200 dots per inch are 353 to 21 micrometres."""
+"""Smallest and largest pixel size of a microscope in micrometres. No light microscope is below; the densities that
+programs write by default are above (72 to 1200 dots per inch are 353 to 21 micrometres)."""
 
 _SAME = 0.02
-"""Relative difference up to which two pixel sizes are equal: resampling by a hundredth only blurs."""
+"""Largest relative difference of equal pixel sizes: resampling by so little only blurs."""
 
 _ANISOTROPY = 0.01  # relative difference of the two sides up to which pixels count as square
 
-# Names and symbols as OME-XML, OME-Zarr (UDUNITS-2 names) and ImageJ write them, in micrometres.
+# Lengths in micrometres of the units in OME-XML, OME-Zarr (names of UDUNITS-2) and ImageJ.
 _UNITS = {
     "pm": 1e-6, "picometer": 1e-6,
     "å": 1e-4, "angstrom": 1e-4,
@@ -43,14 +43,14 @@ _UNITS = {
 
 
 class PixelSize(NamedTuple):
-    """The pixel size in a file's metadata.
+    """The pixel size in the metadata of a file.
 
     Attributes
     ----------
     um : float or None
         Side of a pixel in micrometres; None if unknown.
     notes : tuple of str
-        Why a number in the file was not used.
+        Reasons for which a number in the file was ignored.
     """
 
     um: float | None
@@ -58,11 +58,11 @@ class PixelSize(NamedTuple):
 
 
 nothing = PixelSize(None)
-"""The file states no pixel size."""
+"""The file has no pixel size."""
 
 
 def micrometres_per(unit: str) -> float | None:
-    """Return the length of a unit in micrometres; None if the name is no known unit of length.
+    """Return the length of a unit in micrometres; None if the name is not a known unit of length.
 
     Examples
     --------
@@ -75,7 +75,7 @@ def micrometres_per(unit: str) -> float | None:
 
 
 def from_lengths(x: object, y: object, unit_x: str, unit_y: str, where: str) -> PixelSize:
-    """Return the pixel size from the lengths of a pixel's sides as a file states them.
+    """Return the pixel size from the lengths of the sides of a pixel in a file.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def from_lengths(x: object, y: object, unit_x: str, unit_y: str, where: str) -> 
         return PixelSize(None, (f"pixel size ignored: {where} is {sides[0]:g} x {sides[1]:g}",))
     if factors[0] is None or factors[1] is None:
         unit = unit_x if factors[0] is None else unit_y
-        return PixelSize(None, (f"pixel size ignored: {where} is in {unit!r}, which is no unit of length known here",))
+        return PixelSize(None, (f"pixel size ignored: {where} is in {unit!r}, which is not a known unit of length",))
     width, height = sides[0] * factors[0], sides[1] * factors[1]
     if not (SMALLEST <= width <= LARGEST and SMALLEST <= height <= LARGEST):
         return PixelSize(
@@ -103,21 +103,21 @@ def from_lengths(x: object, y: object, unit_x: str, unit_y: str, where: str) -> 
         )
     if abs(width - height) > _ANISOTROPY * max(width, height):
         return PixelSize(None, (f"pixel size ignored: {where} is {width:g} x {height:g} um, not square",))
-    # Rounded so that one length written in two units is one number.
+    # Round, so that the same length in different units gives the same number.
     return PixelSize(float(f"{(width + height) / 2:.9g}"))
 
 
 def from_density(x: float, y: float, unit_um: float) -> PixelSize:
     """Return the pixel size from a resolution in pixels per unit, as in TIFF, PNG and JPEG.
 
-    Most such numbers are a program's default for printing; one that no microscope has is ignored without a note.
+    Most such numbers are a program's default for printing; those outside the range of microscopes are ignored silently.
 
     Parameters
     ----------
     x, y : float
         Pixels per unit.
     unit_um : float
-        The unit in micrometres.
+        Length of the unit in micrometres.
     """
     if not all(math.isfinite(density) and density > 0 for density in (x, y)):
         return nothing
@@ -128,7 +128,7 @@ def from_density(x: float, y: float, unit_um: float) -> PixelSize:
 
 
 def check_given(pixel_size_um: float | None) -> None:
-    """Raise if a pixel size is not possible.
+    """Raise an error for an impossible pixel size.
 
     Raises
     ------
@@ -162,9 +162,9 @@ def choose(stated: PixelSize, given: float | None, *, force: bool) -> tuple[floa
     stated : PixelSize
         From the metadata.
     given : float or None
-        From the user, checked by `check_given`.
+        Pixel size from the user, checked by `check_given`.
     force : bool
-        Use the user's number even where the metadata state one.
+        Use the pixel size from the user even if the metadata have one.
 
     Returns
     -------
@@ -177,5 +177,5 @@ def choose(stated: PixelSize, given: float | None, *, force: bool) -> tuple[floa
     if given is None or math.isclose(given, stated.um, rel_tol=1e-6):
         return stated.um, "metadata", notes
     if force:
-        return given, "given", (*notes, f"pixel size {given:g} um as given; the file says {stated.um:g} um")
+        return given, "given", (*notes, f"pixel size {given:g} um as given; the file has {stated.um:g} um")
     return stated.um, "metadata", (*notes, f"pixel size {stated.um:g} um from the file; {given:g} um was given")

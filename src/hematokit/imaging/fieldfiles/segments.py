@@ -29,14 +29,14 @@ COMPRESSIONS = {
     1: "none", 5: "LZW", 7: "JPEG", 8: "Deflate", 32773: "PackBits", 32946: "Deflate", 33003: "JPEG 2000",
     33005: "JPEG 2000", 34712: "JPEG 2000", 34925: "LZMA", 34926: "Zstandard", 50000: "Zstandard", 50001: "WebP",
 }  # fmt: skip
-"""Compressions that are read. Others are not for RGB, or their decoded size cannot be checked beforehand."""
+"""Supported compressions. Others are not for RGB, or their decoded size cannot be checked in advance."""
 
 _JPEG = 7
 _JPEG2000 = (33003, 33005, 34712)
 
 
 class PieceCache:
-    """Cache of decoded pieces of a file; the least recently used are dropped first.
+    """Cache of decoded pieces of a file; the least recently used piece is dropped first.
 
     Parameters
     ----------
@@ -51,9 +51,9 @@ class PieceCache:
         self._lock = threading.Lock()
 
     def get(self, key: tuple[int, int], decode: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        """Return the piece of `key`, decoded if it is not cached.
+        """Return the piece of `key`, decoding it if it is not cached.
 
-        Two threads that need the same piece at the same time both decode it, which is cheaper than waiting.
+        Two threads that need the same piece at the same time both decode it, which is faster than waiting.
         """
         with self._lock:
             if key in self._pieces:
@@ -124,7 +124,7 @@ class TiffLevel:
         )
 
     def _check(self, file_size: int) -> None:
-        """Raise for a file without all of its pixels, and for one that can only be decoded in one huge piece."""
+        """Raise an error if pixels are missing in the file, or can be decoded only as one very large piece."""
         pieces = self._across * self._down * (self._planes if len(self._pages) == 1 else 1)
         size = self._tall * self._wide * self._stored * self._itemsize
         uncompressed = int(self._pages[0].compression) == 1
@@ -132,7 +132,7 @@ class TiffLevel:
             if len(offsets) < pieces or len(counts) < pieces:
                 raise self._damaged(f"{min(len(offsets), len(counts))} of {pieces} tiles or strips are listed")
             for offset, count in zip(offsets[:pieces], counts[:pieces], strict=True):
-                # Some writers state a full strip's bytes for the last, shorter one.
+                # Some writers give the size of a full strip for the last, shorter strip.
                 needed = min(count, 1) if uncompressed and count > size else count
                 if offset <= 0 or count <= 0:
                     raise self._damaged("a tile or strip is missing")
@@ -213,7 +213,7 @@ class TiffLevel:
         return piece
 
     def _check_inner_size(self, page: int, data: bytes, header: bytes | None) -> None:
-        """Raise for a tile whose own header states far more pixels than the TIFF, and for a damaged JPEG."""
+        """Raise an error for a tile whose header has far more pixels than the TIFF, and for a damaged JPEG."""
         compression = int(self._pages[page].compression)
         if compression == _JPEG:
             whole = join_jpeg_tables(data, self._tables[page][0])
@@ -235,7 +235,7 @@ class TiffLevel:
 
 
 def jpeg2000_size(data: bytes) -> tuple[int, int] | None:
-    """Return (height, width) from the SIZ marker of a JPEG 2000 codestream; None if there is none."""
+    """Return (height, width) from the SIZ marker of a JPEG 2000 codestream; None if it has no SIZ marker."""
     at = data.find(b"\xff\x4f\xff\x51", 0, 4096)
     if at < 0 or len(data) < at + 24:
         return None

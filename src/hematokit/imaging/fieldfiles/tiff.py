@@ -41,7 +41,7 @@ class _OmeImage:
     significant_bits : int or None
         Bits in use.
     fluorescent : bool
-        Whether a channel states a fluorophore or an emission wavelength.
+        Whether a channel has a fluorophore or an emission wavelength.
     files : int
         Number of files that have the planes; 0 or 1 for a single file.
     pixel_size : PixelSize
@@ -62,19 +62,19 @@ def _read_omexml(text: str) -> _OmeImage | None:
     Parameters
     ----------
     text : str
-        Description of a TIFF's first page.
+        Description of the first page of a TIFF.
 
     Returns
     -------
     _OmeImage or None
-        None if the text is no OME-XML, or damaged.
+        None if the text is not OME-XML, or is damaged.
     """
     if "<OME" not in text[:4096] and ":OME" not in text[:4096]:
         return None
     from defusedxml import ElementTree
 
     try:
-        # Some writers end the text with a zero byte. Encoded, because XML in a str must not declare an encoding.
+        # Some writers end the text with a zero byte. Encode it, because XML in a str must not declare an encoding.
         root = ElementTree.fromstring(text.strip("\0 \r\n\t").encode(), forbid_dtd=True)
         images = list(_find(root, "Image"))
         pixels = next(_find(images[0], "Pixels"))
@@ -84,7 +84,7 @@ def _read_omexml(text: str) -> _OmeImage | None:
 
 
 def _find(element: Element, name: str) -> Iterator[Element]:
-    """Return descendants by name, for every version of the standard in the name space."""
+    """Return descendants by name, whatever the version of the standard in their namespace."""
     return (child for child in element.iter() if child.tag == name or child.tag.endswith("}" + name))
 
 
@@ -110,12 +110,12 @@ def _describe(images: int, pixels: Element) -> _OmeImage:
     )
 
 
-_MAX_PAGES = 64  # a pyramid has about ten; more are a stack
+_MAX_PAGES = 64  # a pyramid has about ten pages; a stack has more
 _RGB, _YCBCR, _GREY = 2, 6, 1
 _PHOTOMETRIC = {0: "greyscale", 3: "palette", 4: "a mask", 5: "CMYK", 8: "CIELab", 32803: "a camera's raw mosaic"}
 _CENTIMETRE_UM, _INCH_UM = 10_000.0, 25_400.0
 
-# tifffile logs its repairs, which would be printed where logging is not configured. Those that matter are errors here.
+# tifffile logs its repairs, which Python prints if logging is not configured. Relevant ones are raised as errors here.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
@@ -144,12 +144,12 @@ def open_tiff(path: Path, *, orient: bool = True) -> Source:
             raise ImageError("too-large", f"{shown} needs more memory than there is; export the file again") from error
         detail = printable(" ".join(str(error).split())[:200]) or type(error).__name__
         raise ImageError(
-            "unreadable", f"{shown} is no readable TIFF ({detail}); copy or export the file again"
+            "unreadable", f"{shown} is not a readable TIFF ({detail}); copy or export the file again"
         ) from error
 
 
 def stated_in_tiff(data: bytes) -> PixelSize:
-    """Return the pixel size in the metadata of a TIFF file's first image; `nothing` if they are unreadable."""
+    """Return the pixel size in the metadata of the first image of a TIFF; `nothing` if they are unreadable."""
     import tifffile
 
     try:
@@ -179,7 +179,7 @@ def _read_structure(file: Any, shown: str, orient: bool) -> Source:
                 _check_page(page, len(base), shown)
             level = TiffLevel(smaller, descriptor, file_size, cache, shown)
         except (ImageError, ValueError, AttributeError, TypeError):
-            # A label, a macro image, or a damaged level: the full resolution does not need it.
+            # A label, a macro image, or a damaged level; the full resolution does not depend on it.
             continue
         if level.dtype == levels[0].dtype and _is_smaller(levels[-1], level, levels[0]):
             levels.append(level)
@@ -194,9 +194,9 @@ def _read_structure(file: Any, shown: str, orient: bool) -> Source:
 
 
 def _orientation(page: Any, text: str, ome: _OmeImage | None) -> int:
-    """Return the orientation to apply; that of a smaller level is the field's."""
+    """Return the orientation to apply to all levels."""
     if ome is not None or text.startswith("Aperio"):
-        # Their axes are those of the file: Bio-Formats, OpenSlide and QuPath ignore the tag.
+        # In these formats the axes are those of the file: Bio-Formats, OpenSlide and QuPath ignore the tag.
         return 1
     stated = page.tags.valueof("Orientation", 1)
     return int(stated) if stated in range(1, 9) else 1
@@ -247,7 +247,7 @@ def _split_pages(pages: list[Any], text: str, ome: _OmeImage | None, shown: str)
 
 
 def _stated_channels(text: str, ome: _OmeImage | None, shown: str) -> int | None:
-    """Return the number of channels that the metadata state; raise for stacks and fluorescence."""
+    """Return the number of channels in the metadata; raise an error for stacks and fluorescence."""
     if ome is not None:
         if ome.images > 1:
             raise _several(shown, f"{ome.images} images")
@@ -282,7 +282,7 @@ def _imagej(text: str) -> dict[str, str]:
 
 
 def _is_level_of(base: Any, page: Any) -> bool:
-    """Return whether a page without the flag may be a smaller level of the field: old writers omit the flag."""
+    """Return whether a page without the flag of reduced images may be a smaller level; old writers omit the flag."""
     return bool(
         page.imagewidth < base.imagewidth
         and page.imagelength < base.imagelength
@@ -294,10 +294,10 @@ def _is_level_of(base: Any, page: Any) -> bool:
 
 
 def _is_smaller(last: TiffLevel, level: TiffLevel, base: TiffLevel) -> bool:
-    """Return whether a level continues the pyramid: smaller than the last one and of the field's proportions."""
+    """Return whether a level continues the pyramid: smaller than the last one, with the proportions of the field."""
     if level.height >= last.height or level.width >= last.width:
         return False
-    # Sizes are rounded at every step, so that a small level's sides may be two pixels off.
+    # Sizes are rounded at every level, so the sides of a small level may differ by two pixels.
     scale = base.width / level.width
     return abs(base.height / scale - level.height) <= 2 + 0.01 * level.height
 
@@ -317,14 +317,14 @@ def _sub_pages(file: Any, base: list[Any]) -> list[list[Any]]:
                 file.filehandle.seek(each[index])
                 level.append(TiffPage(file, (page.index, index)))
         except Exception:
-            # A damaged level of the pyramid: the full resolution does not need it.
+            # Skip a damaged level of the pyramid; the full resolution does not depend on it.
             continue
         levels.append(level)
     return levels
 
 
 def _check_page(page: Any, pages: int, shown: str) -> None:
-    """Raise unless a page is an image in red, green and blue with 8 or 16 bits."""
+    """Raise an error unless a page is an image in red, green and blue with 8 or 16 bits."""
 
     def not_rgb(what: str) -> ImageError:
         return ImageError("not-rgb", f"{shown} {what}; convert it to RGB")
@@ -342,7 +342,7 @@ def _check_page(page: Any, pages: int, shown: str) -> None:
         if samples == 2 or samples > 4 or (samples == 4 and photometric != _RGB):
             raise not_rgb(f"has {samples} channels, not red, green and blue")
         if samples == 4 and tuple(int(extra) for extra in page.extrasamples) not in ((1,), (2,)):
-            raise not_rgb("has a fourth channel that is no alpha channel")
+            raise not_rgb("has a fourth channel that is not an alpha channel")
     elif samples != 1:
         raise not_rgb(f"has {pages} images of {samples} channels")
     if page.dtype is None or page.dtype.kind not in "u" or page.dtype.itemsize > 2:
@@ -355,7 +355,7 @@ def _check_page(page: Any, pages: int, shown: str) -> None:
         name = getattr(page.compression, "name", compression)
         raise ImageError("unreadable", f"{shown} is compressed with {name}, which is not read; save it with Deflate")
     if (photometric == _YCBCR and compression != 7) or compression == 33003:
-        # Decoders return luma and chroma as they are stored, which would be read as wrong colours.
+        # Decoders return the stored luma and chroma, which would be interpreted as wrong colours.
         raise not_rgb(f"stores luma and chroma (YCbCr) with {COMPRESSIONS[compression]} compression")
 
 
@@ -380,7 +380,7 @@ def _pixel_size(page: Any, text: str, ome: _OmeImage | None) -> PixelSize:
 
 
 def _resolution(page: Any) -> tuple[float, float] | None:
-    """Return pixels per unit in x and y; None where they are missing or not possible."""
+    """Return pixels per unit in x and y; None if they are missing or impossible."""
     sides = []
     for name in ("XResolution", "YResolution"):
         value = page.tags.valueof(name)
