@@ -197,7 +197,7 @@ def test_crops_are_shown_beside_their_classes(page: Page, server: Server, tiny_s
 
 def test_the_page_asks_for_the_key(page: Page, strict: Server, tmp_path: Path) -> None:
     page.open(strict.url)
-    page.wait("document.querySelector('#status').textContent.includes('wants an API key')")
+    page.wait("document.querySelector('#status').textContent.includes('requires an API key')")
     page.run(
         f"{{ const box = document.querySelector('#key'); box.value = {KEY!r};box.dispatchEvent(new Event('change')); }}"
     )

@@ -18,7 +18,7 @@ __all__ = ["register_backbones"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# No default of our own: what is not set is not passed, because not every timm model knows these words.
+# No defaults: options that are not set are not passed, because not every timm model accepts them.
 OPTIONS = {
     "drop_rate": Option(float, None, "dropout before the head, 0 to 1", 0.0, 1.0),
     "drop_path_rate": Option(float, None, "stochastic depth, 0 to 1", 0.0, 1.0),

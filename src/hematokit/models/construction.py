@@ -285,7 +285,7 @@ def read_tensor_file(path: Path, give: str) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch's own message goes on to recommend the unsafe way.
+        # The message of torch recommends the unsafe option.
         reason = " ".join(str(error).split())[:100]
         raise ModelError(
             f"weights file {path} cannot be read safely ({type(error).__name__}: {reason}); give {give}"

@@ -93,10 +93,10 @@ def build_app(model: Model, settings: ServeSettings | None = None) -> FastAPI:
         version=__version__,
         description=RESEARCH_USE,
         lifespan=service.lifespan,
-        # FastAPI's pages load their scripts from elsewhere; the description itself is at /openapi.json.
+        # FastAPI's documentation pages load scripts from other servers; the schema is at /openapi.json.
         docs_url=None,
         redoc_url=None,
-        # Where to, the client's Host would say.
+        # The target of a redirect would come from the client's Host header.
         redirect_slashes=False,
     )
     for path in _PAGE:
@@ -189,7 +189,7 @@ async def _page(request: Request) -> Response:
 
 
 class _Service:
-    """One model with the threads around it, and the answers to requests."""
+    """One model, its threads, and the handlers of requests."""
 
     def __init__(self, model: Model, settings: ServeSettings) -> None:
         self._model, self._settings = model, settings
@@ -203,7 +203,7 @@ class _Service:
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Start the threads, and end them with the server."""
+        """Start the threads, and stop them with the server."""
         settings = self._settings
         on_cpu = str(self._model.device) == "cpu"
         batch_size = settings.batch_size or (_BATCH_ON_CPU if on_cpu else _BATCH_ELSEWHERE)
@@ -223,7 +223,7 @@ class _Service:
             settings.field_seconds,
             batch_size,
         )
-        # One field at a time: detection takes a processor by itself, and hundreds of megabytes for a large one.
+        # One field at a time: detection uses a whole CPU core, and hundreds of megabytes for a large one.
         self._field_thread = ThreadPoolExecutor(1, "hematokit-fields")
         self._decoders = ThreadPoolExecutor(_DECODERS, "hematokit-decode")
         try:
@@ -241,7 +241,7 @@ class _Service:
     # --- answers ------------------------------------------------------------------------------------------------------
 
     async def health(self) -> dict[str, str]:
-        """Say that requests are answered; needs no key and says nothing else."""
+        """Return the status of the server; needs no key."""
         return {"status": "ok"}
 
     async def metrics_text(self) -> Response:
@@ -249,7 +249,7 @@ class _Service:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def about(self) -> JSONResponse:
-        """The model's classes with names and colours, what images it takes, and this server's limits."""
+        """Return the classes of the model, the images that it accepts, and the limits of the server."""
         return JSONResponse(self._about)
 
     async def cells(
@@ -328,7 +328,7 @@ class _Service:
     # --- refusals -----------------------------------------------------------------------------------------------------
 
     async def refused(self, request: Request, error: Exception) -> Response:
-        """Answer with an error that a user can mend."""
+        """Return the answer for an error of hematokit."""
         assert isinstance(error, HematokitError)
         if isinstance(error, ServingError):
             said = error
@@ -338,18 +338,18 @@ class _Service:
             said = ServingError(str(error), "field", 422)
         else:
             said = ServingError(str(error), "model", 500)
-        # The guard knows how a refusal looks, and counts it.
+        # The guard formats the error and counts it.
         raise said
 
     async def misunderstood(self, request: Request, error: Exception) -> Response:
-        """Answer to a parameter that cannot be."""
+        """Return the answer for an invalid parameter."""
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = str(first["loc"][-1])
         raise ServingError(f"{where}: {first['msg']}; GET /openapi.json describes the parameters", "bad-parameter", 422)
 
     async def not_there(self, request: Request, error: Exception) -> Response:
-        """Answer to a path or a method that does not exist."""
+        """Return the answer for an unknown path or method."""
         assert isinstance(error, HTTPException)
         words = {404: "there is nothing here", 405: "this path takes another method"}
         raise ServingError(
@@ -365,7 +365,7 @@ class _Service:
         read: list[npt.NDArray[np.uint8] | ImageError] = []
         for upload in uploads:
             try:
-                # The size is judged by the header: a wrong one, a bomb say, is never decoded.
+                # The size is read from the header, so that decompression bombs are never decoded.
                 read.append(decode_rgb(upload.file.read(), name=upload.name, expect=(side, side)))
             except ImageError as error:
                 if error.reason == "wrong-size":
@@ -393,12 +393,12 @@ class _Service:
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """Wait for work, and give it up where the client does not wait any more.
+    """Wait for work, and cancel it when the client disconnects.
 
     Raises
     ------
     ServingError
-        ``"gone"``; nobody reads it, the metrics count it.
+        With reason ``"gone"``, for the metrics only.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request))

@@ -1,4 +1,4 @@
-"""Patches of many requests to one model, in batches: one thread computes, everyone else waits for their rows."""
+"""Batches of patches from many requests to one model: one thread computes, the callers wait for their rows."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ Batch = npt.NDArray[np.uint8]
 class Rows:
     """The predictions for some patches: a part of those for a whole batch.
 
-    Taken apart once a batch rather than once a request, because slicing and reading a table costs more than a small
-    request may.
+    The table is converted once per batch rather than once per request, because slicing and reading a table takes
+    longer than a small request.
 
     Attributes
     ----------
     table : DataFrame
-        Of the whole batch, as `Classifier.predict` returns it.
+        Predictions of the whole batch, as returned by `Classifier.predict`.
     entries : sequence of dict
-        Of these patches: ``predicted``, ``probability`` and ``probabilities`` by class code, as plain data.
+        One per patch: ``predicted``, ``probability`` and ``probabilities`` by class code, as plain data.
     start : int
-        Where they begin in `table`.
+        Row of the first patch in `table`.
     """
 
     table: pd.DataFrame
@@ -51,7 +51,7 @@ class Rows:
 
     @classmethod
     def of(cls, table: pd.DataFrame) -> Rows:
-        """Take a model's answer apart."""
+        """Return the rows of a table of predictions."""
         columns = [name for name in table.columns if name.startswith("p_")]
         codes = [name.removeprefix("p_") for name in columns]
         probabilities = table[columns].to_numpy(np.float64).round(6).tolist()
@@ -128,28 +128,28 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Patches that wait for a batch."""
+        """Number of patches in the queue."""
         return self._waiting
 
     def submit(self, patches: Sequence[Batch] | Batch, *, patient: bool = False) -> Future[Rows]:
-        """Put patches in line.
+        """Append patches to the queue.
 
         Parameters
         ----------
         patches : sequence of ndarray of uint8, shape (P, P, 3); or one of shape (n, P, P, 3)
-            At most `largest`, so that nobody keeps the others waiting for long.
+            At most `largest`, so that no request blocks the others for long.
         patient : bool
-            Wait in line, however long it is: for work that has been let in already.
+            Ignore the limit of the queue; for requests that were accepted already.
 
         Returns
         -------
         Future
-            Gives their rows, in order. Cancelled before its batch begins, it costs nothing.
+            Rows of the patches, in order. If cancelled before its batch begins, nothing is computed.
 
         Raises
         ------
         BusyError
-            If too many patches wait.
+            If the queue is full.
         ServingError
             If the server is stopping.
         """
@@ -167,7 +167,7 @@ class Batcher:
         return job.answer
 
     def close(self) -> None:
-        """Finish the batch that is being computed, refuse what waits, and end the thread."""
+        """Finish the current batch, reject the patches in the queue, and stop the thread."""
         with self._changed:
             self._closed = True
             left = list(self._queue)
@@ -186,10 +186,10 @@ class Batcher:
                 self._compute(wanted)
 
     def _next(self) -> list[_Job] | None:
-        """The jobs of the next batch; None when it is over."""
+        """Return the jobs of the next batch; None after `close`."""
         with self._changed:
             if not self._queue:
-                # Nothing gathered during the last batch.
+                # No patches arrived during the last batch.
                 while not self._queue and not self._closed:
                     self._changed.wait()
                 until = time.monotonic() + self._window
@@ -221,7 +221,7 @@ class Batcher:
                 _log.exception("a batch of %d patches failed", len(patches))
                 jobs[0].answer.set_exception(error)
                 return
-            # What one of them did to the model, or their number to the memory, is no fault of the others.
+            # One job may have caused the error, or the batch may not fit in memory: each job is computed alone.
             for job in jobs:
                 self._compute([job])
             return
@@ -233,13 +233,13 @@ class Batcher:
 
 
 class QueuedModel:
-    """A model whose patches wait in line with everyone else's.
+    """A model whose patches go through the queue of a `Batcher`.
 
     Parameters
     ----------
     model : Model
     batcher : Batcher
-        Its queue.
+        Queue of the model.
     """
 
     def __init__(self, model: Model, batcher: Batcher) -> None:
@@ -250,7 +250,7 @@ class QueuedModel:
         self.batcher = batcher
 
     def on_cpu(self) -> QueuedModel:
-        """Return this model: where it computes is the server's choice."""
+        """Return this model: the server chooses the device."""
         return self
 
     def predict(self, patches: Patches, batch_size: int = 64) -> pd.DataFrame:

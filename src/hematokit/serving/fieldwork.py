@@ -1,4 +1,4 @@
-"""One uploaded field: open it, detect, classify and count its cells, in a thread beside the event loop."""
+"""Processing of one uploaded field: open it, then detect, classify and count its cells, in a separate thread."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class FieldQuestion:
     Attributes
     ----------
     name : str
-        The file's name, as the client gives it.
+        File name given by the client.
     pixel_size_um, force_pixel_size
-        As `open_field` takes them.
+        See `open_field`.
     min_probability : float
         Probability below which a cell counts as low-confidence.
     exclude_border : bool
-        Leave cells that the border cuts out of the count.
+        Exclude cells that touch the border from the count.
     picture : bool
-        Answer with an image of the field, too.
+        Include an image of the field in the answer.
     """
 
     name: str
@@ -59,7 +59,7 @@ class FieldQuestion:
 
 @dataclass(frozen=True)
 class FieldWorker:
-    """Works on fields.
+    """Processing of fields with one detector and one model.
 
     Attributes
     ----------
@@ -67,11 +67,11 @@ class FieldWorker:
     model : Model
     model_pixel_size_um : float or None
     most_pixels, most_cells : int
-        Larger fields, and fields with more cells, are refused.
+        Limits; larger fields, and fields with more cells, are rejected.
     most_seconds : float
-        When to give up.
+        Time limit in seconds.
     batch_size : int
-        Patches classified at a time.
+        Number of patches per batch.
     """
 
     detector: MadeDetector
@@ -83,29 +83,29 @@ class FieldWorker:
     batch_size: int
 
     def answer(self, upload: BinaryIO, question: FieldQuestion, stop: threading.Event) -> dict[str, Any]:
-        """Answer one question.
+        """Process one field.
 
         Parameters
         ----------
         upload : file object
-            The image's bytes, from their beginning.
+            Bytes of the image, from the start.
         question : FieldQuestion
         stop : threading.Event
-            Set where nobody waits for the answer any more; the work then ends at the next piece.
+            Set when the client has disconnected; processing then stops at the next step.
 
         Returns
         -------
         dict
             ``field`` (metadata), ``geojson`` (the text of a feature collection), ``differential``, ``cells`` (number),
-            ``warnings`` (pixel sizes that are unknown), ``seconds``, and ``picture`` where it was asked for.
+            ``warnings`` (pixel sizes that are unknown), ``seconds``, and ``picture`` if requested.
 
         Raises
         ------
         ImageError, FieldError, ServingError
-            If the field cannot be worked on; messages name the file as the client did.
+            If the field cannot be processed; messages contain the client's file name.
         """
         with tempfile.TemporaryDirectory(prefix="hematokit-serve-") as folder:
-            # A name of our own: the client's decides nothing, neither the place nor which reader is tried.
+            # A fixed name: the client's file name must not determine the path or the reader.
             path = Path(folder) / "field"
             with path.open("xb") as file:
                 shutil.copyfileobj(upload, file, _COPY_BYTES)
@@ -170,7 +170,7 @@ class FieldWorker:
 
 
 class _Watch:
-    """Ends the work where nobody waits for it, or where it has taken too long; called at every step."""
+    """Stops processing when the client has disconnected or the time limit is exceeded; called at every step."""
 
     def __init__(self, stop: threading.Event, most_seconds: float) -> None:
         self._stop, self._most = stop, most_seconds
@@ -186,7 +186,7 @@ class _Watch:
             )
 
     def lap(self, stage: str) -> None:
-        """Note the time of a stage that ends, and see whether to go on."""
+        """Record the duration of a stage, and check whether to stop."""
         now = time.monotonic()
         self.seconds[stage] = round(now - self._last, 4)
         self._last = now
@@ -204,7 +204,7 @@ def _metadata(opened: Field) -> dict[str, Any]:
 
 
 def _preview(opened: Field) -> dict[str, Any]:
-    """The field as a browser shows it: the pixels that were looked at, whatever the file's format or EXIF says."""
+    """Return a JPEG of the pixels that were processed, independent of the format and the EXIF data of the file."""
     from PIL import Image
 
     pixels, scale = opened.thumbnail(_PREVIEW_SIDE)
@@ -224,7 +224,7 @@ def _renamed(message: str, path: Path, name: str) -> str:
 
 
 def as_json(answer: dict[str, Any], head: dict[str, Any]) -> Iterator[bytes]:
-    """Write an answer as JSON; the GeoJSON, text already, is passed through."""
+    """Yield an answer as JSON; the GeoJSON, which is text already, is inserted unchanged."""
     plain = {**head, **{key: value for key, value in answer.items() if key not in ("geojson", "cells")}}
     yield json.dumps(plain, separators=(",", ":"), ensure_ascii=False, allow_nan=False)[:-1].encode()
     yield b',"cells":'

@@ -151,7 +151,7 @@ def _cannot_listen(settings: ServeSettings, error: OSError | UnicodeError) -> Se
 
 
 def _address(listening: socket.socket, host: str) -> str:
-    """Where a browser of this machine finds the server: nobody can open the address that means all of them."""
+    """Return the address for a browser on this machine; wildcard addresses cannot be opened."""
     bound, port = listening.getsockname()[:2]
     shown = "127.0.0.1" if is_every_interface(bound) else host.strip("[]")
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"

@@ -158,7 +158,7 @@ def _save(backbone: torch.nn.Module, folder: Path, description: dict[str, Any]) 
         raise ModelError(
             f"timm cannot describe {type(backbone).__name__} ({describe_error(error)}); use --format onnx"
         ) from error
-    # safetensors lets nobody else read its files, which a package for others should.
+    # safetensors writes files with permissions for the owner only; a package for others needs more.
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode & 0o777)
 
 

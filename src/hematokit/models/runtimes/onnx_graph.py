@@ -1,9 +1,9 @@
 """Writing a classifier as an ONNX graph that takes raw patches.
 
 The graph starts at uint8 patches ``(N, P, P, 3)`` and ends at logits and calibrated probabilities ``(N, C)``: resizing
-or padding, normalisation and temperature are inside, so that nobody who runs it has to repeat them. Resizing is written
+or padding, normalisation and temperature are inside, so that callers need not repeat them. Resizing is written
 as products with the matrices of torch's antialiased kernel: ONNX's ``Resize`` has that kernel, too, but not every
-runtime does as it says (OpenVINO 2026.4 leaves the antialiasing out). The matrices are mostly zeros, so each product is
+runtime implements it (OpenVINO 2026.4 leaves the antialiasing out). The matrices are mostly zeros, so each product is
 made of a few narrow ones: whole, they would take a fifth of the time of a small network.
 """
 
@@ -47,19 +47,19 @@ OUTPUT_NAME: Final = "logits"
 PROBABILITIES: Final = "probabilities"
 EMBEDDINGS: Final = "embeddings"
 PARITY_KEY: Final = "hematokit.parity"
-"""Under this name they hold the comparison with torch, by engine."""
+"""Metadata key of the comparison with torch, by engine."""
 
 CONFIG_KEY: Final = "hematokit.config"
-"""Under this name the file's metadata hold the bundle's ``config.json``: the file says what its logits mean."""
+"""Metadata key of the bundle's ``config.json``, which defines the classes of the logits."""
 
 Layout = Literal["patches", "images"]
-"""What a graph takes: ``"patches"``, uint8 (N, P, P, 3), or ``"images"``, float32 (N, 3, S, S) in [0, 1]."""
+"""Input of a graph: ``"patches"``, uint8 (N, P, P, 3), or ``"images"``, float32 (N, 3, S, S) in [0, 1]."""
 
 _USE_TORCH: Final = "use --runtime torch"
 
 _ROW_BANDS: Final = 12
 _COLUMN_BANDS: Final = 6
-"""Into how many narrow products the two of a resizing are cut: more of them save less than they cost."""
+"""Numbers of narrow products into which the two products of a resizing are split; more of them are slower."""
 
 
 def export_onnx(
@@ -85,7 +85,9 @@ def export_onnx(
     try:
         write_atomically(Path(path), data)
     except OSError as error:
-        raise ModelError(f"{path} cannot be written ({error.strerror or error}); give a folder with room") from error
+        raise ModelError(
+            f"{path} cannot be written ({error.strerror or error}); free disk space or give another folder"
+        ) from error
 
 
 def onnx_bytes(
@@ -102,16 +104,16 @@ def onnx_bytes(
         Stays as it is.
     layout : str
         ``"patches"``: the input is ``patches``, uint8 (N, P, P, 3). ``"images"``: it is ``images``, float32
-        (N, 3, S, S) in [0, 1], brought to the input's size by whoever runs the graph; normalisation is inside.
+        (N, 3, S, S) in [0, 1], resized to the input size by the caller; normalisation is inside.
     embeddings : bool
-        Add the output ``embeddings`` (N, F): what the backbone's last layer sees.
+        Add the output ``embeddings`` (N, F), the input of the backbone's last layer.
     advice : str
-        What to do if the backbone cannot be exported.
+        Remedy named in the error if the backbone cannot be exported.
 
     Raises
     ------
     ModelError
-        If the packages are missing, the backbone cannot be exported, or it does not give embeddings.
+        If the packages are missing, the backbone cannot be exported, or it does not provide embeddings.
     """
     try:
         import onnx  # noqa: F401
@@ -140,7 +142,7 @@ def onnx_bytes(
             assert program is not None  # it is None only when the exporter writes a file itself
             graph = program.model_proto
     except Exception as error:
-        # torch's own words run over many pages; the first line says which operator.
+        # The messages of torch are several pages long; the first line names the operator.
         text = " ".join(str(error.__cause__ or error).split())[:200]
         raise ModelError(
             f"{type(classifier.backbone).__name__} cannot be exported to ONNX ({type(error).__name__}: {text}); "
@@ -166,10 +168,10 @@ def _strip(message: Any) -> None:
 
 
 def raw_graph(classifier: Classifier, *, layout: Layout = "patches", embeddings: bool = False) -> torch.nn.Module:
-    """Return a module from raw patches to a tuple of logits, probabilities and, if asked for, embeddings.
+    """Return a module from raw patches to a tuple of logits, probabilities and, if requested, embeddings.
 
-    It is a copy, on the CPU and in evaluation mode, made of plain operations only, so that every exporter can follow;
-    `hematokit.models.formats` is what it is for. The classifier stays as it is.
+    It is a copy, on the CPU and in evaluation mode, made of plain operations only, so that every exporter supports it;
+    it is used by `hematokit.models.formats`. The classifier is not modified.
 
     Parameters
     ----------
@@ -198,7 +200,7 @@ def raw_graph(classifier: Classifier, *, layout: Layout = "patches", embeddings:
             self.columns = self._bands("columns", matrix, _COLUMN_BANDS) if matrix is not None else []
 
         def _bands(self, name: str, matrix: torch.Tensor, count: int) -> list[tuple[str, slice]]:
-            """Keep a matrix as bands of rows without the zeros on both sides; returns their names and where they go."""
+            """Store a matrix as bands of rows without zeros on both sides; return their names and columns."""
             found = []
             for index, band in enumerate(matrix.tensor_split(min(count, len(matrix)))):
                 used = torch.nonzero(band.abs().sum(0)).flatten()
@@ -211,12 +213,12 @@ def raw_graph(classifier: Classifier, *, layout: Layout = "patches", embeddings:
             if not self.resizes:
                 return fit_to_input(patches.permute(0, 3, 1, 2).float() / 255.0, self.inner.input_spec)
             side, size = self.inner.patch_size, self.inner.input_spec.size
-            # Rows first, with the colours where they are: the large array is never turned round.
+            # Rows first, with the channels last: the large array is never transposed.
             given = patches.reshape(-1, side, side * 3)
             low = torch.cat([getattr(self, name) @ given[:, place].float() for name, place in self.rows], dim=1)
             low = low.reshape(-1, size, side, 3).permute(0, 3, 1, 2)
             small = torch.cat([low[..., place] @ getattr(self, name).T for name, place in self.columns], dim=3)
-            # Flat for a moment: OpenVINO joins what follows to the product, takes its rows for channels, and stops.
+            # Flattened, because OpenVINO otherwise fuses the next operation with the product and fails on its channels.
             return small.flatten(1).clamp(0.0, 1.0).reshape(-1, 3, size, size)
 
         def forward(self, given: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -248,7 +250,7 @@ def _check_embeddings(classifier: Classifier) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter from telling how it goes along: what comes of it is said once, in our words."""
+    """Suppress the output of the exporter; errors are reported in one line."""
     names = ("torch.onnx", "torch.export", "torch._dynamo", "onnxscript", "onnx_ir")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

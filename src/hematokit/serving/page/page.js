@@ -1,16 +1,16 @@
 "use strict";
-// Everything that is shown is set as text or as attributes of elements made here, never as HTML: file names, class
-// names and messages are other people's words.
+// All content is set as text or as attributes of elements created here, never as HTML: file names, class names and
+// messages are untrusted.
 
 const get = (id) => document.getElementById(id);
 const form = get("form"), files = get("files"), drop = get("drop"), status = get("status");
 const run = get("run"), cancel = get("cancel"), key = get("key");
 const SVG = "http://www.w3.org/2000/svg";
 let chosen = [];        // files
-let model = null;       // what /v1/model says
-let answer = null;      // of the last field
-let request = null;     // the one under way
-let pictures = [];      // object URLs of crops, to be released
+let model = null;       // response of /v1/model
+let answer = null;      // response for the last field
+let request = null;     // current request
+let pictures = [];      // object URLs of crops, to be revoked
 
 function element(name, properties = {}, ...children) {
   const made = document.createElement(name);
@@ -38,15 +38,15 @@ async function ask(path, options = {}) {
     response = await fetch(path, { ...options, headers: headers() });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The server does not answer; is it still running?");
+    throw new Error("No response from the server; check that it is running.");
   }
   if (response.ok) return response.json();
   let said;
-  try { said = (await response.json()).error; } catch { said = response.statusText || "no reason given"; }
+  try { said = (await response.json()).error; } catch { said = response.statusText || "unknown error"; }
   if (response.status === 401) {
     get("key-label").hidden = false;
     key.focus();
-    throw new Error(key.value ? "The server does not take this API key." : "This server wants an API key.");
+    throw new Error(key.value ? "The server rejected this API key." : "This server requires an API key.");
   }
   throw new Error(said);
 }
@@ -76,7 +76,7 @@ function adapt() {
     : `TIFF, PNG, JPEG or BMP in colour, ${side} each`;
   const names = chosen.map((file) => file.name);
   get("drop-text").textContent =
-    names.length === 0 ? (field ? "Drop an image here, or click to choose one" : "Drop images here, or click to choose some")
+    names.length === 0 ? (field ? "Drop an image here, or click to choose one" : "Drop images here, or click to choose them")
     : names.length <= 3 ? names.join(", ") : `${names[0]} and ${names.length - 1} more`;
   run.disabled = chosen.length === 0 || request !== null;
 }
@@ -101,13 +101,13 @@ async function classify() {
   run.disabled = true;
   cancel.hidden = false;
   get("field").hidden = get("crops").hidden = true;
-  say(whole ? `Looking for cells in ${sent[0].name} …` : `Classifying ${plural(sent.length, "image")} …`);
+  say(whole ? `Detecting cells in ${sent[0].name} …` : `Classifying ${plural(sent.length, "image")} …`);
   try {
     const found = await ask(`${whole ? "/v1/fields" : "/v1/cells"}?${query}`, {
       method: "POST", body, signal: request.signal,
     });
-    // What is on the page now, for those who do not see it.
-    say(whole ? `${plural(found.cells.features.length, "cell")} found` : `${plural(found.cells.length, "image")} answered`, "heard");
+    // Announced to screen readers.
+    say(whole ? `${plural(found.cells.features.length, "cell")} detected` : `${plural(found.cells.length, "image")} processed`, "heard");
     if (whole) showField(found, sent[0].name, Number(lowConfidence)); else showCrops(found, sent);
   } catch (error) {
     if (error.name === "AbortError") say("Cancelled."); else say(error.message, "error");
@@ -131,7 +131,7 @@ function showField(found, name, minProbability) {
   get("title").textContent = name;
   const size = found.field.pixel_size_um ? `${found.field.pixel_size_um} µm per pixel` : null;
   const all = found.differential.all;
-  const notes = [...found.field.notes, ...found.field.reasons.map((reason) => `Not fit for reading: ${reason}`)];
+  const notes = [...found.field.notes, ...found.field.reasons.map((reason) => `Failed quality control: ${reason}`)];
   notes.push(...found.warnings);
   notes.push(...all.notes, ...found.differential.notes);
   get("notes").replaceChildren(...[...new Set(notes)].map((note) => element("li", { textContent: note[0].toUpperCase() + note.slice(1) })));
@@ -140,7 +140,7 @@ function showField(found, name, minProbability) {
   const ratio = all.myeloid_erythroid;
   const lines = [
     `${found.field.width} × ${found.field.height} pixels${size ? `, ${size}` : ""}`,
-    `${plural(all.cells, "cell")} found in ${seconds.toFixed(1)} s: ${all.counted} counted, ${all.low_confidence} low-confidence, ${all.counted_apart} apart`,
+    `${plural(all.cells, "cell")} detected in ${seconds.toFixed(1)} s: ${all.counted} counted, ${all.low_confidence} low-confidence, ${all.counted_apart} counted separately`,
   ];
   if (all.blasts && all.blasts.percent !== null) lines.push(`Blasts ${percent(all.blasts.percent)} %${range(all.blasts)}`);
   lines.push(ratio.ratio === null ? `Myeloid : erythroid not defined: ${ratio.reason}` : `Myeloid : erythroid ${ratio.ratio}`);
@@ -157,7 +157,7 @@ function colour(code) {
   return entry ? entry.colour : "#7f7f7f";
 }
 
-// A group of things is one stop of the Tab key: the arrow keys move within it.
+// A group of elements is one tab stop; the arrow keys move within it.
 function oneStop(items, wanted = null) {
   const stop = wanted ?? [...items].find((item) => item.style.display !== "none");
   for (const item of items) item.setAttribute("tabindex", item === stop ? "0" : "-1");
@@ -174,7 +174,7 @@ function middle(shape) {
   return [box.x + box.width / 2, box.y + box.height / 2];
 }
 
-// The cell that the eye would go to: near, and rather above or below than aside.
+// The nearest cell above or below; a horizontal offset counts twice.
 function nearest(shape, others, down) {
   const [x, y] = middle(shape);
   let best = null, least = Infinity;
@@ -199,7 +199,7 @@ function moveAmongCells(event) {
   if (!next || here < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
   event.preventDefault();
   const wanted = next();
-  // Of the cell that has the focus already, Escape may have closed the details.
+  // Escape may have closed the details of the cell that already has the focus.
   if (wanted === event.target) wanted.dispatchEvent(new Event("focus"));
   goTo(shapes, wanted);
   if (!wanted) return;
@@ -246,7 +246,7 @@ function detail(cell, shape = null) {
   }
   const place = get("cell");
   if (!cell) {
-    place.replaceChildren("Point at a cell to see its probabilities. By keyboard: arrow keys go from cell to cell, Escape closes.");
+    place.replaceChildren("Point at a cell to see its probabilities. Keyboard: arrow keys move between cells, Escape closes the details.");
     return;
   }
   shape.classList.add("chosen");
