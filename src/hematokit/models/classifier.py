@@ -1,4 +1,4 @@
-"""The classifier: patch -> input -> normalisation -> backbone -> logits -> calibrated probabilities; and its device."""
+"""The classifier: patch -> input -> normalisation -> backbone -> logits -> calibrated probabilities; devices."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ __all__ = [
 
 
 ORIGIN: Final = "hematokit_origin"
-"""Attribute of a backbone that came from a third-party package: its name and package, for messages."""
+"""Attribute of a backbone from a third-party plugin: its name and package, for messages."""
 
 
 class Classifier(torch.nn.Module):
-    """A backbone with everything that belongs around it.
+    """A backbone with its input preparation, normalisation, classes and calibration.
 
     Parameters
     ----------
@@ -54,14 +54,14 @@ class Classifier(torch.nn.Module):
     input_spec : InputSpec
         Size, fit and normalisation of the input.
     patch_size : int
-        Side of the patches it was trained on, in pixels.
+        Side of the training patches in pixels.
     temperature : float
-        Divides the logits before softmax (Guo et al. 2017).
+        Divisor of the logits before softmax (Guo et al. 2017).
     config : ModelConfig, optional
-        What the bundle says about it.
+        Configuration of the bundle.
     identity : str
-        Hash of the bundle it was loaded from, as `hematokit.models.bundle.bundle_identity` gives it; empty where it
-        does not come from one.
+        Content hash of the bundle, as returned by `hematokit.models.bundle.bundle_identity`; empty if the model does
+        not come from a bundle.
 
     Raises
     ------
@@ -93,7 +93,7 @@ class Classifier(torch.nn.Module):
         self.patch_size = patch_size
         self.temperature = temperature
         self._config = config
-        # Not persistent: the numbers belong to the configuration, and weights files hold only what was learned.
+        # Not persistent: these values are part of the configuration; weights files contain learned parameters only.
         self.register_buffer("mean", torch.tensor(input_spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(input_spec.std).view(1, 3, 1, 1), persistent=False)
 
@@ -109,7 +109,7 @@ class Classifier(torch.nn.Module):
 
     @property
     def config(self) -> ModelConfig:
-        """The bundle's configuration.
+        """Configuration of the bundle.
 
         Raises
         ------
@@ -122,21 +122,21 @@ class Classifier(torch.nn.Module):
 
     @property
     def has_config(self) -> bool:
-        """Whether it comes from a bundle."""
+        """Whether the classifier comes from a bundle."""
         return self._config is not None
 
     @property
     def pixel_size_um(self) -> float | None:
-        """Side of a pixel of the training images in micrometres; None where it is not known."""
+        """Pixel size of the training images in micrometres; None if unknown."""
         return self._config.pixel_size_um if self._config is not None else None
 
     @property
     def device(self) -> torch.device:
-        """Device it is on."""
+        """Device of the parameters."""
         return self.mean.device
 
     def prepare(self, patches: torch.Tensor) -> torch.Tensor:
-        """Turn patches into the network's input, unnormalised, on the patches' device.
+        """Return the unnormalised input of the network, on the device of the patches.
 
         Parameters
         ----------
@@ -145,9 +145,9 @@ class Classifier(torch.nn.Module):
         Returns
         -------
         Tensor, shape (B, 3, S, S), float32 in [0, 1]
-            Where augmenters and explainers work.
+            Input of augmenters and explainers.
         """
-        # The store's layout seen as (B, 3, P, P) is channels_last already: no copy.
+        # The layout of the store, viewed as (B, 3, P, P), is channels_last already: no copy.
         images = patches.permute(0, 3, 1, 2).float().div_(255.0)
         return fit_to_input(images, self.input_spec)
 
@@ -264,13 +264,13 @@ class Classifier(torch.nn.Module):
         return found
 
     def on_cpu(self) -> Classifier:
-        """Return a copy on the CPU; this one stays as it is, and its device needs no further memory for it."""
+        """Return a copy on the CPU; the original is not modified, and its device needs no additional memory."""
         memo: dict[int, torch.Tensor] = {}
         for tensor in (*self.parameters(), *self.buffers()):
             moved = tensor.detach().to("cpu", copy=True)
             is_parameter = isinstance(tensor, torch.nn.Parameter)
             memo[id(tensor)] = torch.nn.Parameter(moved, tensor.requires_grad) if is_parameter else moved
-        # deepcopy takes what the memo has: the tensors are not copied where they are.
+        # deepcopy uses the tensors in the memo, so they are not copied on their own device.
         return copy.deepcopy(self, memo)
 
     def predict(self, patches: Patches, batch_size: int = 64, progress: Progress = no_progress) -> pd.DataFrame:
@@ -309,11 +309,11 @@ def penultimate(backbone: Any, features: torch.Tensor) -> torch.Tensor:
 
 
 def resize_patches(patches: torch.Tensor, spec: InputSpec) -> torch.Tensor:
-    """Resize uint8 patches ahead of training, where the specification asks for resizing; else return them as they are.
+    """Resize uint8 patches ahead of training, if required by the specification; else return them unchanged.
 
     The uint8 kernel is some twenty times faster on a CPU than the float one that `Classifier.prepare` uses, and
-    differs from it by rounding to whole grey levels only, which training cannot tell from noise. Predictions do not
-    use it, so that exported models can repeat them exactly.
+    differs from it only by rounding to integers, which is negligible in training. Predictions do not
+    use it, so that exported models reproduce them exactly.
 
     Parameters
     ----------
@@ -332,7 +332,7 @@ def resize_patches(patches: torch.Tensor, spec: InputSpec) -> torch.Tensor:
 
 
 def fit_to_input(images: torch.Tensor, spec: InputSpec) -> torch.Tensor:
-    """Bring square images (B, 3, P, P) to (B, 3, S, S) as the input specification says."""
+    """Fit square images (B, 3, P, P) to (B, 3, S, S) according to the input specification."""
     side, size = images.shape[-1], spec.size
     fit = spec.fit_of(side)
     if fit == "none":
@@ -349,7 +349,7 @@ def fit_to_input(images: torch.Tensor, spec: InputSpec) -> torch.Tensor:
 
 
 def resizing_matrix(side: int, spec: InputSpec) -> torch.Tensor | None:
-    """Return the matrix W whose products W @ image @ W.T resize as `fit_to_input` does; None where it does not resize.
+    """Return the matrix W whose products W @ image @ W.T resize as `fit_to_input` does; None if it does not resize.
 
     The antialiased bilinear kernel is separable and linear, so a row of W holds the weights of one row of the result.
 
@@ -368,23 +368,23 @@ def resizing_matrix(side: int, spec: InputSpec) -> torch.Tensor | None:
     fit = spec.fit_of(side)
     if fit == "none" or (fit == "reflect-pad" and size > side) or (fit == "crop" and size < side):
         return None
-    # Resizing the rows of the unit matrix, its columns left as they are, gives the weights themselves.
+    # Resizing the rows of the identity matrix yields the weights.
     unit = torch.eye(side)[None, None]
     return functional.interpolate(unit, size=(size, side), mode="bilinear", antialias=True, align_corners=False)[0, 0]
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """Turn a user's word into a device.
+    """Return the device of a name.
 
     Parameters
     ----------
     name : str
-        ``"auto"`` (a GPU where there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        ``"auto"`` (a GPU if available, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
 
     Raises
     ------
     ModelError
-        If the device does not exist here.
+        If the device is not available.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -403,7 +403,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """Name a device for people: ``"cpu (2 threads)"``, ``"cuda (NVIDIA H100)"``."""
+    """Return a readable name of a device: ``"cpu (2 threads)"``, ``"cuda (NVIDIA H100)"``."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     if device.type == "cpu":

@@ -1,7 +1,7 @@
-"""Bundles that onnxruntime or OpenVINO compute, which are faster on the CPU than torch and start without it.
+"""Bundles computed by onnxruntime or OpenVINO, which are faster on the CPU than torch and start without it.
 
-A bundle is exported to ONNX once, compared with torch on a few patches, and kept in the user's cache folder under a
-name that changes with the model, the engine and the versions of everything involved. The cache may be deleted at any
+A bundle is exported to ONNX once, compared with torch on a few patches, and stored in the user's cache folder under a
+name that depends on the model, the engine and the versions of all packages involved. The cache may be deleted at any
 time.
 """
 
@@ -31,12 +31,12 @@ _log = logging.getLogger(__name__)
 
 _UNUSED_DAYS: Final = 90
 _LAYOUT: Final = 2
-"""Of the cache; 2 since the files carry their hash."""
+"""Version of the cache layout; 2 since the files contain their hash."""
 _PACKAGES: Final = ("hematokit", "torch", "timm", "onnx", "onnxscript")
 
 
 def open_exported(files: ModelFiles, config: ModelConfig, engine: str) -> OnnxClassifier:
-    """Open a bundle's exported model, from the cache if it is there; a damaged one is made again.
+    """Open a bundle's exported model, from the cache if possible; a damaged file is exported again.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def open_exported(files: ModelFiles, config: ModelConfig, engine: str) -> OnnxCl
     Raises
     ------
     ModelError
-        If it cannot be exported, or the engine does not repeat torch's answers.
+        If the model cannot be exported, or the results of the engine differ from those of torch.
     PluginError
         If the plugin that provides the backbone is not installed.
     """
@@ -69,7 +69,7 @@ def open_exported(files: ModelFiles, config: ModelConfig, engine: str) -> OnnxCl
 
 
 def _fingerprint(files: ModelFiles, config: ModelConfig, engine: str) -> str:
-    """What an exported model depends on, hashed: the model, the engine, versions."""
+    """Return a hash of everything that an exported model depends on: the model, the engine, and versions."""
     versions = []
     for name in dict.fromkeys((*_PACKAGES, engine, config.backbone.package)):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -78,7 +78,7 @@ def _fingerprint(files: ModelFiles, config: ModelConfig, engine: str) -> str:
 
 
 def _kept(path: Path) -> dict[str, Any]:
-    """How the engine's answers compared with torch's; empty if that is not known."""
+    """Return the comparison of the engine with torch; empty if unknown."""
     try:
         said = dict(json.loads(path.read_text(encoding="utf-8")))
         return said if "refused" in said or said["max_logit_difference"] >= 0 else {}
@@ -87,7 +87,7 @@ def _kept(path: Path) -> dict[str, Any]:
 
 
 def _export(files: ModelFiles, config: ModelConfig, engine: str, path: Path) -> OnnxClassifier:
-    """Export, compare with torch, keep. Processes that do so at the same time write the same, each file in one go."""
+    """Export a bundle, compare it with torch, and store it; several processes may do so at the same time."""
     reference = open_bundle(files, "cpu")
     content = seal_onnx(onnx_bytes(reference))
     model = OnnxClassifier(content, config, engine, identity=files.identity)
@@ -115,7 +115,7 @@ def _export(files: ModelFiles, config: ModelConfig, engine: str, path: Path) -> 
 
 
 def _clear_unused(folder: Path) -> None:
-    """Remove models that were not used for three months, and what killed processes left behind."""
+    """Remove models that were not used for three months, and temporary files of killed processes."""
     now = time.time()
     for path in folder.iterdir():
         days = 1 if path.name.startswith(TEMPORARY_PREFIX) else _UNUSED_DAYS
@@ -125,11 +125,11 @@ def _clear_unused(folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where things are kept that can be made again: ``HEMATOKIT_CACHE``, else ``hematokit`` in the user's cache folder.
+    """Return the cache folder: ``HEMATOKIT_CACHE``, else ``hematokit`` in the user's cache folder.
 
     Returns
     -------
     Path
-        Need not exist.
+        The folder may not exist.
     """
     return user_folder("HEMATOKIT_CACHE", "XDG_CACHE_HOME", ".cache", "Library/Caches")

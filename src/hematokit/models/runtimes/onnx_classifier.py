@@ -1,4 +1,4 @@
-"""A classifier that is an ONNX file, or was exported to one: predicts as `Classifier` does, and needs no torch."""
+"""A classifier stored as an ONNX file; it predicts as `Classifier` does, without torch."""
 
 from __future__ import annotations
 
@@ -32,34 +32,34 @@ from hematokit.progress import Progress, no_progress
 __all__ = ["OnnxClassifier"]
 
 BATCH: Final = 8
-"""Patches in a batch, of which some run side by side: larger ones are no faster on the CPU, and their memory stays."""
+"""Patches per batch; several batches run in parallel. Larger batches are no faster on the CPU and need more memory."""
 
 
 class OnnxClassifier:
-    """A classifier that onnxruntime or OpenVINO computes on the CPU; it predicts as `Classifier` does.
+    """A classifier computed by onnxruntime or OpenVINO on the CPU; it predicts as `Classifier` does.
 
     Parameters
     ----------
     model : bytes or path
-        An ONNX file as ``hematokit export`` writes it, or its content.
+        An ONNX file written by ``hematokit export``, or its content.
     config : ModelConfig, optional
-        The bundle's configuration; by default what the file's metadata say.
+        Configuration of the bundle; by default that in the metadata of the file.
     engine : str
         ``"onnxruntime"`` or ``"openvino"``.
     what : str, optional
-        Its name, for errors; the path where one is given.
+        Name for error messages; by default the path.
     identity : str, optional
-        That of the bundle it was exported from; by default that of the file, the hash of its content.
+        Content hash of the bundle that it was exported from; by default that of the file.
 
     Attributes
     ----------
     identity : str
-        As `hematokit.models.bundle.bundle_identity` gives it, of what was loaded.
+        Content hash, as returned by `hematokit.models.bundle.bundle_identity`.
 
     Raises
     ------
     ModelError
-        If the engine is missing or cannot read the model, the file is not one of hematokit's, or it is damaged.
+        If the engine is missing or cannot read the model, the file was not written by hematokit, or it is damaged.
     """
 
     def __init__(
@@ -98,16 +98,16 @@ class OnnxClassifier:
 
     @property
     def pixel_size_um(self) -> float | None:
-        """Side of a pixel of the training images in micrometres; None where it is not known."""
+        """Pixel size of the training images in micrometres; None if unknown."""
         return self.config.pixel_size_um
 
     @property
     def device(self) -> str:
-        """Where it computes: always ``"cpu"``."""
+        """Device of the computation: always ``"cpu"``."""
         return "cpu"
 
     def on_cpu(self) -> OnnxClassifier:
-        """Return this model, which computes on the CPU."""
+        """Return this model, which is on the CPU."""
         return self
 
     def logits(self, patches: Patches, batch_size: int = 64, progress: Progress = no_progress) -> np.ndarray:
@@ -117,7 +117,7 @@ class OnnxClassifier:
         ----------
         patches : ndarray, shape (n, P, P, 3), or sequence of n arrays, shape (P, P, 3), uint8
         batch_size : int
-            Patches at a time; no more than 8 are taken, which is as fast and keeps memory flat.
+            Number of patches per batch; limited to 8, which is as fast and needs less memory.
         progress : Progress
             Called after each batch.
 
@@ -156,7 +156,7 @@ class OnnxClassifier:
     def _compute(self, output: str, width: int, patches: Patches, batch_size: int, progress: Progress) -> np.ndarray:
         patches = check_patches(patches, self.patch_size)
         total = len(patches)
-        # Few patches are shared out, too: no stream is to wait while another has two.
+        # A small number of patches is also distributed over all streams.
         step = max(1, min(batch_size, BATCH, -(-total // self._streams)))
         batches = (np.ascontiguousarray(patches[start : start + step]) for start in range(0, total, step))
         parts: list[np.ndarray] = []
@@ -172,7 +172,7 @@ class OnnxClassifier:
         return found
 
     def _in_order(self, batches: Iterable[np.ndarray], output: str, alone: bool) -> Generator[np.ndarray, None, None]:
-        """Compute batches side by side, as many as the engine has streams; results come in the order given."""
+        """Compute batches in parallel, one per stream of the engine; yield the results in the order of the batches."""
         if alone:
             yield from (self._engine.run(batch, output) for batch in batches)
             return
@@ -180,13 +180,13 @@ class OnnxClassifier:
         try:
             for batch in batches:
                 running.append(self._pool.submit(self._engine.run, batch, output))
-                # One more than can run: a stream that ends has the next at hand.
+                # One more than can run, so that a stream that finishes can start the next batch at once.
                 if len(running) > self._streams:
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()
         finally:
-            # Whoever stops early, by an error or a key, finds nothing still running.
+            # After an error or an interruption, no batch may still be running.
             for future in running:
                 future.cancel()
             wait(running)
@@ -216,7 +216,7 @@ def _stated_config(engine: Engine, what: str) -> ModelConfig:
 
 
 def _check_engine(engine: Engine, what: str) -> None:
-    """Refuse an engine that gave other answers when the file was made, as the file says itself."""
+    """Reject an engine whose results differed from torch when the file was exported, as recorded in its metadata."""
     try:
         said = json.loads(engine.metadata.get(PARITY_KEY, "{}"))
         refused = said.get(engine.name, {}).get("refused")
@@ -227,7 +227,7 @@ def _check_engine(engine: Engine, what: str) -> None:
 
 
 def _check_ports(engine: Engine, side: int, classes: int, what: str) -> None:
-    """Refuse a graph that takes or gives something else than its configuration says."""
+    """Reject a graph whose inputs and outputs do not match its configuration."""
     patches, logits = ("uint8", (None, side, side, 3)), ("float32", (None, classes))
     found = [(port.kind, port.shape) for port in engine.outputs if port.name == OUTPUT_NAME]
     if [(port.kind, port.shape) for port in engine.inputs] == [patches] and found == [logits]:
