@@ -1,4 +1,4 @@
-"""Cells of a field to classes: patches cut at their centres, classified batch by batch."""
+"""Classification of the cells of a field: patches are cut at the cell centres and classified in batches."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _LARGEST_SIDE: Final = 4096
 
 
 def model_pixel_size(model: Model, given: float | None = None) -> float | None:
-    """Pixel size in micrometres that a model takes its patches at.
+    """Return the pixel size of the patches of a model in micrometres.
 
     Parameters
     ----------
     model : Model
     given : float, optional
-        Goes before what the model's configuration records.
+        Overrides the pixel size in the configuration of the model.
 
     Returns
     -------
     float or None
-        None where it is not known.
+        None if unknown.
 
     Raises
     ------
@@ -55,20 +55,20 @@ def model_pixel_size(model: Model, given: float | None = None) -> float | None:
 
 
 def field_patch_side(field: Field, model: Model, model_pixel_size_um: float | None = None) -> int:
-    """How many pixels of a field a patch takes so that cells have the size that the model knows.
+    """Return the side of a patch in pixels of the field, at which cells have the same size as in training.
 
     Parameters
     ----------
     field : Field
-        The opened field, or anything with its ``pixel_size_um``.
+        The opened field, or any object with its ``pixel_size_um``.
     model : Model
     model_pixel_size_um : float, optional
-        Instead of what the model's configuration records.
+        Overrides the pixel size in the configuration of the model.
 
     Returns
     -------
     int
-        The side in pixels; the patch size of the model where the pixel size of the field or of the model is unknown.
+        The side in pixels; the patch size of the model if the pixel size of the field or of the model is unknown.
 
     Raises
     ------
@@ -94,16 +94,16 @@ def scale_warnings(
     field_option: str = "--pixel-size",
     model_option: str = "--model-pixel-size",
 ) -> list[str]:
-    """Say in one line each which pixel sizes are unknown, so that patches are cut without rescaling.
+    """Return one warning per unknown pixel size, for which patches are not rescaled.
 
     Parameters
     ----------
     model_pixel_size_um : float or None
         From `model_pixel_size`.
     unknown : int
-        Fields of unknown pixel size.
+        Number of fields of unknown pixel size.
     field_option, model_option : str
-        Where a user gives them.
+        Options that set the pixel sizes.
     """
     warnings = []
     if unknown:
@@ -133,7 +133,7 @@ def cut_patches(field: Field, cells: pd.DataFrame, size: int, *, side: int | Non
     size : int
         Side of the patches in pixels.
     side : int, optional
-        Pixels of the field that a patch takes, `size` by default; otherwise it is resampled to `size`.
+        Side of a patch in pixels of the field, `size` by default; other patches are resampled to `size`.
 
     Returns
     -------
@@ -170,14 +170,14 @@ def classify_cells(
     field : Field
         The opened field.
     cells : DataFrame
-        Its cells; the centres count.
+        Cells of the field; only their centres are used.
     model : Model
         From `hematokit.load_model`.
     model_pixel_size_um : float, optional
-        Pixel size of the images that the model was trained on, instead of what its configuration records; patches are
-        resampled where the field's differs.
+        Pixel size of the training images of the model, which overrides its configuration; patches are resampled if
+        that of the field differs.
     batch_size : int
-        Patches classified at a time, which bounds the memory.
+        Number of patches per batch, which limits the memory.
     progress : Progress
         Called after each batch.
 
@@ -190,7 +190,7 @@ def classify_cells(
     Raises
     ------
     FieldError
-        If the pixel sizes do not go together.
+        If the pixel sizes are incompatible.
     ImageError, ModelError
         If the field cannot be read or the model cannot compute.
     """
@@ -213,7 +213,7 @@ def classify_in_batches(
     batch_size: int = 64,
     progress: Progress = no_progress,
 ) -> Iterator[tuple[slice, pd.DataFrame]]:
-    """Classify cells batch by batch, so that a viewer can show them as they come.
+    """Classify cells batch by batch, so that a viewer can show them progressively.
 
     Parameters are those of `classify_cells`.
 

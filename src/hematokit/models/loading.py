@@ -1,7 +1,7 @@
-"""Loading a trained model, whatever it is kept in: a bundle, a run or an ONNX file; computed by torch or without it.
+"""Loading a trained model from a bundle, a run or an ONNX file, for torch or another runtime.
 
-`load_model` loads one, `cached_model` returns the one that is loaded: the only cache of models, for the command line,
-the viewer and the server.
+`load_model` loads a model; `cached_model` returns it from the only cache of models, which the command line, the viewer
+and the server share.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Runtime = Literal["torch", "onnxruntime", "openvino", "auto"]
 
 _AUTO: Final = "onnxruntime"
 _LOADED: Final[WeakValueDictionary[tuple[str, str, str], Model]] = WeakValueDictionary()
-"""By identity, device and runtime: every model that something still uses."""
+"""All models in use, by identity, device and runtime."""
 _LAST: Final[list[Model]] = []
-"""The model used last, kept even if nothing uses it. Others are not: a process may use many models."""
+"""The model used last, which stays in memory. Others are freed when unused: a process may use many models."""
 _LOADING: Final = threading.RLock()
 
 
@@ -57,26 +57,26 @@ def load_model(
     Parameters
     ----------
     path : path
-        Bundle folder, the run folder that holds one, or a file that ``hematokit export --format onnx`` wrote, which
-        needs no torch.
+        Bundle folder, run folder with a bundle, or a file written by ``hematokit export --format onnx``, which does
+        not need torch.
     device : str or torch.device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ...
     runtime : str, optional
-        What computes it: ``"torch"``; ``"onnxruntime"`` or ``"openvino"``, on the CPU, from a file that is exported and
-        checked against torch at the first use and then kept (`hematokit.models.runtimes.exported`); ``"auto"``, on the
-        CPU onnxruntime where it is installed, else torch. By default torch, and for an ONNX file ``"auto"``.
+        ``"torch"``; ``"onnxruntime"`` or ``"openvino"``, on the CPU, from a file that is exported and compared with
+        torch at the first use and then cached (`hematokit.models.runtimes.exported`); ``"auto"``: onnxruntime if it is
+        installed and the device is the CPU, else torch. By default torch; for an ONNX file, ``"auto"``.
 
     Returns
     -------
     Classifier or OnnxClassifier
-        In evaluation mode, on the device; each is a `hematokit.models.Model`, whose ``identity`` is computed from what
-        was loaded.
+        In evaluation mode, on the device; both are a `hematokit.models.Model`, whose ``identity`` is computed from the
+        loaded content.
 
     Raises
     ------
     ModelError
-        If files are missing, damaged or not those that were saved, the version is newer than this program, the ONNX
-        file is none of hematokit's, or the runtime cannot be used.
+        If files are missing, damaged or modified, the version is newer than this program, the ONNX file was not written
+        by hematokit, or the runtime cannot be used.
     PluginError
         If the plugin that provides the backbone is not installed.
     """
@@ -120,8 +120,8 @@ def cached_model(path: str | Path, device: str = "auto", runtime: str = "auto", 
     runtime : str
         As `hematokit.load_model` takes it.
     identity : str, optional
-        The model that is wanted, as `hematokit.models.bundle.bundle_identity` gives it. If it is loaded, the files are
-        not read again, and may have changed since.
+        Content hash of the model, as returned by `hematokit.models.bundle.bundle_identity`. If that model is loaded,
+        the files are not read again, even if they have changed since.
 
     Returns
     -------
@@ -131,9 +131,9 @@ def cached_model(path: str | Path, device: str = "auto", runtime: str = "auto", 
     Raises
     ------
     ModelError
-        If the files are those of another model than `identity` says, or as of `hematokit.load_model`.
+        If the files have another content hash than `identity`, or as for `hematokit.load_model`.
     PluginError
-        As of `hematokit.load_model`.
+        As for `hematokit.load_model`.
     """
     with _LOADING:
         wanted = (identity, device, runtime)
@@ -149,7 +149,7 @@ def cached_model(path: str | Path, device: str = "auto", runtime: str = "auto", 
             wanted = (files.identity, device, runtime)
             model = _LOADED.get(wanted) or _LOADED.get((files.identity, *_computed_by(files.path, device, runtime)))
         if model is None:
-            # Before the next one is loaded: two large ones may not fit into the memory.
+            # Freed before the next model is loaded: two large models may not fit in memory.
             _LAST.clear()
             model = _load(files, device, runtime)
             _LOADED[model.identity, str(model.device), model.runtime] = model
@@ -159,7 +159,7 @@ def cached_model(path: str | Path, device: str = "auto", runtime: str = "auto", 
 
 
 def _computed_by(path: Path, device: str, runtime: str) -> tuple[str, str]:
-    """Device and runtime as a loaded model states them."""
+    """Return the device and the runtime of the loaded model."""
     chosen = _choose_runtime(path, device, runtime)
     if chosen != "torch":
         return "cpu", chosen
@@ -169,7 +169,7 @@ def _computed_by(path: Path, device: str, runtime: str) -> tuple[str, str]:
 
 
 def _choose_runtime(path: Path, device: str | torch.device, runtime: str) -> str:
-    """Say what computes a model.
+    """Return the runtime of a model.
 
     Parameters
     ----------

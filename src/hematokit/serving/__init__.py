@@ -1,7 +1,7 @@
-"""A trained model behind HTTP: crops to classes, fields to cells and their differential, and a page to try it on.
+"""A trained model behind HTTP: classes of crops, cells and differential of fields, and a web page.
 
-`build_app` makes the application of one loaded model, `serve` runs it. Which model it is, is decided when the server
-starts; no request can load another. Needs the extra ``hematokit[serve]``, imported when first used.
+`build_app` returns the application of one loaded model, `serve` runs it. The model is chosen when the server starts;
+requests cannot load another one. Requires the extra ``hematokit[serve]``, which is imported at first use.
 
 Modules
 -------
