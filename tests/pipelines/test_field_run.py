@@ -603,10 +603,10 @@ def test_fields_that_an_earlier_call_did_not_come_to_are_a_warning(tmp_path: Pat
     result = hematokit.detect([two], output)
     assert sorted(result.fields["field_id"]) == ["a", "c"]
     assert any(
-        line.startswith("Warning: not finished in an earlier call, and in no figure: b;") for line in result.lines()
+        line.startswith("Warning: not finished in an earlier call, so not counted: b;") for line in result.lines()
     )
     (output / "fields" / "a" / "field.json").write_text("{")
-    assert any("in no figure: a, b;" in line for line in hematokit.detect([two], output).lines())
+    assert any("so not counted: a, b;" in line for line in hematokit.detect([two], output).lines())
     for field_id in "ab":
         shutil.rmtree(output / "fields" / field_id)
-    assert not any("in no figure" in line for line in hematokit.detect([two], output).lines())
+    assert not any("so not counted" in line for line in hematokit.detect([two], output).lines())

@@ -128,7 +128,7 @@ def test_failures_and_unfit_fields_are_named() -> None:
     page = Page(render_field_report(counted(), fields, notes=["a word from the caller"]))
     assert "1 of 3 fields failed" in page.text
     assert "bad.tif cannot be read <b>" in page.text
-    assert "1 of 2 fields may not be worth reading" in page.text
+    assert "1 of 2 fields did not pass quality control" in page.text
     assert "sharpness 0.01" in page.text
     assert "A word from the caller" in page.text
     assert page.text.index("blurred") < page.text.index("good")

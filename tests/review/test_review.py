@@ -140,7 +140,7 @@ def test_cells_come_while_a_job_runs(journal: Path) -> None:
     review.undo()
     pd.testing.assert_frame_equal(review.cells, cells_table(6), check_like=True)
     review.append(cells_table(0))
-    with pytest.raises(FieldError, match="f-5 is there already"):
+    with pytest.raises(FieldError, match="f-5 is already in the table"):
         review.append(cells_table(1, start=5))
     assert len(review) == 6
 
@@ -274,7 +274,7 @@ def test_mistakes_are_told_in_one_line(review: Review, tmp_path: Path) -> None:
         review.export(tmp_path / "gone" / "cells.csv")
     with pytest.raises(FieldError, match="one cell with y"):
         review.add(missed_cell().drop(columns="y"))
-    with pytest.raises(FieldError, match="stands twice"):
+    with pytest.raises(FieldError, match="appears twice"):
         Review(pd.concat([cells_table(1)] * 2), MATEK_21)
     with pytest.raises(FieldError, match="cell_id"):
         Review(pd.DataFrame({"y": [1.0]}), MATEK_21)

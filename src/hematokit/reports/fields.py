@@ -1,6 +1,4 @@
-"""The report on a run of fields: the differential, the fields, and how it was made, in one HTML file; and the
-histogram of cell types as a figure.
-"""
+"""The HTML report of classified fields (differential, fields, provenance), and the histogram of cell types."""
 
 from __future__ import annotations
 
@@ -32,18 +30,18 @@ __all__ = ["cell_types_figure", "render_field_report"]
 def cell_types_figure(differential: Differential, summary: Summary | None = None, *, titled: bool = True) -> Figure:
     """Draw the histogram of cell types.
 
-    One bar a class in the taxonomy's order, with its 95 % interval (cells grouped by field where there are several)
+    One bar per class in the taxonomy's order, with its 95 % interval (cells grouped by field where there are several)
     and, thin, the interval that holds for all classes together; brackets name the lineages. Only class codes, lineages
     and numbers are written.
 
     Parameters
     ----------
     differential : Differential
-        Gives classes and colours.
+        Source of counts, classes and colours.
     summary : Summary, optional
-        Which of its summaries is drawn; all fields by default.
+        Summary to draw; by default that of all fields.
     titled : bool
-        With a title and a line on what was counted; without them for a page that says so itself.
+        Whether to draw a title and the number of counted cells; not needed on a page that has them.
 
     Returns
     -------
@@ -110,7 +108,7 @@ def _bars(axes: Axes, differential: Differential, entry: Summary) -> float:
             if bounds is None:
                 continue
             low, high = 100 * np.asarray(bounds)
-            # An empty class keeps its upper bound: not seen is not absent.
+            # An empty class keeps its upper bound: a class that was not observed may still be present.
             axes.plot([place, place], [low, high], color=INK, linewidth=width, solid_capstyle="butt", zorder=3)
             highest = max(highest, float(high))
         text = f"{height:.1f}" if share.count else "0"
@@ -128,7 +126,7 @@ def _bars(axes: Axes, differential: Differential, entry: Summary) -> float:
 
 
 def _brackets(axes: Axes, differential: Differential, letter: float) -> None:
-    """Name the lineages below the codes; neighbours of one lineage share a bracket. `letter` is as wide as one."""
+    """Draw the lineages below the codes, one bracket per run of classes; `letter` is the width of a letter."""
     across: Any = axes.get_xaxis_transform()
     lineages = [differential.taxonomy[code].lineage for code in differential.groups.counted]
     start, ends = 0, [-1.0, -1.0, -1.0]
@@ -138,7 +136,7 @@ def _brackets(axes: Axes, differential: Differential, letter: float) -> None:
         axes.plot([start - 0.36, stop + 0.36], [-0.12, -0.12], **line)
         for end in (start - 0.36, stop + 0.36):
             axes.plot([end, end], [-0.12, -0.1], **line)
-        # A name that would run into the one before goes a line lower.
+        # A name that would overlap the previous one is drawn one line lower.
         middle, reach = (start + stop) / 2, letter * (len(lineage) + 1) / 2
         level = next((place for place, end in enumerate(ends) if middle - reach > end), len(ends) - 1)
         ends[level] = middle + reach
@@ -208,25 +206,24 @@ def render_field_report(
     differential : Differential
         The count, at every level.
     fields : DataFrame
-        One row a field: ``field_id, source, status, message, cells`` and, where known, ``low_confidence, flag, reasons,
-        height,
-        width, pixel_size_um, seconds``.
+        One row per field: ``field_id, source, status, message, cells`` and, where known, ``low_confidence, flag,
+        reasons, height, width, pixel_size_um, seconds``.
     facts : mapping of str to str, optional
-        How it was made: model, detector, ... in the order shown.
+        Provenance: model, detector, ... in the order shown.
     overlays : mapping of str to Path, optional
-        Picture of each field. Fields link to theirs, and a few are shown, reduced.
+        Overlay of each field, by id. Fields link to their overlay, and a few are shown, downsampled.
     folder : Path, optional
         Folder of the report; links are relative to it.
     notes : sequence of str
-        What else to mind.
+        More warnings.
     reproduce : sequence of str
-        Commands that do the same again.
+        Commands that repeat the run.
 
     Returns
     -------
     str
-        A whole HTML document: styles and pictures are inside, nothing is fetched, no script is run. Its size does not
-        grow with the number of fields beyond what is shown.
+        A self-contained HTML document with embedded styles and images, without scripts. Its size is limited: only the
+        first fields are listed.
     """
     overlays = overlays or {}
     links = {name: _link(path, folder) for name, path in overlays.items()}
@@ -397,7 +394,7 @@ def _reduced(path: Path) -> str | None:
         with Image.open(path, formats=("PNG",)) as image:
             picture = image.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):
-        # The report is still worth having; its link will show what is wrong with the picture.
+        # The report is written without this overlay; its link remains.
         return None
     width = min(_PICTURE_WIDTH, picture.width)
     picture = picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.BOX)

@@ -1,7 +1,7 @@
-"""The fields of a results folder: one folder a field, with its cells in files.
+"""The fields of a results folder: one folder per field, with the files of its cells.
 
-``field.json`` is written last and marks a field as done, or failed. A correction is a line of the field's journal;
-``cells.parquet`` stays as it was written, and the files for people (CSV, GeoJSON, overlay) are written again.
+``field.json`` is written last and marks a field as done or failed. Corrections are lines of the field's journal:
+``cells.parquet`` is never changed by them; CSV, GeoJSON and overlay are written again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CELLS, CELLS_CSV, GEOJSON, OVERLAY, DONE = "cells.parquet", "cells.csv", "cells.
 
 @dataclass(frozen=True)
 class FieldTask:
-    """One field to work on.
+    """One field to process.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class FieldTask:
     source : str
         The path as the user gave it.
     field_id : str
-        Also the name of its folder of results.
+        Id, and name of the folder of its results.
     smear_id, patient_id : str
         Empty where unknown.
     """
@@ -64,7 +64,7 @@ class FieldTask:
 
 @dataclass(frozen=True)
 class FieldOutcome:
-    """What became of a field.
+    """Outcome of processing one field.
 
     Attributes
     ----------
@@ -72,15 +72,15 @@ class FieldOutcome:
     status : str
         ``"done"`` or ``"failed"``.
     message : str
-        Why it failed; or remarks on how it was read.
+        Reason of the failure, or remarks on how the field was read.
     cells : int
-        Cells found.
+        Number of detected cells, before corrections.
     low_confidence : int or None
-        Of these, classified below the threshold; None without a model. Both as they were before any correction.
+        Number of cells below the probability threshold, before corrections; None without a model.
     flag : str
-        Whether the field is worth reading: ``"ok"``, or what is wrong with it.
+        Quality control flag: ``"ok"``, or the name of the problem.
     reasons : str
-        The same in words.
+        Explanation of the flag, for people.
     focus, staining, thickness : float or None
         See `hematokit.detection.quality`.
     height, width : int or None
@@ -91,11 +91,11 @@ class FieldOutcome:
     seconds : dict of str to float
         Time by stage: ``open``, ``detect``, ``classify``, ``files``.
     stamp : str
-        Tells whether the file has changed since.
+        `file_stamp` of the image when it was processed.
     corrections : str
-        Tells which corrections the field's files for people show; empty where there were none.
+        Hash of the corrections shown in CSV, GeoJSON and overlay; empty if there were none.
     orientation : int or None
-        What the file states and was applied, 1 to 8 as in EXIF; None in results of versions that applied none.
+        Orientation stated by the file and applied, 1 to 8 as in EXIF; None in results of versions that applied none.
     """
 
     field_id: str
@@ -141,7 +141,7 @@ class FieldFolders:
         return self.output / FIELDS_FOLDER / field_id
 
     def outcome(self, field_id: str) -> FieldOutcome | None:
-        """What became of a field in an earlier call; None if nothing did, or its folder was removed or is damaged."""
+        """Return the outcome of a field in an earlier call; None if there is none, or it cannot be read."""
         try:
             said = json.loads((self.folder(field_id) / DONE).read_text(encoding="utf-8"))
             if "unsure" in said:  # the name in version 0.1
@@ -149,17 +149,17 @@ class FieldFolders:
             outcome = _OUTCOMES.validate_python(said)
         except (OSError, ValueError, TypeError):
             return None
-        # The id becomes the name of a folder; entries that are not known are those of a later version.
+        # The id becomes the name of a folder. Unknown entries come from a later version.
         fits = outcome.field_id == field_id and set(said) <= set(FieldOutcome.__dataclass_fields__)
         return outcome if fits else None
 
     def finished(self, task: FieldTask) -> FieldOutcome | None:
-        """The outcome of an earlier call, if the field is done and its file has not changed since.
+        """Return the outcome of an earlier call if the field is done and its image has not changed since.
 
         Raises
         ------
         FieldError
-            If the earlier call was of a version that did not apply the orientation that the file states.
+            If the results are from a version that did not apply the orientation stated in the file.
         """
         outcome = self.outcome(task.field_id)
         if outcome is None or outcome.status != "done" or outcome.stamp != file_stamp(Path(task.path)):
@@ -180,7 +180,7 @@ class FieldFolders:
         return outcome
 
     def assign(self, outcome: FieldOutcome, smear_id: str, patient_id: str) -> FieldOutcome:
-        """Give a field that was worked on another smear and patient, in all its files; the cells stay as they are."""
+        """Change smear and patient of a processed field in all its files, and return the new outcome."""
         if (smear_id, patient_id) == (outcome.smear_id, outcome.patient_id):
             return outcome
         folder = self.folder(outcome.field_id)
@@ -189,11 +189,11 @@ class FieldFolders:
             with _writing(folder):
                 write_parquet(folder / CELLS, cells)
                 write_csv(folder / CELLS_CSV, cells)
-        # The table for people is written again with the corrections.
+        # Without a hash of corrections, `FieldJob.show_corrections` writes the CSV again with them.
         return self.record(replace(outcome, smear_id=smear_id, patient_id=patient_id, corrections=""))
 
     def corrected(self, field_id: str) -> pd.DataFrame:
-        """Read the cells of a field that is done, with what people corrected.
+        """Return the cells of a field that is done, with corrections applied.
 
         Raises
         ------
@@ -208,7 +208,10 @@ class FieldFolders:
         return apply_corrections(cells, read_corrections(folder / CORRECTIONS_FILE), add=lambda entry: True)
 
     def set_corrections_aside(self, field_id: str, cells: pd.DataFrame) -> list[str]:
-        """Rename the corrections of a field whose cells have changed: they do not apply to new cells with old ids."""
+        """Rename the corrections of a field whose cells have changed, and return messages about it.
+
+        Ids of cells are reused, so old corrections would be applied to other cells.
+        """
         folder = self.folder(field_id)
         places = ["cell_id", "y", "x"]
         try:
@@ -285,18 +288,19 @@ class FieldFolders:
 
 
 class CannotWriteError(FieldError):
-    """Results cannot be written: no field after this one could be either."""
+    """Results cannot be written, so the run stops: later fields would fail too."""
 
 
 def _writing(folder: Path) -> AbstractContextManager[None]:
     advice = (
-        "make room or give another --output: the fields that are done are kept, and the same command goes on after them"
+        "free disk space and run the same command again, which resumes after the fields that are done, or give another "
+        "--output"
     )
     return one_line_write_errors(folder, CannotWriteError, advice)
 
 
 def file_stamp(path: Path) -> str:
-    """Tell a file, or a folder of files, from what it may be changed into: names, sizes and times, hashed."""
+    """Return a hash of names, sizes and times of a file, or of the files of a folder; empty if they cannot be read."""
     digest = hashlib.sha256()
     try:
         files = sorted(path.rglob("*")) if path.is_dir() else [path]

@@ -1,8 +1,8 @@
-"""The results folder of whole-field runs: which fields it holds, and going on where an earlier call stopped.
+"""The results folder of a whole-field run, and its resumption.
 
-A results folder holds ``run.json`` (what the results were made with, and which file has which id) and one folder for
-each field. A field whose ``field.json`` is there and whose file has not changed is done, so another call works on the
-rest. Results made with another model, detector or settings are never mixed in: that is an error.
+A results folder contains ``run.json`` (settings of the results, and the id of each image) and one folder per field. A
+field is done if it has a ``field.json`` and its image has not changed; another call processes the rest. Results of
+different models, detectors or settings are never mixed: that raises an error.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ class ResultsFolder:
     unmatched : int
         Fields that the table of smears does not name.
     warnings : tuple of str
-        What of the table of smears does not fit the fields, and which fields of earlier calls are not finished.
+        Mismatches between the table of smears and the fields, and unfinished fields of earlier calls.
     earlier : list of FieldTask
-        Fields of earlier calls that are not of this one: done or failed, and still in the folder.
+        Fields of earlier calls that are not part of this one: done or failed, and still in the folder.
     inputs : tuple of str
         Paths of all calls, as they were given.
     worked : set of str
-        Ids of the fields that `run_fields` has worked on.
+        Ids of the fields that `run_fields` has processed.
     """
 
     path: Path
@@ -79,7 +79,7 @@ class ResultsFolder:
 
     @property
     def images(self) -> dict[str, Path]:
-        """Where the image of each field of the folder is, or was, by id."""
+        """Last known path of the image of each field of the folder, by id."""
         return {task.field_id: Path(task.path) for task in [*self.earlier, *self.tasks]}
 
     @classmethod
@@ -92,7 +92,7 @@ class ResultsFolder:
         model: Path | None = None,
         smears: SmearTable | None = None,
     ) -> ResultsFolder:
-        """List the fields, give them ids, and make the folder or check that its results have the same settings.
+        """List the fields, assign their ids, and create the folder or check that its results have the same settings.
 
         Parameters
         ----------
@@ -101,17 +101,17 @@ class ResultsFolder:
         output : Path
             The results folder, absolute: new, empty, or from an earlier call.
         settings : mapping
-            What decides results, as JSON takes it: detector, model by its hash, pixel sizes, threshold.
+            Settings that determine results, JSON-serialisable: detector, hash of the model, pixel sizes, threshold.
         model : Path, optional
-            Where the model is.
+            Path of the model.
         smears : SmearTable, optional
-            Which file belongs to which smear and patient.
+            Smear and patient of each file.
 
         Raises
         ------
         FieldError
-            If the folder holds something else, or results made otherwise; if the table of smears names no field, or
-            names one twice.
+            If the folder contains something else or results of other settings, or the table of smears names no field
+            or names one twice.
         ImageError
             If a path does not exist or there is no field.
         """
@@ -120,12 +120,12 @@ class ResultsFolder:
         inside = folder.resolve()
         listed = [path for path in list_fields([Path(path) for path in paths]) if inside not in path.resolve().parents]
         if not listed:
-            raise FieldError(f"there is no field but results in {paths[0]}; give the fields that they were made from")
+            raise FieldError(f"{paths[0]} contains results but no fields; give the folder of the fields")
         before = _check_folder(folder, settings)
         keys = {str(path.resolve()): path for path in listed}
         known = _follow_moves(before, inside, keys, own)
         ids = name_fields({key: field_name(path) for key, path in keys.items()}, known)
-        # What a table of smears does not name, or leaves empty, stays as it was.
+        # Fields that a table of smears does not name, or leaves empty, keep their smear and patient.
         recorded = {id_: outcome for id_ in {**known, **ids}.values() if (outcome := own.outcome(id_)) is not None}
         units = {id_: (outcome.smear_id, outcome.patient_id) for id_, outcome in recorded.items()}
         others = {key: id_ for key, id_ in known.items() if key not in keys and id_ in recorded}
@@ -146,7 +146,7 @@ class ResultsFolder:
         warnings = list(match.warnings)
         if unfinished:
             warnings.append(
-                f"not finished in an earlier call, and in no figure: {some_of(unfinished)}; give their images again, "
+                f"not finished in an earlier call, so not counted: {some_of(unfinished)}; give their images again, "
                 "or remove their folders"
             )
         inputs = tuple(dict.fromkeys([*before.get("inputs", ()), *map(str, paths)]))
@@ -192,13 +192,15 @@ class ResultsFolder:
         return [*(self.fields.assign(done, task.smear_id, task.patient_id) for task, done in earlier), *outcomes]
 
     def read_cells(self, outcomes: Sequence[FieldOutcome]) -> pd.DataFrame:
-        """Read all cells of the fields that are done, with what people corrected."""
+        """Return all cells of the fields that are done, with corrections applied."""
         parts = [self.fields.corrected(outcome.field_id) for outcome in outcomes if outcome.status == "done"]
         filled = [part for part in parts if len(part)]
         return pd.concat(filled, ignore_index=True) if filled else parts[0]
 
     def read_predictions(self, outcomes: Sequence[FieldOutcome]) -> pd.DataFrame:
-        """Read what the differential needs of all cells, and no more: the memory of a run of thousands of fields.
+        """Return the columns of all cells that the differential needs.
+
+        Only these are read, to limit the memory of a run of thousands of fields.
 
         Parameters
         ----------
@@ -209,7 +211,7 @@ class ResultsFolder:
         -------
         DataFrame
             ``cell_id``, ``field_id``, ``smear_id``, ``patient_id``, ``touches_border``, ``predicted``, ``probability``;
-            and ``label``, ``label_source`` and ``reviewed``, with what people corrected.
+            and ``label``, ``label_source`` and ``reviewed``, with corrections applied.
         """
         columns = ["cell_id", "field_id", "touches_border", "predicted", "probability", *_REVIEWED]
         parts = []
@@ -231,7 +233,7 @@ class ResultsFolder:
 
 
 def _check_folder(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what ``run.json`` says, if `folder` is new, empty, or holds results of the same settings."""
+    """Return the content of ``run.json`` after comparing its settings; empty for a new folder."""
     if folder.exists() and not folder.is_dir():
         raise FieldError(f"{folder} is a file; give a folder with --output")
     if not folder.exists() or all(path.name.startswith(TEMPORARY_PREFIX) for path in folder.iterdir()):
@@ -262,7 +264,7 @@ def _check_folder(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         if is_other_version(before, now):
             raise FieldError(
                 f"folder {folder} holds results of detector {now['name']!r} version {before['version']}, and this "
-                f"is version {now['version']}, which finds other cells; give another --output, or remove the folder"
+                f"is version {now['version']}, which detects other cells; give another --output, or remove the folder"
             )
     differing = [key for key, value in wanted.items() if job.get(key) != value]
     differing += [key for key in job if key not in wanted]
@@ -303,7 +305,7 @@ def _follow_moves(before: dict[str, Any], inside: Path, keys: Mapping[str, Path]
 
 
 def path_from(run: Mapping[str, Any], folder: Path, recorded: str) -> Path:
-    """Return where a path of ``run.json`` leads, now that the folder of results is `folder`, resolved."""
+    """Return a path recorded in ``run.json``, adjusted to the present, resolved `folder` of results."""
     then = run.get("output")
     if not isinstance(then, str) or then == str(folder):
         return Path(recorded)
@@ -317,7 +319,7 @@ def _is_moved(old: str, path: Path, stamp: str, done: FieldOutcome | None) -> bo
 
 
 def outcome_table(outcomes: Sequence[FieldOutcome]) -> pd.DataFrame:
-    """Outcomes as a table, one row a field; ``seconds`` is the whole time, and each stage has a column."""
+    """Return outcomes as a table, one row per field; ``seconds`` is the total time, and each stage has a column."""
     rows = []
     for outcome in outcomes:
         row = {name: getattr(outcome, name) for name in outcome.__dataclass_fields__ if name not in _INTERNAL}

@@ -1,7 +1,7 @@
 """The journal of a review: its corrections by cell, which of them count, and where it is kept.
 
 Several programs may correct the same field at the same time. Each appends its own lines and reads those of the others;
-the state of a cell follows from the lines alone, so that all of them show the same in the end.
+the state of a cell depends on the lines only, so that all programs show the same state.
 
 An image outside of stores and results folders has its journal in the user's data folder.
 """
@@ -143,7 +143,7 @@ def data_folder() -> Path:
     Returns
     -------
     Path
-        Need not exist.
+        The folder need not exist.
     """
     return user_folder(
         "HEMATOKIT_DATA", "XDG_DATA_HOME", ".local/share", "Library/Application Support", "AppData/Local"
@@ -173,10 +173,10 @@ def journal_of(field: Field, field_id: str) -> Path:
         If nothing can be written there.
     """
     folder = data_folder() / "corrections"
-    with one_line_write_errors(folder, StoreError, "mend that, or set HEMATOKIT_DATA to another folder"):
+    with one_line_write_errors(folder, StoreError, "correct this, or set HEMATOKIT_DATA to another folder"):
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
-        raise StoreError(f"{folder} cannot be written; mend the permissions, or set HEMATOKIT_DATA to another folder")
+        raise StoreError(f"{folder} is not writable; change its permissions, or set HEMATOKIT_DATA to another folder")
     digest = hashlib.sha256(f"{field_id}\n{field.height}x{field.width}\n".encode())
     for y0 in _starts(field.height):
         for x0 in _starts(field.width):

@@ -75,13 +75,13 @@ class Review:
     taxonomy : Taxonomy
         The classes that cells may be given, usually `whole_taxonomy` of the model's.
     field_id : str
-        The field, where all cells are of one; cells that others added to it are read from the journal.
+        Id of the field, if all cells are from one; cells that others added to it are read from the journal.
     who : str
         The reviewer's name, written into the journal.
     journal : Path, optional
         A ``corrections.jsonl``, created with the first correction. Its corrections are applied to the cells.
     min_probability : float
-        Probability below which a cell that nobody reviewed is low-confidence.
+        Probability below which a cell that was not reviewed is low-confidence.
     pixel_size_um : float, optional
         Micrometres per pixel, for exports.
 
@@ -97,7 +97,7 @@ class Review:
     StoreError
         If the journal is damaged.
     FieldError
-        If a cell stands twice, or there is no ``cell_id``.
+        If a cell appears twice, or there is no column ``cell_id``.
     """
 
     def __init__(
@@ -206,14 +206,14 @@ class Review:
         self._changed.append(callback)
 
     def append(self, cells: pd.DataFrame) -> None:
-        """Append newly classified cells, while a job runs. This is no correction and is never undone.
+        """Append newly classified cells while a job runs. This is not a correction and cannot be undone.
 
         The journal's corrections are applied to them.
 
         Raises
         ------
         FieldError
-            If a cell is there already.
+            If a cell is already in the table.
         """
         if not len(cells):
             return
@@ -498,13 +498,15 @@ def _save(
     path = Path(path)
     ending = path.suffix.lower()
     if ending not in _ENDINGS:
-        raise FieldError(f"{printable(str(path))}: cells are written to {', '.join(_ENDINGS)}; end the name so")
+        raise FieldError(
+            f"{printable(str(path))}: cells are written to {', '.join(_ENDINGS)}; give a name with one of these endings"
+        )
     signed = {
         name: pd.Series([getattr(entry, name, "") for entry in decided], index=cells.index, dtype="str")
         for name in ("who", "when")
     }
     table = order_columns(cells.assign(**signed))
-    with one_line_write_errors(path.parent, FieldError, "choose another folder, or make room"):
+    with one_line_write_errors(path.parent, FieldError, "choose another folder, or free disk space"):
         if ending == ".csv":
             write_csv(path, table)
         elif ending == ".parquet":

@@ -1,4 +1,4 @@
-"""The cells table during a review: its rows as the journal's corrections make them, its order, its counts."""
+"""The cells table during a review: its rows with corrections applied, its order and its counts."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def summarize(cells: pd.DataFrame, taxonomy: Taxonomy, min_probability: float) -
     """Return the summary of cells, classified or not; see `Review.summary`."""
     if "predicted" not in cells.columns:
         cells = cells.assign(predicted="", probability=np.nan)
-    # Classes that the taxonomy does not have (after a change of the model) are counted as none.
+    # Classes missing from the taxonomy (after a change of the model) are counted as no class.
     known = {*taxonomy.codes, ""}
     strange = [name for name in ("label", "predicted") if not set(cells[name]) <= known]
     if strange:
@@ -213,7 +213,7 @@ class ReviewCells:
         Raises
         ------
         FieldError
-            If one is there already, and was not added by a person.
+            If a cell is already in the table and was not added by a person.
         """
         # A cell that a person added and a detector detects at the same pixel is one cell, which undo does not remove.
         again = [name for name in new["cell_id"].tolist() if name in self._added]
@@ -252,7 +252,7 @@ def _check_ids(table: pd.DataFrame, there: Container[str] = ()) -> None:
     # One by one: a small batch of a running classification is compared with all cells.
     known = next((name for name in ids.tolist() if name in there), None)
     if known is not None:
-        raise FieldError(f"cell {printable(str(known))} is there already; give each cell once")
+        raise FieldError(f"cell {printable(str(known))} is already in the table; give each cell once")
     twice = ids[ids.duplicated()]
     if len(twice):
-        raise FieldError(f"cell {printable(str(twice.iloc[0]))} stands twice in the table; give each cell once")
+        raise FieldError(f"cell {printable(str(twice.iloc[0]))} appears twice in the table; give each cell once")
