@@ -314,7 +314,7 @@ def _classified(
 def _predictions(
     model: Model, cells: pd.DataFrame, truth: pd.Series, probabilities: npt.NDArray[np.float32]
 ) -> pd.DataFrame:
-    """Lay out `Evaluation.predictions`."""
+    """Return the table `Evaluation.predictions`."""
     best = probabilities.argmax(axis=1)
     table: dict[str, Any] = {
         "cell_id": cells["cell_id"].to_numpy(),

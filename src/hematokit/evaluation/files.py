@@ -49,7 +49,7 @@ KEYS: Final = {
 
 
 def table2(scores: Scores, taxonomy: Taxonomy) -> pd.DataFrame:
-    """Lay the scores out as the paper's Table 2: one row per class.
+    """Return the scores in the layout of the paper's Table 2: one row per class.
 
     Parameters
     ----------

@@ -328,7 +328,7 @@ def saliency_overlay(
     *,
     method: str = "grad-cam",
 ) -> bytes:
-    """Lay a saliency layer over a field.
+    """Draw a saliency layer over a field.
 
     Parameters
     ----------
