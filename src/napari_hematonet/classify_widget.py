@@ -1,4 +1,4 @@
-"""The form "Classify field": what, with which model, and the cells as they come."""
+"""The form "Classify field": image, model and options, and the cells as they are classified."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from magicgui.widgets import ComboBox, Container, FloatSpinBox
+from magicgui.widgets import Container, FloatSpinBox
 from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
 from hematokit.errors import HematokitError, printable
 from hematokit.imaging.fieldfiles.listing import safe_name
-from hematokit.plugins import load_plugins
+from hematokit.pipelines.settings import ClassifySettings
 from napari_hematonet.background import Background, Failed
 from napari_hematonet.cells_coming import ComingCells, cells_words, nothing_words
 from napari_hematonet.choices import FieldChoice, ModelChoice, remember_model
 from napari_hematonet.docks import join_docks, open_dock
+from napari_hematonet.forms import option_widget
 from napari_hematonet.images import field_of, orientation_note
 from napari_hematonet.jobs import Cells, ClassifyRequest, Found, Loaded, Moved, classify_steps, make_demo_model
-from napari_hematonet.models import runtime_choices, warm_up
+from napari_hematonet.models import detector_names, runtime_choices, warm_up
 from napari_hematonet.settings import setting
 from napari_hematonet.state import guarded, notify, scale_bar_of, unwrapped
 from napari_hematonet.worker import Note
@@ -35,11 +36,11 @@ __all__ = ["ClassifyWidget"]
 _READY: Final = "Press Run to classify the image's cells"
 _NO_MODEL: Final = "No model yet: 'Demo model' trains one on drawn cells"
 _LOOK: Final = 250
-"""Milliseconds between two looks at how far the work is: any change in the window has all of it drawn again."""
+"""Milliseconds between two updates of the progress; every change of the window redraws all of it."""
 
 
 class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
-    """Finds and classifies the cells of an open image.
+    """Form that detects and classifies the cells of an open image.
 
     Parameters
     ----------
@@ -71,43 +72,38 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self.model = ModelChoice()
         self._field = FieldChoice(self._viewer, self)
         self.image, self.region = self._field.image, self._field.region
-        self.detector = ComboBox(
-            name="detector", label="Detector", choices=_detectors(), tooltip="What finds the cells"
+        self.detector = option_widget(
+            ClassifySettings, "detector", "Detector", choices=detector_names(), value=setting("detector")
         )
-        self.device = ComboBox(
-            name="device", label="Device", choices=self._device_choices, tooltip="Where the model is computed"
-        )
-        self.runtime = ComboBox(
-            name="runtime",
-            label="Computed by",
+        self.device = option_widget(ClassifySettings, "device", "Device", choices=self._device_choices)
+        self.runtime = option_widget(
+            ClassifySettings,
+            "runtime",
+            "Runtime",
             choices=runtime_choices(),
-            tooltip="ONNX Runtime and OpenVINO are faster on the CPU; the model is exported for them at the first use",
+            # A single field is classified sooner without an export of the model.
+            value="torch",
+            note="ONNX Runtime and OpenVINO are faster on the CPU; the model is exported for them at the first use",
         )
         self.runtime.changed.connect(self._runtime_chosen)
-        self.threshold = FloatSpinBox(
-            name="threshold",
-            label="Minimum probability",
+        self.threshold = option_widget(
+            ClassifySettings,
+            "min_probability",
+            "Minimum probability",
             value=float(setting("min_probability")),
-            min=0.0,
-            max=1.0,
             step=0.05,
-            tooltip="Cells with a lower probability are drawn hollow and counted as low-confidence",
+            note="Low-confidence cells are drawn hollow",
         )
         self.pixel_size = _pixel_size_box(
-            "pixel_size",
+            "pixel_size_um",
             "Pixel size (µm)",
-            "Micrometres per pixel, used where the image does not say; 0: unknown",
-            "as the image says",
+            "from the image",
         )
         self.model_pixel_size = _pixel_size_box(
-            "model_pixel_size",
+            "model_pixel_size_um",
             "Model's pixel size (µm)",
-            "Micrometres per pixel of the images that the model was trained on, for a model that does not record them",
-            "as the model says",
+            "from the model",
         )
-        wanted = str(setting("detector"))
-        if wanted in self.detector.choices:
-            self.detector.value = wanted
         form = Container(
             widgets=[
                 self.image,
@@ -124,7 +120,7 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         form.native.layout().setContentsMargins(0, 0, 0, 0)
         self._form = form
         self.run_button, self.cancel_button = QPushButton("Run"), QPushButton("Cancel")
-        self.run_button.setToolTip("Find and classify the cells")
+        self.run_button.setToolTip("Detect and classify the cells")
         self.cancel_button.setEnabled(False)
         self.legend_button = QPushButton("Legend and differential")
         self.bar = QProgressBar()
@@ -163,11 +159,11 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             self.device.reset_choices()
 
     def _warm(self) -> None:
-        """The imports are done; nothing to do."""
+        """Do nothing when the imports are done."""
 
     @guarded
     def _runtime_chosen(self, value: str) -> None:
-        # The others compute on the CPU, whatever else there is.
+        # The other runtimes always compute on the CPU.
         self.device.enabled = value in ("torch", "auto")
 
     @guarded
@@ -185,36 +181,36 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
 
     @guarded
     def _model_chosen(self, _path: str = "") -> None:
-        # What the last run came to stays; only advice and failures grow old.
+        # The result of the last run stays displayed; advice and failures are replaced.
         if self._passing:
             self._say(self._first_step(), passing=True)
 
     def _say(self, text: str, *, passing: bool = False) -> None:
-        """Show a line; `passing` if it means nothing any more once another model is chosen."""
+        """Show a message; a `passing` one is replaced once another model is chosen."""
         self._passing = passing
-        said = printable(text)
-        if said != self.status.text():
-            self.status.setText(said)
+        line = printable(text)
+        if line != self.status.text():
+            self.status.setText(line)
 
     # --- running ------------------------------------------------------------------------------------------------------
 
     @property
     def running(self) -> bool:
-        """Whether work is going on."""
+        """Whether a job is running."""
         return self._job is not None
 
     @guarded
     def run(self) -> None:
-        """Find and classify the cells of the chosen image."""
+        """Detect and classify the cells of the chosen image."""
         if self._job is not None:
             return
         try:
             request, field = self._request()
         except HematokitError as error:
-            # All of it: napari's notification shows the beginning until it is unfolded.
+            # The whole message: napari's notification shows only its beginning until it is expanded.
             self._say(str(error), passing=True)
             raise
-        # Drawn, and its programs compiled, before there is anything else to draw.
+        # The scale bar is drawn first, so that its shaders are compiled before the cells are drawn.
         scale_bar_of(self._viewer).visible = True
         image = self._field.layer
         assert image is not None  # _request refuses that
@@ -223,12 +219,12 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self._begin(lambda job: job.compute(classify_steps, request, field=field))
 
     def _request(self) -> tuple[ClassifyRequest, Field]:
-        """What the form says, and the field that it is about.
+        """Return the request that the form describes, and its field.
 
         Raises
         ------
         HematokitError
-            If that cannot be done.
+            If no usable model or image is chosen.
         """
         model = self.model.needed()
         image = self._field.layer
@@ -250,7 +246,7 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
 
     @guarded
     def make_demo(self) -> None:
-        """Train the demonstration's model and choose it."""
+        """Train the demo model and choose it."""
         if self._job is None:
             self._cells = None
             device = str(self.device.value or "auto")
@@ -261,7 +257,7 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
 
     def _begin(self, work: Callable[[Background], Iterator[object]]) -> None:
         job = self._job = Background()
-        # A dock that is closed takes its work with it.
+        # Closing the dock stops its job.
         self.destroyed.connect(job.stop)
         self._set_running(True)
         job.start(lambda: work(job), self._step, self._ended)
@@ -281,11 +277,11 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
 
     @guarded
     def _look(self) -> None:
-        """Show how far the work is."""
+        """Show the progress of the job."""
         if self._job is None:
             return
         done, total, doing = self._job.progress
-        # An empty bar, not a moving one, where nobody knows how long it takes.
+        # An empty bar, not a moving one, where the duration is unknown.
         self.bar.setRange(0, total or 1)
         self.bar.setValue(done if total else 0)
         count = f" ({done:,} of {total:,})" if total else ""
@@ -312,7 +308,7 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             notify(step.reason, "error")
         elif isinstance(step, Path):
             self.model.choose(step)
-            notify("the demo model is ready; it knows drawn cells only: File > Open Sample > HematoNet")
+            notify("the demo model is ready; it recognises only drawn cells: File > Open Sample > HematoNet")
 
     @guarded
     def _ended(self) -> None:
@@ -334,24 +330,24 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             notify(advice, "warning")
 
     def event(self, event: QEvent) -> bool:
-        """Stop when the dock is closed: napari takes the form out of it, and something may hold the form yet."""
+        """Stop when the dock is closed: napari removes the form from it, and the form may live longer than the dock."""
         if event.type() == QEvent.Type.ParentChange and self.parent() is None and getattr(self, "_job", None):
             self.cancel()
         return bool(super().event(event))
 
     @guarded
     def cancel(self) -> None:
-        """Stop at once; the cells that are classified stay."""
+        """Stop at once and keep the cells that are classified."""
         cells = self._cells
         if self._stop():
             self._say(
                 f"Stopped; {cells.count:,} cells are classified"
                 if cells is not None
-                else "Stopped; click again to go on"
+                else "Stopped; click again to resume"
             )
 
     def _stop(self) -> bool:
-        """End the work, if there is some; whether there was."""
+        """Stop the job; return whether one was running."""
         job, self._job = self._job, None
         if job is None:
             return False
@@ -363,7 +359,7 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
 
     @guarded
     def _layer_removed(self, event: Any) -> None:
-        """Without its image, or the layer of its cells, a classification has nowhere to go."""
+        """Stop a classification whose image or layer of cells was removed."""
         cells = self._cells
         if self._job is None or cells is None or event.value not in (cells.image, cells.layer):
             return
@@ -371,16 +367,12 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self._cells = None
         what = "image" if event.value is cells.image else "layer of cells"
         self._say(f"Stopped: the {what} was removed")
-        notify(f"the classification has stopped, because its {what} was removed")
+        notify(f"the classification was stopped because its {what} was removed")
 
 
-def _pixel_size_box(name: str, label: str, tooltip: str, unset: str) -> FloatSpinBox:
-    box = FloatSpinBox(name=name, label=label, value=0.0, min=0.0, max=10.0, step=0.01, tooltip=tooltip)
+def _pixel_size_box(name: str, label: str, unset: str) -> FloatSpinBox:
+    """Return a box for an optional pixel size; 0 is displayed as the text `unset`."""
+    box = option_widget(ClassifySettings, name, label, min=0.0, max=10.0, step=0.01)
     box.native.setDecimals(4)
     box.native.setSpecialValueText(unset)
     return box
-
-
-def _detectors() -> list[tuple[str, str]]:
-    """Names of the registered detectors, those of plugins too."""
-    return [(spec.name, spec.name) for spec in load_plugins().detectors]

@@ -1,11 +1,11 @@
-"""The form "Classify folder": many fields in the background, as the command line does it, and their results to open."""
+"""The form "Classify folder": classifies many fields in the background, as the command line does, and opens results."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, FloatSpinBox
+from magicgui.widgets import Container, FileEdit
 from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtWidgets import (
     QAbstractItemView,
@@ -21,14 +21,15 @@ from qtpy.QtWidgets import (
 )
 
 from hematokit.errors import FieldError, printable
-from hematokit.plugins import load_plugins
+from hematokit.pipelines.settings import ClassifySettings
 from hematokit.results.reading import open_results
 from napari_hematonet.background import Background, Failed
 from napari_hematonet.choices import ModelChoice, remember_model
 from napari_hematonet.docks import join_docks
 from napari_hematonet.files import add_to_viewer, results_layers
+from napari_hematonet.forms import option_widget
 from napari_hematonet.jobs import FolderDone, classified_folder
-from napari_hematonet.models import runtime_choices
+from napari_hematonet.models import detector_names, runtime_choices
 from napari_hematonet.settings import setting
 from napari_hematonet.state import guarded, notify, unwrapped
 
@@ -44,7 +45,7 @@ _FOLDER: Final = int(Qt.ItemDataRole.UserRole)
 
 
 class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
-    """Classifies the fields of a folder and opens what came out.
+    """Form that classifies the fields of a folder and opens the results.
 
     Parameters
     ----------
@@ -56,7 +57,7 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         self._viewer = unwrapped(napari_viewer)
         self._job: Background | None = None
         self._report: Path | None = None
-        # Whose fields are listed, and whose were when the run began.
+        # The results folder whose fields are listed, and the one that was listed when the run began.
         self._listed: Path | None = None
         self._listed_before: Path | None = None
         self._make_form()
@@ -73,30 +74,26 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
             label="Results in",
             mode="d",
             nullable=True,
-            tooltip="A new or empty folder, or one to go on with",
+            tooltip="A new or empty folder, or the folder of a run to resume",
         )
-        names = [spec.name for spec in load_plugins().detectors]
-        self.detector = ComboBox(name="detector", label="Detector", choices=names, tooltip="What finds the cells")
-        wanted = str(setting("detector"))
-        if wanted in names:
-            self.detector.value = wanted
-        self.runtime = ComboBox(
-            name="runtime",
-            label="Computed by",
+        self.detector = option_widget(
+            ClassifySettings, "detector", "Detector", choices=detector_names(), value=setting("detector")
+        )
+        self.runtime = option_widget(
+            ClassifySettings,
+            "runtime",
+            "Runtime",
             choices=runtime_choices(),
-            # As the command line does it; torch where there is nothing else, last and only.
-            value=runtime_choices()[-1][1],
-            tooltip="automatic: ONNX Runtime on the CPU where it is installed; the model is exported at the first use",
+            note="automatic: ONNX Runtime on the CPU where it is installed; the model is exported at the first use",
         )
-        self.threshold = FloatSpinBox(
-            name="threshold",
-            label="Minimum probability",
+        self.threshold = option_widget(
+            ClassifySettings,
+            "min_probability",
+            "Minimum probability",
             value=float(setting("min_probability")),
-            min=0.0,
-            max=1.0,
             step=0.05,
         )
-        self.border = CheckBox(name="border", text="Leave out cells cut by the border", value=False)
+        self.border = option_widget(ClassifySettings, "exclude_border", "Do not count cells cut by the border")
         form = Container(
             widgets=[self.folder, self.output, self.detector, self.runtime, self.threshold, self.border], labels=True
         )
@@ -140,12 +137,12 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
 
     @property
     def running(self) -> bool:
-        """Whether work is going on."""
+        """Whether a job is running."""
         return self._job is not None
 
     @guarded
     def _suggest(self, folder: object) -> None:
-        """A folder of results beside the fields, until the user names one."""
+        """Suggest a folder of results beside the fields, until the user chooses one."""
         folder = _given(self.folder)
         if folder is not None and folder.name and _given(self.output) is None:
             self.output.value = folder.with_name(f"{folder.name}-results")
@@ -196,8 +193,8 @@ class FolderWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         done, total, doing = self._job.progress
         self.bar.setRange(0, total or 1)
         self.bar.setValue(done if total else 0)
-        said = f"{done:,} of {total:,} fields" if total else "Loading the model"
-        text = printable(f"{said}: {doing}…" if doing else f"{said}…")
+        progress = f"{done:,} of {total:,} fields" if total else "Loading the model"
+        text = printable(f"{progress}: {doing}…" if doing else f"{progress}…")
         if text != self.status.text():
             self.status.setText(text)
 

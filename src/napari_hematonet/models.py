@@ -190,10 +190,17 @@ def _recent(model: M) -> M:
     return model
 
 
-def runtime_choices() -> list[tuple[str, str]]:
-    """Return what may compute a model here, as words and name for `hematokit.load_model`; torch, which all have, first.
+def detector_names() -> list[str]:
+    """Return the names of all registered detectors, including those of plugins."""
+    from hematokit.plugins import load_plugins
 
-    The others compute on the CPU, from a file that is exported at the first use.
+    return load_plugins().detectors.names()
+
+
+def runtime_choices() -> list[tuple[str, str]]:
+    """Return the installed runtimes as pairs of label and name for `hematokit.load_model`, torch first.
+
+    All but torch compute on the CPU, from a file that is exported at the first use.
     """
     from hematokit.models.runtimes.engines import ENGINES, is_installed
 

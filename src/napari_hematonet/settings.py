@@ -1,9 +1,11 @@
-"""What the user has set under Preferences > HematoNet."""
+"""Settings of the user, under Preferences > Plugins > HematoNet."""
 
 from __future__ import annotations
 
 import getpass
 from typing import TYPE_CHECKING, Any, Final
+
+from hematokit.pipelines.settings import ClassifySettings, ExplainFieldSettings
 
 if TYPE_CHECKING:
     from hematokit.taxonomy import Taxonomy
@@ -16,9 +18,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "reviewer": "",
         "model": "",
         "recent_models": "",
-        "min_probability": 0.5,
-        "detector": "nuclei",
-        "explainer": "grad-cam",
+        "min_probability": ClassifySettings().min_probability,
+        "detector": ClassifySettings().detector,
+        "explainer": ExplainFieldSettings().methods[0],
         "show_text": False,
     },
     "keys": {
@@ -29,17 +31,17 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "previous_cell": "Left",
     },
 }
-"""The manifest's defaults again, for napari before 0.9, which has no settings of plugins; a test compares the two."""
+"""Defaults for napari before 0.9, which has no settings of plugins; a test compares them with the manifest."""
 
 _FREE: Final = "BCDEFGHIJKLMNOQRTUWXY"
-"""Letters that do nothing on points in napari; A, P, S, V and Z do, and so do digits: 1 deletes."""
+"""Letters that napari does not use on points; it uses A, P, S, V, Z and the digits, of which 1 deletes."""
 
 _LETTERS: Final = {
     **{"BLA": "B", "PMO": "R", "MYB": "Y", "MMZ": "T", "NGB": "N", "NGS": "G", "EOS": "E", "ABE": "J", "BAS": "U"},
     **{"MON": "M", "LYT": "L", "LYI": "I", "HAC": "H", "PLM": "C", "PEB": "Q", "EBO": "O"},
     **{"FGC": "F", "KSC": "K", "OTH": "X", "ART": "D", "NIF": "W"},
 }
-"""The common classes get the letters that come to mind: monocyte M, lymphocyte L, segmented neutrophil G."""
+"""Letters that are easy to remember for the common classes: monocyte M, lymphocyte L, segmented neutrophil G."""
 
 
 def setting(name: str, group: str = "general") -> Any:
@@ -56,7 +58,7 @@ def setting(name: str, group: str = "general") -> Any:
 
 
 def store_setting(name: str, value: Any, group: str = "general") -> None:
-    """Change a setting of the user, and keep it for the next time; without settings of plugins in napari, nothing."""
+    """Change and save a setting of the user; does nothing where napari has no settings of plugins."""
     part = getattr(_settings(), group, None)
     if part is not None and getattr(part, name, None) != value:
         setattr(part, name, value)
@@ -68,12 +70,12 @@ def _settings() -> Any:
 
         return get_plugin_settings(_PLUGIN)
     except (ImportError, KeyError, OSError, ValueError):
-        # An older napari, a plugin that was just enabled, a file of settings that cannot be read: the defaults do.
+        # An older napari, a plugin that was just enabled, or an unreadable settings file: use the defaults.
         return None
 
 
 def reviewer() -> str:
-    """Return who stands with corrections: the name in the settings, else that of the account."""
+    """Return the name recorded with corrections: that in the settings, else that of the account."""
     name = str(setting("reviewer")).strip()
     if name:
         return name
@@ -89,7 +91,7 @@ def key_of(name: str) -> str:
 
 
 def class_keys(taxonomy: Taxonomy) -> dict[str, str]:
-    """Return the key of each class: what the user has set, and a free one for every other class.
+    """Return the key of each class: the one set by the user, or a free one.
 
     Parameters
     ----------
@@ -98,9 +100,9 @@ def class_keys(taxonomy: Taxonomy) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Key to class code. What is set wins. A class without takes the letter that is fixed for its code, else the
-        first of its letters that is free, else any free letter, else none. Letters that napari uses on points
-        (modes, "select all", "hide") are given only where the user sets them. Pairs that name no class are left out.
+        Class codes by key. Keys set by the user come first. Any other class has the letter that is fixed for its code,
+        else the first free letter of its code, else any free letter, else no key. Letters that napari uses on points
+        (modes, "select all", "hide") are given only where the user sets them. Pairs without a known class are ignored.
     """
     keys: dict[str, str] = {}
     for pair in str(setting("classes", "keys")).replace(";", ",").split(","):
