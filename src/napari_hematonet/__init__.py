@@ -1,4 +1,4 @@
-"""The viewer of hematokit: cells of whole fields in napari, with their classes, reasons and corrections.
+"""The viewer of hematokit: cells of whole fields in napari, with their classes, explanations and corrections.
 
 For research use only; not a medical device.
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qtpy.QtCore import QObject, Signal
 
 from hematokit.errors import HematokitError
-from napari_hematonet.worker import FIELD_FACTS, StoppedError, reason_of
+from napari_hematonet.worker import FIELD_ATTRIBUTES, StoppedError, reason_of
 
 if TYPE_CHECKING:
     from hematokit.imaging.fieldfiles import Field
@@ -28,7 +28,7 @@ __all__ = ["WORKER", "Background", "Failed", "WorkerProcess"]
 _LOOK: Final = 0.1
 """Seconds after which a thread that waits for the worker notices that it has been stopped."""
 
-_ENDED: Final = "the process that computes has ended unexpectedly (its output may say why); try again"
+_ENDED: Final = "the background process ended unexpectedly (its output may show the reason); try again"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Failed:
 
 
 class WorkerProcess:
-    """The process that runs `napari_hematonet.worker`: started at the first job, and again where it has ended.
+    """Process that runs `napari_hematonet.worker`; started with the first job, and again if it has ended.
 
     It ends by itself when this process does.
     """
@@ -74,7 +74,7 @@ class WorkerProcess:
 
     def _start(self) -> None:
         self._key = secrets.token_bytes(32)
-        # As this process imports: a script, a test or napari's bundle may have added to the path.
+        # The same import path as here: a script, a test or napari's bundle may have extended it.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-P", "-c", "from napari_hematonet.worker import main; main()"]
         self._process = subprocess.Popen(
@@ -133,7 +133,7 @@ def _stop_all() -> None:
 
 @dataclass(eq=False)
 class Background:
-    """One piece of work in a thread.
+    """One job in a thread.
 
     The work is a generator; what it yields comes to `on_step` in the thread of the windows. It tells how far it is
     through `tell`, which costs nothing: the form looks at `progress` when it likes.
@@ -152,7 +152,7 @@ class Background:
     _thread: threading.Thread | None = field(default=None, repr=False)
 
     def tell(self, done: int, total: int | None, message: str) -> None:
-        """Keep how far the work is; the `Progress` that is given to it.
+        """Record the progress of the job; passed to it as its `Progress`.
 
         Raises
         ------
@@ -166,7 +166,7 @@ class Background:
     def compute(
         self, function: Callable[..., Iterator[object]], *arguments: object, field: Field | None = None
     ) -> Iterator[object]:
-        """Run a function of `napari_hematonet.jobs` in the worker process; to be called by the work.
+        """Run a function of `napari_hematonet.jobs` in the worker process; called by the job.
 
         Parameters
         ----------
@@ -189,10 +189,10 @@ class Background:
         StoppedError
             If the work has been stopped.
         """
-        facts = None if field is None else {name: getattr(field, name) for name in FIELD_FACTS}
+        attributes = None if field is None else {name: getattr(field, name) for name in FIELD_ATTRIBUTES}
         with WORKER.connect() as connection:
             try:
-                connection.send((function, arguments, facts))
+                connection.send((function, arguments, attributes))
                 while True:
                     while not connection.poll(_LOOK):
                         self._go_on()
@@ -261,14 +261,14 @@ class Background:
     def stop(self) -> None:
         """Stop: nothing more is heard of the work, which ends by itself at its next chance."""
         self.stopped = True
-        # Called when windows are going, too: signals and their receivers may be gone already.
+        # Also called while windows are closed: signals and receivers may already be deleted.
         with contextlib.suppress(RuntimeError, TypeError, AttributeError):
             self._signals.stepped.disconnect()
             self._signals.ended.disconnect()
 
 
 def _emit(signal: Any, *values: object) -> None:
-    # RuntimeError: the window has closed, and has taken the signals along.
+    # RuntimeError: the window was closed and its signals deleted.
     with contextlib.suppress(RuntimeError):
         signal.emit(*values)
 

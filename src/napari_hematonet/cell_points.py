@@ -36,19 +36,19 @@ MOST_IN_VIEW: Final = 150
 """Cells in view up to which their codes are written."""
 
 
-_FACE_ALPHA: Final = 0.15  # of a sure cell; more, and the colour of the stain beneath could not be judged
+_FACE_ALPHA: Final = 0.15  # of a cell that is not low-confidence; a higher value would hide the colour of the stain
 
 
 _UNKNOWN: Final = (0.5, 0.5, 0.5, 1.0)
 
 
-_BORDER: Final = 0.07  # of a cell's width
+_BORDER: Final = 0.07  # fraction of the width of a cell
 
 
 _LOW_CONFIDENCE_BORDER: Final = 0.04
 
 
-_AROUND: Final = 1.15  # times a cell's width: the ring is around the cell, not on it
+_AROUND: Final = 1.15  # factor on the width of a cell, so that the ring is around the cell
 
 
 _SMALLEST: Final = 4.0  # pixels
@@ -68,7 +68,7 @@ _FIRST: Final = ("label", "probability", "reviewed", "predicted")
 """Features that come first: napari's status bar shows them in order until it is full."""
 
 
-_COLOUR: Final = "white"  # it stands on the nucleus, the darkest thing in a smear
+_COLOUR: Final = "white"  # readable on the nucleus, the darkest part of a smear
 
 
 _NONE: Final = {"constant": ""}
@@ -91,7 +91,7 @@ def class_colours(taxonomy: Taxonomy) -> dict[str, tuple[float, float, float, fl
 
 
 def placement_of(layer: Layer) -> dict[str, Any]:
-    """Return the place of a layer in the world, as arguments for another layer of the same dimensions.
+    """Return the transform of a layer, as arguments for another layer of the same dimensions.
 
     ``scale``, ``translate``, ``rotate``, ``shear``, ``affine``, ``units`` and ``axis_labels``.
     """
@@ -108,7 +108,7 @@ def cells_layer_data(
         "name": name,
         "ndim": drawn["data"].shape[1],
         "features": _features(state.review),
-        # napari makes no layer of empty lists of colours; it invents one, which the first cells replace.
+        # napari does not accept empty lists of colours; the first cells replace its default.
         **({name: drawn[name] for name in _DRAWN} if len(state.review) else {}),
         "antialiasing": 1.0,
         "text": _text_options(shown=bool(setting("show_text"))),
@@ -119,7 +119,7 @@ def cells_layer_data(
 
 
 def update_cells_layer(layer: Points, review: Review, kind: str = "", cell_ids: Iterable[str] = ()) -> None:
-    """Bring a layer to what its review says now.
+    """Update a layer from its review.
 
     Selected cells stay selected and hidden ones hidden, by their ids. `add_cells_layer` has this done by itself.
 
@@ -153,12 +153,12 @@ def _update(layer: Points, state: FieldState) -> None:
     if selected and not (same or grown):
         layer.selected_data = set()
     if hidden:
-        # napari 0.9 draws points of a plain, two-dimensional image whether they are shown or not.
+        # On a two-dimensional image, napari 0.9 also draws points that are not shown.
         unseen = np.array([cell in hidden for cell in now], bool)
         for colour in ("face_color", "border_color"):
             drawn[colour][unseen, 3] = 0.0
     features = _features(review)
-    # One drawing at the end instead of one for each attribute: with 5,000 cells the difference is 200 ms.
+    # Drawn once at the end, not once per attribute: with 5,000 cells this saves 200 ms.
     with layer.events.blocker_all():
         if not same or not np.array_equal(layer.data, drawn["data"]):
             layer.data = drawn["data"]
@@ -169,7 +169,7 @@ def _update(layer: Points, state: FieldState) -> None:
             layer.shown = np.array([cell not in hidden for cell in now], bool)
         layer.features = features
     if not same:
-        layer.refresh()  # where the layer ends has changed
+        layer.refresh()  # the extent of the layer has changed
         layer.events.data(value=layer.data, action="changed", data_indices=(), vertex_indices=((),))
     else:
         layer.refresh(extent=False)
@@ -179,7 +179,7 @@ def _update(layer: Points, state: FieldState) -> None:
 
 
 def in_step(layer: Points, state: FieldState) -> bool:
-    """Tell whether the points of a layer are where its review says."""
+    """Return whether the points of a layer are at the positions in its review."""
     stretch = _stretch({"scale": layer.scale, "affine": layer.affine.affine_matrix})
     return bool(np.array_equal(layer.data, _drawn(state, stretch)["data"]))
 
@@ -231,7 +231,7 @@ def _features(review: Review) -> pd.DataFrame:
 
 
 def _stretch(placement: Mapping[str, Any]) -> float:
-    """How much larger than its ``scale`` says a layer is.
+    """Return the factor by which a layer is larger than its ``scale``.
 
     napari multiplies the size of points by the last number of ``scale`` only; where the affine of an image enlarges
     it too, or its pixels are not square, cells would be drawn too small.
@@ -275,7 +275,7 @@ def hidden_classes(layer: Points) -> set[str]:
 
 
 def show_classes(layer: Points, hidden: Iterable[str]) -> None:
-    """Hide the cells of some classes, and show all others.
+    """Hide the cells of some classes and show the others.
 
     Parameters
     ----------
@@ -292,5 +292,5 @@ def show_classes(layer: Points, hidden: Iterable[str]) -> None:
     if not np.array_equal(layer.shown, shown):
         layer.shown = shown
         update_cells_layer(layer, layer.metadata[METADATA_KEY].review)
-        # What cannot be seen must not be changed by a key.
+        # Hidden cells must not be changed by a key.
         layer.selected_data = {row for row in layer.selected_data if shown[row]}

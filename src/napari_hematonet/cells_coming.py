@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from napari_hematonet.jobs import ClassifyRequest
     from napari_hematonet.models import ModelInfo
 
-__all__ = ["ComingCells", "cells_words", "nothing_words"]
+__all__ = ["ComingCells", "cells_message", "no_cells_message"]
 
 
-def cells_words(layer: Points, count: int, examination: Examination | None) -> str:
-    """Say how many cells there are, what computed them, and what to mind.
+def cells_message(layer: Points, count: int, examination: Examination | None) -> str:
+    """Return a message with the number of cells, the runtime and warnings.
 
     Parameters
     ----------
@@ -39,15 +39,15 @@ def cells_words(layer: Points, count: int, examination: Examination | None) -> s
     """
     state = state_of(layer)
     low_confidence = 0 if state is None else int(state.review.low_confidence().sum())
-    said = f"{count:,} cells, {low_confidence:,} of them low-confidence"
+    text = f"{count:,} cells, {low_confidence:,} of them low-confidence"
     if state is not None and state.classifier is not None:
-        # As it is now: it may have had to go from the GPU to the CPU.
-        said += f"; {state.classifier.computed_by}"
-    said += "."
+        # The current device: the model may have been moved from the GPU to the CPU.
+        text += f"; {state.classifier.computed_by}"
+    text += "."
     if examination is not None and examination.quality.flag != "ok":
-        said += f" Warning: {'; '.join(examination.quality.reasons) or examination.quality.flag}."
+        text += f" Warning: {'; '.join(examination.quality.reasons) or examination.quality.flag}."
     if state is None or state.field is None:
-        return said
+        return text
     if state.classifier is not None:
         from hematokit.models.field_cells import model_pixel_size, scale_warnings
 
@@ -57,17 +57,20 @@ def cells_words(layer: Points, count: int, examination: Examination | None) -> s
             field_option="Pixel size above",
             model_option="Model's pixel size above",
         )
-        said += "".join(f" Warning: {warning}." for warning in warnings)
-    return said + _remarks(state.field.notes)
+        text += "".join(f" Warning: {warning}." for warning in warnings)
+    return text + _remarks(state.field.notes)
 
 
-def nothing_words(field: Field, region: bool) -> tuple[str, str]:
+def no_cells_message(field: Field, region: bool) -> tuple[str, str]:
     """Say that no cell was found: as a line that stays, and as a notification that says what may help."""
-    said = f"no cells were found in {'the region' if region else 'this image'}"
-    asked = "is it a stained smear, in focus?"
+    reason = f"no cells were detected in {'the region' if region else 'this image'}"
+    question = "is it a stained smear, in focus?"
     if field.pixel_size_um is not None:
-        asked = f"is it a stained smear, in focus, and is a pixel {field.pixel_size_um:.3g} µm?"
-    return f"{said[:1].upper()}{said[1:]}.{_remarks(field.notes)}", f"{said}; {asked} Another detector may help"
+        question = f"is it a stained smear, in focus, and is a pixel {field.pixel_size_um:.3g} µm?"
+    return (
+        f"{reason[:1].upper()}{reason[1:]}.{_remarks(field.notes)}",
+        f"{reason}; {question} Another detector may help",
+    )
 
 
 def _remarks(notes: tuple[str, ...]) -> str:
@@ -86,7 +89,7 @@ _DRAWN: Final = 30
 
 
 class ComingCells:
-    """The layer of cells of one classification, from the first cells to the last.
+    """Layer of cells of one classification, filled as cells are classified.
 
     Parameters
     ----------
@@ -134,7 +137,7 @@ class ComingCells:
         self._first = True
 
     def set_model(self, model: ModelInfo, journal: Path | None = None, earlier: int = 0) -> None:
-        """Say which model classifies, and where corrections go.
+        """Set the model and the file for corrections.
 
         Parameters
         ----------
@@ -161,7 +164,7 @@ class ComingCells:
             self.show()
 
     def prepare(self) -> None:
-        """Make the layer, empty and unseen, before the first cells are there; show it a moment later.
+        """Add the layer, empty and hidden, before the first cells are classified; show it a moment later.
 
         Building the layer, its controls and the first cells in one go would be seen as a stall.
         """
@@ -208,13 +211,13 @@ class ComingCells:
                 self._viewer.layers.remove(layer)
         elif self.layer is not None and self._earlier:
             notify(
-                f"{self._earlier:,} corrections made to this image before hold again; they are kept in {self._journal}"
+                f"{self._earlier:,} earlier corrections of this image are applied again; they are in {self._journal}"
             )
             self._earlier = 0
 
     def _empty(self) -> Points:
         field, model = self.field, self._model
-        assert model is not None  # the job loads it before it finds cells
+        assert model is not None  # the job loads it before it detects cells
         review = Review(
             pd.DataFrame(),
             whole_taxonomy(model.taxonomy),
@@ -255,7 +258,7 @@ class ComingCells:
             else:
                 self._viewer.layers.remove(layer)
         if self._name not in self._viewer.layers:
-            new.name = self._name  # while the earlier one was there, napari put a number behind it
+            new.name = self._name  # napari appended a number while the earlier layer existed
 
 
 class _Saved:

@@ -1,4 +1,4 @@
-"""The layer of cells in a viewer: added, tied to its review, and looked after while it is there.
+"""The layer of cells in a viewer: adding it, and keeping it consistent with its review.
 
 It follows its review and the review follows it: points that are deleted with napari's own tools are deleted cells,
 points that are moved are put back. Its text shows the codes of the cells in view only, because napari lays out the text
@@ -53,10 +53,10 @@ _MOVES: Final = ("added", "changed", "removing", "removed")
 """Actions in napari's events of the data that come from edits by hand."""
 
 
-_REST_MS: Final = 150  # after which the camera is taken to have stopped
+_REST_MS: Final = 150  # milliseconds without movement after which the camera is regarded as stopped
 
 
-_LAYER_LIST: Final = "layer list"  # the name of napari's dock
+_LAYER_LIST: Final = "layer list"  # name of the dock of napari
 _OTHERS: Final = (
     Qt.KeyboardModifier.ControlModifier | Qt.KeyboardModifier.AltModifier | Qt.KeyboardModifier.MetaModifier
 )
@@ -79,7 +79,7 @@ def add_cells_layer(
     visible: bool = True,
     **placement: Any,
 ) -> Points:
-    """Show the cells of a review.
+    """Add a layer with the cells of a review.
 
     The layer follows the review: corrections, deletions and cells that are added appear by themselves.
 
@@ -117,7 +117,7 @@ def add_cells_layer(
 
 
 def watch_layers(viewer: napari.Viewer) -> None:
-    """Give layers of cells that come into a viewer by themselves (readers, samples, copies) what the others have.
+    """Connect layers of cells that readers, samples or copies add to a viewer.
 
     A hidden layer of cells becomes the active layer when it is shown, and not before. Keys pressed over the list of
     layers are the cells', and do not remove a layer of cells.
@@ -148,7 +148,7 @@ def watch_layers(viewer: napari.Viewer) -> None:
 
     @guarded
     def keep_active(event: Any) -> None:
-        # napari makes each new layer active, in several steps; this is the last, after the layer has been selected.
+        # napari activates a new layer in several steps; this is the last, after its selection.
         opened = known()
         if opened is None or event.value not in selected:
             return
@@ -170,7 +170,7 @@ def watch_layers(viewer: napari.Viewer) -> None:
 
 
 def watch_current_viewer() -> None:
-    """As `watch_layers`, for the viewer that a reader or a sample is called by: napari does not say which that is."""
+    """As `watch_layers`, for the viewer that called a reader or a sample; napari does not pass it."""
     import napari
 
     viewer = napari.current_viewer()
@@ -185,7 +185,7 @@ def _adopt(viewer: napari.Viewer, layer: Points) -> None:
     state = layer.metadata[METADATA_KEY]
     _follow_review(layer, state)
     if state.image is None and state.image_layer_name in viewer.layers:
-        # Layers of a reader or a sample know only what their image is called, which the user may change.
+        # Layers of a reader or a sample know only the name of their image, which the user may change.
         state.image = weakref.ref(viewer.layers[state.image_layer_name])
     _attach_text(viewer, layer)
     _choose_when_shown(viewer, layer)
@@ -218,13 +218,13 @@ def _follow_review(layer: Points, state: FieldState) -> None:
     @guarded
     def update(kind: str, cell_ids: list[str]) -> None:
         followed = known()
-        # A layer that was removed from the viewer may live on in napari's history.
+        # A removed layer may still exist in the history of napari.
         if followed is not None:
             update_cells_layer(followed, state.review, kind, cell_ids)
 
     @guarded
     def put_back(*_: object) -> None:
-        # napari pastes points, and selects them, without an event of the data.
+        # napari pastes and selects points without a data event.
         followed = known()
         if followed is not None and not state.updating and len(followed.data) > len(state.review):
             _put_back(followed, state)
@@ -236,7 +236,7 @@ def _follow_review(layer: Points, state: FieldState) -> None:
 
 @guarded
 def _keep_in_step(event: Any) -> None:
-    """Make of points that somebody takes away with napari's own tools deleted cells; put moved and added ones back.
+    """Delete the cells of points removed with the tools of napari; restore moved points and remove added ones.
 
     Cells that are hidden, with their class or with the whole layer, are put back, too.
     """
@@ -266,9 +266,9 @@ def _keep_in_step(event: Any) -> None:
 
 def _put_back(layer: Points, state: FieldState) -> None:
     update_cells_layer(layer, state.review)
-    # A drag calls this at every step.
+    # A drag calls this function at every step.
     if time.monotonic() - state.put_back_at > _AGAIN:
-        notify("cells stay where they were found; add and delete them in Plugins > HematoNet > Review")
+        notify("cells cannot be moved; add and delete them in Plugins > HematoNet > Review")
     state.put_back_at = time.monotonic()
 
 
@@ -324,7 +324,7 @@ def _attach_text(viewer: napari.Viewer, layer: Points) -> None:
 
 
 def _guard_layer_list(viewer: napari.Viewer) -> None:
-    """Let keys over the list of layers act on cells as they do over the picture.
+    """Let keys over the list of layers act on cells, as they do over the image.
 
     Delete and Backspace delete the selected cells of the layer that is selected, and remove no layer of cells. Where no
     layer of cells is selected, they remove the selected layers as before.
@@ -362,14 +362,14 @@ class _Keys(QObject):  # type: ignore[misc] # Qt has no types here
                 return False
             if active is None or not selected_cells(active):
                 reason = "several layers are selected" if active is None else "no cell is selected"
-                notify(f"nothing was deleted: {reason}; the trash button below the list removes layers", "warning")
+                notify(f"no cell was deleted: {reason}; the trash button below the list removes layers", "warning")
                 return True
         elif event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
             if active is None:
                 return False
         elif not text or not text.isprintable() or text.isspace():
             return False
-        # From here it goes up to the picture, as any key that the list has no use for.
+        # From here the key is passed to the canvas, as any key that the list does not use.
         copy = QKeyEvent(event.type(), event.key(), event.modifiers(), text, event.isAutoRepeat())
         QApplication.sendEvent(self._view.parentWidget(), copy)
         if active is None:

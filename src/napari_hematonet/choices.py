@@ -1,4 +1,4 @@
-"""What a form lets the user choose: the model, the image, and the part of it."""
+"""Choices of the forms: model, image and region."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _MOST: Final = 8
 
 
 def recent_models() -> list[str]:
-    """Return the paths of models: the one set in the preferences, those used last, the demonstration's; that exist."""
+    """Return the paths of models: that of the preferences, recent ones, and the demo model."""
     demo = find_demo_model()
     paths = [str(setting("model")), *str(setting("recent_models")).splitlines(), *([] if demo is None else [str(demo)])]
     return [path for path in dict.fromkeys(map(str.strip, paths)) if path and _exists(path)]
@@ -53,13 +53,13 @@ def _exists(path: str) -> bool:
 
 
 def remember_model(path: str) -> None:
-    """Put a model before the others that were used."""
+    """Put a model first in the list of recent models."""
     older = [other for other in str(setting("recent_models")).splitlines() if other.strip() and other != path]
     store_setting("recent_models", "\n".join([path, *older][:_MOST]))
 
 
 def _named(path: str) -> str:
-    """Name a model for people: its folder's name, and what tells it from others of that name."""
+    """Return the name of a model for display: its folder, and the parent folder in brackets."""
     place = Path(path)
     if place == demo_folder() / "run":
         return DEMO_NAME
@@ -69,14 +69,14 @@ def _named(path: str) -> str:
 
 
 class ModelChoice(QWidget):  # type: ignore[misc] # Qt has no types here
-    """A list of models with buttons to add one.
+    """List of models with buttons to add one.
 
     Attributes
     ----------
     changed : signal of str
-        The path of the model chosen; empty if there is none.
+        Path of the chosen model; empty if there is none.
     demo_wanted : signal
-        The user wants the demonstration's model, which is not there yet.
+        The user chose the demo model, which is not trained yet.
     """
 
     changed = Signal(str)
@@ -92,10 +92,14 @@ class ModelChoice(QWidget):  # type: ignore[misc] # Qt has no types here
         row = QHBoxLayout()
         row.setContentsMargins(0, 0, 0, 0)
         self.demo_button = self._button(
-            "Demo model", "A small model for drawn cells: trained here the first time, which takes some minutes", row
+            "Demo model",
+            "A small model for drawn cells; the first time it is trained here, which takes some minutes",
+            row,
         )
-        self.folder_button = self._button("Folder…", "The folder of a run or bundle that hematokit train wrote", row)
-        self.file_button = self._button("ONNX…", "An ONNX file that hematokit export wrote", row)
+        self.folder_button = self._button(
+            "Folder…", "Choose the folder of a run or bundle written by hematokit train", row
+        )
+        self.file_button = self._button("ONNX…", "Choose an ONNX file written by hematokit export", row)
         self.demo_button.clicked.connect(self._use_demo)
         self.folder_button.clicked.connect(self._ask_folder)
         self.file_button.clicked.connect(self._ask_file)
@@ -114,11 +118,11 @@ class ModelChoice(QWidget):  # type: ignore[misc] # Qt has no types here
 
     @property
     def path(self) -> str:
-        """Path of the model chosen; empty if there is none."""
+        """Path of the chosen model; empty if there is none."""
         return str(self.list.currentData() or "")
 
     def refresh(self, paths: Iterable[str]) -> None:
-        """Show these models, the first chosen."""
+        """Show these models and choose the first."""
         self.list.blockSignals(True)
         self.list.clear()
         for path in paths:
@@ -139,12 +143,12 @@ class ModelChoice(QWidget):  # type: ignore[misc] # Qt has no types here
         Raises
         ------
         ModelError
-            If there is none.
+            If there is no model at the path.
         """
         from hematokit.models.bundle import find_model
 
         found = find_model(path)
-        # A run is named by itself, not by the folder inside it.
+        # A run is listed with its own path, not with that of its bundle.
         chosen = str((found if found.is_file() else Path(path)).absolute())
         others = [str(self.list.itemData(row)) for row in range(self.list.count()) if self.list.itemData(row)]
         self.refresh([chosen, *(other for other in others if other != chosen)])
@@ -180,24 +184,24 @@ class ModelChoice(QWidget):  # type: ignore[misc] # Qt has no types here
         return str(Path(self.path).parent) if self.path else str(Path.home())
 
     def needed(self) -> str:
-        """Return the path of the model chosen.
+        """Return the path of the chosen model.
 
         Raises
         ------
         ModelError
-            If there is none, or it has gone since.
+            If no model is chosen, or it no longer exists.
         """
         if self.path and not _exists(self.path):
             raise ModelError(f"the model is no longer there: {self.path} was moved or deleted; choose another")
         if not self.path:
             raise ModelError(
-                "no model is chosen yet: click 'Demo model' to have one trained on drawn cells, or choose the folder "
+                "no model is chosen yet: click 'Demo model' to train one on drawn cells, or choose the folder "
                 "of a run or bundle, or an ONNX file"
             )
         return self.path
 
 
-_CORNERS: Final = 48  # of the polygon that stands for an ellipse
+_CORNERS: Final = 48  # of the polygon that approximates an ellipse
 
 
 def _region_of(shapes: Shapes, image: Layer) -> tuple[npt.NDArray[np.float64], ...]:
@@ -208,7 +212,7 @@ def _region_of(shapes: Shapes, image: Layer) -> tuple[npt.NDArray[np.float64], .
     shapes : Shapes layer
         Rectangles, ellipses, polygons, and paths taken as closed; lines enclose nothing.
     image : Image layer
-        With any transforms of the two layers.
+        The image; the transforms of the two layers may differ.
 
     Returns
     -------
@@ -221,12 +225,12 @@ def _region_of(shapes: Shapes, image: Layer) -> tuple[npt.NDArray[np.float64], .
         If no shape encloses an area.
     """
     areas = []
-    for corners, kind in zip(shapes.data, shapes.shape_type, strict=True):
-        outline = _ellipse(np.asarray(corners)) if kind == "ellipse" else np.asarray(corners, np.float64)
-        if kind == "line" or len(outline) < 3:
+    for corners, shape in zip(shapes.data, shapes.shape_type, strict=True):
+        outline = _ellipse(np.asarray(corners)) if shape == "ellipse" else np.asarray(corners, np.float64)
+        if shape == "line" or len(outline) < 3:
             continue
         area = to_field(image, [shapes.data_to_world(corner) for corner in outline])
-        # A click instead of a drag leaves a rectangle of nothing.
+        # A click without a drag makes an empty rectangle.
         if np.ptp(area, axis=0).min() >= 1:
             areas.append(area)
     if not areas:
@@ -237,7 +241,7 @@ def _region_of(shapes: Shapes, image: Layer) -> tuple[npt.NDArray[np.float64], .
 
 
 def _ellipse(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The ellipse in a box (4, d), which may stand askew, as a polygon."""
+    """Return the ellipse in a box (4, d), which may be rotated, as a polygon."""
     centre = corners.mean(axis=0)
     first, second = (corners[1] - corners[0]) / 2, (corners[3] - corners[0]) / 2
     angles = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)[:, None]
@@ -245,7 +249,7 @@ def _ellipse(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _draw_region(viewer: napari.Viewer, image: Layer) -> Shapes:
-    """Add a layer to draw a region in, at the place of the image, with the rectangle in hand."""
+    """Add a layer for a region, with the transform of the image and the rectangle tool active."""
     layer = viewer.add_shapes(
         name="region",
         ndim=image.ndim,
@@ -259,9 +263,9 @@ def _draw_region(viewer: napari.Viewer, image: Layer) -> Shapes:
     return layer
 
 
-_WHOLE, _DRAW = "", "\n"  # choices of the region that are no layer's name
+_WHOLE, _DRAW = "", "\n"  # choices of the region that are not names of layers
 _LONGEST: Final = 60
-"""Characters of a layer's name in the lists."""
+"""Longest name of a layer in the lists, in characters."""
 
 
 class FieldChoice(QObject):  # type: ignore[misc] # Qt has no types here
@@ -275,9 +279,9 @@ class FieldChoice(QObject):  # type: ignore[misc] # Qt has no types here
     Attributes
     ----------
     image, region : ComboBox
-        Their values are names of layers. What is chosen stays chosen when its layer is renamed.
+        Their values are names of layers. The chosen layer stays chosen when it is renamed.
     drawing : signal
-        A layer has been made, and the user is to draw in it.
+        A layer has been added for the user to draw a region in.
     """
 
     drawing = Signal()
@@ -286,9 +290,12 @@ class FieldChoice(QObject):  # type: ignore[misc] # Qt has no types here
         super().__init__(parent)
         self._viewer = viewer
         self._chosen: dict[str, Layer | None] = {"image": None, "region": None}
-        self.image = ComboBox(name="image", label="Image", choices=self._images, tooltip="The field")
+        self.image = ComboBox(name="image", label="Image", choices=self._images, tooltip="Image of the field")
         self.region = ComboBox(
-            name="region", label="Region", choices=self._regions, tooltip="All of the field, or inside what you draw"
+            name="region",
+            label="Region",
+            choices=self._regions,
+            tooltip="Detect cells in the whole image, or only inside a region that you draw",
         )
         self.image.changed.connect(self._image_chosen)
         self.region.changed.connect(self._region_chosen)
@@ -301,11 +308,11 @@ class FieldChoice(QObject):  # type: ignore[misc] # Qt has no types here
 
     @property
     def layer(self) -> Layer | None:
-        """The image chosen; None if there is none."""
+        """Chosen image; None if there is none."""
         return self._named(self.image.value)
 
     def outlines(self, image: Layer) -> tuple[npt.NDArray[np.float64], ...]:
-        """Return the areas chosen as `_region_of` does; empty for the whole of the image."""
+        """Return the areas of the chosen region, as `_region_of`; empty for the whole image."""
         shapes = self._named(self.region.value)
         return () if shapes is None else _region_of(shapes, image)
 
@@ -331,19 +338,19 @@ class FieldChoice(QObject):  # type: ignore[misc] # Qt has no types here
 
     @guarded
     def _refresh(self, event: object = None) -> None:
-        """List the layers by the names that they have now; the same ones stay chosen."""
+        """List the layers by their current names; the chosen ones stay chosen."""
         before = dict(self._chosen)
-        for kind, choice in (("image", self.image), ("region", self.region)):
+        for role, choice in (("image", self.image), ("region", self.region)):
             with choice.changed.blocked():
                 choice.reset_choices()
-                layer = before[kind]
+                layer = before[role]
                 if layer is not None and layer in self._viewer.layers:
                     choice.value = layer.name
-            self._chosen[kind] = self._named(choice.value)
+            self._chosen[role] = self._named(choice.value)
 
     @guarded
     def _follow(self, event: object = None) -> None:
-        """Follow the active image if it is shown; else a colour image, preferably one that is shown."""
+        """Choose the active image if it is shown, else a colour image, preferably one that is shown."""
         self._refresh()
         active = self._viewer.layers.selection.active
         if active is not None and active.visible and active.name in self.image.choices:
@@ -376,11 +383,11 @@ class FieldChoice(QObject):  # type: ignore[misc] # Qt has no types here
 
 
 def _shown(layer: Layer) -> str:
-    """A layer's name as one line of a list."""
+    """Return the name of a layer as one line of a list."""
     name = printable(layer.name)
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
 def _ours(layer: Layer) -> bool:
-    """Whether an image layer is one that HematoNet made to explain a cell."""
+    """Return whether HematoNet made an image layer, to explain a cell."""
     return METADATA_KEY in layer.metadata or WHY_KEY in layer.metadata

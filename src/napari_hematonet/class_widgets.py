@@ -23,7 +23,7 @@ _SWATCH: Final = 12
 
 
 class ClassList(QListWidget):  # type: ignore[misc] # Qt has no types here
-    """Classes to choose one of.
+    """List of classes.
 
     Signals
     -------
@@ -90,7 +90,7 @@ class Bar:
 
 
 class ProbabilityBars(QWidget):  # type: ignore[misc] # Qt has no types here
-    """Bars, the longest on top as given; the class that is asked about is framed.
+    """Bars of probabilities, in the given order; the explained class is framed.
 
     Signals
     -------
@@ -106,7 +106,7 @@ class ProbabilityBars(QWidget):  # type: ignore[misc] # Qt has no types here
         self.asked = ""
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setCursor(Qt.CursorShape.PointingHandCursor)
-        self.setToolTip("Click a class to ask why it is, or is not, this one")
+        self.setToolTip("Click a class to see the pixels for or against it")
 
     def show_bars(self, bars: Sequence[Bar], asked: str) -> None:
         """Show these classes; `asked` is the code of the one that is asked about."""

@@ -14,7 +14,7 @@ from hematokit.errors import HematokitError, printable
 from hematokit.imaging.fieldfiles.listing import safe_name
 from hematokit.pipelines.settings import ClassifySettings
 from napari_hematonet.background import Background, Failed
-from napari_hematonet.cells_coming import ComingCells, cells_words, nothing_words
+from napari_hematonet.cells_coming import ComingCells, cells_message, no_cells_message
 from napari_hematonet.choices import FieldChoice, ModelChoice, remember_model
 from napari_hematonet.docks import join_docks, open_dock
 from napari_hematonet.forms import option_widget
@@ -323,9 +323,9 @@ class ClassifyWidget(QWidget):  # type: ignore[misc] # Qt has no types here
         cells.finish()
         if cells.layer is not None:
             hidden = "" if cells.layer.visible else " They are hidden: click the eye of their layer to show them."
-            self._say(cells_words(cells.layer, cells.count, self._found) + hidden)
+            self._say(cells_message(cells.layer, cells.count, self._found) + hidden)
         elif self._asked is not None:
-            line, advice = nothing_words(cells.field, bool(self._asked.region))
+            line, advice = no_cells_message(cells.field, bool(self._asked.region))
             self._say(line)
             notify(advice, "warning")
 

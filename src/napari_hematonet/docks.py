@@ -23,7 +23,7 @@ _LAID_OUT: Final = 50
 
 
 def join_docks(widget: QWidget, tab: str, on_turn: Callable[[bool], object] | None = None) -> None:
-    """Let a widget's dock join those of ours that are there, as a tab; the user may drag it out again.
+    """Add the dock of a widget as a tab to the open docks of HematoNet; the user may drag it out.
 
     napari puts each new dock below the others, where a form of twenty lines gets room for five.
 
@@ -60,7 +60,7 @@ def show_dock(widget: QWidget) -> None:
 
 
 def open_dock(viewer: napari.Viewer, name: str, make: Callable[[napari.Viewer], QWidget]) -> QWidget:
-    """Bring one of our docks to the front, as Plugins > HematoNet does, and return its widget; made if it is not there.
+    """Bring a dock of HematoNet to the front, or open it, and return its widget.
 
     napari's menu knows a dock by the plugin's display name, `Window.add_plugin_dock_widget` by the distribution's: with
     that there would be two of them.
@@ -95,10 +95,10 @@ class _Joining(QObject):  # type: ignore[misc] # Qt has no types here
     def __init__(self, widget: QWidget, on_turn: Callable[[bool], object] | None) -> None:
         super().__init__(widget)
         self._widget, self._on_turn = widget, on_turn
-        # The window is known, and has grown already, once the widget is shown.
+        # Once the widget is shown, the window is known and has its final size.
         self._sizes = {id(window): window.size() for window in QApplication.topLevelWidgets() if window.isVisible()}
         self._size = QSize()
-        # Not while the window is still at laying out the new dock.
+        # Not before the window has laid out the new dock.
         self._soon = QTimer(self)
         self._soon.setSingleShot(True)
         self._soon.setInterval(0)
@@ -137,7 +137,7 @@ class _Joining(QObject):  # type: ignore[misc] # Qt has no types here
             dock.show()
             dock.raise_()
             if not window.isMaximized() and not window.isFullScreen():
-                # Below the others there was no room for the dock, and the window may have grown beyond the screen.
+                # The dock did not fit below the others, and the window may have grown beyond the screen.
                 self._soon.timeout.disconnect(self._join)
                 self._soon.timeout.connect(self._shrink)
                 self._soon.start(_LAID_OUT)
@@ -153,7 +153,7 @@ _TYPED_IN: Final = (QLineEdit, QAbstractSpinBox)
 
 
 class _Typing(QObject):  # type: ignore[misc] # Qt has no types here
-    """Keeps the keys of a dock apart: what is typed into a field stays there, all other keys go to the cells.
+    """Separates the keys of a dock: input boxes keep the keys typed into them, all others act on cells.
 
     Lists, tick boxes and buttons do not take the focus when they are clicked: a list would search in itself on a
     letter, a button answer the space bar. They can be reached with Tab; letters go to the cells even then. Fields for
@@ -201,6 +201,6 @@ class _Typing(QObject):  # type: ignore[misc] # Qt has no types here
             return True
         if event.text().isalpha():
             field.clearFocus()
-            event.ignore()  # it goes on to the dock, and from there to the picture
+            event.ignore()  # passed on to the dock, and from there to the canvas
             return True
         return False

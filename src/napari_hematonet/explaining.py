@@ -1,4 +1,4 @@
-"""Requests for explanations, and the image layer that lays the answer over its cells."""
+"""Requests for explanations, and the image layer that shows the attribution map over its cells."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 __all__ = ["Crop", "MapLayer", "Reason", "Request", "WHY_LAYER", "WhyJob"]
 
 _KEPT: Final = 256
-"""Maps kept: 250 px in float32 take 250 kB each."""
+"""Number of maps kept; one of 250 px in float32 takes 250 kB."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked: why are these cells of these classes?"""
+    """Request to explain cells for classes."""
 
     state: FieldState
     cell_ids: tuple[str, ...]
@@ -45,7 +45,7 @@ class Request:
     method: str
 
     def covers(self, other: Request) -> bool:
-        """Whether the map of this request shows all that another asks for."""
+        """Return whether the map of this request includes all cells of another request."""
         if self.state is not other.state or self.method != other.method:
             return False
         there = set(zip(self.cell_ids, self.targets, strict=True))
@@ -54,7 +54,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Crop:
-    """The picture of a cell, (P, P, 3) uint8; there before its map is."""
+    """Patch of a cell, (P, P, 3) uint8; sent before its map is computed."""
 
     cell_id: str
     patch: npt.NDArray[np.uint8]
@@ -62,7 +62,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class _Done:
-    """Cells done, of how many."""
+    """Number of cells explained, and of all cells requested."""
 
     done: int
     total: int
@@ -70,7 +70,7 @@ class _Done:
 
 @dataclass(frozen=True)
 class Reason:
-    """An answer, ready to be shown.
+    """Result of a request, ready to be shown.
 
     Attributes
     ----------
@@ -94,7 +94,7 @@ class Reason:
 
 
 class WhyJob(QObject):  # type: ignore[misc] # Qt has no types here
-    """Answers requests in a thread of its own.
+    """Computes explanations in a separate thread.
 
     Signals
     -------
@@ -121,28 +121,28 @@ class WhyJob(QObject):  # type: ignore[misc] # Qt has no types here
         self._kept: OrderedDict[tuple[Any, ...], ExplainedCell] = OrderedDict()
         self._running: list[Background] = []
         self._waiting: Request | None = None
-        # A viewer that closes deletes this object; the thread must not go on for nobody.
+        # Closing the viewer deletes this object; the thread must end then.
         self.destroyed.connect(_stopper(self._running))
 
     @property
     def busy(self) -> bool:
-        """Whether something is computed."""
+        """Whether an explanation is being computed."""
         return bool(self._running)
 
     def ask(self, request: Request) -> None:
-        """Answer a request; one that is under way is given up."""
+        """Compute a request; cancel the current one."""
         self._waiting = request
         self._give_up()
         if not self._running:
             self._start()
 
     def cancel(self) -> None:
-        """Give up what is under way; cells that are done stay known."""
+        """Cancel the current request; maps already computed are kept."""
         self._waiting = None
         self._give_up()
 
     def _give_up(self) -> None:
-        # Not `Background.stop`, which forgets the end too: the next request begins there.
+        # Not `Background.stop`, which also discards the end of the job: the next request starts there.
         for background in self._running:
             background.stopped = True
 
@@ -180,7 +180,7 @@ class WhyJob(QObject):  # type: ignore[misc] # Qt has no types here
         else:
             self.busy_changed.emit(False)
 
-    # What follows runs in the thread; there is one at a time.
+    # The functions below run in the thread, one at a time.
 
     def _known(self, key: tuple[Any, ...]) -> ExplainedCell | None:
         found = self._kept.get(key)
@@ -195,7 +195,7 @@ class WhyJob(QObject):  # type: ignore[misc] # Qt has no types here
 
 
 def _key(request: Request, cell_id: str, target: str) -> tuple[Any, ...]:
-    # The review itself, not its id: an object that is part of a key cannot be mistaken for a later one.
+    # The review itself, not its id, which a later object might have again.
     return request.state.review, request.state.model_path, cell_id, target, request.method
 
 
@@ -214,7 +214,7 @@ def _work(job: WhyJob, request: Request, background: Background) -> Iterator[obj
     started = time.monotonic()
     state = request.state
     if state.field is None:
-        raise ExplanationError("the image of these cells is not there, so nothing can be explained; open the image")
+        raise ExplanationError("the image of these cells is not open, so they cannot be explained; open the image")
     table = state.review.cells.set_index("cell_id", drop=False)
     pairs = [pair for pair in zip(request.cell_ids, request.targets, strict=True) if pair[0] in table.index]
     if not pairs:
@@ -256,7 +256,7 @@ WHY_LAYER: Final = "why"
 
 @cache
 def _colormap() -> Any:
-    """The heat of the reports, clear where the map says nothing, so that the cell stays to be seen."""
+    """Return the colour map of the reports, transparent at low values, so that the cell stays visible."""
     from napari.utils.colormaps import Colormap
 
     from hematokit.reports.attributions import HEAT
@@ -268,7 +268,7 @@ def _colormap() -> Any:
 
 
 class MapLayer:
-    """One layer that goes from cell to cell; made when there is something to show, and again if it was removed.
+    """Layer of the current map; made with the first map, and again if it was removed.
 
     Parameters
     ----------
@@ -284,13 +284,13 @@ class MapLayer:
         self.layer: Image | None = None
 
     def show(self, reason: Reason, cells: Points) -> None:
-        """Show a map at the place of the layer of cells in the world."""
+        """Show a map with the transform of the layer of cells."""
         from napari.utils.transforms import Affine
 
         plane = reason.request.state.plane
         place = placement_of(cells)
         data = reason.map.reshape((1,) * len(plane) + reason.map.shape)
-        # A pixel's centre is at its whole number in napari, so the map begins at the first pixel of its box.
+        # In napari the centre of a pixel has integer coordinates, so the map begins at the first pixel of its box.
         corner = np.array([*plane, reason.box.y0, reason.box.x0], np.float64)
         stretched = Affine(**{name: place[name] for name in ("scale", "rotate", "shear", "translate")})
         place["translate"] = np.asarray(stretched(corner))
@@ -304,7 +304,7 @@ class MapLayer:
             layer.visible = True
             return
         selected = list(layers.selection)
-        # With its metadata from the start, so that lists of images leave it out.
+        # The metadata are set at creation, so that lists of images omit the layer.
         layer = self.layer = self.viewer.add_image(
             data,
             name=WHY_LAYER,
@@ -318,17 +318,17 @@ class MapLayer:
         layer.bounding_box.points = False
         layer.bounding_box.line_color = "white"
         layers.move(layers.index(layer), layers.index(cells))
-        # A new layer becomes the active one, and the keys would be its.
+        # A new layer becomes active and would receive the keys.
         layers.selection = {each for each in selected if each in layers}
 
     def shows(self, request: Request) -> bool:
-        """Whether the map of a request is there."""
+        """Return whether the map of a request is shown."""
         if self.layer is None or self.layer not in self.viewer.layers:
             return False
         return bool(self.layer.metadata.get(WHY_KEY) == _meaning(request))
 
     def remove(self) -> None:
-        """Take the layer away."""
+        """Remove the layer."""
         layer, self.layer = self.layer, None
         if layer is not None and layer in self.viewer.layers:
             self.viewer.layers.remove(layer)

@@ -46,11 +46,11 @@ __all__ = [
 _MOST: Final = 12
 """Fields opened at once: beyond that, a list of layers helps nobody."""
 
-_NOTHING: Final[list[LayerData]] = [(None,)]  # what napari takes for "read, and there is nothing to show"
+_NOTHING: Final[list[LayerData]] = [(None,)]  # napari reads this as a path without layers
 
 
 def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[LayerData]] | None:
-    """Return the function that reads a path; None if it is not a format of HematoNet. napari calls this.
+    """Return the function that reads a path, or None if it is not a format of HematoNet; called by napari.
 
     Taken are stores of hematokit, folders of results, the folder of one field in either, OME-Zarr images, OME-TIFF, and
     vendors' files.
@@ -139,8 +139,8 @@ def _result_layers(results: Results, result: FieldResult, model: str, *, visible
         )
         if not result.oriented and (stated := file_orientation(result.image)) != 1:
             notify(
-                f"{printable(result.field_id)} is shown as stored: its cells are from before the orientation that the "
-                f"image states ({stated}) was applied. Classify it into a new folder to see it turned",
+                f"{printable(result.field_id)} is shown as stored: its cells were detected before the orientation "
+                f"of the image ({stated}) was applied. Classify it into a new folder to see it rotated",
                 "warning",
             )
         layers.append(_image_layer(field, result.field_id, visible=visible))
@@ -189,8 +189,8 @@ def _store_layers(path: Path) -> list[LayerData]:
     names = [str(name) for name in store.fields["field_id"] if only in (None, str(name))]
     if not names:
         shown = printable(str(path))
-        what = f"keeps no field {printable(only)}" if only else f"keeps {len(store):,} crops and no whole fields"
-        raise StoreError(f"store {shown} {what}, so there is nothing to show; put fields in with 'hematokit tile'")
+        what = f"has no field {printable(only)}" if only else f"has {len(store):,} patches and no whole fields"
+        raise StoreError(f"store {shown} {what}, so no layer can be shown; add fields with 'hematokit tile'")
     _tell_of_more(path, names)
     layers: list[LayerData] = []
     for number, name in enumerate(names[:_MOST]):
@@ -223,7 +223,7 @@ def _cells_layer(state: FieldState, placement: dict[str, Any], visible: bool) ->
 def _tell_of_more(path: Path, names: Sequence[str]) -> None:
     if len(names) > _MOST:
         notify(
-            f"{printable(str(path))} holds {len(names)} fields; the first {_MOST} are open. Open another with "
+            f"{printable(str(path))} contains {len(names)} fields; the first {_MOST} are open. Open another with "
             f"File > Open Folder: its folder in {printable(str(path / 'fields'))}",
             "warning",
         )
@@ -240,7 +240,7 @@ def add_to_viewer(viewer: napari.Viewer, layers: Sequence[LayerData]) -> list[La
 def write_csv(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     """Write the cells of a layer as CSV; of points that are no cells, what napari writes."""
     if not _is_cells(meta):
-        # The ending belongs to everybody: another plugin's points are saved as if this one were not there.
+        # Points of other plugins are saved in the format of napari.
         from napari_builtins.io import napari_write_points  # type: ignore[import-untyped]
 
         written = napari_write_points(path, data, meta)
@@ -265,10 +265,10 @@ def _is_cells(meta: dict[str, Any]) -> bool:
 def _export(path: str, meta: dict[str, Any], ending: str) -> list[str]:
     name = printable(str(meta.get("name", "")))
     if not _is_cells(meta):
-        notify(f"layer '{name}' has no cells of HematoNet; choose the layer of cells and save that", "error")
+        notify(f"layer '{name}' has no cells of HematoNet; save the layer of cells instead", "error")
         return []
     if not meta.get("visible", True):
-        notify(f"layer '{name}' is hidden; its cells are saved all the same", "warning")
+        notify(f"layer '{name}' is hidden; its cells were saved anyway", "warning")
     target = Path(path) if path.lower().endswith(ending) else Path(path + ending)
     try:
         meta["metadata"][METADATA_KEY].review.export(target)

@@ -54,7 +54,7 @@ _instead: Final[weakref.WeakKeyDictionary[Any, weakref.WeakMethod[Callable[[Any]
 _CLICK: Final = 5
 """Screen pixels that the mouse may move in a click."""
 
-_CANVAS: Final = 600  # pixels; napari before 0.9 does not say how large its canvas is
+_CANVAS: Final = 600  # pixels; napari before 0.9 does not state the size of its canvas
 
 _SMALL: Final = 7
 """A cell of which more than these fit across the view is too small to judge; half as many do then."""
@@ -85,7 +85,7 @@ def _look_at(viewer: napari.Viewer, layer: Points, row: int) -> None:
 
 
 def step(viewer: napari.Viewer, layer: Points, order: Sequence[str], forward: bool = True) -> str | None:
-    """Go to the next or the previous cell of an order, seen from the selected one; return its id.
+    """Select the next or previous cell in an order, relative to the selected one; return its id.
 
     Hidden cells are passed over. Where the selected cell is not in the order, it begins at its first or last cell.
     """
@@ -105,7 +105,7 @@ def step(viewer: napari.Viewer, layer: Points, order: Sequence[str], forward: bo
 
 
 def pick_with_mouse(viewer: napari.Viewer) -> None:
-    """Let a click select the cell under the mouse while the mouse moves the camera; once a viewer.
+    """Let a click select the cell under the mouse while the mouse moves the camera; once per viewer.
 
     Shift adds to the selection. In napari's own selection mode nothing changes.
     """
@@ -114,7 +114,7 @@ def pick_with_mouse(viewer: napari.Viewer) -> None:
 
 
 def click_instead(viewer: napari.Viewer, action: Callable[[Any], object] | None) -> None:
-    """Have a click on the picture do something else than select a cell.
+    """Replace the action of a click on the image.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def _select_under(viewer: napari.Viewer, layer: Points, event: Any) -> None:
     row = layer.get_value(
         event.position, view_direction=event.view_direction, dims_displayed=event.dims_displayed, world=True
     )
-    # Somebody who clicks on a cell means the cells, also while the image is the active layer: keys are the cells'.
+    # A click on a cell makes the layer of cells active, even if the image was, so that keys act on cells.
     if row is None or not layer.shown[row]:
         if "Shift" not in event.modifiers:
             layer.selected_data = set()
@@ -162,7 +162,7 @@ def _select_under(viewer: napari.Viewer, layer: Points, event: Any) -> None:
 
 
 class Follower(QObject):  # type: ignore[misc] # Qt has no types here
-    """Tells which layer of cells is meant, of those that are shown, and which of its cells are selected.
+    """Follows the layer of cells that the docks act on, and its selected cells.
 
     Signals
     -------
@@ -225,7 +225,7 @@ class Follower(QObject):  # type: ignore[misc] # Qt has no types here
         if not self._alive:
             return
         for each in cells_layers(self.viewer):
-            each.events.visible.connect(self._look)  # once, however often it is asked for
+            each.events.visible.connect(self._look)  # connected once, even if called again
         layer = current_layer(self.viewer)
         missing = nothing_shown(self.viewer) if layer is None else ""
         if layer is self.layer and missing == self._missing:
@@ -240,7 +240,7 @@ class Follower(QObject):  # type: ignore[misc] # Qt has no types here
         self.selection_changed.emit()
 
     def _listen(self, review: Any) -> None:
-        # A review keeps its listeners for good, so it gets one for each dock, and that of a closed dock does nothing.
+        # A review never removes listeners: it has one per dock, and that of a closed dock does nothing.
         if any(known is review for known in self._reviews):
             return
         self._reviews.append(review)
@@ -248,7 +248,7 @@ class Follower(QObject):  # type: ignore[misc] # Qt has no types here
 
     @guarded
     def _selected(self, *_: Any) -> None:
-        # While a layer is brought to its review, nothing is selected for a moment.
+        # While a layer is updated from its review, its selection is empty for a moment.
         updating = self.state is not None and self.state.updating
         if self._alive and not updating and self.cell_ids != self._last:
             self._last = self.cell_ids
@@ -256,7 +256,7 @@ class Follower(QObject):  # type: ignore[misc] # Qt has no types here
 
 
 class FollowingDock(QWidget):  # type: ignore[misc] # Qt has no types here
-    """A dock that follows the cells, and lets go when it is closed.
+    """Dock that follows the cells until it is closed.
 
     napari takes the widget out of a dock that is closed and leaves it to whoever still knows it; without letting go it
     would go on answering keys and clicks unseen.
@@ -319,7 +319,7 @@ def usable_key(name: str) -> str | None:
 
 
 class Keys:
-    """The keys of one dock on one layer at a time.
+    """Keys of one dock on one layer at a time.
 
     Parameters
     ----------
@@ -354,7 +354,7 @@ class Keys:
         unknown = [given for given, name in names.items() if name is None]
         if unknown:
             notify(
-                f"{self._what}: there is no key {unknown[0]!r}; set another under Preferences > HematoNet", "warning"
+                f"{self._what}: key {unknown[0]!r} does not exist; set another under Preferences > HematoNet", "warning"
             )
         for given, name in names.items():
             if name is not None:

@@ -36,14 +36,14 @@ __all__ = [
     "to_field",
 ]
 
-_SMALLEST: Final = 32  # pixels; a nucleus is as wide
+_SMALLEST: Final = 32  # pixels; about the width of a nucleus
 _LOOKED_AT: Final = 512
 """Pixels along each side from which it is seen what white is."""
 _MICROMETRE: Final = "micrometer"
 
 
 class LayerField(Field):
-    """A field whose pixels are an image layer's.
+    """Field with the pixels of an image layer.
 
     The pixels stay readable when the layer has been removed from the viewer.
 
@@ -59,7 +59,7 @@ class LayerField(Field):
 
 
 class _LayerLevel:
-    """One resolution of an image layer: an array (..., y, x, channels) of any kind that numpy can read."""
+    """One resolution of an image layer: an array (..., y, x, channels) of any type that numpy can read."""
 
     def __init__(self, array: Any, plane: tuple[int, ...], shown: str, white: _White) -> None:
         self._array, self._plane, self._shown, self._white = array, plane, shown, white
@@ -74,14 +74,14 @@ class _LayerLevel:
             opaque = self._white.value if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
             pixels = drop_alpha(pixels, opaque, self._shown)
         if pixels.dtype.kind == "f":
-            # Where there is nothing, glass: black would be the darkest nucleus of all, and what others are compared to.
+            # Transparent pixels become white, because black would be darker than any nucleus.
             shares = np.nan_to_num(pixels, nan=self._white.value) / self._white.value
             return np.ascontiguousarray(np.round(np.clip(shares, 0, 1) * 255).astype(np.uint8))
         return np.array(pixels)
 
 
 class _White:
-    """What white is in an image in floating point: 1, or 255 where 8 bits were only changed in type.
+    """Return the value of white in a floating-point image: 1, or 255 for 8-bit values converted to float.
 
     napari shows both as one would like. Looked for at the first reading, once for all of the image.
     """
@@ -95,14 +95,14 @@ class _White:
         sample = np.asarray(self._array[..., ::rows, ::columns, :])
         finite = sample[np.isfinite(sample)]
         if not finite.size:
-            raise ImageError("not-rgb", f"{self._shown} has no colours, only NaN; open the picture again")
+            raise ImageError("not-rgb", f"{self._shown} has only NaN values; open the image again")
         largest = float(finite.max())
         if largest > 256:
             raise ImageError(
                 "not-rgb",
                 f"{self._shown} has colours up to {largest:,.0f} in floating point; convert it to 8 or 16 bits",
             )
-        # Sharpening and resizing overshoot a little.
+        # Sharpening and resizing may exceed the range slightly.
         return 255 if largest > 2 else 1
 
 
@@ -121,7 +121,7 @@ def _type_of(layer: Layer) -> str:
 def field_of(
     layer: Layer | None, *, viewer: napari.Viewer | None = None, pixel_size_um: float | None = None
 ) -> LayerField:
-    """Make a field of an image layer.
+    """Return an image layer as a field.
 
     Taken are colour images of 8 or 16 bits or floating point, in one resolution or several, in memory or not; of a
     stack, the plane that the viewer shows. The pixel size is the layer's, if its units are a length; else what the
@@ -150,7 +150,9 @@ def field_of(
         raise ImageError("missing", "no image is open; open a field, or File > Open Sample > HematoNet")
     shown = f"layer '{printable(layer.name)}'"
     if _type_of(layer) != "image":
-        raise ImageError("not-an-image", f"{shown} is no image but {_type_of(layer)}; choose the layer of the field")
+        raise ImageError(
+            "not-an-image", f"{shown} is not an image but of type {_type_of(layer)}; choose the layer of the field"
+        )
     _check_pixels(layer, shown)
     check_given(pixel_size_um)
     plane = _shown_plane(layer, viewer)
@@ -175,7 +177,7 @@ def field_of(
 
 
 def orientation_note(layer: Layer) -> str:
-    """Say that an image is not shown as its metadata state; empty where it is.
+    """Return a warning if an image is not shown in the orientation of its metadata, else an empty string.
 
     napari's own readers show JPEG, PNG and TIFF as stored; the commands and `open_field` turn them.
     """
@@ -185,7 +187,7 @@ def orientation_note(layer: Layer) -> str:
         return ""
     return (
         f"{printable(file.name)} is shown as stored, and its cells are placed there; its metadata state another "
-        f"orientation ({stated}), which 'hematokit classify' applies: open that folder of results to see it turned"
+        f"orientation ({stated}), which 'hematokit classify' applies: open that folder of results to see it rotated"
     )
 
 
@@ -193,11 +195,11 @@ def _check_pixels(layer: Image, shown: str) -> None:
     if not layer.rgb:
         shape = layer.data[0].shape if layer.multiscale else layer.data.shape
         if len(shape) == 3 and shape[-1] in (3, 4) and min(shape[:2]) < _SMALLEST:
-            # napari takes so small a picture for a stack.
+            # napari reads such a small image as a stack.
             _check_size(shape[0], shape[1], shown)
-        advice = "open the picture in colour"
+        advice = "open the image in colour"
         if 3 in shape[:-2]:
-            # napari gives the parts other colours, and merges by colour.
+            # napari gives the channels other colours, and merges by colour.
             advice = (
                 "if its 3 planes are red, green and blue, right-click it: Split Stack; give the three the colormaps "
                 "red, green and blue; select them, right-click: Merge to RGB"
@@ -239,9 +241,9 @@ def _stated_size(layer: Image, file: Path | None, height: int, width: int) -> Pi
         return size
     if file is None or not file.exists():
         return nothing
-    # napari's own readers do not look for a pixel size.
+    # The readers of napari do not read the pixel size.
     with contextlib.suppress(HematokitError), open_field(file) as opened:
-        # napari's own readers do not apply an orientation either.
+        # Nor do they apply the orientation.
         if {opened.height, opened.width} == {height, width}:
             return PixelSize(opened.pixel_size_um)
     return nothing
@@ -269,7 +271,7 @@ def _linear(layer: Layer) -> npt.NDArray[np.float64]:
 
 
 def to_field(image: Layer, world: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Convert places in the viewer's world to pixels of a field.
+    """Convert world coordinates of the viewer to pixels of a field.
 
     Parameters
     ----------
@@ -298,7 +300,7 @@ def from_field(image: Layer, points: npt.ArrayLike, plane: tuple[int, ...] = ())
 
 
 def show_in_micrometres(viewer: napari.Viewer, pixel_size_um: float) -> None:
-    """Make the world micrometres, so that the scale bar is in them.
+    """Set world coordinates to micrometres, so that the scale bar shows them.
 
     Every layer that is measured in pixels grows by the pixel size, and the camera with them: what the user sees does
     not move. Layers that have units of length already stay as they are.
@@ -338,7 +340,7 @@ _OVERVIEW: Final = 4096
 
 
 class FieldArray:
-    """The pixels of a field, read when napari looks at them: an array (height, width, 3) of uint8.
+    """Pixels of a field, read when napari displays them: an array (height, width, 3) of uint8.
 
     Parameters
     ----------
@@ -379,11 +381,11 @@ def _bounds(part: slice | int, side: int) -> tuple[int, int]:
     if isinstance(part, slice):
         start, stop, step = part.indices(side)
         if step < 1:
-            raise IndexError("a field is not read backwards")
+            raise IndexError("a field cannot be read with a negative step")
         return start, stop
     index = int(part) + (side if part < 0 else 0)
     if not 0 <= index < side:
-        raise IndexError(f"{part} is not in a field of {side}")
+        raise IndexError(f"index {part} is outside a field of {side} px")
     return index, index + 1
 
 
@@ -395,7 +397,7 @@ def field_placement(field: Field) -> dict[str, Any]:
 
 
 def layer_arrays(field: Field) -> list[Any]:
-    """Return a field as napari shows it best.
+    """Return a field in the form that napari displays best.
 
     One array in memory; of a large field the full resolution, read as it is looked at, and an overview.
 

@@ -1,8 +1,8 @@
-"""The work that takes time, as generators that yield their steps.
+"""Background jobs, as generators that yield their steps.
 
-They run in the worker process, except where their docstring says so: nothing here imports napari or Qt, and torch is
-imported by the functions that compute. What goes in and comes out can be pickled. ``tell`` is the `Progress` of a job;
-raising from it ends the job.
+They run in the worker process, except where their docstring states otherwise. This module does not import napari or
+Qt, and only the functions that compute import torch. Arguments and yielded values can be pickled. ``tell`` is the
+`Progress` of a job; raising from it ends the job.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ __all__ = [
 
 
 _EXPLAINERS: Final[WeakKeyDictionary[Model, dict[str, MadeExplainer]]] = WeakKeyDictionary()
-"""Explainers remember what they found out about a model."""
+"""Explainers made for each model; they keep what they computed about it."""
 
 
 @dataclass(frozen=True)
 class ClassifyRequest:
-    """What is to be classified, with what.
+    """Image, model and options of a classification.
 
     Attributes
     ----------
@@ -70,11 +70,11 @@ class ClassifyRequest:
     device : str
     detector : str
     region : tuple of ndarray (n, 2)
-        Polygons in pixels of the field; empty for the whole of it.
+        Polygons in pixels of the field; empty for the whole field.
     runtime : str
-        What computes the model, as `hematokit.load_model` takes it.
+        Runtime of the model, as for `hematokit.load_model`.
     model_pixel_size_um : float, optional
-        Pixel size the model was trained at, instead of what it records.
+        Pixel size of the training images; replaces the one that the model records.
     """
 
     field_id: str
@@ -89,15 +89,15 @@ class ClassifyRequest:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The model is ready.
+    """Message that the model is loaded.
 
     Attributes
     ----------
     model : ModelInfo
     journal : Path or None
-        Where the corrections of the image are kept; None if they cannot be.
+        File of the corrections of the image; None if they cannot be kept.
     earlier : int
-        Corrections that it holds already.
+        Number of cells with corrections in it.
     """
 
     model: ModelInfo
@@ -107,27 +107,27 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Moved:
-    """A copy of the model goes on, on the CPU."""
+    """Message that a copy of the model continues on the CPU."""
 
     model: ModelInfo
 
 
 @dataclass(frozen=True)
 class Found:
-    """The cells have been found; they are not classified yet."""
+    """Message that the cells are detected, but not classified yet."""
 
     examination: Examination
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Some more cells have their classes."""
+    """Further classified cells."""
 
     table: pd.DataFrame
 
 
 def classify_steps(request: ClassifyRequest, *, field: Field, tell: Progress) -> Iterator[object]:
-    """Load the model, find the cells, classify them.
+    """Load the model, detect the cells and classify them.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ def classify_steps(request: ClassifyRequest, *, field: Field, tell: Progress) ->
     for part in parts:
         yield from _taken(notes)
         if isinstance(part, Examination):
-            # The first batch takes a while; meanwhile the form would say that cells are looked for.
+            # The first batch takes a while; until then the form would still display the detection.
             tell(0, len(part.cells), "classifying cells")
             yield Found(part)
         else:
@@ -184,12 +184,12 @@ def classify_steps(request: ClassifyRequest, *, field: Field, tell: Progress) ->
 
 
 def _journal(field: Field, field_id: str, note: Callable[[str], None]) -> tuple[Path | None, int]:
-    """Where the corrections of the image go, and how many cells it speaks of already.
+    """Return the file for corrections of the image, and the number of cells that have corrections in it.
 
     Raises
     ------
     StoreError
-        If the file is damaged: said before the work, not when the first correction cannot be saved.
+        If the file is damaged. Raised before the classification, not at the first correction.
     """
     from hematokit.review.journal import journal_of
     from hematokit.store.corrections import read_corrections, standing_corrections
@@ -210,7 +210,7 @@ def _taken(notes: list[Note | Moved]) -> list[Note | Moved]:
 
 @dataclass(frozen=True)
 class Stored:
-    """A store has been written; what is said of it."""
+    """Message that a store has been written."""
 
     message: str
 
@@ -225,7 +225,7 @@ def classified_cell(
     field: Field,
     tell: Progress,
 ) -> Iterator[ModelInfo | pd.DataFrame]:
-    """Make a cell at a place ``(y, x)`` in pixels of the field, and classify it at once.
+    """Add a cell at a position ``(y, x)`` in pixels of the field, and classify it.
 
     Yields
     ------
@@ -248,7 +248,7 @@ def classified_cell(
 
 
 def stored_cells(state: FieldState, store: Path, tell: Progress) -> Iterator[Stored]:
-    """Write the reviewed cells of a field to a store; in the process of the viewer, whose review it reads.
+    """Write the reviewed cells of a field to a store. Runs in the process of the viewer, because it reads its review.
 
     Raises
     ------
@@ -258,7 +258,7 @@ def stored_cells(state: FieldState, store: Path, tell: Progress) -> Iterator[Sto
     from hematokit.pipelines.store_corrected import store_corrected
 
     if state.field is None:
-        raise FieldError("the image of these cells is not there; open the image again")
+        raise FieldError("the image of these cells is not open; open the image again")
     summary = store_corrected(
         state.review,
         _image_of(state.field, state.plane),
@@ -267,12 +267,12 @@ def stored_cells(state: FieldState, store: Path, tell: Progress) -> Iterator[Sto
         patch_size=None if store.exists() else getattr(state.classifier, "patch_size", None),
         progress=tell,
     )
-    # What the command line says of pixel sizes names an option that nobody has here.
-    said = [note for note in summary.notes if "--pixel-size" not in note]
-    if len(said) < len(summary.notes):
-        said.append("without a pixel size, as nobody knows it")
-    said += [warning for warning in summary.warnings if "set-pixel-size" not in warning]
-    notes = "".join(f"; {note}" for note in said)
+    # Messages about pixel sizes name an option of the command line that the viewer does not have.
+    messages = [note for note in summary.notes if "--pixel-size" not in note]
+    if len(messages) < len(summary.notes):
+        messages.append("without a pixel size, because it is unknown")
+    messages += [warning for warning in summary.warnings if "set-pixel-size" not in warning]
+    notes = "".join(f"; {note}" for note in messages)
     count = "1 cell" if summary.added == 1 else f"{summary.added:,} cells"
     name = shell_word(store)
     yield Stored(
@@ -282,7 +282,7 @@ def stored_cells(state: FieldState, store: Path, tell: Progress) -> Iterator[Sto
 
 
 def _image_of(field: Field, plane: tuple[int, ...]) -> Path | Field:
-    """The file of a field; the field itself if it has none, is one of a stack, or is shown in another orientation."""
+    """Return the file of a field, or the field if it has no file, is a plane of a stack, or is shown rotated."""
     from hematokit.imaging.fieldfiles import field_name, file_orientation
 
     path = Path(field.path)
@@ -295,24 +295,24 @@ DEMO_NAME: Final = "demo model (drawn cells)"
 
 
 def demo_folder() -> Path:
-    """Where the demonstration is kept; need not exist."""
+    """Return the folder of the demo model; it need not exist."""
     from hematokit.models.runtimes.exported import cache_folder
 
     return cache_folder() / "demo"
 
 
 def find_demo_model() -> Path | None:
-    """Return the run of the demonstration if its training has ended, else None."""
+    """Return the run of the demo model if its training is complete, else None."""
     run = demo_folder() / "run"
     return run if (run / "bundle" / "config.json").is_file() else None
 
 
 _SETTLED: Final = 5.0
-"""Seconds after which the pace of a step is known well enough to say when it ends."""
+"""Seconds after which the speed of a step suffices to estimate the remaining time."""
 
 
 def make_demo_model(device: str = "auto", *, tell: Progress) -> Iterator[Path]:
-    """Train the demonstration's model, or go on where that was stopped.
+    """Train the demo model, or resume its training.
 
     Parameters
     ----------
@@ -340,44 +340,44 @@ def make_demo_model(device: str = "auto", *, tell: Progress) -> Iterator[Path]:
 
 
 class _Going:
-    """Says what is being done, and how long that takes yet."""
+    """Progress with the current step and the remaining time."""
 
     def __init__(self, tell: Progress) -> None:
         self._tell = tell
         self.begin("Drawing cells")
 
     def begin(self, step: str) -> None:
-        """Take note of what begins."""
+        """Begin a step."""
         self._step = step
         self._first: tuple[float, int] | None = None
         self._tell(0, None, step)
 
     def tell(self, done: int, total: int | None, message: str) -> None:
-        """Tell how far it is; what the step itself says is for a terminal."""
+        """Report progress; the message of the step is for a terminal and not used."""
         now = time.monotonic()
-        # A training that goes on does not begin at nothing.
+        # A resumed training does not start at 0.
         begun, first = self._first = self._first or (now, done)
-        words = self._step
+        text = self._step
         if total and done > first and now - begun > _SETTLED:
-            words = f"{words}, {_left((now - begun) / (done - first) * (total - done))}"
-        self._tell(done, total, words)
+            text = f"{text}, {_left((now - begun) / (done - first) * (total - done))}"
+        self._tell(done, total, text)
 
 
 def _left(seconds: float) -> str:
     minutes = math.ceil(seconds / 60)
-    return "less than a minute left" if minutes <= 1 else f"some {minutes} minutes left"
+    return "less than a minute left" if minutes <= 1 else f"about {minutes} minutes left"
 
 
 @dataclass(frozen=True)
 class FolderDone:
-    """The fields of a folder have been classified.
+    """Message that the fields of a folder have been classified.
 
     Attributes
     ----------
     output : Path
         Folder of the results.
     lines : tuple of str
-        What the command would print.
+        Summary, as the command prints it.
     """
 
     output: Path
@@ -402,7 +402,7 @@ def classified_folder(
 
 @dataclass(frozen=True)
 class ExplainRequest:
-    """Which cells are to be explained, with what.
+    """Cells to explain, with model, classes and explainer.
 
     Attributes
     ----------
@@ -410,11 +410,11 @@ class ExplainRequest:
     cells : DataFrame
         Rows of the cells table.
     targets : tuple of str
-        For each cell, the code of the class that is asked about.
+        Code of the class to explain, for each cell.
     method : str
         Name of the explainer.
     model_pixel_size_um : float or None
-        Pixel size the model was trained at, instead of what it records.
+        Pixel size of the training images; replaces the one that the model records.
     """
 
     wanted: WantedModel
@@ -426,7 +426,7 @@ class ExplainRequest:
 
 @dataclass(frozen=True)
 class Doing:
-    """What takes its time, in words."""
+    """Text that describes the current step."""
 
     text: str
 

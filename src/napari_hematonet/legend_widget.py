@@ -67,7 +67,7 @@ def _number(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class Counted:
-    """The differential of the cells as they were at one moment.
+    """Differential of the cells at one moment.
 
     Attributes
     ----------
@@ -104,7 +104,7 @@ def headline(counted: Counted) -> str:
     entry = counted.summary
     parts = [f"{entry.cells:,} cells: {entry.counted:,} counted"]
     parts += [f"{entry.low_confidence:,} low-confidence"] if entry.low_confidence else []
-    parts += [f"{entry.apart:,} counted apart"] if entry.apart else []
+    parts += [f"{entry.apart:,} counted separately"] if entry.apart else []
     parts += [f"{counted.reviewed:,} reviewed"] if counted.reviewed else []
     return "\n".join([", ".join(parts), f"Blasts {_share(entry.blasts)}", f"M:E {_ratio(entry.ratio)}"])
 
@@ -134,7 +134,7 @@ def as_text(counted: Counted) -> str:
 
 
 def _write_differential(review: Review, path: str | Path) -> None:
-    """Write the differential of the cells that are shown to a person, as CSV or JSON.
+    """Write the differential of the shown cells as CSV or JSON.
 
     Parameters
     ----------
@@ -152,9 +152,11 @@ def _write_differential(review: Review, path: str | Path) -> None:
     path = Path(path)
     ending = path.suffix.lower()
     if ending not in (".csv", ".json"):
-        raise FieldError(f"{printable(str(path))}: the differential is written to .csv or .json; end the name so")
+        raise FieldError(
+            f"{printable(str(path))}: the differential is written to .csv or .json; use one of these endings"
+        )
     table = review.differential()
-    with one_line_write_errors(path.parent, FieldError, "choose another folder, or make room"):
+    with one_line_write_errors(path.parent, FieldError, "choose another folder, or free disk space"):
         if ending == ".csv":
             write_atomically(path, csv_text(table))
         else:
@@ -176,7 +178,7 @@ _SHORT: Final = {"95 % interval": "95 % int.", "Low-confidence": "?", "Reviewed"
 
 
 class LegendWidget(FollowingDock):
-    """Counts the cells of the layer that the user means, by class.
+    """Dock with the legend and the counts of the cells, by class.
 
     A tick hides or shows a class or a lineage; a click on a row shows it alone, another click all of them again.
 
@@ -225,11 +227,11 @@ class LegendWidget(FollowingDock):
         self.tree.setIndentation(12)
         header = self.tree.header()
         header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        # A long name is cut short; no figure is ever out of sight.
+        # A long name is truncated, so that the numbers stay visible.
         header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
         header.setStretchLastSection(False)
         header.setMinimumSectionSize(_ICON)
-        self.tree.setToolTip("Tick to show or hide; click a row to show it alone, and again to show all")
+        self.tree.setToolTip("Tick to show or hide a class; click a row to show only that class, and again to show all")
         self.tree.itemChanged.connect(self._ticked)
         self.tree.itemClicked.connect(self._clicked)
         self.all_button = QPushButton("Show all")
@@ -237,8 +239,8 @@ class LegendWidget(FollowingDock):
         self.empty_button.setCheckable(True)
         self.empty_button.setChecked(True)
         self.copy_button, self.export_button = QPushButton("Copy"), QPushButton("Export…")
-        self.copy_button.setToolTip("The table to the clipboard, for a spreadsheet")
-        self.export_button.setToolTip("The differential as CSV or JSON, or the cells as CSV, GeoJSON or Parquet")
+        self.copy_button.setToolTip("Copy the table to the clipboard, for a spreadsheet")
+        self.export_button.setToolTip("Save the differential as CSV or JSON, or the cells as CSV, GeoJSON or Parquet")
         self.all_button.clicked.connect(self.show_all)
         self.empty_button.toggled.connect(self._refill)
         self.copy_button.clicked.connect(self.copy)
@@ -255,7 +257,7 @@ class LegendWidget(FollowingDock):
         box.addLayout(upper)
         box.addLayout(lower)
         note = QLabel(
-            "<small>Intervals: 95 %, cells taken as independent. ?: low-confidence, ✓: reviewed by a person. "
+            "<small>Intervals: 95 %, for independent cells. ?: low-confidence, ✓: reviewed by a person. "
             "For research use only</small>"
         )
         note.setWordWrap(True)
@@ -287,7 +289,7 @@ class LegendWidget(FollowingDock):
         self.figures.clear()
         self.tree.clear()
         if self.layer is not None:
-            self.layer.events.name.connect(self._later)  # once, however often it is asked for
+            self.layer.events.name.connect(self._later)  # connected once, even if called again
         self.refresh()
 
     @guarded
@@ -300,7 +302,7 @@ class LegendWidget(FollowingDock):
         if layer is None or self._state is None:
             self.title.setText(nothing_shown(self._viewer))
             return
-        # Cells that came, or changed their class, since.
+        # Cells may have been added or changed since.
         show_classes(layer, hidden_classes(layer))
         self.title.setText(f"<b>{_escaped(layer.name)}</b>")
         review = self._state.review
@@ -309,7 +311,7 @@ class LegendWidget(FollowingDock):
             self._stop_counting()
             self._show(Counted.of(*wanted))
         elif self._counting is not None:
-            # Once more when it has ended: what it counts has changed meanwhile.
+            # Count again at the end, because the cells have changed meanwhile.
             self._later()
         else:
             job = self._counting = Background()
@@ -419,7 +421,7 @@ class LegendWidget(FollowingDock):
 
     @guarded
     def _clicked(self, item: QTreeWidgetItem, column: int) -> None:
-        # A click on the tick box is a click on the row, too.
+        # A click on the tick box is also a click on the row.
         if self._just_ticked:
             self._just_ticked = False
             return
@@ -451,22 +453,22 @@ class LegendWidget(FollowingDock):
             review = self._state.review
             counted = Counted.of(review.cells, review.taxonomy, review.min_probability)
             QGuiApplication.clipboard().setText(as_text(counted))
-            notify("the differential is on the clipboard")
+            notify("the differential was copied to the clipboard")
 
     @guarded
     def _ask_export(self) -> None:
         state = self._state
         if state is None:
             return
-        kinds = "Differential (*.csv *.json);;Cells (*.cells.csv *.geojson *.parquet)"
-        name, _ = QFileDialog.getSaveFileName(self, "Export", "differential.csv", kinds)
+        types = "Differential (*.csv *.json);;Cells (*.cells.csv *.geojson *.parquet)"
+        name, _ = QFileDialog.getSaveFileName(self, "Export", "differential.csv", types)
         if name:
-            # Of the cells that were shown when it was asked for: others may have come while the dialog was open.
+            # Export the cells shown when the dialog was opened; others may have been added since.
             self._write(state.review, Path(name))
 
     @guarded
     def export(self, path: str | Path) -> None:
-        """Write the differential, or the cells, by the file's ending.
+        """Write the differential, or the cells, by the ending of the file name.
 
         Parameters
         ----------

@@ -28,7 +28,7 @@ _RECENT: Final[deque[Model]] = deque(maxlen=3)
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the viewer knows of a model that is loaded in the worker process.
+    """Metadata of a model that is loaded in the worker process.
 
     Attributes
     ----------
@@ -64,14 +64,14 @@ class ModelInfo:
             import torch
 
             name = f"the GPU ({torch.cuda.get_device_name(model.device)})"
-        said = f"{model.runtime} on {name}"
+        text = f"{model.runtime} on {name}"
         known = (model.taxonomy, model.patch_size, model.pixel_size_um)
-        return cls(path, model.identity, model.runtime, device, *known, said)
+        return cls(path, model.identity, model.runtime, device, *known, text)
 
 
 @dataclass(frozen=True)
 class WantedModel:
-    """Which model is to be loaded.
+    """Model to load.
 
     Attributes
     ----------
@@ -102,7 +102,7 @@ class WantedModel:
         return cls(state.model_path, str(getattr(known, "device", "auto")), known.runtime, known.identity)
 
     def load(self) -> Model:
-        """Return the model; loaded where it is not.
+        """Return the model; load it if necessary.
 
         Raises
         ------
@@ -114,13 +114,11 @@ class WantedModel:
         if self.model is not None:
             return self.model
         if not self.path:
-            raise FieldError(
-                "these cells come without a model, so a missed one cannot be classified; classify the field"
-            )
+            raise FieldError("these cells have no model, so a missed cell cannot be classified; classify the field")
         return get_model(self.path, self.device, self.runtime, identity=self.identity)
 
     def load_explainable(self) -> Classifier:
-        """Return the model as torch computes it.
+        """Return the model with the torch runtime.
 
         Raises
         ------
@@ -135,7 +133,7 @@ class WantedModel:
             return explainable(self.load(), self.path, identity=self.identity)
         if self.model is None and self.path and not Path(self.path).exists():
             raise ExplanationError(
-                f"the model of these cells is no longer there, so nothing can be explained: {self.path}"
+                f"the model of these cells is no longer there, so they cannot be explained: {self.path}"
             )
         return _recent(explainable(self.model, self.path, identity=self.identity))
 
@@ -177,8 +175,8 @@ def get_model(
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-    # Outside the handler, where the error no longer holds the half of the model that did fit.
-    note("the graphics processor's memory is full: going on on the CPU, which takes longer")
+    # Outside the handler, because the error keeps the loaded part of the model in memory.
+    note("the graphics processor's memory is full: continuing on the CPU, which is slower")
     return _recent(cached_model(path, "cpu", runtime, identity=identity))
 
 
@@ -214,7 +212,7 @@ def runtime_choices() -> list[tuple[str, str]]:
 
 
 def warm_up(*, tell: Progress) -> Iterator[object]:
-    """Import what classifying needs, before the user wants it, and say which devices there are.
+    """Import the modules for classifying in advance, and list the devices.
 
     Yields
     ------

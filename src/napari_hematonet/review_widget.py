@@ -1,4 +1,4 @@
-"""The dock "Review": going through cells and giving them their class."""
+"""The dock "Review": steps through cells, confirms and corrects their classes."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ __all__ = ["Added", "ReviewWidget", "missed_cell"]
 
 _UNDO: Final = "Ctrl+Z"
 _REDO: Final = "Ctrl+Shift+Z"
-_ORDER_NAMES: Final = {"least sure": "Least sure first", "class": "Class by class", "place": "From top to bottom"}
+_ORDER_NAMES: Final = {"least sure": "Least certain first", "class": "Class by class", "place": "Top to bottom"}
 
 
 class _ReviewForm(FollowingDock):
-    """The parts of the dock, in their places; what they do is `ReviewWidget`'s."""
+    """Layout of the dock; `ReviewWidget` defines the behaviour."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class _ReviewForm(FollowingDock):
         self.share.setFixedHeight(6)
         self.order = ComboBox(label="Order", choices=[(_ORDER_NAMES.get(name, name), name) for name in QUEUE_ORDERS])
         self.only = ComboBox(label="Only", choices=[("all classes", "")])
-        self.advance = CheckBox(text="Go on to the next cell after each decision", value=True)
+        self.advance = CheckBox(text="Show the next cell after each decision", value=True)
         queue = Container(widgets=[self.order, self.only, self.advance])
         self.cell = QLabel()
         self.cell.setWordWrap(True)
@@ -72,13 +72,13 @@ class _ReviewForm(FollowingDock):
         self.confirm_button, self.delete_button = QPushButton(), QPushButton()
         self.add_button = QPushButton("Add missed cells")
         self.add_button.setCheckable(True)
-        self.add_button.setToolTip("Then click on the picture where a cell was missed; it is classified at once")
+        self.add_button.setToolTip("Then click on the image where a cell was missed; it is classified at once")
         self.undo_button, self.redo_button = QPushButton(f"Undo ({_UNDO})"), QPushButton("Redo")
         self.redo_button.setToolTip(_REDO)
         self.previous_button, self.next_button = QPushButton("◀ Previous"), QPushButton("Next ▶")
         self.store = FileEdit(label="Store", mode="w", filter="*.zarr")
         self.export_button = QPushButton("Export corrected cells to store")
-        self.export_button.setToolTip("The cells that were reviewed become a training set for hematokit train")
+        self.export_button.setToolTip("Write the reviewed cells to a store, as a training set for hematokit train")
         self.status = QLabel()
         self.status.setWordWrap(True)
         export = Container(widgets=[self.store])
@@ -103,7 +103,7 @@ class _ReviewForm(FollowingDock):
         column.addWidget(export.native)
         column.addWidget(self.export_button)
         column.addWidget(self.status)
-        # The commands that it names are copied from there.
+        # So that the commands in the message can be copied.
         self.status.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         for label in (self.header, self.cell, self.status):
             label.setTextFormat(Qt.TextFormat.PlainText)
@@ -111,24 +111,24 @@ class _ReviewForm(FollowingDock):
         join_docks(self, "Review")
 
 
-def _cell_words(row: pd.Series[Any], shown: str) -> str:
-    """Say what a cell counts as, and what the model said of it."""
+def _cell_text(row: pd.Series[Any], shown: str) -> str:
+    """Return the class of a cell and the prediction of the model, as text."""
     name = f"{row['cell_id']}: {shown or 'no class'}"
     model = str(row.get("predicted") or "")
     share = float(row["probability"]) if model else 0.0
-    said = f"{model} {100 * share:.0f} %" if model else ""
+    prediction = f"{model} {100 * share:.0f} %" if model else ""
     if bool(row["reviewed"]):
-        return f"{name}, reviewed" + (f" (model: {said})" if said else "")
-    return f"{name} (model: {said})" if said else name
+        return f"{name}, reviewed" + (f" (model: {prediction})" if prediction else "")
+    return f"{name} (model: {prediction})" if prediction else name
 
 
 _ALSO_DELETE: Final = "Backspace"
 _OTHERS_MS: Final = 2000
-"""How often the journal is looked at for what others have corrected."""
+"""Milliseconds between two checks of the journal for corrections of others."""
 
 
 class ReviewWidget(_ReviewForm):
-    """Corrects, confirms, deletes and adds cells, and leads through them.
+    """Dock that corrects, confirms, deletes and adds cells, and steps through them.
 
     Parameters
     ----------
@@ -186,17 +186,17 @@ class ReviewWidget(_ReviewForm):
 
     @guarded
     def correct(self, code: str) -> None:
-        """Give the selected cells a class."""
+        """Set the class of the selected cells."""
         self._decide(lambda review, ids: review.correct(ids, code))
 
     @guarded
     def confirm(self) -> None:
-        """Say that the selected cells have the right class."""
+        """Confirm the class of the selected cells."""
         self._decide(lambda review, ids: review.confirm(ids))
 
     @guarded
     def delete(self) -> None:
-        """Take the selected cells away."""
+        """Delete the selected cells."""
         self._decide(lambda review, ids: review.delete(ids))
 
     def _decide(self, action: Callable[[Any, list[str]], object]) -> None:
@@ -215,12 +215,12 @@ class ReviewWidget(_ReviewForm):
             if after is not None:
                 select_cells(self.viewer, layer, [after], look=True)
             else:
-                self.status.setText("That was the last cell that nobody had reviewed.")
+                self.status.setText("All cells are reviewed.")
 
     def _following(self, cell_id: str) -> str | None:
-        """The next cell of the queue that nobody has reviewed."""
+        """Return the next unreviewed cell of the queue."""
         state, layer = self.follower.state, self.follower.layer
-        assert state is not None  # the caller has looked
+        assert state is not None  # checked by the caller
         assert layer is not None
         order = queue_of(layer, state.review)
         place = order.index(cell_id) if cell_id in order else -1
@@ -232,12 +232,12 @@ class ReviewWidget(_ReviewForm):
 
     @guarded
     def undo(self) -> None:
-        """Take the last decision back."""
+        """Undo the last decision."""
         self._turn("undo")
 
     @guarded
     def redo(self) -> None:
-        """Bring back what was undone last."""
+        """Redo the decision that was undone last."""
         self._turn("redo")
 
     def _turn(self, which: str) -> None:
@@ -253,7 +253,7 @@ class ReviewWidget(_ReviewForm):
         if words is None:
             self.status.setText(f"There is nothing to {which}.")
             return
-        show_classes(layer, hidden_classes(layer))  # as the legend would a moment later
+        show_classes(layer, hidden_classes(layer))  # as the legend does a moment later
         select_cells(self.viewer, layer, touched, look=True)
         unseen = set(layer.features["cell_id"][~layer.shown]).intersection(touched)
         self.status.setText(
@@ -265,14 +265,14 @@ class ReviewWidget(_ReviewForm):
 
     @guarded
     def take_over(self) -> None:
-        """Show what others have corrected in the same results or store meanwhile."""
+        """Show corrections that others made in the same results or store."""
         state = self.follower.state
         if state is None:
             return
         try:
             news = state.review.refresh()
         except StoreError as error:
-            # Once: it is looked at again in a moment, and again.
+            # Reported once, although the check is repeated.
             if str(error) != self._complaint:
                 self._complaint = str(error)
                 self.status.setText(self._complaint)
@@ -281,7 +281,7 @@ class ReviewWidget(_ReviewForm):
         self._complaint = ""
         if news:
             people = sorted({entry.who or "somebody" for entry in news})
-            self.status.setText(f"Taken over: what {' and '.join(people)} corrected meanwhile.")
+            self.status.setText(f"Updated with corrections by {' and '.join(people)}.")
 
     # --- missed cells -------------------------------------------------------------------------------------------------
 
@@ -291,14 +291,16 @@ class ReviewWidget(_ReviewForm):
             self.add_button.setChecked(False)
         elif on:
             click_instead(self.viewer, self._missed_at)
-            self.status.setText("Click on the picture where a cell was missed. Click the button again to end.")
+            self.status.setText(
+                "Click on the image where a cell was missed. Click the button again to stop adding cells."
+            )
         if not self.add_button.isChecked():
             click_instead(self.viewer, None)
             self.status.clear()
 
     @guarded
     def _missed_at(self, position: np.ndarray) -> None:
-        """A click at a place in the world."""
+        """Add a cell where the user clicked, in world coordinates."""
         state, layer = self.follower.state, self.follower.layer
         if state is None or layer is None:
             return
@@ -314,9 +316,9 @@ class ReviewWidget(_ReviewForm):
         cell_id = added.state.review.add(added.row)
         if added.state is self.follower.state and self.follower.layer is not None:
             select_cells(self.viewer, self.follower.layer, [cell_id])
-            self.status.setText(f"Added {cell_id}. Give it its class if the model's is wrong.")
+            self.status.setText(f"Added {cell_id}. Correct its class if the prediction is wrong.")
         else:
-            notify(f"added {cell_id}, of a field that is no longer the chosen one")
+            notify(f"added {cell_id}, to a field that is no longer active")
 
     def _layers_of(self, state: FieldState) -> list[Points]:
         return [layer for layer in cells_layers(self.viewer) if layer.metadata[METADATA_KEY] is state]
@@ -350,7 +352,7 @@ class ReviewWidget(_ReviewForm):
             return
         path = Path(str(self.store.value))
         if not path.name or path == Path():
-            notify("choose a store (*.zarr) to write to; a new name makes a new one", "warning")
+            notify("choose a store (*.zarr) to write to; a new name creates a new store", "warning")
             return
         self.export_button.setEnabled(False)
         self.status.setText(f"Writing to {path} …")
@@ -436,12 +438,12 @@ class ReviewWidget(_ReviewForm):
         if state is None or layer is None:
             return
         if kind in ("append", "add"):
-            # Cells that come while a field is classified find their place among those that nobody has seen.
+            # Cells that appear during a classification are sorted among the unreviewed ones.
             self._new_queue()
         self._show_cell()
 
     def _named_by(self) -> list[Any]:
-        """What decides whether, and how, the header names the layer."""
+        """Return the values that decide whether and how the header names the layer."""
         layers = self.viewer.layers
         return [
             layers.events.inserted,
@@ -452,7 +454,7 @@ class ReviewWidget(_ReviewForm):
     @guarded
     def _name(self, event: object = None) -> None:
         for layer in cells_layers(self.viewer):
-            layer.events.name.connect(self._name)  # once, however often it is asked for
+            layer.events.name.connect(self._name)  # connected once, even if called again
         self._count()
 
     def _count(self) -> None:
@@ -470,7 +472,9 @@ class ReviewWidget(_ReviewForm):
         )
         journal = state.review.journal
         self.header.setToolTip(
-            f"Saved at once, in {journal}" if journal else "Not saved by itself: export the cells, or save the layer"
+            f"Saved at once, in {journal}"
+            if journal
+            else "Not saved automatically: export the cells, or save the layer"
         )
         self.share.setRange(0, max(total, 1))
         self.share.setValue(done)
@@ -491,21 +495,21 @@ class ReviewWidget(_ReviewForm):
         if len(ids) > 1:
             self.cell.setText(f"{len(ids)} cells selected: {', '.join(code or 'no class' for code in codes[:6])}")
         else:
-            self.cell.setText(_cell_words(cells.loc[rows[0]], codes[0]))
+            self.cell.setText(_cell_text(cells.loc[rows[0]], codes[0]))
         if len(codes) == 1:
             self.classes.mark(codes[0])
 
 
 @dataclass(frozen=True)
 class Added:
-    """A missed cell with its class: one row of a cells table."""
+    """Missed cell with its class: one row of a cells table."""
 
     state: FieldState
     row: pd.DataFrame
 
 
 def missed_cell(job: Background, state: FieldState, y: float, x: float) -> Iterator[Added]:
-    """Make a cell at a place, in pixels of the field, and classify it at once.
+    """Add a cell at a position, in pixels of the field, and classify it.
 
     Raises
     ------
@@ -513,7 +517,7 @@ def missed_cell(job: Background, state: FieldState, y: float, x: float) -> Itera
         If the image or the model has gone, or the place is outside the image.
     """
     if state.field is None:
-        raise FieldError("the image of these cells is not there; open the image again")
+        raise FieldError("the image of these cells is not open; open the image again")
     review = state.review
     arguments = (WantedModel.of(state), review.cells, (y, x), review.field_id, state.model_pixel_size_um)
     for step in job.compute(classified_cell, *arguments, field=state.field):

@@ -1,4 +1,4 @@
-"""What belongs to a classified image in the viewer, and how the viewer talks to the user."""
+"""State of a classified image in the viewer, and messages to the user."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ __all__ = [
 ]
 
 METADATA_KEY: Final = "hematokit"
-"""Where the state of a field stands in the ``metadata`` of its layer of cells."""
+"""Key of the state of a field in the ``metadata`` of its layer of cells."""
 
 WHY_KEY: Final = "hematokit_why"
-"""In the ``metadata`` of a map's layer: the cells, the classes that were asked about, and the explainer."""
+"""Key in the ``metadata`` of the layer of a map: the cells, the classes explained, and the explainer."""
 
 _log = logging.getLogger("napari_hematonet")
 _meant: Final[weakref.WeakKeyDictionary[Any, weakref.ref[Any]]] = weakref.WeakKeyDictionary()
-"""The layer of cells that each viewer's docks act on, while no other is chosen."""
+"""Layer of cells that the docks of each viewer act on while no other is chosen."""
 
-_MESSAGE: Final = 400  # characters of a notification; more is a document
+_MESSAGE: Final = 400  # longest notification, in characters
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,7 +59,7 @@ R = TypeVar("R")
 
 @dataclasses.dataclass
 class FieldState:
-    """A classified image: its cells, its pixels, and what classified them.
+    """Classified image: its cells, its pixels, and its model.
 
     Attributes
     ----------
@@ -98,23 +98,23 @@ class FieldState:
     plane: tuple[int, ...] = ()
     model_identity: str = ""
     image: weakref.ref[Layer] | None = dataclasses.field(default=None, repr=False)
-    """The image layer, once it is known; it keeps its cells when it is renamed."""
+    """Image layer, once it is known; it keeps its cells when it is renamed."""
     updating: bool = dataclasses.field(default=False, repr=False)
-    """Whether a layer is being brought to what the review says: then nobody else has moved its points."""
+    """Whether a layer is being updated from its review; points moved meanwhile were not moved by the user."""
     unseen: set[str] = dataclasses.field(default_factory=set, repr=False)
-    """Cells that were hidden when points were last about to be removed."""
+    """Cells that were hidden before the last removal of points."""
     put_back_at: float = dataclasses.field(default=-math.inf, repr=False)
-    """When cells were last put back that somebody had moved; `time.monotonic`."""
+    """Time (`time.monotonic`) at which moved cells were last put back."""
     linked: set[int] = dataclasses.field(default_factory=set, repr=False)
-    """Layers, by ``id``, that follow the review already."""
+    """``id`` of the layers that already follow the review."""
 
     @property
     def min_probability(self) -> float:
-        """Probability below which a cell that nobody reviewed is low-confidence, and drawn hollow: the review's."""
+        """Probability of the review below which an unreviewed cell is low-confidence, and drawn hollow."""
         return self.review.min_probability
 
     def is_of(self, layer: Layer, viewer: napari.Viewer) -> bool:
-        """Tell whether a layer is the image of these cells; by its name where the layer itself is not known or gone."""
+        """Return whether a layer is the image of these cells; compare names if the layer is unknown or removed."""
         known = None if self.image is None else self.image()
         if known is not None and known in viewer.layers:
             return known is layer
@@ -126,7 +126,7 @@ class FieldState:
 
 
 def unwrapped(viewer: napari.Viewer) -> napari.Viewer:
-    """Return the viewer itself: napari gives plugins a proxy, which warns of what our modules do with layers."""
+    """Return the viewer itself; napari gives plugins a proxy, which warns about private access to layers."""
     return getattr(viewer, "__wrapped__", viewer)
 
 
@@ -137,12 +137,12 @@ def state_of(layer: Layer | None) -> FieldState | None:
 
 
 def cells_layers(viewer: napari.Viewer) -> list[Points]:
-    """Return the viewer's layers of cells, lowest first."""
+    """Return the layers of cells of the viewer, lowest first."""
     return [layer for layer in viewer.layers if isinstance(layer.metadata.get(METADATA_KEY), FieldState)]
 
 
 def is_shown(layer: Points, viewer: napari.Viewer) -> bool:
-    """Tell whether the viewer shows a layer of cells: it is visible, and its plane of a stack is displayed."""
+    """Return whether a layer of cells is shown: it is visible, and its plane of a stack is displayed."""
     if not layer.visible:
         return False
     plane = layer.metadata[METADATA_KEY].plane
@@ -154,7 +154,7 @@ def is_shown(layer: Points, viewer: napari.Viewer) -> bool:
 
 
 def current_layer(viewer: napari.Viewer) -> Points | None:
-    """Return the layer of cells that the user means; a layer that is not shown is never meant.
+    """Return the layer of cells that the docks act on; it is always one that is shown.
 
     The active layer, if it is one; else the one whose image is active; else the one that was meant before, whatever
     layer is active or added; else the newest.
@@ -183,7 +183,7 @@ def current_state(viewer: napari.Viewer) -> FieldState | None:
 
 
 def selected_cells(layer: Points | None) -> list[str]:
-    """Return the ids of the selected cells of a layer, in the order of its rows; without cells of hidden classes."""
+    """Return the ids of the selected cells of a layer, in the order of its rows, without cells of hidden classes."""
     if layer is None or "cell_id" not in layer.features:
         return []
     ids = layer.features["cell_id"].to_numpy(object)
@@ -191,7 +191,7 @@ def selected_cells(layer: Points | None) -> list[str]:
 
 
 def nothing_shown(viewer: napari.Viewer) -> str:
-    """Say why there is no `current_layer`, and what to do."""
+    """Return a message on why there is no `current_layer`, with the remedy."""
     layers = cells_layers(viewer)
     if not layers:
         return "No cells yet: classify a field first, with Plugins > HematoNet > Classify field."
@@ -201,7 +201,7 @@ def nothing_shown(viewer: napari.Viewer) -> str:
 
 
 def notify(message: object, kind: str = "info") -> None:
-    """Tell the user something in napari's corner, in one line.
+    """Show a message of one line in a notification of napari.
 
     Parameters
     ----------
@@ -218,7 +218,7 @@ def notify(message: object, kind: str = "info") -> None:
 
 
 def guarded(function: Callable[P, R]) -> Callable[P, R | None]:
-    """Make a function fit for a Qt slot or an event of napari: nothing that it raises gets out.
+    """Wrap a function for a Qt slot or an event of napari, so that errors become notifications.
 
     A `HematokitError` is shown as it is; anything else is a fault of this program, which is shown in one line and
     logged with its traceback. An exception that leaves a slot ends the whole program with PyQt6.
@@ -240,13 +240,13 @@ def guarded(function: Callable[P, R]) -> Callable[P, R | None]:
             notify(f"HematoNet could not do this ({describe_error(error)}); please report it", "error")
         return None
 
-    # Qt and psygnal look at the signature to decide what to send.
+    # Qt and psygnal choose the arguments by the signature.
     slot.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
     return slot
 
 
 def _positional(function: Callable[..., Any]) -> int | None:
-    """How many positional arguments a function takes; None for any number."""
+    """Return the number of positional arguments of a function; None for any number."""
     kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         return None
@@ -254,7 +254,7 @@ def _positional(function: Callable[..., Any]) -> int | None:
 
 
 def later(owner: QObject, milliseconds: int, slot: Callable[[], object]) -> None:
-    """Call something once, after a while.
+    """Call a function once, after a delay.
 
     Parameters
     ----------
@@ -272,11 +272,11 @@ def later(owner: QObject, milliseconds: int, slot: Callable[[], object]) -> None
 
 
 def camera_of(viewer: napari.Viewer) -> Any:
-    """Return the viewer's camera: of its scene since napari 0.9."""
+    """Return the camera of the viewer; since napari 0.9 it belongs to the scene."""
     return viewer.scene.camera if hasattr(viewer, "scene") else viewer.camera
 
 
 def scale_bar_of(viewer: napari.Viewer) -> Any:
-    """Return the viewer's scale bar: one of the canvas's overlays since napari 0.9."""
+    """Return the scale bar of the viewer; since napari 0.9 it is an overlay of the canvas."""
     canvas = getattr(viewer, "canvas", None)
     return viewer.scale_bar if canvas is None else canvas.overlays.scale_bar

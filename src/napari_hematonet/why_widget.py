@@ -1,4 +1,4 @@
-"""The dock "Why": a cell, its probabilities, and what in it spoke for a class."""
+"""The dock "Why": a cell, its probabilities, and the attribution map of a class."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["WhyWidget"]
 
-_OWN_CLASS: Final = "the model's class"
+_OWN_CLASS: Final = "predicted class"
 _SIDE: Final = 150
 
 
 class _WhyForm(FollowingDock):
-    """The parts of the dock, in their places; what they do is `WhyWidget`'s."""
+    """Layout of the dock; `WhyWidget` defines the behaviour."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,14 +43,14 @@ class _WhyForm(FollowingDock):
         self.title = QLabel()
         self.title.setWordWrap(True)
         self.title.setTextFormat(Qt.TextFormat.PlainText)
-        self.crop, self.picture = QLabel(), QLabel()
-        pictures = QHBoxLayout()
-        for label in (self.crop, self.picture):
+        self.crop, self.overlay = QLabel(), QLabel()
+        images = QHBoxLayout()
+        for label in (self.crop, self.overlay):
             label.setFixedSize(_SIDE, _SIDE)
             label.setAlignment(Qt.AlignmentFlag.AlignCenter)
             label.setStyleSheet("background: rgba(127, 127, 127, 40)")
-            pictures.addWidget(label)
-        pictures.addStretch()
+            images.addWidget(label)
+        images.addStretch()
         self.bars = ProbabilityBars()
         self.method = ComboBox(label="Explainer", choices=names, value=wanted if wanted in names else names[0])
         self.target = ComboBox(label="Why (not)", choices=[(_OWN_CLASS, "")])
@@ -80,7 +80,7 @@ class _WhyForm(FollowingDock):
         inner = QWidget()
         column = QVBoxLayout(inner)
         column.addWidget(self.title)
-        column.addLayout(pictures)
+        column.addLayout(images)
         column.addWidget(self.bars)
         column.addWidget(form.native)
         column.addLayout(buttons)
@@ -101,7 +101,7 @@ class _WhyForm(FollowingDock):
 
 
 def _as_pixmap(pixels: npt.NDArray[np.uint8]) -> QPixmap:
-    """Return a picture as it is shown in the dock; `pixels` (H, W, 3)."""
+    """Return an image (H, W, 3) as it is shown in the dock."""
     whole = np.ascontiguousarray(pixels)
     height, width = whole.shape[:2]
     image = QImage(whole.data, width, height, 3 * width, QImage.Format.Format_RGB888).copy()
@@ -111,12 +111,12 @@ def _as_pixmap(pixels: npt.NDArray[np.uint8]) -> QPixmap:
 
 
 _PAUSE_MS: Final = 120
-"""Somebody who holds an arrow key down passes cells by: those are not computed."""
+"""Delay in milliseconds, so that cells passed by holding down an arrow key are not explained."""
 _BARS: Final = 8
 
 
 class WhyWidget(_WhyForm):
-    """Explains the selected cell, and several when asked.
+    """Dock that explains the selected cell, or several on request.
 
     Parameters
     ----------
@@ -132,11 +132,11 @@ class WhyWidget(_WhyForm):
         self._keys = Keys("Why")
         self.map = MapLayer(self.viewer)
         self._asked: tuple[str, ...] = ()
-        # The cell that name and bars are of, and the one that the crop and its map are of.
+        # Cell of the name and bars, and cell of the patch and its map.
         self._chosen = self._pictured = ""
-        # The request whose map the user has asked for by the button: it stays while its cells are looked at.
+        # Request made with the button; its map stays while its cells are inspected.
         self._wanted: Request | None = None
-        # The same before cells of it were deleted, which may be undone.
+        # The same request before some of its cells were deleted, for an undo.
         self._before: Request | None = None
         self._filling = False
         self._pause = QTimer(self)
@@ -172,11 +172,11 @@ class WhyWidget(_WhyForm):
         self._pause.stop()
         self.job.cancel()
         self._keys.release()
-        # A map without the dock that says what it is of, and for which class, means nothing.
+        # A map is removed with the dock, which states its cell and class.
         self._forget_map()
         self.follower.close()
 
-    # --- what is asked ------------------------------------------------------------------------------------------------
+    # --- requests ----------------------------------------------------------------------------------------------------
 
     @guarded
     def explain_first(self) -> None:
@@ -207,7 +207,7 @@ class WhyWidget(_WhyForm):
         cells = state.review.cells.set_index("cell_id")
         cell_ids = [cell for cell in cell_ids if cell in cells.index]
         if "predicted" not in cells.columns or not all(cells["predicted"].loc[cell_ids]):
-            self._say("These cells were not classified by a model, so there is nothing to explain: Classify field.")
+            self._say("These cells were not classified by a model; use Classify field before you explain them.")
             return
         asked = str(self.target.value or "")
         targets = [asked or str(cells["predicted"].loc[cell]) for cell in cell_ids]
@@ -237,7 +237,7 @@ class WhyWidget(_WhyForm):
         if not ids:
             return
         if ids[0] in self._asked:
-            # Another explainer, another class: of the cells whose map is there.
+            # For another explainer or class, explain the cells whose map is shown.
             self._explain(list(self._asked), keep=self._wanted is not None)
         elif self.automatic.value:
             self._explain(ids[:1])
@@ -269,7 +269,7 @@ class WhyWidget(_WhyForm):
         if ids[:1] != [self._chosen]:
             self._filling = True
             try:
-                # A question about one class is about one cell; the next cell is asked about its own.
+                # The class is chosen for one cell; the next cell is explained for its predicted class.
                 self.target.value = ""
             finally:
                 self._filling = False
@@ -277,7 +277,7 @@ class WhyWidget(_WhyForm):
         self._pause.stop()
         if not ids or ids[0] not in self._asked:
             if self._wanted is None:
-                # What is being computed is about a cell that is no longer the chosen one.
+                # The current request is about a cell that is no longer selected.
                 self.job.cancel()
             self.status.clear()
         if not ids:
@@ -285,7 +285,7 @@ class WhyWidget(_WhyForm):
                 self._forget_map()
             return
         if not in_front(self):
-            # Behind another tab: a map that was not requested would cover the cell under review.
+            # Behind another tab: a map would cover the cell that is being reviewed.
             if ids[0] not in self._asked and self._wanted is None:
                 self._forget_map()
         elif self.automatic.value and len(ids) == 1:
@@ -335,7 +335,7 @@ class WhyWidget(_WhyForm):
 
     @guarded
     def _show_cell(self) -> None:
-        """Say which cell it is, and show its probabilities."""
+        """Show the name and the probabilities of the selected cell."""
         state, ids = self.follower.state, self.follower.cell_ids
         self.explain_button.setText(f"Explain {len(ids)} selected" if len(ids) > 1 else "Explain selected")
         self.explain_button.setEnabled(bool(ids))
@@ -354,7 +354,7 @@ class WhyWidget(_WhyForm):
         scores = class_scores(row)
         shown = str(review.shown_label().iloc[place])
         asked = str(self.target.value or "") or (scores[0][0] if scores else "")
-        self.title.setText(_cell_words(row, shown, scores, len(ids), bool(review.low_confidence().iloc[place])))
+        self.title.setText(_cell_text(row, shown, scores, len(ids), bool(review.low_confidence().iloc[place])))
         known = {entry.code: entry for entry in review.taxonomy}
         listed = scores[:_BARS]
         listed += [pair for pair in scores[_BARS:] if pair[0] in (asked, shown)]
@@ -372,12 +372,12 @@ class WhyWidget(_WhyForm):
     def _show_crop(self, crop: Crop) -> None:
         if crop.cell_id in self.follower.cell_ids[:1]:
             self.crop.setPixmap(_as_pixmap(crop.patch))
-            self.picture.clear()
+            self.overlay.clear()
             self._pictured = crop.cell_id
 
     def _picture_nothing(self) -> None:
         self.crop.clear()
-        self.picture.clear()
+        self.overlay.clear()
         self._pictured = ""
 
     @guarded
@@ -390,19 +390,19 @@ class WhyWidget(_WhyForm):
         if chosen == [reason.request.cell_ids[0]]:
             self._pictured = chosen[0]
             self.crop.setPixmap(_as_pixmap(reason.patch))
-            self.picture.setPixmap(_as_pixmap(reason.picture))
+            self.overlay.setPixmap(_as_pixmap(reason.picture))
         if self._wanted is None or reason.request is self._wanted or not self.map.shows(self._wanted):
             self.map.show(reason, self.follower.layer)
         cells, target = len(reason.request.cell_ids), reason.request.targets[0]
         about = f"{cells} cells, each for its class" if cells > 1 else f"for {target}"
         if cells > 1 and self.target.value:
             about = f"{cells} cells for {target}"
-        took = f"{reason.seconds:.1f} s" if reason.seconds else "kept from before"
+        took = f"{reason.seconds:.1f} s" if reason.seconds else "computed before"
         self._say(f"{reason.request.method}: {about} ({took}).")
 
     def _show_no_map(self) -> None:
         """Take away what another explainer, or another class, had for an answer."""
-        self.picture.clear()
+        self.overlay.clear()
         self._forget_map()
 
     def _forget_map(self) -> None:
@@ -435,7 +435,7 @@ class WhyWidget(_WhyForm):
         self.cancel_button.setEnabled(busy)
         self.progress.setRange(0, 0 if busy else 1)
         self.progress.setValue(0)
-        # Hidden it would make the form jump at each click.
+        # The bar is not hidden, because the form would move at each click.
         self.progress.setStyleSheet("" if busy else "QProgressBar { background: transparent; border: none }")
 
     @guarded
@@ -447,8 +447,8 @@ class WhyWidget(_WhyForm):
         go_on(self.viewer, False)
 
 
-def _cell_words(row: Any, shown: str, scores: list[tuple[str, float]], count: int, low_confidence: bool) -> str:
-    """Say what a cell is.
+def _cell_text(row: Any, shown: str, scores: list[tuple[str, float]], count: int, low_confidence: bool) -> str:
+    """Return a line on the class of a cell.
 
     Parameters
     ----------

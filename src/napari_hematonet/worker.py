@@ -33,54 +33,54 @@ from hematokit.errors import HematokitError, ImageError, describe_error, describ
 from hematokit.imaging.fieldfiles import Field
 from hematokit.imaging.geometry import Box
 
-__all__ = ["FIELD_FACTS", "Note", "StoppedError", "answer", "main", "reason_of"]
+__all__ = ["FIELD_ATTRIBUTES", "Note", "StoppedError", "answer", "main", "reason_of"]
 
 _log = logging.getLogger("napari_hematonet")
 
 _RETRY: Final = 0.1
-"""Seconds before a connection is accepted again after the system has refused to open it."""
+"""Seconds until the next attempt after the system refused a connection."""
 
 _NICENESS: Final = 10
-"""The window goes first where both want a processor."""
+"""Lower priority than the window, so that the window stays responsive."""
 
-FIELD_FACTS: Final = (
+FIELD_ATTRIBUTES: Final = (
     *("path", "name", "height", "width", "orientation", "pixel_size_um", "pixel_size_source", "notes"),
 )
-"""Attributes of a field that a job gets with it."""
+"""Attributes of a field that are sent to a job."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something that the user should know; the work goes on."""
+    """Message for the user; the job continues."""
 
     text: str
 
 
 class StoppedError(KeyboardInterrupt):
-    """Raised inside the work when nobody waits for it any more; everything in hematokit ends cleanly on it."""
+    """Raised inside a job whose result is no longer needed; all functions of hematokit end cleanly on it."""
 
 
 def reason_of(error: Exception) -> str:
-    """Say in one line why work has ended early; what is a fault of this program is logged with its traceback."""
+    """Return one line on why a job failed; an unexpected error is logged with its traceback."""
     if isinstance(error, HematokitError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
         return describe_missing_module(error)
     if isinstance(error, MemoryError):
         return "there is not enough memory for this; close other programs, or work on a smaller region"
-    _log.error("work in the background failed", exc_info=error)
+    _log.error("background job failed", exc_info=error)
     return f"this failed unexpectedly ({describe_error(error)}); please report it"
 
 
 class _Link:
-    """The worker's end of the connection of one job; any of the job's threads may use it."""
+    """Worker's end of the connection of one job, for all threads of the job."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._lock = threading.Lock()
 
     def send(self, kind: str, what: object) -> None:
-        """Send a message: ``"step"``, ``"progress"``, ``"failed"`` or ``"end"``, and what belongs to it.
+        """Send a message: ``"step"``, ``"progress"``, ``"failed"`` or ``"end"``, and its content.
 
         Raises
         ------
@@ -97,7 +97,7 @@ class _Link:
             raise StoppedError from None
 
     def tell(self, done: int, total: int | None, message: str) -> None:
-        """Say how far the job is: its `Progress`."""
+        """Report the progress of the job; a `Progress`."""
         self.send("progress", (done, total, message))
 
     def ask(self, method: str, argument: object) -> Any:
@@ -124,8 +124,8 @@ class _Link:
 class _RemoteField(Field):
     """A field that is open in the viewer."""
 
-    def __init__(self, facts: dict[str, Any], link: _Link) -> None:
-        self.__dict__.update(facts)
+    def __init__(self, attributes: dict[str, Any], link: _Link) -> None:
+        self.__dict__.update(attributes)
         self._shown = str(self.path)
         self._link = link
 
@@ -135,27 +135,27 @@ class _RemoteField(Field):
         return pixels
 
     def thumbnail(self, longest: int) -> tuple[npt.NDArray[np.uint8], float]:
-        """Return the field, made smaller; see `Field.thumbnail`."""
+        """Return the field, downsampled; see `Field.thumbnail`."""
         made: tuple[npt.NDArray[np.uint8], float] = self._link.ask("thumbnail", longest)
         return made
 
     def close(self) -> None:
-        """Leave the field open, which is the viewer's."""
+        """Do nothing: the field belongs to the viewer."""
 
 
 def answer(connection: Connection) -> None:
-    """Run the job that comes over a connection, and send what it yields; returns when the job has ended.
+    """Run the job received over a connection and send the values it yields; return when the job has ended.
 
     Parameters
     ----------
     connection : Connection
-        Gives the function (a generator), its positional arguments, and the facts of its field or None. The function
-        also gets ``tell``, its `Progress`, and ``field`` if there is one.
+        Sends the function (a generator), its positional arguments, and the attributes of its field or None. The
+        function also gets ``tell``, its `Progress`, and ``field`` if there is one.
     """
     link = _Link(connection)
     with connection, suppress(StoppedError, EOFError):
-        function, arguments, facts = connection.recv()
-        given = {} if facts is None else {"field": _RemoteField(facts, link)}
+        function, arguments, attributes = connection.recv()
+        given = {} if attributes is None else {"field": _RemoteField(attributes, link)}
         try:
             steps: Iterator[object] = function(*arguments, tell=link.tell, **given)
             for step in steps:
@@ -166,25 +166,25 @@ def answer(connection: Connection) -> None:
 
 
 def main() -> None:
-    """Run jobs for the process that started this one, until that has ended.
+    """Run jobs for the parent process until it ends.
 
     A key comes in by the standard input, which the other process keeps open; the address goes out by the standard
     output.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C in the terminal is meant for napari
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C in the terminal is for napari
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
     key = bytes.fromhex(sys.stdin.readline())
     folder = tempfile.mkdtemp(prefix="hematokit-")
-    # A named pipe on Windows, which has a name of its own.
+    # On Windows a named pipe, whose name the system chooses.
     with Listener(None if sys.platform == "win32" else str(Path(folder) / "jobs"), authkey=key) as listener:
         print(listener.address, flush=True)
-        with suppress(OSError):  # there may be no such stream
-            os.dup2(2, 1)  # what plugins print is no address
+        with suppress(OSError):  # the stream may be missing
+            os.dup2(2, 1)  # output of plugins must not be read as the address
         threading.Thread(target=_accept, args=(listener,), daemon=True).start()
         sys.stdin.read()
     shutil.rmtree(folder, ignore_errors=True)
-    os._exit(0)  # whatever is being computed is for nobody
+    os._exit(0)  # results of running jobs are no longer needed
 
 
 def _accept(listener: Listener) -> None:

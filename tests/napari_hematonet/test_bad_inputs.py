@@ -139,7 +139,7 @@ def test_a_pixel_size_that_finds_nothing_is_asked_about(
     run(qtbot, form)
     assert told[-1][0] == "warning"
     assert "is a pixel 9 µm?" in told[-1][1]
-    assert "No cells were found" in form.status.text()
+    assert "No cells were detected" in form.status.text()
     viewer.layers.clear()
     form.pixel_size.value = 0.0
     viewer.add_image(pixels, scale=(0.1, 0.2), units=("um", "um"))

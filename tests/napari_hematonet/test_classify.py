@@ -169,7 +169,7 @@ def test_corrections_of_a_plain_image_outlive_the_viewer(
     assert cells.loc[corrected, "label"] == other
     assert cells.loc[corrected, "reviewed"]
     assert deleted not in cells.index
-    assert told[-1][1].startswith("2 corrections made to this image before hold again")
+    assert told[-1][1].startswith("2 earlier corrections of this image are applied again")
     # Another image has none.
     viewer.layers.clear()
     viewer.add_image(pixels[::-1].copy(), name="smear")

@@ -566,13 +566,13 @@ def test_a_map_that_comes_late_is_not_shown_over_another_cell(
     gate.go.set()
     wait_for(lambda: not why.job.busy)
     assert why.crop.pixmap().isNull()
-    assert why.picture.pixmap().isNull()
+    assert why.overlay.pixmap().isNull()
     assert map_of(viewer) == []
     assert not why.status.text()
     # Of the chosen cell it is shown, and what was computed meanwhile is not lost.
     opened.click(*CENTRES[0])
     wait_for(lambda: map_of(viewer) == [opened.id_at(0)])
-    assert not why.picture.pixmap().isNull()
+    assert not why.overlay.pixmap().isNull()
     # Nothing chosen: nothing shown.
     gate.go.clear()
     gate.begun.clear()
@@ -592,11 +592,11 @@ def test_crop_and_map_go_with_the_first_of_the_explained_cells(viewer: Any, tiny
     why.automatic.value = False
     select_cells(viewer, opened.layer, [opened.id_at(1), opened.id_at(2)])
     why.explain_button.click()
-    wait_for(lambda: not why.picture.pixmap().isNull())
+    wait_for(lambda: not why.overlay.pixmap().isNull())
     select_cells(viewer, opened.layer, [opened.id_at(2)])
     assert why.title.text().startswith(opened.id_at(2))
     assert why.crop.pixmap().isNull()
-    assert why.picture.pixmap().isNull()
+    assert why.overlay.pixmap().isNull()
     assert map_of(viewer) == [opened.id_at(1), opened.id_at(2)]  # in the field, each lies on its cell
 
 
@@ -610,11 +610,11 @@ def test_the_crop_goes_with_its_layer_where_cells_have_the_same_ids(
     second.layer.selected_data = {1}
     select_cells(viewer, first.layer, [first.id_at(1)])
     why.explain_button.click()
-    wait_for(lambda: not why.picture.pixmap().isNull())
+    wait_for(lambda: not why.overlay.pixmap().isNull())
     viewer.layers.selection.active = second.layer
     assert why.title.text().startswith(second.id_at(1))
     assert why.crop.pixmap().isNull()
-    assert why.picture.pixmap().isNull()
+    assert why.overlay.pixmap().isNull()
     assert map_of(viewer) == []
 
 

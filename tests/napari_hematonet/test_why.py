@@ -93,7 +93,7 @@ def test_a_click_shows_crop_probabilities_and_the_map_exactly_on_the_cell(
     assert bars == pytest.approx({code: row[f"p_{code}"].iloc[0] for code in opened.state.classifier.codes})
     assert why.bars.bars[0].code == row["predicted"].iloc[0] == why.bars.asked
     assert not why.crop.pixmap().isNull()
-    assert not why.picture.pixmap().isNull()
+    assert not why.overlay.pixmap().isNull()
 
     explained = list(
         explain_at(opened.state.field, row, opened.state.classifier, make_explainer("grad-cam"), [why.bars.asked])
