@@ -13,7 +13,7 @@ from hematokit.errors import ExplanationError, ModelError, PluginError
 from hematokit.explanation.running import attribute_targets, explain_cells, make_explainer, make_explainers
 from hematokit.models import load_model
 from hematokit.plugins import MadeExplainer
-from hematokit.plugins.specs import ExplainerSpec
+from hematokit.plugins.specs import Explainer, ExplainerSpec, complete_explainer
 from hematokit.store import open_store
 
 
@@ -138,3 +138,32 @@ def test_the_seed_goes_to_those_that_have_chance_unless_told_otherwise() -> None
 def test_methods_that_are_not_there(methods: list[str], options: dict[str, dict[str, object]], said: str) -> None:
     with pytest.raises(PluginError, match=said):
         make_explainers(methods, options)
+
+
+class Inheriting(Explainer):
+    """A third-party explainer that inherits the default methods."""
+
+    def attribute(self, classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return Brightness().attribute(classifier, images, targets)
+
+
+class WithNotes(Brightness):
+    """An explainer of hooks 1.0 with one of the optional methods."""
+
+    def notes(self, classifier: Any) -> list[str]:
+        return ["of the plugin"]
+
+
+@pytest.mark.parametrize("explainer", [Brightness(), WithNotes(), Inheriting()])
+def test_explainers_with_attribute_alone_have_the_defaults_of_the_other_methods(explainer: Any) -> None:
+    images, targets = torch.rand(2, 3, 4, 4), torch.tensor([[0, 1, 2], [3, 4, 5]])
+    complete = complete_explainer(explainer)
+    maps = complete.attribute_many(None, images, targets)
+    torch.testing.assert_close(maps, images.mean(1)[:, None] + targets[:, :, None, None])
+    torch.testing.assert_close(complete.attribute(None, images, targets[:, 1]), maps[:, 1])
+    assert list(complete.notes(None)) == (["of the plugin"] if isinstance(explainer, WithNotes) else [])
+
+
+def test_a_complete_explainer_is_used_as_it_is() -> None:
+    explainer = Inheriting()
+    assert complete_explainer(explainer) is explainer

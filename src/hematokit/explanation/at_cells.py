@@ -34,7 +34,7 @@ _LARGEST_AREA: Final = 64_000_000
 """Pixels of a joined map, 256 MB as float32."""
 
 _ROOM: Final = 2.0
-"""Without a model nobody knows its patches: a crop is then the cell's box and as much again."""
+"""Size of a crop relative to the cell's box, where no model states a patch size."""
 
 Maps = npt.NDArray[np.float32]
 
@@ -90,7 +90,7 @@ def explainable(classifier: Model | None, model: str, *, device: str = "auto", i
     Raises
     ------
     ExplanationError
-        If nobody knows the model.
+        If the model is unknown.
     ModelError
         If it cannot be loaded, is another model by now, or is an ONNX file, which computes no gradients.
     """

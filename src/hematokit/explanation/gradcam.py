@@ -20,6 +20,7 @@ from torch.nn import functional
 from hematokit.errors import PluginError
 from hematokit.explanation.gradients import INPUT_METHODS, check_batch, explaining
 from hematokit.plugins import load_plugins
+from hematokit.plugins.specs import Explainer
 
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier
@@ -216,7 +217,7 @@ def _words(shape: tuple[int, ...]) -> str:
     return f"({', '.join(map(str, shape))})" if shape else "no single tensor"
 
 
-class GradCam:
+class GradCam(Explainer):
     r"""Weights the maps of a layer by the mean gradient of the class's logit, and adds them up.
 
     :math:`\mathrm{ReLU}(\sum_k \alpha_k A^k)` with :math:`\alpha_k` the mean of
@@ -292,7 +293,7 @@ def _repeated(layer: torch.nn.Module, times: int) -> Iterator[None]:
         hook.remove()
 
 
-class GuidedGradCamExplainer:
+class GuidedGradCamExplainer(Explainer):
     """Grad-CAM times guided backpropagation, pixel by pixel.
 
     Guided backpropagation (Springenberg et al. 2015) lets only positive gradients through each ReLU. CoAtNet and

@@ -14,6 +14,8 @@ import torch
 from captum.attr import IntegratedGradients as CaptumIntegratedGradients
 from captum.attr import Occlusion as CaptumOcclusion
 
+from hematokit.plugins.specs import Explainer
+
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier
 
@@ -87,7 +89,7 @@ _SEED_SPREAD = 1_000_003
 """Between the seeds of one call and the next, so that no two draws share a seed by accident."""
 
 
-class SmoothGrad:
+class SmoothGrad(Explainer):
     r"""Mean gradient over noisy copies of the image (Smilkov et al. 2017).
 
     :math:`\frac1n\sum_k \nabla_x y(x + \epsilon_k)`, where :math:`\epsilon_k` is normal and its deviation a share of
@@ -163,7 +165,7 @@ def _summed_gradients(classifier: Classifier, images: torch.Tensor, targets: tor
     return torch.stack(sums)
 
 
-class IntegratedGradients:
+class IntegratedGradients(Explainer):
     r"""Gradients along the straight path from a baseline image, times the difference (Sundararajan et al. 2017).
 
     The map's sum is the difference of the class's logit between the image and the baseline, up to the error of the
@@ -212,7 +214,7 @@ def _baseline_of(images: torch.Tensor, name: str) -> torch.Tensor:
     return torch.full_like(images, 1.0 if name == "white" else 0.0)
 
 
-class Occlusion:
+class Occlusion(Explainer):
     """Fall of the class's logit where a square of the image is covered; needs no gradients.
 
     Each pixel has the mean fall over the squares that cover it.

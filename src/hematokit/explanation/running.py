@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from hematokit.errors import ExplanationError, PluginError, naming
 from hematokit.plugins import MadeExplainer, load_plugins
+from hematokit.plugins.specs import complete_explainer
 from hematokit.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -121,12 +122,12 @@ def make_explainers(
 def attribute_targets(
     explainer: Explainer, classifier: Classifier, images: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
-    """Maps of several classes for each image; with one forward pass for all where the explainer knows how.
+    """Return the maps of several classes for each image.
 
     Parameters
     ----------
     explainer : Explainer
-        Its method ``attribute_many`` is used where it has one, else ``attribute`` class by class.
+        Called through `attribute_many`, whose default calls `attribute` once per class.
     classifier : Classifier
     images : Tensor, shape (B, 3, H, W), float32 in [0, 1]
     targets : Tensor, shape (B, T), int64
@@ -135,13 +136,7 @@ def attribute_targets(
     -------
     Tensor, shape (B, T, H, W), float32
     """
-    import torch
-
-    many = getattr(explainer, "attribute_many", None)
-    if callable(many):
-        result: torch.Tensor = many(classifier, images, targets)
-        return result
-    return torch.stack([explainer.attribute(classifier, images, column) for column in targets.unbind(1)], dim=1)
+    return complete_explainer(explainer).attribute_many(classifier, images, targets)
 
 
 def own_modules(classifier: Classifier) -> Classifier:

@@ -41,6 +41,7 @@ from hematokit.models.model import prediction_frame
 from hematokit.overrides import ExplainOverrides
 from hematokit.pipelines.settings import ExplainSettings
 from hematokit.plugins import MadeExplainer
+from hematokit.plugins.specs import complete_explainer
 from hematokit.progress import Progress, no_progress
 from hematokit.reports.attributions import (
     AttributedCell,
@@ -405,14 +406,11 @@ def _notes_on(
 ) -> list[str]:
     """Return remarks on these maps for the reader, one line each.
 
-    An explainer may add its own, with a method ``notes(classifier) -> sequence of str``; and an empty map is a
-    finding, not a fault.
+    They are the notes of the explainers and the number of empty maps, which are a finding and not an error.
     """
     notes = []
     for name, named in explainers.items():
-        own = getattr(named.value, "notes", None)
-        if callable(own):
-            notes += [f"{name}: {printable(str(note))}" for note in own(classifier)]
+        notes += [f"{name}: {printable(str(note))}" for note in complete_explainer(named.value).notes(classifier)]
         empty = sum(not np.any(arrays.maps(name, row) > 0) for row in range(count))
         if empty:
             notes.append(f"{name} gives an empty map for {empty:,} of {count:,} cells")

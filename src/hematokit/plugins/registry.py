@@ -31,7 +31,7 @@ _FIRST: Final = ("0.1.0", "1")
 
 
 def is_other_version(before: Any, now: Mapping[str, Any]) -> TypeGuard[Mapping[str, Any]]:
-    """Tell whether what was recorded of an algorithm differs from what would be recorded now in the version only."""
+    """Return whether the recorded identity of an algorithm differs from the present one in the version only."""
     if not isinstance(before, Mapping) or "version" not in before:
         return False
     return before["version"] != now["version"] and {**before, "version": now["version"]} == now

@@ -7,7 +7,7 @@ the factory is called, so listing plugins imports neither torch nor a plugin's o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -36,6 +36,7 @@ __all__ = [
     "Option",
     "PathKind",
     "Variant",
+    "complete_explainer",
 ]
 
 Fit = Literal["resize", "reflect-pad", "crop", "auto"]
@@ -248,10 +249,66 @@ class Augmenter(Protocol):
 
 
 class Explainer(Protocol):
-    """Says which pixels a prediction rests on."""
+    """An explainer attributes a prediction to the pixels of the patch.
+
+    Only `attribute` has to be written: a class that inherits from `Explainer` has defaults of the other methods.
+    Explainers that do not inherit and lack them, such as those written for hooks 1.0, work too: `complete_explainer`
+    adds the defaults.
+    """
 
     def attribute(self, classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return attributions, shape (B, H, W), float32, unnormalised, for images (B, 3, H, W) in [0, 1]."""
+
+    def attribute_many(self, classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return attributions, shape (B, T, H, W), float32, for several classes of each image.
+
+        The default calls `attribute` once per class. Override it where one forward pass can serve all classes.
+
+        Parameters
+        ----------
+        classifier : Classifier
+        images : Tensor, shape (B, 3, H, W), float32 in [0, 1]
+        targets : Tensor, shape (B, T), int64
+        """
+        import torch
+
+        return torch.stack([self.attribute(classifier, images, column) for column in targets.unbind(1)], dim=1)
+
+    def notes(self, classifier: Any) -> Sequence[str]:
+        """Return remarks on the maps of a classifier, one line each; the default has none."""
+        return ()
+
+
+class _CompletedExplainer(Explainer):
+    """An explainer with only some of the methods, completed with the defaults of `Explainer`."""
+
+    def __init__(self, explainer: Any) -> None:
+        self.attribute = explainer.attribute  # type: ignore[method-assign]
+        for name in _OPTIONAL_METHODS:
+            if callable(method := getattr(explainer, name, None)):
+                setattr(self, name, method)
+
+
+_OPTIONAL_METHODS: Final = ("attribute_many", "notes")
+
+
+def complete_explainer(explainer: Any) -> Explainer:
+    """Return an explainer that has all methods of `Explainer`.
+
+    Parameters
+    ----------
+    explainer : object
+        Has `attribute`, and perhaps other methods of `Explainer`.
+
+    Returns
+    -------
+    Explainer
+        `explainer` itself where it has all methods, else an adapter that adds the defaults.
+    """
+    if all(callable(getattr(explainer, name, None)) for name in _OPTIONAL_METHODS):
+        complete: Explainer = explainer
+        return complete
+    return _CompletedExplainer(explainer)
 
 
 class Detector(Protocol):

@@ -31,11 +31,11 @@ from hematokit.explanation.checks.similarity import (
     structural_similarity,
 )
 from hematokit.explanation.running import attribute_in_batches
+from hematokit.plugins.specs import Explainer
 from hematokit.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from hematokit.models.classifier import Classifier
-    from hematokit.plugins.specs import Explainer
 
 __all__ = [
     "Block",
@@ -297,7 +297,7 @@ def _redraw(parameter: torch.Tensor) -> None:
     parameter.data.copy_(drawn.to(parameter.device, parameter.dtype))
 
 
-class EdgeDetector:
+class EdgeDetector(Explainer):
     """An explainer that ignores the model: the strength of edges in the image (Sobel).
 
     It shows that the check can fail, and how much of a map can be had without any model.

@@ -53,7 +53,7 @@ class Estimate:
 
 
 def has_signs(maps: Maps) -> bool:
-    """Tell whether an explainer says "against" as well as "for": any value below 0."""
+    """Return whether an explainer gives signed maps: any value below 0."""
     return bool((np.nan_to_num(maps) < 0).any())
 
 
