@@ -80,7 +80,7 @@ def explainable(classifier: Model | None, model: str, *, device: str = "auto", i
     classifier : Model or None
         As it classified; explainers need torch.
     model : str
-        Run or bundle it came from; loaded where `classifier` is none of torch's.
+        Run or bundle it came from; loaded where `classifier` is not a torch model.
     device : str
         For loading.
     identity : str, optional
@@ -163,7 +163,7 @@ def explain_at(
     progress : Progress
         Called before every forward pass, so that raising from it cancels soon.
     log : callable
-        Called with a line if the accelerator's memory is too small and the CPU goes on.
+        Called with a line if the accelerator's memory is too small and the CPU continues.
 
     Yields
     ------
@@ -212,7 +212,7 @@ def explain_at(
             yield explained
     except torch.OutOfMemoryError:
         # Only accelerators raise this. The classifier itself stays where it is.
-        log(f"{explainer.name}: not enough memory on {classifier.device}; the CPU goes on, more slowly")
+        log(f"{explainer.name}: not enough memory on {classifier.device}; continuing on the CPU, more slowly")
         for explained in batches(classifier.on_cpu()):
             done += 1
             yield explained

@@ -281,7 +281,7 @@ class MapArrays:
 def writing(folder: Path) -> AbstractContextManager[None]:
     """Turn a full disk or a lack of permission into one line that says what is kept."""
     advice = (
-        "make room or give another --output: the cells that are done are kept, and the same command goes on after them"
+        "free disk space or give another --output: finished cells are kept, and the same command resumes after them"
     )
     return one_line_write_errors(folder, ExplanationError, advice)
 

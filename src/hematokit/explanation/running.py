@@ -79,7 +79,7 @@ def make_explainer(name: str, options: Mapping[str, object] | None = None, *, se
     Raises
     ------
     PluginError
-        If there is none of that name, an option does not fit, or it cannot be made.
+        If no explainer has that name, an option does not fit, or it cannot be made.
     """
     registry = load_plugins().explainers
     given = dict(options or {})
@@ -170,7 +170,7 @@ def explain_in_batches(
     count : int
         How many cells there are.
     choose : callable
-        Says, from positions and logits, which classes are explained.
+        Returns the classes to explain, from positions and logits.
     explainers : mapping of str to MadeExplainer
     start : int
         First position; those before are done.
@@ -186,7 +186,7 @@ def explain_in_batches(
     Raises
     ------
     PluginError
-        If an explainer fails, cannot explain this network, or returns what is no map.
+        If an explainer fails, cannot explain this network, or returns maps of another shape or not finite.
     """
     import torch
 
@@ -227,7 +227,7 @@ def run_explainer(named: MadeExplainer, classifier: Classifier, images: torch.Te
     Raises
     ------
     PluginError
-        If the explainer fails, cannot explain this network, or returns what is no map.
+        If the explainer fails, cannot explain this network, or returns maps of another shape or not finite.
     """
     who = named.title
     with naming(who):

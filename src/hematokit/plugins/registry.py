@@ -236,7 +236,7 @@ class Registry(Generic[S, T]):
         Raises
         ------
         PluginError
-            If there is none of that name, or an option does not fit.
+            If no plugin has that name, or an option does not fit.
         """
         spec, info = self._entry(name)
         version = getattr(spec, "version", "") or info.version
@@ -255,7 +255,7 @@ class Registry(Generic[S, T]):
         Raises
         ------
         PluginError
-            If there is none of that name, an option does not fit, or it cannot be made.
+            If no plugin has that name, an option does not fit, or it cannot be made.
         """
         choice = self.choose(name, options)
         try:

@@ -1,6 +1,6 @@
-"""What a plugin registers: small, immutable descriptions that cost nothing to list.
+"""Specs, which plugins register: small, immutable descriptions that are cheap to list.
 
-A spec names a thing and says how to make it (`factory`). Modules, weights and heavy imports come into being only when
+A spec has a name and a `factory`, which makes the plugin. Modules, weights and heavy imports are loaded only when
 the factory is called, so listing plugins imports neither torch nor a plugin's own dependencies.
 """
 
@@ -312,7 +312,7 @@ def complete_explainer(explainer: Any) -> Explainer:
 
 
 class Detector(Protocol):
-    """Finds cells in a field."""
+    """A detector of the cells of a field."""
 
     def detect(self, field: np.ndarray, pixel_size_um: float | None) -> pd.DataFrame:
         """Return one row per cell: the geometry columns, ``score`` and, where there is one, a contour."""
