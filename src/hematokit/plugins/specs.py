@@ -286,10 +286,14 @@ class _CompletedExplainer(Explainer):
     """An explainer with only some of the methods, completed with the defaults of `Explainer`."""
 
     def __init__(self, explainer: Any) -> None:
-        self.attribute = explainer.attribute  # type: ignore[method-assign]
+        self._explainer = explainer
         for name in _OPTIONAL_METHODS:
             if callable(method := getattr(explainer, name, None)):
                 setattr(self, name, method)
+
+    def attribute(self, classifier: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        maps: torch.Tensor = self._explainer.attribute(classifier, images, targets)
+        return maps
 
 
 _OPTIONAL_METHODS: Final = ("attribute_many", "notes")
