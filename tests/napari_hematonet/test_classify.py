@@ -272,7 +272,7 @@ def test_what_cannot_be_classified_is_said_in_one_line(
         (np.zeros((300, 300), np.uint8), "greyscale"),
         (np.zeros((5, 300, 300), np.uint16), "greyscale"),
         (np.zeros((20, 20, 3), np.uint8), "20x20 px"),
-        (np.full((300, 300, 3), 240, np.uint8), "no cells were found in this image"),
+        (np.full((300, 300, 3), 240, np.uint8), "no cells were detected in this image"),
     ]:
         layer = viewer.add_image(pixels, rgb=pixels.shape[-1] == 3)
         click_run(qtbot, form)

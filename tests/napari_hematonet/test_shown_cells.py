@@ -495,7 +495,7 @@ def test_points_that_are_dragged_added_or_pasted_change_no_cell(
     np.testing.assert_allclose(layer.data, places)
     assert layer.features["cell_id"].tolist() == opened.review.cells["cell_id"].tolist()
     assert len(layer.shown) == len(layer.size) == len(CENTRES)
-    assert len([message for _, message in told if "cells stay where" in message]) == 1
+    assert len([message for _, message in told if "cells cannot be moved" in message]) == 1
     assert all(row < len(CENTRES) for row in layer.selected_data)
     assert not opened.review.cells["reviewed"].any()
 

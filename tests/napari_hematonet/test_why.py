@@ -410,7 +410,7 @@ def test_cells_whose_image_has_gone(viewer: Any, tiny_run: Path, tmp_path: Path,
     dock(opened)
     select_cells(viewer, opened.layer, [opened.id_at(0)])
     wait_for(lambda: errors(told))
-    assert "image of these cells is not there" in errors(told)[0]
+    assert "image of these cells is not open" in errors(told)[0]
 
 
 def test_the_dock_opens_without_any_cells(viewer: Any) -> None:

@@ -62,7 +62,7 @@ def test_interrupting_saves_and_resuming_gives_the_same_model(tiny_store: Path, 
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert "Go on with: hematokit train --resume" in output
+    assert "Continue with: hematokit train --resume" in output
     assert "Traceback" not in output
     assert not (stopped / "bundle").exists()
     resumed = run_hematokit("train", "--resume", "--output", str(stopped))
