@@ -119,7 +119,7 @@ def options(plugin: AugmenterUnderTest) -> str:
             try:
                 found = plugin.run(plugin.images[:2], changed={name: value})
             except HematokitError:
-                continue  # two options that exclude each other, said in a line
+                continue  # two options that exclude each other, with a one-line error
             if found.shape != plugin.images[:2].shape or not found.isfinite().all():
                 raise RuleBroken(f"{name}={value}: {tuple(found.shape)}, or values that are not finite")
             tried += 1

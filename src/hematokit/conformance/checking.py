@@ -130,7 +130,7 @@ def _no_variant(name: str) -> Any:
 
 
 def _find(registry: PluginRegistry, name: str) -> tuple[list[PluginInfo], list[tuple[str, str]]]:
-    """Return the packages that a name stands for, and their plugins that are to be tested, as (kind, name)."""
+    """Return the packages of a name, and their plugins to test, as (type, name)."""
     packages = registry.of_package(name)
     if packages:
         return packages, [

@@ -49,7 +49,7 @@ def table(plugin: DetectorUnderTest) -> str:
 
 
 def finds(plugin: DetectorUnderTest) -> str:
-    """It finds cells: of ten drawn ones, most."""
+    """It detects cells: most of ten drawn ones."""
     cells = plugin.run(plugin.drawn.pixels, plugin.drawn.pixel_size_um)
     truth = plugin.drawn.table()[["y", "x"]].to_numpy(float)
     if not len(cells):

@@ -66,7 +66,7 @@ class ExplainerUnderTest(PluginUnderTest):
         raise SkipTest(f"it explains neither a convolutional network nor a transformer: {self.refusals[0]}")
 
     def attribute(self, classifier: Classifier) -> torch.Tensor:
-        """What it returns, as it returns it, for the first class."""
+        """The returned attributions, unchanged, for the first class."""
         images = classifier.prepare(torch.from_numpy(self.patches))
         targets = torch.zeros(len(images), dtype=torch.int64)
         maps: torch.Tensor = self.make().value.attribute(classifier, images, targets)

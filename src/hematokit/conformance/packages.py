@@ -70,7 +70,7 @@ def light(info: PluginInfo) -> str:
 
 
 def hooks(info: PluginInfo) -> str:
-    """It says which version of the hooks it needs."""
+    """It states the required version of the hooks."""
     if info.package == PROJECT:
         return f"those of hematokit, {HOOKS}"
     if not info.hooks:
@@ -160,7 +160,7 @@ def builds(plugin: PluginUnderTest) -> str:
 
 
 def _values(name: str, option: Option) -> None:
-    """What an option takes, where it is not any value of its type."""
+    """Return the restrictions on the values of an option."""
     wrong = [choice for choice in option.choices if type(choice) is not option.type]
     if wrong:
         raise RuleBroken(f"option {name}: the choice {wrong[0]!r} is not of type {option.type.__name__}")

@@ -38,7 +38,7 @@ _FIRST: Final = frozenset({"loads", "spec", "builds", "shape", "table"})
 
 
 class RuleBroken(AssertionError):
-    """A rule is broken; the text says how."""
+    """A rule is broken; the text states how."""
 
 
 class RuleWarning(UserWarning):
@@ -54,12 +54,12 @@ class RuleResult:
     rule : str
         Its name.
     subject : str
-        What was tested: ``"package hematokit-thimble"``, ``"backbone thimble:one"``.
+        Subject of the test: ``"package hematokit-thimble"``, ``"backbone thimble:one"``.
     outcome : str
         ``"passed"``, ``"failed"``, ``"warned"`` (works, but users may have trouble) or ``"skipped"`` (could not be
         tested).
     detail : str
-        What was seen; one line.
+        Observation; one line.
     """
 
     rule: str
@@ -68,7 +68,7 @@ class RuleResult:
     detail: str
 
     def __str__(self) -> str:
-        """One line for people."""
+        """Return the result as one line."""
         return f"{self.subject}: {self.outcome}: {self.rule}: {self.detail}"
 
     def to_dict(self) -> dict[str, str]:
@@ -129,7 +129,7 @@ class ConformanceTest:
         if self.broken:
             raise SkipTest(f"not tried: {self.broken[0]} failed")
         try:
-            # What the plugin prints must not be mixed into the output of --json.
+            # The output of the plugin must not be mixed into that of --json.
             with redirect_stdout(sys.stderr):
                 return self.rule(self.plugin())
         except (SkipTest, RuleWarning):

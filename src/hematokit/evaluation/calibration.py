@@ -1,4 +1,4 @@
-"""Calibration: making a probability mean what it says, and measuring how far it is from that.
+"""Calibration of probabilities, and the measurement of calibration errors.
 
 A network's softmax is usually too sure of itself. Dividing the logits by one number, the temperature, fitted on the
 validation split, mends most of that and changes no predicted class (Guo et al. 2017, "On calibration of modern neural
@@ -56,7 +56,7 @@ class TemperatureFit(NamedTuple):
 
 
 def calibrate(logits: npt.ArrayLike, labels: npt.ArrayLike) -> TemperatureFit:
-    """Fit one temperature by maximum likelihood, or say why that cannot be done.
+    """Fit one temperature by maximum likelihood, or return the reason why that is not possible.
 
     The negative log-likelihood is convex in the inverse temperature, so a bounded search in one dimension finds
     its only minimum. Labels are smoothed by 1 / (n + 2), as Platt proposed: where a few validation cells are all

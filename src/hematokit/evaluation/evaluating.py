@@ -48,11 +48,11 @@ class Evaluation:
     distribution : DataFrame
         Cells by class code (rows) and split (columns).
     training : TrainingRecord
-        What the bundle says about its training.
+        Training record of the bundle.
     about : dict
-        What was evaluated, on what, when, by which version.
+        Provenance: model, data, time and version.
     notes : tuple of str
-        What a reader must know before believing the figures.
+        Warnings for the reader of the metrics.
     read_patches : callable
         Positions in `predictions` -> their patches, uint8 ``(k, P, P, 3)``.
     paths : dict of str to Path
@@ -159,7 +159,7 @@ def evaluate_store(
 
 
 def data_identity(store: PatchStore) -> dict[str, Any]:
-    """What of a store decides the figures of one of its splits: ``store_hash`` and ``split_hash``."""
+    """Return the hashes of a store on which metrics depend: ``store_hash`` and ``split_hash``."""
     return {"store_hash": store.content_hash, "split_hash": (store.split_info or {}).get("hash")}
 
 

@@ -88,7 +88,7 @@ def write_evaluation(
     folder : path
         Made if it does not exist.
     extra : mapping of str to bytes, optional
-        More files by name (the report and its picture).
+        More files by name (the report and its figure).
 
     Returns
     -------
@@ -110,7 +110,7 @@ def write_evaluation(
         contents[TABLE2] = table2(evaluation.scores, evaluation.taxonomy).to_csv(index=False).encode("utf-8")
     contents.update(extra or {})
     if evaluation.scores is not None:
-        # Last, so that metrics never stand beside the predictions of an earlier evaluation.
+        # Last, so that metrics are never beside the predictions of an earlier evaluation.
         contents[METRICS] = json.dumps(evaluation.metrics, indent=2, allow_nan=False).encode("utf-8")
     with one_line_write_errors(folder, EvaluationError, "free space or give another --output"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -45,17 +45,17 @@ Interval = tuple[float, float]
 
 _Z: Final = float(norm.ppf(0.5 + LEVEL / 2))
 
-# Below this many independent groups with a positive cell, resampling them says nothing of how others would rank.
+# With fewer independent groups with a positive cell, resampling does not estimate the variation of the ranking.
 _FEWEST_POSITIVE_GROUPS: Final = 5
 
 
 def cluster_ids(groups: npt.ArrayLike | None, n: int) -> npt.NDArray[np.int64]:
-    """Number the groups 0, 1, ...; a cell whose group is empty or missing is a group of its own.
+    """Number the groups 0, 1, ...; a cell whose group is empty or missing forms a separate group.
 
     Parameters
     ----------
     groups : array_like (n,) or None
-        Group of each cell (patient, or duplicate group); ``None``: every cell stands alone.
+        Group of each cell (patient, or duplicate group); ``None``: each cell is a separate group.
     n : int
         Number of cells.
 
@@ -84,7 +84,7 @@ def cluster_ids(groups: npt.ArrayLike | None, n: int) -> npt.NDArray[np.int64]:
 def effective_count(
     hit: npt.NDArray[np.bool_], inside: npt.NDArray[np.bool_], clusters: npt.NDArray[np.int64]
 ) -> float:
-    """How many independent cells the proportion ``hit / inside`` is worth.
+    """Return the effective number of independent cells of the proportion ``hit / inside``.
 
     The count divided by the design effect (the variance of the proportion between groups over its binomial
     variance, never below 1), and by the wider tail of Student's t where groups are few.
@@ -282,7 +282,7 @@ def cluster_weights(
 
 
 def percentile_interval(draws: npt.NDArray[np.floating]) -> Interval | None:
-    """Percentile interval of bootstrap draws; ``None`` where they say nothing.
+    """Return the percentile interval of bootstrap draws; ``None`` if there are no finite draws.
 
     That is where there are none, or all have one value (a perfect or a hopeless score in every resample): an
     interval of no width would feign certainty.

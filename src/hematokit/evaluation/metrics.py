@@ -212,7 +212,7 @@ def score(
     codes : sequence of str
         The C class codes.
     groups : array_like (n,), optional
-        Group of each cell; cells of one group are not independent. Empty or missing: a group of its own.
+        Group of each cell; cells of one group are not independent. Empty or missing: a separate group.
     seed : int
         Of the bootstrap.
     bootstrap : int

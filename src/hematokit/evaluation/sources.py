@@ -41,10 +41,10 @@ class EvaluatedCells(Protocol):
 
     @property
     def rejects(self) -> pd.DataFrame:
-        """What could not be read: ``source``, ``reason``, ``message``; complete once `batches` is exhausted."""
+        """Images that could not be read: ``source``, ``reason``, ``message``; complete once `batches` is exhausted."""
 
     def batches(self, positions: Positions, size: int) -> Iterator[tuple[Positions, Patches]]:
-        """Yield positions in `cells` and their patches; what cannot be read is skipped and stands in `rejects`."""
+        """Yield positions in `cells` and their patches; those that cannot be read go to `rejects`."""
 
     def read(self, positions: Positions) -> Patches:
         """Read a few patches again, for showing them."""
@@ -63,7 +63,7 @@ class StoreCells:
     Raises
     ------
     EvaluationError
-        If the store has no cells, no split was made, or there is none of that name.
+        If the store has no cells, no split, or no split of that name.
     """
 
     def __init__(self, store: PatchStore, split: str) -> None:

@@ -54,7 +54,7 @@ class ExplainedCell:
     target : str
         Code of the class that was asked about.
     patch : ndarray of uint8, shape (P, P, 3)
-        What the model saw.
+        Patch that the model classified.
     box : Box
         The pixels of the field that the patch took; it may leave the field.
     map : ndarray of float32, shape (box.height, box.width)
@@ -106,7 +106,7 @@ def explainable(classifier: Model | None, model: str, *, device: str = "auto", i
 def cell_crop(
     field: Field, cells: pd.DataFrame, classifier: Model | None = None, *, model_pixel_size_um: float | None = None
 ) -> npt.NDArray[np.uint8]:
-    """Cut the picture of one cell.
+    """Cut the image of one cell.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def explain_at(
     targets : sequence of str
         For each cell, the code of the class that is asked about.
     model_pixel_size_um : float, optional
-        Pixel size the model was trained at, instead of what its bundle says.
+        Pixel size of the model's training images, instead of that in its bundle.
     batch_size : int
         Cells at a time.
     progress : Progress

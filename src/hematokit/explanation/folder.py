@@ -115,7 +115,7 @@ class ExplanationFolder:
         made = _update(made)
         differing = [key for key in {**made, **self._identity} if made.get(key) != self._identity.get(key)]
         if differing and not any(done.values()):
-            # Nothing was explained yet, say because a layer was misspelt: the corrected call may begin here.
+            # Nothing was explained yet, for example as a layer was misspelt: the corrected call may use the folder.
             return {}
         methods = made.get("methods")
         for name, now in self._identity.get("methods", {}).items():
@@ -279,7 +279,7 @@ class MapArrays:
 
 
 def writing(folder: Path) -> AbstractContextManager[None]:
-    """Turn a full disk or a lack of permission into one line that says what is kept."""
+    """Turn a full disk or missing permission into one line that states what is kept."""
     advice = (
         "free disk space or give another --output: finished cells are kept, and the same command resumes after them"
     )

@@ -59,7 +59,7 @@ class LayerFinder:
 
 
 def find_layer(classifier: Classifier, wanted: str, size: int) -> torch.nn.Module:
-    """Find the layer of a classifier's backbone that a user names.
+    """Return the layer of a classifier's backbone that a user names.
 
     Parameters
     ----------

@@ -226,7 +226,7 @@ class Occlusion(Explainer):
     stride : int
         Pixels from one square to the next; 0: half the window.
     baseline : str
-        What the square is filled with: ``"white"``, ``"black"`` or ``"mean"``.
+        Fill colour of the square: ``"white"``, ``"black"`` or ``"mean"``.
     per_pass : int
         Covered copies computed at a time, which bounds the memory.
     """

@@ -114,7 +114,7 @@ def make_explainers(
     made = {name: make_explainer(name, options.get(name), seed=seed) for name in names}
     for name in options:
         if name not in made:
-            load_plugins().explainers.get(name)  # a misspelt name is said to be one
+            load_plugins().explainers.get(name)  # raises an error for a misspelt name
             raise PluginError(f"options are set for {name}, which is not among the methods ({', '.join(names)})")
     return made
 

@@ -110,7 +110,7 @@ def open_cells_store(classifier: Classifier, model: Path, store: str | Path | No
 
 
 def read_cell_ids(given: Sequence[str]) -> list[str]:
-    """Return ids of cells; an entry that is a text file (.txt or .csv) stands for the ids in it, one per line.
+    """Return ids of cells; an entry that is a text file (.txt or .csv) is replaced by the ids in it, one per line.
 
     Raises
     ------
@@ -206,7 +206,7 @@ def _some_of_each(cells: pd.DataFrame, codes: Sequence[str], count: int, seed: i
 
 
 def cells_of_images(paths: Iterable[Path], codes: Sequence[str], patch_size: int) -> ChosenCells:
-    """Take image files as cells; folders stand for the images in them, at any depth.
+    """Return image files as cells; a folder means the images in it, at any depth.
 
     Parameters
     ----------
@@ -348,7 +348,7 @@ def _digest(*columns: Iterable[Any]) -> str:
 def target_chooser(
     target: str, cells: pd.DataFrame, codes: Sequence[str]
 ) -> Callable[[Positions, npt.NDArray[np.float32]], npt.NDArray[np.int64]]:
-    """Return a function that says for which class each cell is explained.
+    """Return a function that returns the class to explain for each cell.
 
     Parameters
     ----------

@@ -78,18 +78,18 @@ def save_bundle(
     folder : path
         Made if it does not exist; files of an older bundle in it are replaced.
     classifier : Classifier
-        What to save; its temperature goes along.
+        Classifier to save, with its temperature.
     choice : BackboneChoice
         How its backbone was built.
     training : TrainingRecord or mapping
-        What it was trained on and how.
+        Record of its training.
     pixel_size_um : float, optional
         Pixel size of the training images.
 
     Returns
     -------
     ModelConfig
-        What ``config.json`` says.
+        Content of ``config.json``.
 
     Raises
     ------
@@ -247,7 +247,7 @@ class ModelFiles:
     content : bytes
         The bundle's weights, or the ONNX file.
     config : ModelConfig or None
-        None for an ONNX file, which says it in its metadata.
+        None for an ONNX file, whose metadata have it.
     identity : str
         As `bundle_identity`.
     """
@@ -371,7 +371,7 @@ def _rebuild_choice(folder: Path, config: ModelConfig) -> BackboneChoice:
             absence = load_plugins().explain_absence(wanted.package, wanted.package_version)
             raise PluginError(f"bundle {folder} needs backbone {wanted.name!r} of {absence}") from error
         raise
-    # What the bundle was trained with counts, not what the plugin would choose today.
+    # The options of the training are used, not the present defaults of the plugin.
     return replace(choice, input=config.input.spec)
 
 

@@ -1,4 +1,4 @@
-"""What a model's ``config.json`` records: how its predictions are computed, and how it was trained."""
+"""The content of a model's ``config.json``: how its predictions are computed, and how it was trained."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class _Config(BaseModel):
 
 
 class _Record(BaseModel):
-    """Entries for people and reports: all may be missing, unknown ones are kept, and only stated ones are written."""
+    """Metadata: all entries may be missing, unknown ones are kept, and only given ones are written."""
 
     model_config = ConfigDict(extra="allow", frozen=True, coerce_numbers_to_str=True)
 
@@ -136,12 +136,12 @@ class TrainingSettings(_Record):
 
 
 def _words(given: object) -> object:
-    """The words of a command; None for the line of text that older versions wrote."""
+    """Return the words of a command; None for the line of text of older versions."""
     return given if isinstance(given, list | tuple) and all(isinstance(word, str) for word in given) else None
 
 
 class TrainingRecord(_Record):
-    """What a model was trained on and how; for people and reports, never needed to predict.
+    """Metadata of the training of a model; not needed for predictions.
 
     A plugin that trains in its own way may add entries; they are kept. Every entry may be None.
 
@@ -182,7 +182,7 @@ class TrainingRecord(_Record):
         Time trained.
     settings : TrainingSettings
     command : list of str
-        The words that were typed, without folders of absolute paths.
+        The command line, without folders of absolute paths.
     """
 
     store: str | None = None

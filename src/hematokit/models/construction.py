@@ -148,7 +148,7 @@ def build_backbone(
     if not isinstance(module, torch.nn.Module):
         raise PluginError(f"{choice.title} is a {type(module).__name__}, not a torch.nn.Module; tell its author")
     if choice.package != PROJECT:
-        # For messages: what goes wrong inside is the package's to mend.
+        # For messages: errors inside name the package.
         setattr(module, ORIGIN, choice.title)
     if weights is None:
         return module
@@ -164,7 +164,7 @@ def build_backbone(
 
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """Keep the hub's library from logging every attempt: what comes of them is said once, in our words."""
+    """Keep the hub's library from logging every attempt; the result is reported once."""
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm", "httpx")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -230,7 +230,7 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
                 "give weights of the chosen backbone and variant"
             ) from error
     own = module.state_dict()
-    # Counters say nothing about what was learned; old checkpoints lack them.
+    # Counters are not learned; old checkpoints lack them.
     wanted = {key for key in own if not key.endswith("num_batches_tracked")}
     head = _head_keys(module) & set(own)
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
@@ -266,7 +266,7 @@ def read_tensor_file(path: Path, give: str) -> Any:
     ----------
     path : Path
     give : str
-        What to give instead, for the message.
+        Remedy, for the message.
 
     Returns
     -------

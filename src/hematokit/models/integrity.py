@@ -101,7 +101,7 @@ def verify_manifest(folder: Path, hashes: Mapping[str, str]) -> None:
     ----------
     folder : Path
     hashes : mapping of str to str
-        Name of a file to the hash of its content; each must be listed and unchanged. What else is listed is ignored.
+        Name of a file to the hash of its content; each must be listed and unchanged. Other entries are ignored.
 
     Raises
     ------

@@ -26,13 +26,13 @@ def add_commands(app: typer.Typer, plugins: Sequence[tuple[PluginInfo, Any]]) ->
     app : typer.Typer
         The program, with its own commands.
     plugins : sequence of (PluginInfo, object)
-        Those that have the hook. One that fails, or takes the name of a command, adds none; its info says why.
+        Plugins that have the hook. One that fails, or uses the name of a command, adds none; see its info.
     """
     import typer
 
     taken = dict.fromkeys(_names(app), hookspecs.PROJECT)
     for info, plugin in plugins:
-        # A program of its own, so that nothing of it is there if anything of it is wrong.
+        # A separate program, so that nothing is added if any part of it is wrong.
         own = typer.Typer()
         try:
             with redirect_stdout(sys.stderr):

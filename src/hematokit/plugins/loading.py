@@ -200,7 +200,7 @@ class PluginRegistry:
         started, stage = time.monotonic(), "import"
         plugin: object = None
         try:
-            # What it prints must not be mixed into the output of --json.
+            # Its output must not be mixed into that of --json.
             with redirect_stdout(sys.stderr):
                 plugin = load()
                 stage = "registration"
@@ -273,7 +273,7 @@ def registered(*specs: AnySpec, package: str = "test-package", version: str = "1
 
 
 def _declared_hooks(plugin: object, module: str) -> str:
-    """Return the version of the hooks that a plugin needs, or an empty text where it does not say.
+    """Return the version of the hooks that a plugin requires, or an empty text if it states none.
 
     `module` is the entry point's, looked at where `plugin` is an object inside it.
 

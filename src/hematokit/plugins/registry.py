@@ -58,7 +58,7 @@ class PluginInfo:
     provides : dict of str to list of str
         Names it registered, by kind (``"backbones"``, ...).
     hooks : str
-        Version of the hooks that it says it needs; empty where it does not say.
+        Version of the hooks that it requires; empty if it states none.
     seconds : float
         How long importing and registering took.
     """
@@ -85,7 +85,7 @@ class PluginInfo:
         stage : str
             ``"import"``, ``"registration"`` or ``"register_commands"``.
         error : BaseException
-            What was raised.
+            The exception.
         """
         text = " ".join(str(error).split()) or "no message"
         if isinstance(error, pluggy.PluginValidationError) and "unknown hook" in text:
@@ -154,7 +154,7 @@ class MadePlugin(PluginChoice[AnySpec], Generic[T]):
     Attributes
     ----------
     value : Augmenter, Explainer or Detector
-        What the factory returned.
+        Object that the factory returned.
     deciding_options : mapping
         As `options`, with the SHA-256 of their content in place of paths, taken when it was made.
     """
@@ -183,7 +183,7 @@ class Registry(Generic[S, T]):
     Parameters
     ----------
     spec_type : type
-        What a plugin must register.
+        Type of spec that a plugin must register.
     """
 
     def __init__(self, spec_type: type[S]) -> None:
@@ -288,7 +288,7 @@ class Registry(Generic[S, T]):
         Raises
         ------
         PluginError
-            In both cases; for a taken name it says both packages.
+            In both cases; for a taken name, the message names both packages.
         """
         if not isinstance(spec, self.spec_type):
             article = "an" if self.kind[0] in "aeiou" else "a"

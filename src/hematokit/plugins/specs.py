@@ -52,7 +52,7 @@ class Option:
     type : type
         ``int``, ``float``, ``bool`` or ``str``; values are converted to it. Text stays as it was typed for ``str``.
     default : object
-        Used where the user says nothing; ``None`` means the plugin's own choice.
+        Default value; ``None`` leaves the choice to the plugin.
     description : str
         One line for ``--help`` and error messages.
     minimum, maximum : float or None
@@ -80,7 +80,7 @@ class Option:
         Raises
         ------
         PluginError
-            If the value is not of the type, is outside the limits, is none of the choices or no such path exists.
+            If the value is not of the type, is outside the limits, is not among the choices, or no such path exists.
         """
         given = value
         if isinstance(value, str) and self.type is not str:
@@ -118,7 +118,7 @@ class Option:
         try:
             found = Path(given).expanduser()
         except RuntimeError:
-            found = Path(given)  # a home folder that is nobody's
+            found = Path(given)  # a home folder of an unknown user
         is_there = {"file": found.is_file, "folder": found.is_dir, "existing": found.exists}.get(self.path or "any")
         if is_there is not None and not is_there():
             what = "file or folder" if self.path == "existing" else self.path
@@ -221,7 +221,7 @@ class Variant:
     model : str
         The name that the factory understands (for the built-in ones, timm's).
     input : InputSpec
-        What it expects.
+        Input of the network.
     pretrained : bool
         Whether weights trained elsewhere exist.
     description : str
@@ -334,12 +334,12 @@ _NO_OPTIONS: Mapping[str, Option] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class _Spec:
-    """What all specs have.
+    """Attributes of all specs.
 
     Attributes
     ----------
     name : str
-        What users type: small letters, digits, ``-``, ``_`` and ``.``.
+        Name in commands: lower-case letters, digits, ``-``, ``_`` and ``.``.
     description : str
         One line for listings.
     factory : callable
@@ -381,7 +381,7 @@ class _Spec:
         return {name: self.options[name].default if self._is_path(name) else value for name, value in options.items()}
 
     def recorded_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return options as a document may show them: of a path only the last part, because folders tell of people."""
+        """Return options as a document may show them: of a path only the last part, as folder names may be private."""
         return {name: Path(value).name if value and self._is_path(name) else value for name, value in options.items()}
 
     def deciding_options(self, options: Mapping[str, Any]) -> dict[str, Any]:

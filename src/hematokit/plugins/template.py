@@ -101,6 +101,6 @@ def _names(name: str, kind: str) -> tuple[str, str, str]:
 
 
 def _write(source: str, target: Path, values: dict[str, str]) -> None:
-    # Their names end in .txt, so that tools take none of them for a module of ours.
+    # Their names end in .txt, so that tools do not take them for modules of this package.
     text = resources.files("hematokit.plugins").joinpath(f"templates/{source}.txt").read_text("utf-8")
     target.write_text(Template(text).substitute(values), encoding="utf-8")

@@ -3,7 +3,7 @@
 Modules
 -------
 rendering, text
-    What all reports share: figures, pages, numbers as text.
+    Functions shared by all reports: figures, pages, numbers as text.
 evaluation
     The report of an evaluation and of a comparison of runs.
 fields

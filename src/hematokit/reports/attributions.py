@@ -158,7 +158,7 @@ def _laid_over(patch: Patch, colours: npt.NDArray[np.floating], share: npt.NDArr
     """Return colours over a patch that fades to grey beneath them, stronger where the share is higher."""
     picture = patch.astype(np.float32) / 255.0
     grey = picture @ np.array([0.299, 0.587, 0.114], np.float32)
-    # Nothing is laid over where the map says nothing: a tint everywhere would hide the cell and say no more.
+    # No colour where the map is zero: a tint everywhere would hide the cell.
     alpha = np.clip(0.85 * share, 0.0, 0.62)[..., None].astype(np.float32)
     base = 0.5 * picture + 0.5 * grey[..., None]
     return _to_bytes((1 - alpha) * base + alpha * colours)
@@ -230,7 +230,7 @@ def class_figure(cells: Mapping[str, AttributedCell], methods: Sequence[str]) ->
     Parameters
     ----------
     cells : mapping of str to AttributedCell
-        By class code; one a column.
+        By class code; one column each.
     methods : sequence of str
         Rows.
     """
@@ -267,7 +267,7 @@ def class_figure(cells: Mapping[str, AttributedCell], methods: Sequence[str]) ->
 
 
 def uncertain_figure(cells: Sequence[UncertainCell], methods: Sequence[str]) -> Figure:
-    """Draw uncertain cells, one a row: original, and by method the maps of both classes and their difference.
+    """Draw uncertain cells, one per row: the original and, by method, the maps of both classes and their difference.
 
     Both maps of a method have one scale, so that they can be compared; the difference is red where the first class's
     map is higher and blue where the second's is.

@@ -1,4 +1,4 @@
-"""The files of the checks of explanations: a page for people, JSON and tables for machines."""
+"""The files of the checks of explanations: an HTML page, JSON and tables."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def sanity_documents(
     control : str
         Name of the method that must not pass.
     settings : mapping
-        What was asked for, in the order shown.
+        Settings to show, in this order.
     command : str
         The command line, if there was one.
     """

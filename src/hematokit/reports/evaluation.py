@@ -95,7 +95,7 @@ def render_report(evaluation: Evaluation, model: str | Path, reproduce: list[str
     Returns
     -------
     str
-        A whole HTML document: styles and pictures are inside, nothing is fetched, no script is run.
+        A complete HTML document: styles and images are embedded, nothing is downloaded, no script is run.
     """
     scores = evaluation.scores
     predicted = evaluation.predictions["predicted"].value_counts()
@@ -207,7 +207,7 @@ def _worst(evaluation: Evaluation) -> list[_Mistake]:
         return []
     patches = evaluation.read_patches(wrong.index.to_numpy(dtype=np.int64))
     if len(patches) != len(wrong):
-        # An image vanished since it was classified; pictures beside other cells' names would be worse than none.
+        # An image was deleted since it was classified: no images, as they could be shown beside other cells.
         return []
     return [
         _Mistake(

@@ -275,7 +275,7 @@ def _alt(differential: Differential) -> list[str]:
 
 
 def _percent(share: float | None) -> str:
-    """One decimal, or a dash. What is rounded is never shown as nothing or as all."""
+    """Return one decimal, or a dash; a rounded value is never shown as 0 or 100."""
     if share is None:
         return "–"
     shown = f"{100 * share:.1f}"

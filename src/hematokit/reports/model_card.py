@@ -174,9 +174,9 @@ class CardPicture:
     Attributes
     ----------
     caption : str
-        What the picture shows, or why there is none.
+        Caption of the image, or the reason why there is none.
     title : str
-        Alternative text for readers who do not see the picture.
+        Alternative text of the image.
     url : str
         A data URL, or empty.
     """
@@ -187,7 +187,7 @@ class CardPicture:
 
     @classmethod
     def from_pixels(cls, pixels: npt.NDArray[np.uint8], caption: str, title: str) -> CardPicture:
-        """Make the picture from pixels (h, w, 3), reduced to 1600 pixels in width where wider."""
+        """Return the image of pixels (h, w, 3), downsampled to a width of 1600 pixels if it is wider."""
         image = Image.fromarray(pixels)
         if image.width > _WIDEST:
             image = image.resize((_WIDEST, round(image.height * _WIDEST / image.width)), Image.Resampling.LANCZOS)
@@ -197,7 +197,7 @@ class CardPicture:
 
 
 def _given_example(path: Path) -> CardPicture:
-    """Return an image file, or the figure of classes in a folder that ``hematokit explain`` wrote, as a picture.
+    """Return an image file, or the figure of classes in a folder of ``hematokit explain``, as a `CardPicture`.
 
     Raises
     ------
@@ -222,7 +222,7 @@ def model_card(
     notes: Sequence[str] = (),
     licence: str = "",
 ) -> str:
-    """Fill the model card from what the bundle and its run say.
+    """Return the model card of a bundle and its run.
 
     No path of this computer and no picture of a training set get into it, unless `explanation` is one.
 
@@ -245,7 +245,7 @@ def model_card(
     Returns
     -------
     str
-        Markdown; the picture is inside as a data URL.
+        Markdown, with the image as a data URL.
 
     Raises
     ------
@@ -254,7 +254,7 @@ def model_card(
     EvaluationError
         If figures are damaged, or `evaluation` is one of another model.
     ImageError
-        If the picture cannot be read.
+        If the image cannot be read.
     """
     config = classifier.config
     training = config.training
@@ -310,7 +310,7 @@ def _templates() -> jinja2.Environment:
 
 
 def _markdown(text: object) -> Markup:
-    """Other people's text as Markdown that means what it says: no markup, no line breaks."""
+    """Return text with Markdown escaped and without line breaks."""
     plain = _SPECIAL.sub(r"\\\1", printable(str(text)))
     return Markup(plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
 
@@ -346,7 +346,7 @@ def evaluation_results(config: ModelConfig, run: Path | None) -> list[EvalResult
     return [
         EvalResult(
             task_type="image-classification",
-            # Its name only, not where it is on somebody's computer.
+            # Its name only, without the folders.
             dataset_type="hematokit-store",
             dataset_name=Path(str(about["store"])).name,
             dataset_split=str(about["split"]),
@@ -455,7 +455,7 @@ def _evaluated_on(scores: Mapping[str, Any]) -> str:
 
 
 def _seen(scores: Mapping[str, Any]) -> str:
-    """Whether the cells of the figures are new to the model, which is what makes them worth something."""
+    """Return whether the cells of the metrics were not used in training."""
     split = str(scores["evaluated"]["split"]) if scores and not scores["evaluated"]["images"] else ""
     if split == "test":
         return "that took no part in training"

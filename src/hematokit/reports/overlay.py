@@ -108,7 +108,7 @@ class Picturable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """One cell as drawn: its outline (n, 2) as ``(x, y)`` in the picture, and how."""
+    """One cell as drawn: its outline (n, 2) as ``(x, y)`` in the overlay, and its style."""
 
     outline: npt.NDArray[np.float64]
     colour: Colour
@@ -147,7 +147,7 @@ def draw_overlay(
     min_probability : float
         Probability below which a cell is low-confidence.
     longest : int
-        Longer side of the field in the picture, in pixels; larger fields are reduced to it.
+        Longer side of the field in the overlay, in pixels; larger fields are downsampled to it.
 
     Returns
     -------
@@ -224,7 +224,7 @@ def _ellipse(y0: float, x0: float, height: float, width: float) -> npt.NDArray[n
 
 
 def _thinned(points: npt.NDArray[np.float64], step: float) -> npt.NDArray[np.float64]:
-    """Leave out points of an outline that are closer than the eye tells apart; most of the drawing time is theirs."""
+    """Return an outline without points that are too close to be distinguished; they take most of the drawing time."""
     steps = np.hypot(*(np.concatenate((points[1:], points[:1])) - points).T)
     keep = np.unique(np.floor(np.append(0.0, np.cumsum(steps)[:-1]) / step), return_index=True)[1]
     return points[keep] if len(keep) >= 8 else points
@@ -252,7 +252,7 @@ def _outline(canvas: ImageDraw.ImageDraw, mark: _Mark, unit: float) -> None:
         )
         return
     halo = contrasting(mark.colour)
-    # Pillow draws slanted lines a pixel narrower than it says: with less, the halo would vanish there.
+    # Pillow draws slanted lines one pixel narrower than requested: with less, they would have no halo.
     wide = line + max(4, 2 * round(unit))
     closed = np.vstack([mark.outline, mark.outline[:2]])
     path = [(float(x), float(y)) for x, y in closed]
@@ -302,7 +302,7 @@ def _codes(canvas: ImageDraw.ImageDraw, size: tuple[int, int], marks: list[_Mark
         width, height = width + 2 * pad, height + 2 * pad
         x0, y0, x1, y1 = mark.box
         middle, level, gap = (x0 + x1 - width) / 2, (y0 + y1 - height) / 2, 4 * unit
-        # Above the cell where there is room, else wherever there is.
+        # Above the cell if there is space, otherwise at another side.
         for x, y in (
             (middle, y0 - height - gap),
             (middle, y1 + gap),

@@ -106,7 +106,7 @@ METRIC_NAMES: Final = {
 
 @cache
 def templates() -> jinja2.Environment:
-    """Templates of the reports. Everything put into them is escaped: class names and paths are other people's text."""
+    """Return the templates of the reports. All values are escaped, as class names and paths come from files."""
     folder = {
         entry.name: entry.read_text("utf-8") for entry in files("hematokit.reports").joinpath("templates").iterdir()
     }

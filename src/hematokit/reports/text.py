@@ -37,7 +37,7 @@ def p_value(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Return seconds as hours, minutes and seconds."""
     whole = round(seconds)
     hours, minutes = whole // 3600, whole % 3600 // 60
     if hours:
@@ -51,7 +51,7 @@ def moment(stamp: object) -> str:
 
 
 def command(*words: object) -> str:
-    """Join words to a line that a shell takes apart again as given."""
+    """Join words to a command line, quoted for a shell."""
     return shlex.join(str(word) for word in words)
 
 
@@ -61,7 +61,7 @@ def training_facts(training: TrainingRecord) -> list[tuple[str, str]]:
     Parameters
     ----------
     training : TrainingRecord
-        What the bundle says about its training.
+        Training record of the bundle.
     """
     settings = training.settings or TrainingSettings()
     facts: list[tuple[str, object]] = [

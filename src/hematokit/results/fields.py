@@ -80,7 +80,7 @@ class FieldOutcome:
     flag : str
         Quality control flag: ``"ok"``, or the name of the problem.
     reasons : str
-        Explanation of the flag, for people.
+        Explanation of the flag.
     focus, staining, thickness : float or None
         See `hematokit.detection.quality`.
     height, width : int or None

@@ -29,13 +29,13 @@ _DIFFERENTIAL = "differential.json"
 
 @dataclass(frozen=True)
 class FieldResult:
-    """What is known of one field that is done.
+    """A field that is done.
 
     Attributes
     ----------
     field_id : str
     image : Path
-        The picture; it may have moved since.
+        The image; it may have moved since.
     folder : Path
         Of its results.
     pixel_size_um : float or None
@@ -118,7 +118,7 @@ class Results:
 
 
 def is_results_folder(path: Path) -> bool:
-    """Tell whether a folder is one that `hematokit detect` or `classify` wrote."""
+    """Return whether a folder was written by `hematokit detect` or `classify`."""
     try:
         return (path / RUN_FILE).is_file() and _document(path / RUN_FILE).get("kind") == _KIND
     except (FieldError, OSError):
@@ -206,7 +206,7 @@ def find_model_of(results: Results) -> Path | None:
     Returns
     -------
     Path or None
-        None where it is gone, was trained again, or nobody knows it.
+        None if it does not exist, was trained again, or is unknown.
     """
     if results.model is None or not results.model_identity or not results.model.exists():
         return None

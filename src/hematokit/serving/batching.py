@@ -89,7 +89,7 @@ def _stopping() -> ServingError:
 
 
 class Batcher:
-    """Gathers patches and hands them to a model, a batch at a time, in a thread of its own.
+    """Collects patches and passes them to a model in batches, in a separate thread.
 
     While a batch is being computed, requests pile up and become the next one: the more there is to do, the larger the
     batches. Only where nothing waits, the first patch waits a little for others.

@@ -51,7 +51,7 @@ _PATCHES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 
 class Metrics:
-    """Counters, histograms and gauges of one server, in a registry of its own; any thread may add to them.
+    """Counters, histograms and gauges of one server, in a separate registry; any thread may add to them.
 
     Parameters
     ----------
@@ -173,7 +173,7 @@ class Guard:
 
 
 def _host_name(host: str) -> str:
-    """The name without the port; empty where it is none."""
+    """Return the name without the port; empty if it is invalid."""
     try:
         return "" if "@" in host else urlsplit(f"//{host}").hostname or ""
     except ValueError:

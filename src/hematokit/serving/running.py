@@ -65,7 +65,7 @@ def serve(
         Run, bundle, or exported model.
     settings : ServeSettings, optional
     runtime, device : str
-        What computes the model.
+        Runtime and device of the model.
     access_log : bool
         Write a line for each request to standard error.
     started : callable

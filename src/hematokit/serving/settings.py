@@ -40,15 +40,15 @@ class ServeSettings:
     api_key : str or None
         The key that requests must show. Needed for every address but loopback.
     detector, detector_options
-        Name and options of the detector that finds the cells of fields.
+        Name and options of the detector of cells.
     model_pixel_size_um : float or None
-        Pixel size that the model was trained at, if its bundle does not say.
+        Pixel size of the model's training images, if its bundle does not state it.
     batch_size : int, optional
         Patches that the model gets at a time, from however many requests. By default 16 on a CPU, 64 elsewhere.
     batch_window_s : float
         How long the first patch of a batch waits for others, in seconds.
     most_waiting_patches, most_waiting_fields : int
-        What may wait; above that, requests are refused until there is room.
+        Length of the queues; requests beyond it are refused.
     most_connections : int
         Connections at a time.
     most_crops : int
@@ -112,7 +112,7 @@ class ServeSettings:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach an address.
+    """Return whether only this machine can reach an address.
 
     Examples
     --------
@@ -129,7 +129,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_every_interface(host: str) -> bool:
-    """Tell whether an address means all those of this machine.
+    """Return whether an address stands for all addresses of this machine.
 
     Examples
     --------

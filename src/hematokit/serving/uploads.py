@@ -128,7 +128,7 @@ class _FormEnd:
         """The body, as it comes."""
         async for part in _body(self._request):
             if part:
-                # What follows the end means nothing, and is rarely more than a line break.
+                # Bytes after the end have no meaning, and are usually a line break.
                 self._last = (self._last[-_TAIL:] + part)[-_TAIL:]
             yield part
 

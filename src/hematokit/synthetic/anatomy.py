@@ -212,7 +212,7 @@ def lobe_chain(
         radii *= sizes[np.minimum((along * lobes).astype(int), lobes - 1)]
         between = np.abs(along - 0.5) < 0.5 - 0.5 / lobes  # the two ends stay round
         radii *= 1.0 - constriction * between * np.cos(np.pi * lobes * along) ** 2
-        # Lobes are knobbly: a few smaller circles stand out of the chain, none on the bridges.
+        # Lobes have bumps: a few smaller circles protrude from the chain, but not on the bridges.
         knobs = rng.choice(np.flatnonzero(radii > 0.8 * radii.max()), 2 * lobes)
         away = rng.uniform(0.25, 0.5, len(knobs)) * radii[knobs]
         out = rng.uniform(0, 2 * np.pi, len(knobs))

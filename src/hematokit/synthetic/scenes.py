@@ -310,7 +310,7 @@ def _draw_codes(rng: np.random.Generator, count: int) -> list[str]:
 
 def _synthesize_crop(code: str, index: int, seed: int, size: int, smears: int) -> SyntheticCrop:
     rng = np.random.default_rng([seed, zlib.crc32(code.encode()), index])
-    # Every class is spread evenly over the smears, so that no class has a background of its own.
+    # Every class is spread evenly over the smears, so that no class has a distinct background.
     smear = smear_style(seed, (index + zlib.crc32(code.encode())) % smears)
     canvas = Canvas(size, size)
     cell = make_cell(code, rng)
@@ -334,7 +334,7 @@ def _synthesize_crop(code: str, index: int, seed: int, size: int, smears: int) -
 
 
 def crop_counts(counts: Mapping[str, int] | int) -> dict[str, int]:
-    """Return the crops per class in the order of the taxonomy; a number stands for as many of every class.
+    """Return the crops per class in the order of the taxonomy; a number is used for every class.
 
     Raises
     ------

@@ -75,7 +75,7 @@ def augmenter_names(text: str) -> list[str]:
     Raises
     ------
     TrainingError
-        If there is none, or one twice: options could not say which of the two they mean.
+        If there is none, or one is named twice, as its options would be ambiguous.
     """
     names = [part.strip() for part in text.split(",") if part.strip()]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -105,7 +105,7 @@ def sort_options(names: Sequence[str], options: Mapping[str, object]) -> dict[st
     Raises
     ------
     PluginError
-        If an option is nobody's, or more than one has it.
+        If no augmenter has an option, or more than one has it.
     """
     found: dict[str, dict[str, object]] = {name: {} for name in names}
     # The command line writes '_' for '-'.

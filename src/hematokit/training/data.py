@@ -42,7 +42,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a training works on.
+    """Classes and cells of a training.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class TrainingData:
         return self.pixel_sizes.common
 
     def pixel_size_warning(self) -> str:
-        """Say in one line why the model's pixel size is unknown or doubtful; empty if it is neither."""
+        """Return one line on why the model's pixel size is unknown or mixed; empty if it is known."""
         problem = self.pixel_sizes.problem("training cells")
         if not problem:
             return ""
@@ -197,7 +197,7 @@ class PatchFeed:
     rows : ndarray (n,), int64
         Rows of the store.
     input_spec : InputSpec
-        What the network takes.
+        Input of the network.
     device : torch.device
     cache : str
         ``"auto"``, ``"device"``, ``"host"`` or ``"none"``.
@@ -264,7 +264,7 @@ class PatchFeed:
         on_gpu = self.device.type == "cuda"
         processes = _local_processes()  # each keeps the patches for itself, and all decide at the same time
         if cache == "auto":
-            # Half of what is free at most: the model, its gradients and other people need room too.
+            # At most half of the free memory: the model, its gradients and other processes need some too.
             if on_gpu and needed < torch.cuda.mem_get_info(self.device)[0] // 2:
                 return "device"
             return "host" if needed * processes < _available_memory() // 2 else "none"
@@ -307,7 +307,7 @@ def _available_memory() -> int:
 
 
 def _local_processes() -> int:
-    """Return how many processes train on this machine; where the launcher does not say, all count as being here."""
+    """Return the number of training processes on this machine; all of them if the launcher does not state it."""
     stated = [os.environ.get(name, "") for name in _LOCAL]
     count = next((int(value) for value in stated if value.isdigit()), 0)
     if not count and torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -316,7 +316,7 @@ def _local_processes() -> int:
 
 
 def _left_in_groups() -> Iterator[int]:
-    """What is left in each control group that this process is in and that has a limit: psutil knows none of them."""
+    """Return the free memory of each control group of this process that has a limit; psutil does not know them."""
     try:
         lines = _OWN.read_text().splitlines()
     except OSError:

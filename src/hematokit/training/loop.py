@@ -147,7 +147,7 @@ class Loop:
             done = self.state.epoch * len(self._batches()) + self.state.step
             self.writer = SummaryWriter(str(self.run_folder.path), purge_step=done + 1)
         try:
-            # A resumed run may find that it has done all that is now asked for.
+            # A resumed run may already have done all epochs now requested.
             self.state.finished = self._complete()
             while not self.state.finished and self.state.epoch < self.planned:
                 if not self._epoch():
@@ -419,7 +419,7 @@ def learning_rate(step: int, *, per_epoch: int, epochs: int, warmup: float, peak
 
 
 class StopRequest:
-    """Whether somebody asked for an end."""
+    """Whether a stop was requested."""
 
     def __init__(self) -> None:
         self.asked = False

@@ -125,7 +125,7 @@ class RunFolder:
         write_atomically(self.config_file, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 
     def read_config(self) -> tuple[dict[str, Any], TrainingRecord]:
-        """Return the settings and the facts of an earlier start.
+        """Return the settings and the metadata of an earlier start.
 
         Raises
         ------
@@ -164,7 +164,7 @@ class RunFolder:
         name : str
             ``"last"`` or ``"best"``.
         model, optimizer, progress
-            What is saved.
+            Model to save.
         scaler : torch.amp.GradScaler, optional
             Of the gradients, where training in fp16 has one.
 
@@ -229,7 +229,7 @@ class RunFolder:
         path = self.checkpoint(name)
         try:
             with one_line_read_errors(path, TrainingError):
-                path.open("rb").close()  # safetensors does not say why it cannot read a file
+                path.open("rb").close()  # safetensors does not state why it cannot read a file
             with safe_open(path, framework="pt", device="cpu") as file:
                 about = file.metadata() or {}
                 progress = Progressed(**json.loads(about["progress"]))

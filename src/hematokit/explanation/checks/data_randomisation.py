@@ -127,7 +127,7 @@ class DataRandomisation:
 
 
 def shuffled_labels(labels: npt.ArrayLike, seed: int) -> npt.NDArray[np.object_]:
-    """Return labels in random order: each class keeps its number of cells, and a cell's label says nothing about it."""
+    """Return labels in random order: each class keeps its number of cells, and labels are independent of the cells."""
     given = np.asarray(labels, dtype=object)
     return given[np.random.default_rng(seed).permutation(len(given))]
 

@@ -170,7 +170,7 @@ def other_cells(n: int, seed: int, times: int = 3) -> npt.NDArray[np.int64]:
     Returns
     -------
     ndarray (min(times, n - 1), n), int64
-        In each row every cell stands once, and none in its own place; no rows for fewer than two cells.
+        Each row is a permutation without fixed points; no rows for fewer than two cells.
     """
     order = np.random.default_rng(seed).permutation(n)
     rows = np.empty((max(0, min(times, n - 1)), n), dtype=np.int64)

@@ -136,7 +136,7 @@ def check_size(height: int, width: int, shown: str) -> None:
     Raises
     ------
     ImageError
-        ``"empty"`` without any pixel, ``"too-large"`` for what only a damaged header says.
+        ``"empty"`` without any pixel, ``"too-large"`` for a size that only a damaged header states.
     """
     if height < 1 or width < 1:
         raise ImageError("empty", f"{shown} has no pixels ({width}x{height} px); export the image again")

@@ -3,7 +3,7 @@
 Modules
 -------
 packages
-    What the formats share.
+    Export formats.
 onnx_file, quantising
     An ONNX file; its weights as float16 or int8.
 huggingface, bioimageio, wsinfer

@@ -67,7 +67,7 @@ def write(
     log : callable
         Called with what is being done.
     licence : str
-        Of the weights: an SPDX identifier, or words, which then become a file; empty: not stated.
+        Licence of the weights: an SPDX identifier, or text, which becomes a file; empty: not stated.
 
     Returns
     -------
@@ -243,7 +243,7 @@ def _name(text: str) -> str:
 
 
 def _zoo_facts(model: Classifier) -> Any:
-    """What the run says, in the zoo's own words."""
+    """Return the metadata of the run in the terms of the model zoo."""
     from bioimageio.spec.model import v0_5
 
     training = model.config.training
@@ -296,7 +296,7 @@ def _as_bioimageio_does(package: Path) -> Callable[[Patches], Logits]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep bioimageio from telling how it goes along: what comes of it is said once, in our words."""
+    """Keep bioimageio from logging its progress; the result is reported once."""
     from loguru import logger
 
     logger.disable("bioimageio")

@@ -97,7 +97,7 @@ def write(
 
 
 def _metadata(model: Classifier, licence: str, results: Sequence[EvalResult]) -> ModelCardData:
-    """What the hub reads at the head of a card."""
+    """Return the metadata at the head of a card, which the hub reads."""
     listed = licence.lower() in _HUB_LICENCES
     return ModelCardData(
         library_name="timm",
@@ -128,7 +128,7 @@ def _config(model: Classifier, licence: str) -> dict[str, Any]:
     return {
         "label_names": list(model.codes),
         "label_descriptions": {entry.code: entry.name for entry in model.taxonomy},
-        # Where the published start of the architecture came from says nothing about these weights.
+        # The origin of the published weights of the architecture does not apply to these weights.
         "pretrained_cfg": {
             **data,
             "tag": None,

@@ -1,4 +1,4 @@
-"""A classifier as one ONNX file that says of itself what it is, compared with the classifier before it is kept."""
+"""Export of a classifier to one ONNX file with metadata, compared with the classifier before it is kept."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class OnnxSettings:
-    """What an ONNX file is to be like.
+    """Options of an ONNX file.
 
     Attributes
     ----------
     layout : str
-        What it takes, see `hematokit.models.runtimes.onnx_graph.onnx_bytes`.
+        Input; see `hematokit.models.runtimes.onnx_graph.onnx_bytes`.
     embeddings : bool
         Whether it gives embeddings, too.
     precision : str
@@ -62,7 +62,7 @@ class OnnxSettings:
     calibration : ndarray, shape (n, P, P, 3), uint8, or None
         Training crops that int8 is calibrated on.
     judged : JudgedCrops or None
-        What the cost of smaller numbers is measured on; by default the samples.
+        Patches on which the effect of the precision is measured; by default the samples.
     """
 
     layout: Layout = "patches"
@@ -151,7 +151,7 @@ def write(
 
 
 def _check(content: bytes) -> None:
-    """What ONNX's own checker says, types and shapes included."""
+    """Run the ONNX checker, with types and shapes."""
     import onnx
 
     try:
@@ -195,7 +195,7 @@ def _check_other_outputs(engine: Engine, model: Classifier, samples: Patches, se
 
 
 def _other_engine(content: bytes, model: Classifier, samples: Patches, settings: OnnxSettings) -> dict[str, Any]:
-    """What OpenVINO makes of the graph, if it is installed; it does not decide about the file, but is reported."""
+    """Return the comparison with OpenVINO, if it is installed; it is reported, but does not decide about the file."""
     if not is_installed("openvino"):
         return {}
     try:
@@ -262,7 +262,7 @@ def _full_card(card: str, facts: dict[str, Any]) -> str:
 def _with_metadata(
     content: bytes, model: Classifier, card: str, facts: dict[str, Any], precision: Precision, licence: str
 ) -> bytes:
-    """Write into the file what it is, for people and for programs that know nothing of bundles."""
+    """Write metadata into the file, for readers and for programs other than hematokit."""
     import onnx
 
     proto = onnx.load_from_string(content)

@@ -1,4 +1,4 @@
-"""What the packages for other programs share: the gate, the card as a file, what a model says of itself."""
+"""Functions shared by the packages for other programs: comparison, the card as a file, metadata of the model."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def gate(
 
 
 def about(classifier: Classifier, licence: str = "") -> dict[str, Any]:
-    """What a model says of itself, as plain data: goes into the configuration file of each package.
+    """Return the metadata of a model, for the configuration file of each package.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def about(classifier: Classifier, licence: str = "") -> dict[str, Any]:
 
 
 def drawn_crops(codes: Sequence[str], side: int) -> Patches:
-    """Draw a cell of each class, for tests and pictures that leave with a model: no patient's cell does.
+    """Draw a cell of each class, for tests and images that are published with a model, without cells of patients.
 
     Parameters
     ----------
@@ -152,16 +152,16 @@ def resized(pixels: Patches, side: int) -> Patches:
 
 
 def write_card(folder: Path, card: str, metadata: ModelCardData | None = None) -> list[Path]:
-    """Write a card as ``README.md``; its pictures become files beside it.
+    """Write a card as ``README.md``; its images become files beside it.
 
-    Web pages that show a README strip pictures that are written inside it.
+    Web pages that show a README remove embedded images.
 
     Parameters
     ----------
     folder : Path
         Where to write.
     card : str
-        Markdown; pictures are data URLs.
+        Markdown; images are data URLs.
     metadata : ModelCardData, optional
         Goes before it, as YAML that a hub reads.
 
@@ -203,5 +203,5 @@ def with_usage(card: str, usage: str) -> str:
 
 
 def without_pictures(card: str) -> str:
-    """Return a card's text with a word in place of each picture, for places that hold text only."""
+    """Return the text of a card with a word in place of each image, for formats that contain text only."""
     return _PICTURE.sub(lambda match: f"*(picture: {match[1]})*", card)

@@ -44,7 +44,7 @@ class JudgedCrops:
     labels : ndarray of int, shape (n,), or None
         Classes in the order of the logits, -1 where none of them; None where no crop has a label.
     what : str
-        What they are, for the card: ``"192 of 192 test cells"``.
+        Description for the card: ``"192 of 192 test cells"``.
     """
 
     patches: Patches
@@ -54,13 +54,13 @@ class JudgedCrops:
 
 @dataclass(frozen=True)
 class Cost:
-    """What smaller numbers changed.
+    """Effect of the precision on the predictions.
 
     Attributes
     ----------
     precision : str
     crops : str
-        What it was measured on.
+        Description of the patches it was measured on.
     count : int
         How many.
     classes_changed : int
@@ -161,7 +161,7 @@ def to_int8(content: bytes, calibration: npt.NDArray[Any]) -> bytes:
     content : bytes
         An ONNX file in float32.
     calibration : ndarray, shape (n, ...)
-        What its only input gets: crops like those that it will see.
+        Input for the calibration: patches like those of its later use.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What computes ONNX graphs on the CPU: onnxruntime and OpenVINO, behind one small interface. Neither needs torch."""
+"""Engines that compute ONNX graphs on the CPU, onnxruntime and OpenVINO, behind one interface. Neither needs torch."""
 
 from __future__ import annotations
 
