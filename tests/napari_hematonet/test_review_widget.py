@@ -205,7 +205,7 @@ def test_a_key_that_does_not_exist_is_said(
     store_setting("delete_cell", "banana", group="keys")
     opened = open_classified(viewer, tiny_run, tmp_path)
     dock(opened)
-    assert any("no key 'banana'" in message for _, message in told)
+    assert any("key 'banana' does not exist" in message for _, message in told)
     opened.click(*CENTRES[0])
     opened.press(Qt.Key.Key_B)
     assert row_of(opened, opened.id_at(0))["label"] == "BLA"

@@ -32,7 +32,7 @@ def test_a_hidden_layer_that_is_saved_is_said(
     assert not told
     layer.visible = False
     layer.save(str(tmp_path / "hidden.csv"), plugin="hematokit")
-    assert told == [("warning", "layer 'cells of a' is hidden; its cells are saved all the same")]
+    assert told == [("warning", "layer 'cells of a' is hidden; its cells were saved anyway")]
     assert (tmp_path / "hidden.csv").read_bytes() == (tmp_path / "shown.csv").read_bytes()
 
 
