@@ -142,7 +142,7 @@ def test_why_not_another_class_and_back_from_what_is_kept(viewer: Any, tiny_run:
     wait_for(lambda: viewer.layers[WHY_LAYER].metadata[WHY_KEY]["targets"] == [other])
     assert not np.array_equal(viewer.layers[WHY_LAYER].data, own)
     why.target.value = ""
-    wait_for(lambda: "kept from before" in why.status.text())
+    wait_for(lambda: "computed before" in why.status.text())
     np.testing.assert_array_equal(viewer.layers[WHY_LAYER].data, own)
 
 
@@ -274,7 +274,7 @@ def test_a_map_that_was_asked_for_stays_while_its_cells_are_reviewed(
     layer = viewer.layers[WHY_LAYER]
     # One of them is clicked: its own picture in the dock, the map of all of them in the field.
     opened.click(*CENTRES[1])
-    wait_for(lambda: "kept from before" in why.status.text())
+    wait_for(lambda: "computed before" in why.status.text())
     assert viewer.layers[WHY_LAYER] is layer
     assert answered(opened, *asked)
     # A correction is no other answer of the model.

@@ -109,7 +109,7 @@ def test_runs_of_one_name_are_told_apart(runs: list[Path], tmp_path: Path) -> No
 
 
 def test_mistakes_of_use_are_one_line(runs: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="at least two"):
+    with pytest.raises(EvaluationError, match="two or more models"):
         compare(runs[:1], output=tmp_path)
     with pytest.raises(EvaluationError, match="given twice"):
         compare([runs[0], runs[0] / "bundle"], output=tmp_path)
