@@ -12,7 +12,7 @@ files
     Readers, writers and sample data.
 models, worker, background, jobs
     Models; the process that computes; work in a thread or in this process; the work itself.
-docks, class_widgets, choices, following
+docks, forms, class_widgets, choices, following
     What docks share: their place, lists of classes, models and images to choose, the selected cell.
 classify_widget, cells_coming
     "Classify field", and cells that are shown while it works.
