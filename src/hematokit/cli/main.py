@@ -142,9 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _needed(arguments: Sequence[str]) -> str | None:
     """Return the part of the command line that these arguments need; see `build_app`."""
-    if "_HEMATOKIT_COMPLETE" in os.environ:
-        return None
     first = arguments[0] if arguments else "--help"
+    if "_HEMATOKIT_COMPLETE" in os.environ or first == "plugins":
+        # "plugins" also reports the plugins whose commands cannot be added.
+        return None
     return first if first in COMMANDS or first == "--help" else None
 
 
